@@ -1,0 +1,147 @@
+"""Gemma's decoder (Gemma Team, 2024), as prefix and as expert.
+
+One stack of layers serves both weight sets of a pi-0-style policy. A pass may read the keys and values
+of earlier tokens from a cache, and returns its own; it never decides who sees whom (see `nn.masks`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from vla.nn.attention import KeyValueCache, LayerKeysValues, attend
+from vla.nn.mlp import GatedMLP
+from vla.nn.norms import RMSNorm
+from vla.nn.rope import Rotary, rotary_angles, rotate
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmaConfig:
+    """Sizes of one stack. Two stacks that share attention share all but `width` and `mlp_width`."""
+
+    width: int
+    mlp_width: int
+    depth: int = 18
+    num_heads: int = 8
+    num_kv_heads: int = 1
+    head_width: int = 256
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+
+
+class GemmaOutput(NamedTuple):
+    """Result of one pass: the normalised last hidden states, unless skipped, and the layers' new keys and values."""
+
+    hidden: torch.Tensor | None
+    keys_values: tuple[LayerKeysValues, ...]
+
+
+class GemmaAttention(nn.Module):
+    """Multi-query attention over the cached and the new tokens."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        self.head_width = config.head_width
+        inner, inner_kv = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+        self.q_proj = nn.Linear(config.width, inner, bias=False)
+        self.k_proj = nn.Linear(config.width, inner_kv, bias=False)
+        self.v_proj = nn.Linear(config.width, inner_kv, bias=False)
+        self.o_proj = nn.Linear(inner, config.width, bias=False)
+
+    def _heads(self, x_bti: torch.Tensor) -> torch.Tensor:
+        return x_bti.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+    def forward(
+        self,
+        x_btd: torch.Tensor,
+        rotary: Rotary,
+        mask: torch.Tensor | None,
+        past: LayerKeysValues | None,
+        keys_values_only: bool,
+    ) -> tuple[torch.Tensor | None, LayerKeysValues]:
+        """Return the attended `[b, t, d]` (None with `keys_values_only`) and the new tokens' keys and values."""
+        k_bkte = rotate(self._heads(self.k_proj(x_btd)), rotary)
+        v_bkte = self._heads(self.v_proj(x_btd))
+        if keys_values_only:
+            return None, (k_bkte, v_bkte)
+        q_bhte = rotate(self._heads(self.q_proj(x_btd)), rotary)
+        keys, values = k_bkte, v_bkte
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
+        return self.o_proj(attend(q_bhte, keys, values, mask)), (k_bkte, v_bkte)
+
+
+class GemmaLayer(nn.Module):
+    """Pre-norm attention and gated MLP, each on a residual."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.self_attn = GemmaAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = GatedMLP(config.width, config.mlp_width)
+
+    def forward(
+        self,
+        x_btd: torch.Tensor,
+        rotary: Rotary,
+        mask: torch.Tensor | None = None,
+        past: LayerKeysValues | None = None,
+        keys_values_only: bool = False,
+    ) -> tuple[torch.Tensor, LayerKeysValues]:
+        """Return the next hidden states (unchanged with `keys_values_only`) and the new keys and values."""
+        attended, keys_values = self.self_attn(
+            self.input_layernorm(x_btd), rotary, mask, past, keys_values_only
+        )
+        if attended is None:
+            return x_btd, keys_values
+        x_btd = x_btd + attended
+        return x_btd + self.mlp(self.post_attention_layernorm(x_btd)), keys_values
+
+
+class GemmaDecoder(nn.Module):
+    """A stack of `GemmaLayer`s, each called exactly once per pass."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(GemmaLayer(config) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        # Set by `PreTrainedModel.activation_checkpointing_enable`.
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
+
+    def forward(
+        self,
+        x_btd: torch.Tensor,
+        positions_bt: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        keys_values_only: bool = False,
+    ) -> GemmaOutput:
+        """Run the stack.
+
+        Args:
+            x_btd: Embedded tokens `[b, t, d]`.
+            positions_bt: Rotary positions `[b, t]`.
+            mask: bool `[b, t, s + t]` over cached and new tokens; None where every token sees every other.
+            cache: Keys and values of earlier tokens, `s` of them.
+            keys_values_only: Leave out what only the hidden states need: the last layer's queries,
+                attention and MLP, and the final norm.
+        """
+        config = self.config
+        rotary = rotary_angles(positions_bt, config.head_width, config.rope_theta)
+        keys_values = []
+        for index, layer in enumerate(self.layers):
+            past = None if cache is None else cache.layers[index]
+            skip = keys_values_only and index == len(self.layers) - 1
+            arguments = (x_btd, rotary, mask, past, skip)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x_btd, new = self._gradient_checkpointing_func(layer, *arguments, use_reentrant=False)
+            else:
+                x_btd, new = layer(*arguments)
+            keys_values.append(new)
+        return GemmaOutput(None if keys_values_only else self.norm(x_btd), tuple(keys_values))

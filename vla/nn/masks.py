@@ -1,0 +1,116 @@
+"""Who sees whom: a block-causal mask declared by named token groups.
+
+A rule is written once per group of query tokens:
+
+    rules = GroupRules(
+        images={"images": "all", "prompt": "all"},
+        prompt={"images": "all", "prompt": "all"},
+        response={"images": "all", "prompt": "all", "response": "causal"},
+        state={"images": "all", "prompt": "all", "state": "all"},
+        actions={"images": "all", "prompt": "all", "state": "all", "actions": "own"},
+    )
+
+and `rules.explain(images=2, prompt=2, response=2, state=1, actions=(2, 2))` draws it, a row per query:
+
+               images   prompt   response state    actions
+    images     ##       ##       ..       .        ....
+    images     ##       ##       ..       .        ....
+    prompt     ##       ##       ..       .        ....
+    prompt     ##       ##       ..       .        ....
+    response   ##       ##       #.       .        ....
+    response   ##       ##       ##       .        ....
+    state      ##       ##       ..       #        ....
+    actions    ##       ##       ..       #        ##..
+    actions    ##       ##       ..       #        ##..
+    actions    ##       ##       ..       #        ..##
+    actions    ##       ##       ..       #        ..##
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+
+Sight = Literal["none", "all", "causal", "own"]
+"""What a query sees of a group: nothing, all of it, what came before it and itself, or its own segment."""
+
+_SIGHTS: tuple[Sight, ...] = ("none", "all", "causal", "own")
+
+
+class Tokens(NamedTuple):
+    """The tokens of one side of the mask.
+
+    Attributes:
+        group_bt: long `[b, t]`, the index of each token's group, from `GroupRules.index`.
+        valid_bt: bool `[b, t]`, False for padding, which nobody sees; None when there is none.
+        segment_bt: long `[b, t]`, which of several like parts of its group a token belongs to (a noise
+            draw); only read where a rule says "own". None: all in one.
+    """
+
+    group_bt: torch.Tensor
+    valid_bt: torch.Tensor | None = None
+    segment_bt: torch.Tensor | None = None
+
+
+class GroupRules:
+    """For every group of queries, what it sees of every group of keys; unnamed groups are not seen."""
+
+    def __init__(self, **rules: Mapping[str, Sight]) -> None:
+        self.names = tuple(rules)
+        for query, row in rules.items():
+            for key, sight in row.items():
+                if key not in rules:
+                    raise ValueError(f"Group '{query}' refers to '{key}', which is not one of {self.names}.")
+                if sight not in _SIGHTS:
+                    raise ValueError(f"Group '{query}' sees '{key}' as '{sight}', not one of {_SIGHTS}.")
+        self._table = torch.tensor(
+            [[_SIGHTS.index(rules[query].get(key, "none")) for key in self.names] for query in self.names]
+        )
+
+    def index(self, name: str) -> int:
+        """Return the number by which `Tokens.group_bt` refers to a group."""
+        return self.names.index(name)
+
+    def mask(self, queries: Tokens, keys: Tokens, first_query: int = 0) -> torch.Tensor:
+        """Return the mask, bool `[b, t, s]`, True where a query sees a key.
+
+        Args:
+            queries: The `t` query tokens.
+            keys: The `s` key tokens, in sequence order.
+            first_query: Index among the keys of the first query, so that "causal" knows what came before.
+        """
+        table = self._table.to(queries.group_bt.device)
+        sight_bts = table[queries.group_bt[:, :, None], keys.group_bt[:, None, :]]
+        query_index = torch.arange(queries.group_bt.shape[1], device=table.device) + first_query
+        key_index = torch.arange(keys.group_bt.shape[1], device=table.device)
+        earlier_ts = key_index[None, :] <= query_index[:, None]
+        seen = (sight_bts == _SIGHTS.index("all")) | ((sight_bts == _SIGHTS.index("causal")) & earlier_ts)
+        own = sight_bts == _SIGHTS.index("own")
+        if queries.segment_bt is not None and keys.segment_bt is not None:
+            own = own & (queries.segment_bt[:, :, None] == keys.segment_bt[:, None, :])
+        seen = seen | own
+        return seen if keys.valid_bt is None else seen & keys.valid_bt[:, None, :]
+
+    def explain(self, **lengths: int | tuple[int, ...]) -> str:
+        """Draw the mask of a sequence with `#` where the row's token sees the column's.
+
+        Args:
+            **lengths: Tokens of each group in sequence order; a tuple gives the group's segments.
+        """
+        parts = {name: (size,) if isinstance(size, int) else size for name, size in lengths.items()}
+        group = [self.index(name) for name, sizes in parts.items() for _ in range(sum(sizes))]
+        segment = [i for sizes in parts.values() for i, size in enumerate(sizes) for _ in range(size)]
+        tokens = Tokens(torch.tensor([group]), segment_bt=torch.tensor([segment]))
+        seen = self.mask(tokens, tokens)[0]
+        stem = max(len(name) for name in parts) + 3
+        widths = [max(len(name), sum(sizes)) + 1 for name, sizes in parts.items()]
+        header = " " * stem + "".join(name.ljust(w) for name, w in zip(parts, widths, strict=True))
+        lines = [header.rstrip()]
+        for row, query in enumerate(group):
+            line, start = self.names[query].ljust(stem), 0
+            for sizes, width in zip(parts.values(), widths, strict=True):
+                cells = seen[row, start : start + sum(sizes)].tolist()
+                line += "".join("#" if cell else "." for cell in cells).ljust(width)
+                start += sum(sizes)
+            lines.append(line.rstrip())
+        return "\n".join(lines)

@@ -1,0 +1,40 @@
+"""SigLIP (Zhai et al., 2023) with PaliGemma's projector: pictures to tokens of the language model's width.
+
+The tower is `transformers`' own, unpatched: it is not what this project changes.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+
+class Projector(nn.Module):
+    """PaliGemma's linear map from SigLIP's width to the language model's."""
+
+    def __init__(self, vision_width: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(vision_width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `[n, p, vision width]` to `[n, p, d]`."""
+        return self.linear(x)
+
+
+def make_vision_tower(attention: str = "sdpa", **sizes: Any) -> SiglipVisionModel:
+    """Build SigLIP without its pooling head.
+
+    Args:
+        attention: `transformers`' name of the attention implementation.
+        **sizes: Fields of `SiglipVisionConfig`: hidden_size, intermediate_size, num_hidden_layers,
+            num_attention_heads, image_size, patch_size.
+    """
+    config = SiglipVisionConfig(vision_use_head=False, **sizes)
+    config._attn_implementation = attention
+    return SiglipVisionModel(config)
+
+
+def num_image_tokens(image_size: int, patch_size: int) -> int:
+    """Return how many tokens one picture becomes."""
+    return (image_size // patch_size) ** 2

@@ -1,0 +1,72 @@
+"""Conditional flow matching on straight paths (Lipman et al., 2022), with pi-0's law of time.
+
+tau runs from 0 (noise) to 1 (data), as in the pi-0 paper (arXiv 2410.24164):
+
+    A^tau = tau * actions + (1 - tau) * noise,   d A^tau / d tau = actions - noise.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class PathPoint(NamedTuple):
+    """A point on the path and the velocity there: `x` and `velocity`, both shaped like the actions."""
+
+    x: torch.Tensor
+    velocity: torch.Tensor
+
+
+def straight_path(actions: torch.Tensor, noise: torch.Tensor, tau: torch.Tensor) -> PathPoint:
+    """Return where the straight line from `noise` to `actions` is at `tau`, and its direction.
+
+    Args:
+        actions: `[..., a, m]`.
+        noise: `[..., a, m]`, standard normal.
+        tau: `[...]` in [0, 1].
+    """
+    weight = tau[..., None, None].to(actions.dtype)
+    return PathPoint(weight * actions + (1 - weight) * noise, actions - noise)
+
+
+def sample_tau(
+    shape: tuple[int, ...],
+    alpha: float = 1.5,
+    scale: float = 0.999,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Draw times from pi-0's shifted Beta law, which favours the noisy end.
+
+    `p(tau) = Beta((s - tau) / s; alpha, 1)` on [0, s]. A Beta(alpha, 1) variable is `U^(1 / alpha)`.
+
+    Args:
+        shape: Shape of the result.
+        alpha: First parameter of the Beta law; the second is 1.
+        scale: `s`, the largest tau ever drawn; the last sliver before the data is never needed.
+        generator: Source of randomness.
+        device: Where to draw; must be the generator's.
+
+    Returns:
+        float32 of the given shape, in [0, s].
+    """
+    uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+    return scale * (1 - uniform ** (1 / alpha))
+
+
+def flow_loss(
+    predicted: torch.Tensor, target: torch.Tensor, counts: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared error of the velocity over the entries that count; a float32 scalar.
+
+    Args:
+        predicted: `[..., a, m]`.
+        target: `[..., a, m]`.
+        counts: bool or weights, broadcastable to `[..., a, m]`; None counts everything.
+    """
+    squared = (predicted.float() - target.float()).square()
+    if counts is None:
+        return squared.mean()
+    weight = counts.to(squared.dtype).expand_as(squared)
+    return (squared * weight).sum() / weight.sum().clamp(min=1.0)
