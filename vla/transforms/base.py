@@ -1,0 +1,158 @@
+"""A transform and its inverse, and the pipeline that walks them there and back.
+
+A sample is a plain dictionary. On its way to the model it first holds the canonical keys
+
+| key | value |
+|---|---|
+| `images` | `dict[camera slot, uint8 [3, h, w]]`; an absent camera has no entry |
+| `state` | float32 `[m]`, robot units |
+| `actions` | float32 `[a, m]`, robot units (training only) |
+| `action_is_pad` | bool `[a]`, True past the episode's end (training only) |
+| `task` | the instruction, `str` |
+| `response` | text to be predicted, `str` (optional, training only) |
+
+and, once every transform has run, the keyword tensors of the policy's `forward`. On its way back it
+holds `actions` (and `state`, where an inverse needs it), again `[a, m]` and `[m]`.
+"""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+
+from vla.errors import ConfigError, did_you_mean
+from vla.types import Sample
+
+PIPELINE_FILE = "pipeline.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, whatever stops the writing."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Transform(ABC):
+    """One pure step of a pipeline; `inverse(forward(x))` gives back whatever a robot needs of `x`.
+
+    Subclasses are frozen dataclasses whose fields are JSON values, or override `to_json`, `from_json`
+    and `save_files`. They never edit the sample they are given.
+    """
+
+    name: ClassVar[str]
+    """What this transform is called in `pipeline.json`; unique, checked at import."""
+
+    _registry: ClassVar[dict[str, type["Transform"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.name in Transform._registry:
+            raise TypeError(
+                f"Two transforms are called '{cls.name}': {Transform._registry[cls.name]} and {cls}."
+            )
+        Transform._registry[cls.name] = cls
+
+    @abstractmethod
+    def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
+        """Return a new sample, one step nearer to the model.
+
+        Args:
+            sample: See the module's table.
+            generator: Given in training only: the source of this sample's random augmentation. Without
+                it nothing random happens.
+        """
+
+    def inverse(self, sample: Sample) -> Sample:
+        """Return a new sample, one step nearer to the robot. The default changes nothing."""
+        return sample
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON values from which `from_json` rebuilds this transform."""
+        assert is_dataclass(self)
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], folder: Path) -> Self:
+        """Rebuild the transform from `to_json` and the files that `save_files` left in `folder`."""
+        return cls(**values)
+
+    def save_files(self, folder: Path) -> None:  # noqa: B027 (an optional hook)
+        """Write what does not fit in JSON (a tokenizer, statistics) into `folder`. The default: nothing."""
+
+
+class Pipeline:
+    """Transforms in the order in which a sample meets them on its way to the model.
+
+    `inverse` walks the same list backwards, so the way out mirrors the way in by construction.
+    """
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = tuple(transforms)
+
+    def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
+        """Apply every transform in order; see `Transform.forward`."""
+        for transform in self.transforms:
+            sample = transform.forward(sample, generator)
+        return sample
+
+    __call__ = forward
+
+    def inverse(self, sample: Sample) -> Sample:
+        """Apply every inverse in reverse order; see `Transform.inverse`."""
+        for transform in reversed(self.transforms):
+            sample = transform.inverse(sample)
+        return sample
+
+    def find(self, kind: type[Transform]) -> Any:
+        """Return the one transform of class `kind`, or None."""
+        found = [transform for transform in self.transforms if isinstance(transform, kind)]
+        assert len(found) <= 1, f"{len(found)} transforms of {kind}"
+        return found[0] if found else None
+
+    def before(self, kind: type[Transform]) -> "Pipeline":
+        """Return the transforms that precede the first one of class `kind` (all, where there is none)."""
+        kinds = [isinstance(transform, kind) for transform in self.transforms]
+        return Pipeline(self.transforms[: kinds.index(True)] if any(kinds) else self.transforms)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `pipeline.json` and the transforms' own files into an existing folder."""
+        folder = Path(folder)
+        steps = [{"type": transform.name, **transform.to_json()} for transform in self.transforms]
+        for transform in self.transforms:
+            transform.save_files(folder)
+        write_atomically(folder / PIPELINE_FILE, json.dumps({"steps": steps}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Pipeline":
+        """Rebuild a pipeline from a folder written by `save`.
+
+        Raises:
+            ConfigError: `pipeline.json` is missing, is not JSON, or names an unknown transform.
+        """
+        path = Path(folder) / PIPELINE_FILE
+        if not path.exists():
+            raise ConfigError(f"{path} is missing: the folder holds no pipeline, so it cannot meet a robot.")
+        try:
+            steps = [dict(step) for step in json.loads(path.read_text())["steps"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path} is not a pipeline: {type(error).__name__}: {error}.") from error
+        transforms = []
+        for values in steps:
+            kind = values.pop("type", None)
+            if kind not in Transform._registry:
+                hint = did_you_mean(str(kind), Transform._registry)
+                raise ConfigError(f"{path} asks for the unknown transform '{kind}'.{hint}")
+            try:
+                transforms.append(Transform._registry[kind].from_json(values, Path(folder)))
+            except TypeError as error:
+                raise ConfigError(f"{path}, step '{kind}': {error}.") from error
+        return cls(transforms)
