@@ -53,17 +53,46 @@ class KeyValueCache:
         """Number of cached tokens, padding included."""
         return self.layers[0][0].shape[2]
 
-    def append(self, layers: tuple[LayerKeysValues, ...]) -> "KeyValueCache":
-        """Return the cache with `t` more tokens, visible in every row, at the next positions."""
+    def append(
+        self, layers: tuple[LayerKeysValues, ...], valid_bt: torch.Tensor | None = None
+    ) -> "KeyValueCache":
+        """Return the cache with `t` more tokens at the next positions.
+
+        Args:
+            layers: Keys and values of the new tokens, `[b, k, t, e]`.
+            valid_bt: bool `[b, t]`, False for padding; None when every new token is real.
+        """
         joined = tuple(
             (torch.cat([k, new_k], dim=2), torch.cat([v, new_v], dim=2))
             for (k, v), (new_k, new_v) in zip(self.layers, layers, strict=True)
         )
-        added = layers[0][0].shape[2]
+        batch, _, added, _ = layers[0][0].shape
+        device = self.next_position_b.device
+        new = torch.ones(batch, added, dtype=torch.bool, device=device) if valid_bt is None else valid_bt
         visible = self.visible_bs
+        if visible is None and valid_bt is not None:
+            visible = torch.ones(batch, self.length, dtype=torch.bool, device=device)
         if visible is not None:
-            visible = torch.cat([visible, visible.new_ones(visible.shape[0], added)], dim=1)
-        return KeyValueCache(joined, visible, self.next_position_b + added)
+            visible = torch.cat([visible, new], dim=1)
+        return KeyValueCache(joined, visible, self.next_position_b + new.sum(dim=1))
+
+    def mask_for(self, num_queries: int, own: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Return the mask `[b, t, s + t]` of `t` new tokens, or None where each sees everything.
+
+        Args:
+            num_queries: `t`.
+            own: bool `[t, t]` or `[b, t, t]`, what the new tokens see of one another; None: everything.
+        """
+        if self.visible_bs is None and own is None:
+            return None
+        batch, device = self.next_position_b.shape[0], self.next_position_b.device
+        if self.visible_bs is None:
+            past = torch.ones(batch, num_queries, self.length, dtype=torch.bool, device=device)
+        else:
+            past = self.visible_bs[:, None, :].expand(-1, num_queries, -1)
+        if own is None:
+            own = torch.ones(num_queries, num_queries, dtype=torch.bool, device=device)
+        return torch.cat([past, own.expand(batch, -1, -1)], dim=2)
 
     def repeat(self, n: int) -> "KeyValueCache":
         """Return the cache with every row repeated `n` times in a row: `n` samples of one observation."""

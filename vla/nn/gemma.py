@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vla.nn.attention import KeyValueCache, LayerKeysValues, attend
+from vla.nn.embeddings import TiedEmbedding
 from vla.nn.mlp import GatedMLP
 from vla.nn.norms import RMSNorm
 from vla.nn.rope import Rotary, rotary_angles, rotate
@@ -103,11 +104,12 @@ class GemmaLayer(nn.Module):
 
 
 class GemmaDecoder(nn.Module):
-    """A stack of `GemmaLayer`s, each called exactly once per pass."""
+    """A stack of `GemmaLayer`s, each called exactly once per pass; with a token table where it reads text."""
 
-    def __init__(self, config: GemmaConfig) -> None:
+    def __init__(self, config: GemmaConfig, vocab_size: int | None = None) -> None:
         super().__init__()
         self.config = config
+        self.embed_tokens = None if vocab_size is None else TiedEmbedding(vocab_size, config.width)
         self.layers = nn.ModuleList(GemmaLayer(config) for _ in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
         # Set by `PreTrainedModel.activation_checkpointing_enable`.

@@ -1,0 +1,91 @@
+"""What every policy offers: a loss, samples, and one folder that holds all it needs to meet a robot."""
+
+import logging
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from vla.atomic import atomic_folder
+from vla.errors import WeightsError, did_you_mean
+from vla.transforms.base import PIPELINE_FILE, Pipeline
+
+logger = logging.getLogger(__name__)
+
+
+class Policy(PreTrainedModel):
+    """A `transformers` model that carries its pipeline.
+
+    Subclasses define `forward(**batch)` with `.loss`, `sample_actions`, and their config class; their
+    folder's `pipeline.py` defines `make_pipeline`.
+    """
+
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.pipeline: Pipeline | None = None
+        """Robot units to model space and back; None for weights that have met no dataset yet."""
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write weights, config, pipeline, statistics and tokenizer into one folder, whole or not at all.
+
+        Args:
+            save_directory: Must not exist, or be empty: nothing is overwritten.
+            **kwargs: `max_shard_size` and the like, for `transformers`.
+
+        Raises:
+            SaveError: The folder is not empty, or the disk is full.
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise WeightsError("Save first, then call push_to_hub(repo_id).")
+        with atomic_folder(save_directory) as folder:
+            super().save_pretrained(folder, **kwargs)
+            if self.pipeline is not None:
+                self.pipeline.save(folder)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Load weights and pipeline; all of the weights, or an error that names what is wrong.
+
+        Args:
+            pretrained_model_name_or_path: Folder or hub id in this project's format.
+            *args: As in `transformers`.
+            **kwargs: `dtype`, `revision`, `token`, `cache_dir` and the like, as in `transformers`.
+
+        Raises:
+            WeightsError: A tensor is missing, superfluous, of the wrong shape, or unreadable.
+        """
+        from vla.weights.source import local_folder
+
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        folder = local_folder(pretrained_model_name_or_path, **hub)
+        kwargs["output_loading_info"] = True
+        try:
+            policy, report = super().from_pretrained(str(folder), *args, **kwargs)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise WeightsError(f"{folder} could not be loaded: {_first_line(error)}") from error
+        _refuse_gaps(folder, policy, report)
+        if (folder / PIPELINE_FILE).exists():
+            policy.pipeline = Pipeline.load(folder)
+        return policy
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _refuse_gaps(folder: Path, policy: torch.nn.Module, report: dict[str, Any]) -> None:
+    """Raise `WeightsError` unless every tensor was found, fitted, and used."""
+    known = [name for name, _ in policy.named_parameters()]
+    problems = [f"missing {name}" for name in sorted(report["missing_keys"])]
+    problems += [f"unexpected {name}.{did_you_mean(name, known)}" for name in sorted(report["unexpected_keys"])]
+    problems += [f"wrong shape {entry}" for entry in sorted(map(str, report["mismatched_keys"]))]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise WeightsError(f"{folder} does not hold exactly this model's weights: {shown}. Nothing was loaded.")

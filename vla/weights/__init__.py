@@ -1,0 +1,1 @@
+"""Published checkpoint formats: where they lie, and later how their tensors map to ours."""
