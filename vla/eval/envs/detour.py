@@ -1,0 +1,198 @@
+"""`vla/Detour-v0`: reach the target without touching the cup that stands right in front of the gripper.
+
+Both ways round the cup are equally good and it stands so near that the choice falls within the first few
+steps. A policy that answers with the mean of both ways drives into the cup; a policy that can represent
+two ways at once picks one. The instruction either names the side or leaves it open.
+"""
+
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from vla.errors import ConfigError, ShapeError, did_you_mean
+from vla.eval.envs import detour_picture as picture
+from vla.eval.envs.detour_layout import (
+    MAX_STEP,
+    SUCCESS_DISTANCE,
+    DetourExpert,
+    Layout,
+    Side,
+    draw_layout,
+    touches_cup,
+)
+
+PASS_LEFT = "pass the cup on the left"
+PASS_RIGHT = "pass the cup on the right"
+REACH = "reach the target"
+INSTRUCTIONS: dict[Side | None, str] = {"left": PASS_LEFT, "right": PASS_RIGHT, None: REACH}
+"""Instruction by stated side; None leaves the side open."""
+
+CAMERA = "observation.images.top"
+STATE = "observation.state"
+STEP_LIMIT = 50
+"""Steps after which an episode is cut off: twice the expert's."""
+
+__all__ = [
+    "CAMERA",
+    "INSTRUCTIONS",
+    "MAX_STEP",
+    "PASS_LEFT",
+    "PASS_RIGHT",
+    "REACH",
+    "STATE",
+    "STEP_LIMIT",
+    "DetourEnv",
+    "DetourExpert",
+    "Layout",
+]
+
+
+class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """A gripper, a cup in its way and a target on a table seen from above.
+
+    Observation: `observation.images.top` uint8 `[size, size, 3]`; `observation.state` float32 `[2]`, the
+    gripper's centre in table units; `task`, the instruction. Action: float32 `[2]`, displacement in table
+    units, shortened to `MAX_STEP` where longer; the gripper's centre stays on the table.
+
+    An episode ends with the target reached (reward 1) or the cup touched, and is cut off after
+    `STEP_LIMIT` steps. `info` holds `success`, `collided`, `side_passed` ("left", "right" or None so far),
+    `stated_side`, `instruction`, and the centres `cup` and `target`.
+
+    `reset(options={"side": "left" | "right" | None})` chooses the instruction; the layout depends on the
+    seed alone.
+
+    Args:
+        size: Width and height of the observed picture, pixels.
+        render_mode: None or "rgb_array".
+        render_size: Width and height of `render()`'s picture, pixels.
+
+    Raises:
+        ConfigError: A size below 16 pixels, or an unknown render mode.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own)
+    CAMERA: ClassVar[str] = CAMERA
+
+    def __init__(self, size: int = 64, render_mode: str | None = None, render_size: int = 256) -> None:
+        if min(size, render_size) < 16:
+            raise ConfigError(
+                f"size and render_size must be at least 16 pixels, got {size} and {render_size}."
+            )
+        if render_mode not in (None, "rgb_array"):
+            raise ConfigError(f"render_mode must be None or 'rgb_array', got {render_mode!r}.")
+        self.size = size
+        self.render_mode = render_mode
+        self.render_size = render_size
+        letters = "".join(sorted(set("".join(INSTRUCTIONS.values()))))
+        self.observation_space = spaces.Dict(
+            {
+                CAMERA: spaces.Box(0, 255, (size, size, 3), np.uint8),
+                STATE: spaces.Box(0.0, 1.0, (2,), np.float32),
+                "task": spaces.Text(max_length=64, charset=letters),
+            }
+        )
+        self.action_space = spaces.Box(-MAX_STEP, MAX_STEP, (2,), np.float32)
+        self._tables = {pixels: picture.draw_table(pixels) for pixels in {size, render_size}}
+        self._layout: Layout | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Where things stood at the start of the episode."""
+        if self._layout is None:
+            raise gymnasium.error.ResetNeeded("Call reset() before anything else.")
+        return self._layout
+
+    @property
+    def position(self) -> np.ndarray:
+        """The gripper's centre `[2]`, float64, table units."""
+        return self._position.copy()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode; `options={"side": ...}` states the side, see the class.
+
+        Raises:
+            ConfigError: An unknown option or side.
+        """
+        super().reset(seed=seed)
+        self._stated_side: Side | None = _stated_side(options or {})
+        self._layout = draw_layout(self.np_random)
+        self._position = self._layout.gripper
+        self._scenes: dict[int, np.ndarray] = {}
+        self._steps = 0
+        self._success = self._collided = False
+        self._side_passed: Side | None = None
+        return self._observation(), self._info()
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Move the gripper by `action`.
+
+        Raises:
+            ShapeError: `action` is not two finite numbers.
+        """
+        layout = self.layout
+        before = self._position
+        after = np.clip(before + _displacement(action), 0.0, 1.0)
+        self._position = after
+        self._steps += 1
+        self._collided = touches_cup(layout, before, after)
+        if before[1] < layout.cup[1] <= after[1]:
+            share = (layout.cup[1] - before[1]) / (after[1] - before[1])
+            self._side_passed = (
+                "left" if before[0] + share * (after[0] - before[0]) < layout.cup[0] else "right"
+            )
+        distance = float(np.hypot(*(after - layout.target)))
+        self._success = not self._collided and distance <= SUCCESS_DISTANCE
+        terminated = self._success or self._collided
+        truncated = not terminated and self._steps >= STEP_LIMIT
+        return self._observation(), float(self._success), terminated, truncated, self._info()
+
+    def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the picture, uint8 `[render_size, render_size, 3]`, or None without a render mode."""
+        return self._frame(self.render_size) if self.render_mode == "rgb_array" else None
+
+    def _frame(self, size: int) -> np.ndarray:
+        if size not in self._scenes:
+            self._scenes[size] = picture.draw_scene(self._tables[size], self.layout)
+        return picture.draw_gripper(self._scenes[size], self._position)
+
+    def _observation(self) -> dict[str, Any]:
+        return {
+            CAMERA: self._frame(self.size),
+            STATE: self._position.astype(np.float32),
+            "task": INSTRUCTIONS[self._stated_side],
+        }
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "success": self._success,
+            "collided": self._collided,
+            "side_passed": self._side_passed,
+            "stated_side": self._stated_side,
+            "instruction": INSTRUCTIONS[self._stated_side],
+            "cup": self.layout.cup.copy(),
+            "target": self.layout.target.copy(),
+        }
+
+
+def _stated_side(options: dict[str, Any]) -> Side | None:
+    """Return the side that `options` states, checked."""
+    for name in options:
+        if name != "side":
+            raise ConfigError(f"Detour has no reset option '{name}'.{did_you_mean(name, ['side'])}")
+    side = options.get("side")
+    if side not in INSTRUCTIONS:
+        raise ConfigError(f"side must be 'left', 'right' or None, got {side!r}.")
+    return side
+
+
+def _displacement(action: np.ndarray) -> np.ndarray:
+    """Return `action` as float64, shortened to `MAX_STEP` where longer."""
+    move = np.asarray(action, dtype=np.float64)
+    if move.shape != (2,) or not np.isfinite(move).all():
+        raise ShapeError(f"Detour's action must be two finite numbers (dx, dy), got {np.array2string(move)}.")
+    length = float(np.hypot(*move))
+    return move * (MAX_STEP / length) if length > MAX_STEP else move
