@@ -1,0 +1,102 @@
+"""Frames into an mp4 file, through PyAV.
+
+Every second frame is a key frame (as in LeRobot's own recordings), so that a random frame costs two
+decodes at most; there are no B frames, so that a frame's place in the file is its time.
+"""
+
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.stream import VideoStream
+
+from vla.errors import ConfigError, ShapeError
+
+Codec = Literal["h264", "av1"]
+
+KEY_FRAME_EVERY = 2
+PIXEL_FORMAT = "yuv420p"
+_ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
+    "h264": ("libx264", {"crf": "23", "preset": "veryfast", "bf": "0"}),
+    "av1": ("libsvtav1", {"crf": "30", "preset": "10"}),
+}
+
+
+class VideoEncoder:
+    """Appends frames to one mp4 file at a constant rate.
+
+    Args:
+        path: File to create; its folder is created too.
+        fps: Frames per second.
+        height: Pixels, even.
+        width: Pixels, even.
+        codec: `"h264"` (libx264, crf 23) or `"av1"` (SVT-AV1, crf 30); both yuv420p.
+
+    Attributes:
+        num_frames: Frames given so far.
+        num_bytes: Size of what the encoder has let go of so far; it may hold some frames back.
+
+    Raises:
+        ConfigError: Unknown codec, or an odd size, which yuv420p cannot hold.
+    """
+
+    def __init__(self, path: Path, fps: int, height: int, width: int, codec: Codec = "h264") -> None:
+        if codec not in _ENCODERS:
+            raise ConfigError(f"codec must be one of {sorted(_ENCODERS)}, got '{codec}'.")
+        if height % 2 or width % 2:
+            raise ConfigError(
+                f"Video frames need even sizes, got {height}x{width}: crop or pad them by one pixel."
+            )
+        self.path = path
+        self.num_frames = 0
+        self.num_bytes = 0
+        self._size = (height, width)
+        self._fps = fps
+        name, options = _ENCODERS[codec]
+        if codec == "av1":
+            os.environ.setdefault("SVT_LOG", "1")  # the encoder greets on stderr otherwise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(path), "w")
+        stream = self._container.add_stream(name, rate=fps, options={**options, "g": str(KEY_FRAME_EVERY)})
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, PIXEL_FORMAT
+        # One thread: the bytes of a recording then do not depend on the machine's core count.
+        stream.codec_context.thread_count = 1
+        stream.codec_context.time_base = Fraction(1, fps)
+        self._stream = stream
+
+    def append(self, frames: Iterable[np.ndarray]) -> None:
+        """Encode uint8 frames `[h, w, 3]`; the first one becomes a key frame.
+
+        Raises:
+            ShapeError: A frame has another size or dtype than the file.
+        """
+        for position, pixels in enumerate(frames):
+            if pixels.shape != (*self._size, 3) or pixels.dtype != np.uint8:
+                raise ShapeError(
+                    f"{self.path.name}: frames must be uint8 {[*self._size, 3]}, "
+                    f"got {pixels.dtype} {list(pixels.shape)}."
+                )
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts = self.num_frames
+            frame.time_base = Fraction(1, self._fps)
+            if position == 0:
+                frame.pict_type = PictureType.I
+            self._mux(frame)
+            self.num_frames += 1
+
+    def close(self) -> None:
+        """Flush the encoder and complete the file."""
+        if self.num_frames:
+            self._mux(None)
+        self._container.close()
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
+            self.num_bytes += packet.size
+            self._container.mux(packet)
