@@ -1,0 +1,137 @@
+"""Transforms of state and action vectors: actions relative to the state, and padding to the model's width."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from vla.errors import ConfigError, ShapeError
+from vla.transforms.base import Transform
+from vla.types import Sample
+
+
+@dataclass(frozen=True)
+class DeltaActions(Transform):
+    """Actions as differences to the state at the start of their chunk.
+
+    One reference state serves the whole chunk; these are no step-to-step differences. Dimensions whose
+    mask is False (grippers, usually) stay absolute. `inverse` needs the `state` in robot units.
+
+    Attributes:
+        mask: True where a dimension becomes relative; shorter than the actions, the rest stay absolute.
+
+    Raises:
+        ShapeError: Actions or state have fewer dimensions than the mask asks for, or the state is missing.
+    """
+
+    name: ClassVar[str] = "delta_actions"
+
+    mask: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", tuple(self.mask))
+        if not all(isinstance(entry, bool) for entry in self.mask):
+            raise ConfigError(f"The mask of delta actions holds True and False only, got {self.mask}.")
+
+    def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
+        """Subtract the state [..., m] from the actions [..., a, m], where there are actions."""
+        if "actions" not in sample:
+            return sample
+        return sample | {"actions": sample["actions"] - self._reference(sample)}
+
+    def inverse(self, sample: Sample) -> Sample:
+        """Add the state [..., m] to the actions [..., a, m], where there are actions."""
+        if "actions" not in sample:
+            return sample
+        return sample | {"actions": sample["actions"] + self._reference(sample)}
+
+    def _reference(self, sample: Sample) -> torch.Tensor:
+        """Return the state where the mask is True and 0 elsewhere, [..., 1, m] as wide as the actions."""
+        actions = sample["actions"]
+        if "state" not in sample:
+            raise ShapeError("Delta actions are relative to the state, and the sample holds no 'state'.")
+        state = sample["state"]
+        if actions.ndim != state.ndim + 1:
+            raise ShapeError(
+                f"One state serves one chunk: state {list(state.shape)} does not fit actions "
+                f"{list(actions.shape)}."
+            )
+        width = actions.shape[-1]
+        if len(self.mask) > width:
+            raise ShapeError(f"The delta mask has {len(self.mask)} dimensions, the actions only {width}.")
+        relative = [index for index, is_relative in enumerate(self.mask) if is_relative]
+        if relative and relative[-1] >= state.shape[-1]:
+            raise ShapeError(
+                f"The delta mask makes dimension {relative[-1]} relative, but the state has only "
+                f"{state.shape[-1]} values."
+            )
+        reference = state.new_zeros(*state.shape[:-1], 1, width)
+        reference[..., 0, relative] = state[..., relative]
+        return reference
+
+
+@dataclass(frozen=True)
+class PadDimensions(Transform):
+    """State and actions between the robot's width and the model's, by zeros at the end.
+
+    Attributes:
+        state_dim: Values in the robot's state.
+        action_dim: Values in the robot's action.
+        max_state_dim: Values in the model's state.
+        max_action_dim: Values in the model's action.
+
+    Raises:
+        ConfigError: The robot has more dimensions than the model.
+        ShapeError: A sample has another width than the configured one.
+    """
+
+    name: ClassVar[str] = "pad_dimensions"
+
+    state_dim: int
+    action_dim: int
+    max_state_dim: int
+    max_action_dim: int
+
+    def __post_init__(self) -> None:
+        for what, width, limit in (
+            ("state", self.state_dim, self.max_state_dim),
+            ("action", self.action_dim, self.max_action_dim),
+        ):
+            if not 0 <= width <= limit:
+                raise ConfigError(
+                    f"The robot's {what} has {width} values; the model takes 0 to {limit} "
+                    f"(max_{what}_dim={limit})."
+                )
+
+    def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
+        """Pad `state` [..., m] and `actions` [..., a, m], where present.
+
+        Adds `action_dim_is_pad`, bool [max_action_dim], True where a dimension is padding.
+        """
+        padded = dict(sample)
+        for key, width, limit in self._widths():
+            if key in sample:
+                padded[key] = F.pad(_of_width(sample[key], width, key), (0, limit - width))
+        padded["action_dim_is_pad"] = torch.arange(self.max_action_dim) >= self.action_dim
+        return padded
+
+    def inverse(self, sample: Sample) -> Sample:
+        """Slice `state` and `actions`, where present, back to the robot's widths."""
+        sliced = dict(sample)
+        for key, width, limit in self._widths():
+            if key in sample:
+                sliced[key] = _of_width(sample[key], limit, key)[..., :width]
+        return sliced
+
+    def _widths(self) -> tuple[tuple[str, int, int], ...]:
+        return (
+            ("state", self.state_dim, self.max_state_dim),
+            ("actions", self.action_dim, self.max_action_dim),
+        )
+
+
+def _of_width(x: torch.Tensor, width: int, name: str) -> torch.Tensor:
+    if x.ndim == 0 or x.shape[-1] != width:
+        raise ShapeError(f"{name} must end in {width} values, got shape {list(x.shape)}.")
+    return x

@@ -1,0 +1,237 @@
+"""Camera pictures on their way to the model: resizing, scaling to [-1, 1], and training-time augmentation.
+
+Letters: v view (camera slot), h and w height and width in pixels. Pictures are uint8 [3, h, w] until
+`ResizeImages`, so that every step before it is cheap to compute and to carry between processes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from vla.errors import ConfigError, ShapeError, did_you_mean
+from vla.transforms.base import Transform
+from vla.types import Sample
+
+
+def resize_with_pad(image: torch.Tensor, size: int) -> torch.Tensor:
+    """Scale a picture into a square, keeping its aspect ratio, with black bars where nothing is.
+
+    Antialiased bilinear, as Pillow's, from which a photograph differs by one level of 255 in fewer than one
+    value in a hundred (black-and-white noise by two, at worst): torch's kernel is several times faster, and
+    a robot waits for it at every step. It is fastest on pictures that lie in memory as [h, w, 3].
+
+    Args:
+        image: uint8 [3, h, w].
+        size: Side of the square in pixels.
+
+    Returns:
+        uint8 [3, size, size]: the picture in the centre, an odd remaining row or column of the bars at the
+        bottom or right. The same tensor where it already had that size.
+
+    Raises:
+        ShapeError: `image` is no uint8 [3, h, w].
+    """
+    _check_image(image, "image")
+    height, width = image.shape[-2:]
+    if (height, width) == (size, size):
+        return image
+    # The published rule, literally: its floating-point floor sometimes makes the long side size - 1.
+    ratio = max(width / size, height / size)
+    new_height, new_width = max(1, int(height / ratio)), max(1, int(width / ratio))
+    resized = F.interpolate(
+        image[None],
+        size=(new_height, new_width),
+        mode="bilinear",
+        align_corners=False,
+        antialias=True,
+    )[0]
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    square = image.new_zeros(3, size, size)
+    square[:, top : top + new_height, left : left + new_width] = resized
+    return square
+
+
+@dataclass(frozen=True)
+class ResizeImages(Transform):
+    """`images` by slot to the model's `pixel_values` and `pixel_mask`. Has nothing to undo on the way out.
+
+    Attributes:
+        slots: The model's cameras, in its order.
+        size: Side of its pictures in pixels.
+
+    Raises:
+        ShapeError: The sample has a camera that the model does not know, or none at all.
+    """
+
+    name: ClassVar[str] = "resize_images"
+
+    slots: tuple[str, ...]
+    size: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slots", tuple(self.slots))
+        if not self.slots or len(set(self.slots)) != len(self.slots):
+            raise ConfigError(f"Camera slots must be distinct and at least one, got {self.slots}.")
+        if self.size < 1:
+            raise ConfigError(f"The picture size must be at least 1 pixel, got {self.size}.")
+
+    def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
+        """Replace `images` by `pixel_values`, float32 [v, 3, size, size] in [-1, 1], and `pixel_mask`.
+
+        An absent camera is black (-1) and False in `pixel_mask`, bool [v].
+        """
+        images = sample.get("images", {})
+        for slot in images:
+            if slot not in self.slots:
+                hint = did_you_mean(slot, self.slots)
+                raise ShapeError(f"The policy has no camera '{slot}', only {', '.join(self.slots)}.{hint}")
+        if not images:
+            raise ShapeError(
+                f"The sample holds no picture: the policy looks through {', '.join(self.slots)}, "
+                "of which at least one must be there."
+            )
+        pixels = torch.zeros(len(self.slots), 3, self.size, self.size, dtype=torch.uint8)
+        for index, slot in enumerate(self.slots):
+            if slot in images:
+                _check_image(images[slot], f"Camera '{slot}'")
+                pixels[index] = resize_with_pad(images[slot], self.size)
+        rest = {key: value for key, value in sample.items() if key != "images"}
+        return rest | {
+            "pixel_values": pixels.float().div_(127.5).sub_(1.0),  # bit for bit x / 255 * 2 - 1
+            "pixel_mask": torch.tensor([slot in images for slot in self.slots]),
+        }
+
+
+@dataclass(frozen=True)
+class AugmentImages(Transform):
+    """Random crop, rotation and colour of each camera, in training only, drawn per sample and per camera.
+
+    Crop and rotation are one resampling of the picture, about its centre and around the crop's: what the
+    rotation uncovers shows the picture beyond the crop, and black only beyond the picture. Wrist cameras
+    keep their geometry, since they move with the gripper that the action is about. The colours follow the
+    published law: brightness multiplies, contrast scales around the picture's mean, saturation scales
+    around each pixel's mean over its channels, in this order and clipped once at the end.
+
+    Attributes:
+        wrist_slots: Cameras that get colour only.
+        crop: Share of each side that the crop keeps, in (0, 1].
+        rotation_degrees: The angle is uniform within plus and minus this.
+        brightness: The factor is uniform within 1 plus and minus this; likewise the next two.
+        contrast: See `brightness`.
+        saturation: See `brightness`.
+        size: If given, pictures are first brought to this size by `resize_with_pad`: the cost grows with
+            the number of pixels, and a camera of 480 x 640 has six times as many as the model looks at.
+
+    Raises:
+        ConfigError: A value is outside its range.
+    """
+
+    name: ClassVar[str] = "augment_images"
+
+    wrist_slots: tuple[str, ...] = ()
+    crop: float = 0.95
+    rotation_degrees: float = 5.0
+    brightness: float = 0.3
+    contrast: float = 0.4
+    saturation: float = 0.5
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wrist_slots", tuple(self.wrist_slots))
+        if not 0 < self.crop <= 1:
+            raise ConfigError(f"crop is the share of each side that is kept, in (0, 1]; got {self.crop}.")
+        if not 0 <= self.rotation_degrees <= 180:
+            raise ConfigError(f"rotation_degrees must be in [0, 180], got {self.rotation_degrees}.")
+        for field in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ConfigError(f"{field} must be in [0, 1], got {getattr(self, field)}.")
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"size must be at least 1 pixel, got {self.size}.")
+
+    def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
+        """Replace each of `images`, uint8 [3, h, w], by a variation of it, if a generator is given."""
+        if generator is None or "images" not in sample:
+            return sample
+        images = sample["images"]
+        # Always the same six numbers for the same cameras, so that a setting changes only its own effect.
+        draws = torch.rand(len(images), 6, generator=generator).tolist()
+        by_slot = dict(zip(sorted(images), draws, strict=True))
+        return sample | {
+            "images": {slot: self._augment(slot, image, by_slot[slot]) for slot, image in images.items()}
+        }
+
+    def _augment(self, slot: str, image: torch.Tensor, draws: list[float]) -> torch.Tensor:
+        _check_image(image, f"Camera '{slot}'")
+        if self.size is not None:
+            image = resize_with_pad(image, self.size)
+        horizontal, vertical, turn, brightness, contrast, saturation = (2 * u - 1 for u in draws)
+        pixels = image.float()
+        if slot not in self.wrist_slots and (self.crop < 1 or self.rotation_degrees > 0):
+            angle = math.radians(self.rotation_degrees * turn)
+            pixels = crop_and_rotate(pixels, self.crop, (horizontal, vertical), angle)
+        pixels = jitter_colour(
+            pixels,
+            1 + self.brightness * brightness,
+            1 + self.contrast * contrast,
+            1 + self.saturation * saturation,
+        )
+        return pixels.clamp_(0, 255).add_(0.5).to(torch.uint8)
+
+
+def crop_and_rotate(
+    image: torch.Tensor, crop: float, position: tuple[float, float], angle: float
+) -> torch.Tensor:
+    """Resample a picture through a crop, enlarged to the picture's size and turned about its centre.
+
+    Args:
+        image: float32 [3, h, w].
+        crop: Share of each side that the crop keeps, in (0, 1].
+        position: Where the crop lies, horizontally and vertically: -1 at the left or top edge, 1 at the
+            right or bottom edge.
+        angle: In radians; positive turns the content anticlockwise.
+
+    Returns:
+        float32 [3, h, w], bilinear, 0 beyond the picture.
+    """
+    height, width = image.shape[-2:]
+    x = crop * (torch.arange(width, dtype=image.dtype) + (0.5 - width / 2))
+    y = crop * (torch.arange(height, dtype=image.dtype) + (0.5 - height / 2))
+    cos, sin = math.cos(angle), math.sin(angle)
+    # Where each pixel comes from, in units in which the picture spans [-1, 1] (affine_grid says the same
+    # by a matrix product that costs more than the resampling itself).
+    grid = image.new_empty(height, width, 2)
+    left, top = (1 - crop) * position[0], (1 - crop) * position[1]
+    torch.add((cos * 2 / width) * x + left, ((-sin * 2 / width) * y)[:, None], out=grid[..., 0])
+    torch.add((sin * 2 / height) * x, ((cos * 2 / height) * y + top)[:, None], out=grid[..., 1])
+    return F.grid_sample(image[None], grid[None], mode="bilinear", align_corners=False)[0]
+
+
+def jitter_colour(image: torch.Tensor, brightness: float, contrast: float, saturation: float) -> torch.Tensor:
+    """Scale a picture's brightness, its contrast around its mean, its saturation around each pixel's grey.
+
+    The three in a row are one affine map of the colour, which is how they are applied.
+
+    Args:
+        image: float32 [3, h, w], any range.
+        brightness: Factor; 1 changes nothing, likewise the next two.
+        contrast: See `brightness`.
+        saturation: See `brightness`.
+
+    Returns:
+        float32 [3, h, w], not clipped.
+    """
+    gain = brightness * contrast
+    colour = gain * (saturation * torch.eye(3) + (1 - saturation) / 3)
+    offset = brightness * (1 - contrast) * image.mean()
+    return torch.addmm(offset.expand(3, 1), colour, image.reshape(3, -1)).view_as(image)
+
+
+def _check_image(image: torch.Tensor, name: str) -> None:
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or image.numel() == 0:
+        raise ShapeError(
+            f"{name} must be uint8 [3, h, w], got {str(image.dtype).removeprefix('torch.')} "
+            f"{list(image.shape)}."
+        )
