@@ -1,0 +1,75 @@
+"""The rooms of vla and what each may import: the one table behind `test_imports.py`.
+
+A module is judged by the row with the longest matching name. Besides what its row says, every module may
+import the standard library, the rooms in `ALWAYS` and its own room.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the modules of one room may import.
+
+    rooms: dotted names below `vla`; a name admits everything below it. "*" admits every room.
+    packages: third-party packages. "*" admits all but those that are banned everywhere.
+    """
+
+    rooms: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+
+
+BANNED_PACKAGES = (
+    "torchvision",
+    "torchaudio",
+    "jax",
+    "jaxlib",
+    "flax",
+    "tensorflow",
+    "orbax",
+    "lerobot",
+    "openpi",
+)
+"""Nothing imports these: vla stands on its own feet, with one tensor library."""
+
+ALWAYS = ("errors", "types", "atomic")
+"""Rooms open to all."""
+
+POLICY_MODULES = ("base", "registry", "robot")
+"""Modules of `policies/` that know no particular policy; every other name in it is a policy's folder."""
+
+ROOMS: dict[str, Room] = {
+    "": Room(rooms=("policies.registry",)),  # vla/__init__.py, which resolves its public names on demand
+    "__main__": Room(rooms=("cli",)),
+    "errors": Room(),
+    "types": Room(packages=("torch",)),
+    "atomic": Room(),  # whole files and folders, or none
+    "nn": Room(packages=("torch",)),
+    "nn.vision": Room(packages=("torch", "transformers")),
+    "objectives": Room(packages=("torch",)),
+    "transforms": Room(packages=("torch", "numpy", "PIL", "transformers", "tokenizers", "sentencepiece")),
+    "weights": Room(packages=("torch", "numpy", "safetensors", "huggingface_hub", "tensorstore")),
+    "data": Room(
+        rooms=("transforms",), packages=("torch", "numpy", "PIL", "pyarrow", "av", "huggingface_hub")
+    ),
+    "policies": Room(
+        rooms=("nn", "objectives", "transforms", "weights"),
+        packages=("torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"),
+    ),
+    "train": Room(
+        rooms=("data", "transforms", "policies.base", "policies.registry", "weights"),
+        packages=("torch", "numpy", "safetensors", "accelerate", "omegaconf", "pydantic", "yaml", "rich"),
+    ),
+    "serve": Room(rooms=("policies.registry",), packages=("numpy", "msgpack", "websockets")),
+    "serve.chunking": Room(packages=("numpy",)),
+    "eval": Room(
+        rooms=("serve", "policies.registry", "data"),
+        packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),
+    ),
+    "bench": Room(rooms=("policies.registry",), packages=("torch", "numpy", "transformers", "psutil")),
+    "demo": Room(
+        rooms=("data", "train", "eval", "policies.registry", "transforms"),
+        packages=("torch", "numpy", "PIL", "jinja2", "markupsafe", "matplotlib", "gymnasium", "rich"),
+    ),
+    "cli": Room(rooms=("*",), packages=("*",)),
+}

@@ -1,0 +1,82 @@
+"""No handler catches everything: a swallowed error is a robot that moves on a wrong assumption."""
+
+import ast
+
+import pytest
+
+from tests.rules.source import modules
+
+ALLOWED: dict[tuple[str, str], str] = {}
+"""(module, function) -> why this one may catch everything."""
+
+CATCH_ALL = {"Exception", "BaseException"}
+
+
+def catch_alls(source: str) -> list[tuple[str, int]]:
+    """(enclosing function, line) of every handler that catches everything, bare or by name."""
+    found: list[tuple[str, int]] = []
+
+    def visit(node: ast.AST, function: str) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            function = node.name
+        if isinstance(node, ast.ExceptHandler) and _catches_all(node.type):
+            found.append((function, node.lineno))
+        if (
+            isinstance(node, ast.Call)
+            and _name(node.func) == "suppress"
+            and any(map(_catches_all, node.args))
+        ):
+            found.append((function, node.lineno))
+        for child in ast.iter_child_nodes(node):
+            visit(child, function)
+
+    visit(ast.parse(source), "<module>")
+    return found
+
+
+def _catches_all(kind: ast.expr | None) -> bool:
+    if kind is None:
+        return True
+    if isinstance(kind, ast.Tuple):
+        return any(map(_catches_all, kind.elts))
+    return _name(kind) in CATCH_ALL
+
+
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+@pytest.mark.parametrize("module", modules())
+def test_no_handler_catches_everything(module):
+    found = catch_alls(modules()[module].read_text())
+    assert [one for one in found if (module, one[0]) not in ALLOWED] == []
+
+
+def test_exceptions_have_a_reason_and_are_still_needed():
+    for (module, function), reason in ALLOWED.items():
+        assert reason
+        assert function in {name for name, _ in catch_alls(modules()[module].read_text())}
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        "except:",
+        "except Exception:",
+        "except BaseException as error:",
+        "except (ValueError, Exception):",
+        "except builtins.Exception:",
+    ],
+)
+def test_catch_all_is_found(handler):
+    source = f"def f():\n    try:\n        g()\n    {handler}\n        pass\n"
+    assert catch_alls(source) == [("f", 4)]
+
+
+def test_suppressing_everything_is_found():
+    assert catch_alls("with contextlib.suppress(Exception):\n    g()\n") == [("<module>", 1)]
+
+
+@pytest.mark.parametrize("handler", ["except ValueError:", "except (OSError, KeyError):", "finally:"])
+def test_narrow_handler_passes(handler):
+    assert catch_alls(f"try:\n    g()\n{handler}\n    pass\n") == []

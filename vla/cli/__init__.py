@@ -1,0 +1,82 @@
+"""The `vla` command: one file per subcommand, nothing heavy imported before a subcommand runs.
+
+What a user can cause (`vla.errors.VlaError`) ends as exactly one line on stderr and exit status 1; wrong
+usage exits with 2, an interrupt with 130. Anything else is a fault of ours and keeps its traceback.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+
+from vla.cli.bench import bench
+from vla.cli.demo import demo
+from vla.cli.eval import evaluate
+from vla.cli.info import info
+from vla.cli.stats import stats
+from vla.cli.train import train
+from vla.errors import VlaError
+
+app = typer.Typer(
+    name="vla",
+    help="pi-0-style vision-language-action policies: train one, trust it, run it on a robot.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _help(function: Callable[..., None]) -> str:
+    """Return a docstring with each paragraph on one line, which the console then wraps to its width."""
+    return "\n\n".join(" ".join(part.split()) for part in (function.__doc__ or "").split("\n\n"))
+
+
+for _name, _function in {
+    "demo": demo,
+    "train": train,
+    "stats": stats,
+    "info": info,
+    "eval": evaluate,
+    "bench": bench,
+}.items():
+    app.command(_name, help=_help(_function))(_function)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import vla
+
+        typer.echo(f"vla {vla.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on the way.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+    """
+    try:
+        app(args=None if argv is None else list(argv), prog_name="vla")
+    except VlaError as error:
+        typer.echo(f"vla: {' '.join(str(error).split())}", err=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

@@ -1,0 +1,77 @@
+"""What the subcommands share: the console, the progress bar, and a look at what a path holds."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vla.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+
+def console(stderr: bool = False) -> "Console":
+    """Return a rich console; results go to stdout, progress to stderr."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=not stderr)
+
+
+@contextmanager
+def progress_bar(description: str) -> "Iterator[Callable[[int, int], None]]":
+    """Show a progress bar on stderr; call what is yielded with (done, total)."""
+    with _progress() as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _progress() -> "Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+        transient=True,
+    )
+
+
+def parse_flags(text: str, option: str) -> tuple[bool, ...]:
+    """Read per-dimension flags, `"1,1,0"` or `"true,true,false"`.
+
+    Raises:
+        ConfigError: An entry is neither a yes nor a no.
+    """
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    entries = [entry.strip().lower() for entry in text.split(",")]
+    wrong = [entry for entry in entries if entry not in words]
+    if wrong:
+        raise ConfigError(f"{option} takes flags such as 1,1,0, one per action dimension; got '{wrong[0]}'.")
+    return tuple(words[entry] for entry in entries)
+
+
+def parse_numbers(text: str, option: str) -> list[int]:
+    """Read a list of numbers and ranges, `"0,2,5-7"` -> [0, 2, 5, 6, 7].
+
+    Raises:
+        ConfigError: An entry is neither a number nor a range.
+    """
+    numbers: list[int] = []
+    for entry in text.split(","):
+        first, dash, last = entry.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ConfigError(f"{option} takes numbers and ranges such as 0,2,5-7; got '{entry.strip()}'.")
+        numbers.extend(range(int(first), int(last if dash else first) + 1))
+    return numbers
+
+
+def refuse_existing(path: Path, option: str = "--output") -> None:
+    """Raise `ConfigError` if `path` is there already, before any work is done."""
+    if path.exists():
+        raise ConfigError(f"{path} is already there; give another {option} or remove it.")

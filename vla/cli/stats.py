@@ -1,0 +1,81 @@
+"""`vla stats DATASET`: what the policy's normalisation would be, as a table and as statistics.json."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vla.cli.console import console, parse_flags, parse_numbers, progress_bar, refuse_existing
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vla.transforms.normalize import FeatureStats
+
+
+def stats(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="LeRobot dataset, v2.1 or v3.0: folder or hub id.", metavar="DATASET", show_default=False
+        ),
+    ],
+    action_horizon: Annotated[int, typer.Option(min=1, help="Action steps per chunk.")] = 50,
+    delta_mask: Annotated[
+        str | None,
+        typer.Option(
+            help="Action dimensions that are learned relative to the state: 1,1,1,0.", metavar="FLAGS"
+        ),
+    ] = None,
+    episodes: Annotated[str | None, typer.Option(help="Only these: 0,2,5-7.", metavar="LIST")] = None,
+    state_key: Annotated[str, typer.Option(help="The dataset's key of the state.")] = "observation.state",
+    action_key: Annotated[str, typer.Option(help="The dataset's key of the actions.")] = "action",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write statistics.json into.", show_default=False)
+    ] = None,
+) -> None:
+    """Compute exact statistics of states and actions: mean, std, min, max and the 1 % and 99 % quantiles.
+
+    Every frame's state counts once, every action as often as it occurs in a chunk inside its episode, after
+    the delta to the state where one is asked for: the numbers that training normalises with.
+
+    Example: vla stats bridge_mini_v3 --action-horizon 8 --output runs/statistics
+    """
+    flags = None if delta_mask is None else parse_flags(delta_mask, "--delta-mask")
+    chosen = None if episodes is None else parse_numbers(episodes, "--episodes")
+    if output is not None:
+        refuse_existing(output / "statistics.json")
+
+    from vla.data import LeRobotDataset
+    from vla.data.stats import compute_statistics
+    from vla.transforms.actions import DeltaActions
+    from vla.transforms.base import Pipeline
+
+    opened = LeRobotDataset(
+        dataset, action_horizon=action_horizon, episodes=chosen, state_key=state_key, action_key=action_key
+    )
+    before = None if flags is None else Pipeline([DeltaActions(mask=flags)])
+    with progress_bar("statistics") as progress:
+        statistics = compute_statistics(opened, before, progress=progress)
+    names = {"state": opened.info.names(state_key), "actions": opened.info.names(action_key)}
+    for feature, values in statistics.features.items():
+        console().print(_table(feature, values, names.get(feature)))
+    console().print(f"counted: {statistics.convention}\ndataset: {statistics.source}")
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        statistics.save(output)
+        console().print(f"written: {output / 'statistics.json'}")
+
+
+def _table(feature: str, values: "FeatureStats", names: list[str] | None) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=f"{feature} ({values.count} values per dimension)", title_justify="left")
+    table.add_column("dimension")
+    columns = ("mean", "std", "min", "q01", "q99", "max")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for index in range(len(values.mean)):
+        label = f"{index} {names[index]}" if names else str(index)
+        table.add_row(label, *(f"{getattr(values, column)[index]:.5g}" for column in columns))
+    return table
