@@ -1,0 +1,149 @@
+"""Text tokenizers: opening a saved one without a network, and training a tiny one of Gemma's kind.
+
+transformers is imported only where a tokenizer is opened, so that importing this module stays light.
+"""
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vla.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MODEL_FILE = "tokenizer.model"
+CONFIG_FILE = "tokenizer_config.json"
+VOCABULARY_FILE = "tokenizer.json"
+
+# Gemma's first ids. A newline is one token, as in Gemma, since it ends every prompt.
+_SPECIAL = {
+    "pad_id": 0,
+    "eos_id": 1,
+    "bos_id": 2,
+    "unk_id": 3,
+    "pad_piece": "<pad>",
+    "eos_piece": "<eos>",
+    "bos_piece": "<bos>",
+    "unk_piece": "<unk>",
+}
+_SYMBOLS = ["<mask>", "\n"]
+_BYTES = 256
+
+_PROBE = "Pick up the red cup, 12 cm left of  the déjà-vu box;\nthen put it into the drawer."
+
+
+def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerBase":
+    """Open a tokenizer; nothing is downloaded where `source` is a path.
+
+    Args:
+        source: A folder written by `save_pretrained`, a SentencePiece file or a folder with one called
+            `tokenizer.model` (taken to be Gemma's kind), or a hub id.
+
+    Raises:
+        ConfigError: There is no tokenizer at `source`, or it cannot be read.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _from_sentencepiece(path)
+    if not path.is_dir():
+        return _open(str(source), is_local=False)
+    if (path / CONFIG_FILE).exists():
+        return _open(str(path), is_local=True)
+    if (path / MODEL_FILE).exists():
+        return _from_sentencepiece(path / MODEL_FILE)
+    raise ConfigError(f"{path} holds no tokenizer: neither {CONFIG_FILE} nor {MODEL_FILE} is there.")
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int = 512, folder: Path | str | None = None
+) -> "PreTrainedTokenizerBase":
+    """Train a small byte-pair tokenizer with Gemma's special ids, for a policy trained from scratch.
+
+    The same texts give the same tokenizer. Any text can be encoded and comes back unchanged, by bytes
+    where the characters are new.
+
+    Args:
+        texts: What the policy will read and write; at least one with a visible character.
+        vocab_size: Wanted number of tokens. The result has more where the special tokens, the bytes and
+            the characters of the texts alone need more, and fewer where the texts hold no further pairs:
+            size embeddings by `len(tokenizer)`.
+        folder: Where to save the tokenizer, if anywhere.
+
+    Raises:
+        ConfigError: The texts are empty.
+    """
+    import sentencepiece
+
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise ConfigError("A tokenizer cannot be trained from no text: every task is empty.")
+    needed = len(_SYMBOLS) + 4 + _BYTES + len(set().union(*texts, " "))
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=trained,
+        vocab_size=max(vocab_size, needed),
+        hard_vocab_limit=False,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        user_defined_symbols=_SYMBOLS,
+        # The text as it is: no space in front, no case or Unicode folding, no joining of spaces.
+        add_dummy_prefix=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        max_sentence_length=1 << 20,
+        num_threads=1,
+        minloglevel=2,
+        **_SPECIAL,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / MODEL_FILE
+        model.write_bytes(trained.getvalue())
+        tokenizer = _from_sentencepiece(model)
+    if folder is not None:
+        tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _from_sentencepiece(path: Path) -> "PreTrainedTokenizerBase":
+    """Convert a SentencePiece file; transformers does so only inside a folder that says which class it is."""
+    import sentencepiece
+
+    try:
+        truth = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{path} is no SentencePiece model: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(path, Path(folder) / MODEL_FILE)
+        (Path(folder) / CONFIG_FILE).write_text(json.dumps({"tokenizer_class": "GemmaTokenizer"}))
+        tokenizer = _open(folder, is_local=True)
+    # The conversion takes every model for a byte-pair one of Gemma's kind, and says nothing when it is not.
+    if tokenizer.encode(_PROBE, add_special_tokens=False) != truth.encode(_PROBE):
+        raise ConfigError(f"{path} is not of Gemma's kind (byte pairs, text as it is): its ids would change.")
+    # Saved copies would otherwise name the scratch folder as the file they come from.
+    tokenizer.init_kwargs.pop("vocab_file", None)
+    return tokenizer
+
+
+def _open(source: str, *, is_local: bool) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer, PretrainedConfig
+
+    # In a policy's folder config.json describes the policy, which says nothing about its tokenizer.
+    known = {"config": PretrainedConfig(), "local_files_only": True} if is_local else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **known)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{source} holds no readable tokenizer: {reason}") from error
+    # transformers builds a tokenizer of special tokens alone where the vocabulary's file is missing.
+    names = {VOCABULARY_FILE, MODEL_FILE, *tokenizer.vocab_files_names.values()}
+    if is_local and not any((Path(source) / name).exists() for name in names):
+        raise ConfigError(f"{source} holds no vocabulary: none of {', '.join(sorted(names))} is there.")
+    return tokenizer
