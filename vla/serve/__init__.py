@@ -1,0 +1,1 @@
+"""Between a policy and the robot that it moves."""
