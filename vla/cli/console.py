@@ -67,8 +67,17 @@ def parse_numbers(text: str, option: str) -> list[int]:
         first, dash, last = entry.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise ConfigError(f"{option} takes numbers and ranges such as 0,2,5-7; got '{entry.strip()}'.")
-        numbers.extend(range(int(first), int(last if dash else first) + 1))
+        entries = range(int(first), int(last if dash else first) + 1)
+        if not entries:
+            raise ConfigError(f"{option}: the range {entry.strip()} runs backwards.")
+        numbers.extend(entries)
     return numbers
+
+
+def checkpoint_folder(path: str) -> Path:
+    """Return the folder to read a policy from: a training run's folder stands for its last checkpoint."""
+    last = Path(path) / "checkpoints" / "last"
+    return last if last.is_dir() else Path(path)
 
 
 def refuse_existing(path: Path, option: str = "--output") -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vla.cli.console import console
+from vla.cli.console import checkpoint_folder, console
 from vla.errors import ConfigError, WeightsError
 
 
@@ -21,11 +21,12 @@ def info(
 ) -> None:
     """Describe a checkpoint (parameters, pipeline, statistics) or a dataset (version, episodes, keys).
 
-    A folder with config.json is a checkpoint; one with meta/info.json, or a hub id, is a dataset.
+    A folder with config.json is a checkpoint, and a training run's folder stands for its last one; a folder
+    with meta/info.json, or a hub id, is a dataset.
 
     Example: vla info bridge_mini_v3
     """
-    folder = Path(path)
+    folder = checkpoint_folder(path)
     if (folder / "config.json").is_file():
         _print("checkpoint", path, _checkpoint_rows(folder))
     elif (folder / "meta" / "info.json").is_file() or (not folder.exists() and path.count("/") == 1):
