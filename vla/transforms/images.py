@@ -25,7 +25,7 @@ def resize_with_pad(image: torch.Tensor, size: int) -> torch.Tensor:
 
     Args:
         image: uint8 [3, h, w].
-        size: Side of the square in pixels.
+        size: Side of the square in pixels, at least 2 (torch fails at 1).
 
     Returns:
         uint8 [3, size, size]: the picture in the centre, an odd remaining row or column of the bars at the
@@ -33,8 +33,10 @@ def resize_with_pad(image: torch.Tensor, size: int) -> torch.Tensor:
 
     Raises:
         ShapeError: `image` is no uint8 [3, h, w].
+        ConfigError: `size` is too small.
     """
     _check_image(image, "image")
+    _check_size(size)
     height, width = image.shape[-2:]
     if (height, width) == (size, size):
         return image
@@ -60,9 +62,10 @@ class ResizeImages(Transform):
 
     Attributes:
         slots: The model's cameras, in its order.
-        size: Side of its pictures in pixels.
+        size: Side of its pictures in pixels, at least 2.
 
     Raises:
+        ConfigError: Slots repeat themselves or are none, or the size is too small.
         ShapeError: The sample has a camera that the model does not know, or none at all.
     """
 
@@ -75,8 +78,7 @@ class ResizeImages(Transform):
         object.__setattr__(self, "slots", tuple(self.slots))
         if not self.slots or len(set(self.slots)) != len(self.slots):
             raise ConfigError(f"Camera slots must be distinct and at least one, got {self.slots}.")
-        if self.size < 1:
-            raise ConfigError(f"The picture size must be at least 1 pixel, got {self.size}.")
+        _check_size(self.size)
 
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         """Replace `images` by `pixel_values`, float32 [v, 3, size, size] in [-1, 1], and `pixel_mask`.
@@ -148,8 +150,8 @@ class AugmentImages(Transform):
         for field in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"{field} must be in [0, 1], got {getattr(self, field)}.")
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"size must be at least 1 pixel, got {self.size}.")
+        if self.size is not None:
+            _check_size(self.size)
 
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         """Replace each of `images`, uint8 [3, h, w], by a variation of it, if a generator is given."""
@@ -235,3 +237,8 @@ def _check_image(image: torch.Tensor, name: str) -> None:
             f"{name} must be uint8 [3, h, w], got {str(image.dtype).removeprefix('torch.')} "
             f"{list(image.shape)}."
         )
+
+
+def _check_size(size: int) -> None:
+    if size < 2:
+        raise ConfigError(f"The size of a picture must be at least 2 pixels, got {size}.")

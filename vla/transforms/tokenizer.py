@@ -51,7 +51,9 @@ def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerBase":
     if path.is_file():
         return _from_sentencepiece(path)
     if not path.is_dir():
-        return _open(str(source), is_local=False)
+        if isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "/", "~")):
+            raise ConfigError(f"{source} does not exist, so it holds no tokenizer.")
+        return _open(source, is_local=False)
     if (path / CONFIG_FILE).exists():
         return _open(str(path), is_local=True)
     if (path / MODEL_FILE).exists():

@@ -1,0 +1,107 @@
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from vla.errors import ConfigError
+from vla.transforms.actions import DeltaActions, PadDimensions
+from vla.transforms.base import PIPELINE_FILE, Pipeline, Transform, write_atomically
+
+
+@dataclass(frozen=True)
+class Write(Transform):
+    """Appends to the list `trace`, going in and coming out."""
+
+    name: ClassVar[str] = "test_write"
+    letter: str
+
+    def forward(self, sample, generator=None):
+        return sample | {"trace": [*sample["trace"], self.letter]}
+
+    def inverse(self, sample):
+        return sample | {"trace": [*sample["trace"], self.letter.upper()]}
+
+
+def test_a_pipeline_walks_there_in_order_and_back_in_reverse():
+    pipeline = Pipeline([Write("a"), Write("b"), Write("c")])
+    assert pipeline({"trace": []})["trace"] == ["a", "b", "c"]
+    assert pipeline.inverse({"trace": []})["trace"] == ["C", "B", "A"]
+
+
+def test_the_default_inverse_changes_nothing():
+    class Silent(Transform):
+        name: ClassVar[str] = "test_silent"
+
+        def forward(self, sample, generator=None):
+            return sample
+
+    sample = {"state": 1}
+    assert Silent().inverse(sample) is sample
+
+
+def test_find_and_before():
+    pad = PadDimensions(2, 2, 4, 4)
+    pipeline = Pipeline([Write("a"), pad, Write("b")])
+    assert pipeline.find(PadDimensions) is pad
+    assert pipeline.find(DeltaActions) is None
+    assert pipeline.before(PadDimensions).transforms == (Write("a"),)
+    assert pipeline.before(DeltaActions).transforms == pipeline.transforms
+
+
+def test_two_transforms_of_one_name_are_refused():
+    with pytest.raises(TypeError, match="test_write"):
+        type("Again", (Write,), {})
+
+
+def test_save_and_load(tmp_path: Path):
+    pipeline = Pipeline([Write("a"), DeltaActions((True, False)), PadDimensions(2, 3, 4, 5)])
+    pipeline.save(tmp_path)
+    assert Pipeline.load(tmp_path).transforms == pipeline.transforms
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PIPELINE_FILE]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not a pipeline"),
+        ("[]", "is not a pipeline"),
+        ("{}", "is not a pipeline: KeyError: 'steps'"),
+        ('{"steps": 3}', "is not a pipeline"),
+        ('{"steps": [3]}', "is not a pipeline"),
+        ('{"steps": ["ab"]}', "is not a pipeline"),
+        ('{"steps": [{"type": "delta_action"}]}', "Did you mean 'delta_actions'"),
+        ('{"steps": [{"mask": []}]}', "unknown transform 'None'"),
+        ('{"steps": [{"type": "delta_actions"}]}', "step 'delta_actions'.*mask"),
+        ('{"steps": [{"type": "delta_actions", "mask": [], "more": 1}]}', "step 'delta_actions'.*more"),
+    ],
+)
+def test_a_broken_pipeline_file_is_named(tmp_path: Path, text: str, message: str):
+    (tmp_path / PIPELINE_FILE).write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Pipeline.load(tmp_path)
+    assert str(tmp_path / PIPELINE_FILE) in str(caught.value)
+
+
+def test_a_missing_or_binary_pipeline_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="is missing"):
+        Pipeline.load(tmp_path)
+    (tmp_path / PIPELINE_FILE).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="is not a pipeline"):
+        Pipeline.load(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "record.json"
+    write_atomically(path, json.dumps({"old": 1}))
+
+    def full_disk(self, text):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, json.dumps({"new": 2}))
+    assert json.loads(path.read_bytes()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
