@@ -1,0 +1,235 @@
+"""Predicted against recorded actions: how near a policy comes to demonstrations it is shown frame by frame.
+
+Nothing is executed, so this costs no simulator and no robot; it also says nothing about how errors add up.
+The yardstick is the policy that always predicts the mean action.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vla.errors import ConfigError, DatasetError, ShapeError
+from vla.eval.rollout import STATE, BatchPolicy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vla.data.dataset import LeRobotDataset
+
+IMAGE_PREFIX = "observation.images."
+
+
+@dataclass(frozen=True)
+class EpisodePrediction:
+    """One episode as recorded and as predicted.
+
+    Args:
+        episode: The dataset's episode index.
+        recorded: `[n, m]`, robot units.
+        predicted: `[n, m]`, each frame's latest prediction; NaN where there is none.
+        starts: Frames at which a chunk was predicted.
+    """
+
+    episode: int
+    recorded: np.ndarray
+    predicted: np.ndarray
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OpenLoopResult:
+    """Errors over all predicted steps inside their episodes, per action dimension, in robot units.
+
+    Args:
+        names: A name for each dimension.
+        steps: Number of predicted steps that count.
+        mse: Mean squared error `[m]`.
+        mae: Mean absolute error `[m]`.
+        mean_mse: The same of always predicting the mean action.
+        mean_mae: The same of always predicting the mean action.
+        episodes: What the errors were computed from, for plots.
+    """
+
+    names: tuple[str, ...]
+    steps: int
+    mse: np.ndarray
+    mae: np.ndarray
+    mean_mse: np.ndarray
+    mean_mae: np.ndarray
+    episodes: tuple[EpisodePrediction, ...]
+
+    @property
+    def relative(self) -> np.ndarray:
+        """Squared error over that of the mean action `[m]`: 1 is no better than it; NaN where that is 0."""
+        varies = self.mean_mse > 0
+        return np.where(varies, self.mse / np.where(varies, self.mean_mse, 1.0), np.nan)
+
+    @property
+    def relative_error(self) -> float:
+        """Mean of `relative` over the dimensions that vary: each counts the same, whatever its unit.
+
+        NaN where no dimension varies.
+        """
+        varying = self.relative[np.isfinite(self.relative)]
+        return float(varying.mean()) if len(varying) else float("nan")
+
+    @property
+    def total_ratio(self) -> float:
+        """Squared error summed over dimensions, over that of the mean action; NaN where that is 0."""
+        total = float(self.mean_mse.sum())
+        return float(self.mse.sum()) / total if total > 0 else float("nan")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers as JSON values; what is not finite becomes None."""
+
+        def finite(value: float) -> float | None:
+            return float(value) if np.isfinite(value) else None
+
+        columns = {key: getattr(self, key) for key in ("mse", "mae", "mean_mse", "mean_mae", "relative")}
+        return {
+            "steps": self.steps,
+            "episodes": [one.episode for one in self.episodes],
+            "relative_error": finite(self.relative_error),
+            "total_ratio": finite(self.total_ratio),
+            "dimensions": {
+                name: {key: finite(values[index]) for key, values in columns.items()}
+                for index, name in enumerate(self.names)
+            },
+        }
+
+    def figures(self) -> "dict[int, Figure]":
+        """Return one figure per episode: predicted against recorded, a panel for each dimension."""
+        from vla.eval.figures import recorded_figure
+
+        return {
+            one.episode: recorded_figure(one.recorded, one.predicted, starts=one.starts, names=self.names)
+            for one in self.episodes
+        }
+
+
+def open_loop(
+    robot_policy: BatchPolicy,
+    dataset: "LeRobotDataset",
+    *,
+    cameras: Mapping[str, str],
+    episodes: Sequence[int] | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+    generator: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> OpenLoopResult:
+    """Predict a chunk at every `stride`-th frame of recorded episodes and compare.
+
+    Steps past an episode's end do not count. The mean action is that of all frames of `dataset`.
+
+    Args:
+        robot_policy: Its horizon must be the dataset's.
+        dataset: Recorded demonstrations.
+        cameras: Camera slot of the policy to camera key of the dataset.
+        episodes: Episode indices; all that the dataset has selected by default.
+        stride: Frames between two predictions; the horizon by default, so that each frame is predicted once.
+        batch_size: Chunks predicted at once.
+        generator: Source of the policy's noise.
+        progress: Called with (chunks done, chunks in all).
+
+    Raises:
+        DatasetError: An episode that the dataset has not selected, or a camera that it does not decode.
+        ConfigError: A stride or batch size below 1, or no episodes.
+        ShapeError: The policy's chunk is not the dataset's `[a, m]`.
+    """
+    stride = dataset.action_horizon if stride is None else stride
+    if stride < 1 or batch_size < 1:
+        raise ConfigError(f"stride and batch_size must be at least 1, got {stride} and {batch_size}.")
+    slices = _slices(dataset, episodes)
+    _check_cameras(dataset, cameras)
+    actions = np.asarray(dataset.low_dim(dataset.action_key), dtype=np.float64)
+    frames = [frame for where in slices.values() for frame in range(where.start, where.stop, stride)]
+    robot_policy.reset()
+    chunks: dict[int, np.ndarray] = {}
+    for start in range(0, len(frames), batch_size):
+        group = frames[start : start + batch_size]
+        observations = [_observation(dataset, frame, cameras) for frame in group]
+        answers = robot_policy.infer_batch(observations, generator=generator)
+        chunks |= {frame: _chunk(answer, dataset) for frame, answer in zip(group, answers, strict=True)}
+        if progress is not None:
+            progress(len(chunks), len(frames))
+    return _compare(dataset, slices, actions, chunks)
+
+
+def _compare(
+    dataset: "LeRobotDataset",
+    slices: Mapping[int, slice],
+    actions: np.ndarray,
+    chunks: Mapping[int, np.ndarray],
+) -> OpenLoopResult:
+    """Line up the chunks (by first frame) with the recorded actions."""
+    constant = (actions == actions[0]).all(axis=0)
+    mean = np.where(constant, actions[0], actions.mean(axis=0))  # rounding must not make a constant vary
+    errors, mean_errors, compared = [], [], []
+    for episode, where in slices.items():
+        recorded = actions[where]
+        predicted = np.full_like(recorded, np.nan)
+        starts = [frame for frame in range(where.start, where.stop) if frame in chunks]
+        for frame in starts:
+            end = min(frame + len(chunks[frame]), where.stop)
+            inside = chunks[frame][: end - frame]
+            errors.append(inside - actions[frame:end])
+            mean_errors.append(mean - actions[frame:end])
+            predicted[frame - where.start : end - where.start] = inside
+        offsets = tuple(frame - where.start for frame in starts)
+        compared.append(EpisodePrediction(episode, recorded, predicted, offsets))
+    error, mean_error = np.concatenate(errors), np.concatenate(mean_errors)
+    names = dataset.info.features[dataset.action_key].names
+    return OpenLoopResult(
+        names=tuple(names or (f"action {index}" for index in range(actions.shape[1]))),
+        steps=len(error),
+        mse=(error**2).mean(axis=0),
+        mae=np.abs(error).mean(axis=0),
+        mean_mse=(mean_error**2).mean(axis=0),
+        mean_mae=np.abs(mean_error).mean(axis=0),
+        episodes=tuple(compared),
+    )
+
+
+def _slices(dataset: "LeRobotDataset", episodes: Sequence[int] | None) -> dict[int, slice]:
+    """Return each wanted episode's frames in the dataset, by episode index."""
+    slices = {
+        episode.index: where for episode, where in zip(dataset.episodes, dataset.episode_slices, strict=True)
+    }
+    wanted = list(slices) if episodes is None else list(episodes)
+    if not wanted:
+        raise ConfigError("Open-loop evaluation needs at least one episode, got none.")
+    unknown = [index for index in wanted if index not in slices]
+    if unknown:
+        raise DatasetError(
+            f"Episodes {unknown} are not among those that the dataset has selected: {list(slices)}."
+        )
+    return {index: slices[index] for index in wanted}
+
+
+def _check_cameras(dataset: "LeRobotDataset", cameras: Mapping[str, str]) -> None:
+    for slot, key in cameras.items():
+        if key not in dataset.cameras:
+            raise DatasetError(
+                f"Camera '{slot}' should be '{key}', but the dataset has {list(dataset.cameras)}."
+            )
+
+
+def _observation(dataset: "LeRobotDataset", frame: int, cameras: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a robot would have seen at a frame of the dataset."""
+    item = dataset[frame]
+    pictures = {f"{IMAGE_PREFIX}{slot}": item[key].permute(1, 2, 0).numpy() for slot, key in cameras.items()}
+    return {**pictures, STATE: item[dataset.state_key].numpy(), "task": item["task"]}
+
+
+def _chunk(answer: Mapping[str, Any], dataset: "LeRobotDataset") -> np.ndarray:
+    chunk = np.asarray(answer["actions"], dtype=np.float64)
+    expected = (dataset.action_horizon, dataset.action_dim)
+    if chunk.shape != expected:
+        raise ShapeError(
+            f"The policy predicts chunks of {list(chunk.shape)}, but the dataset was opened for "
+            f"{list(expected)}: open it with the checkpoint's action_horizon."
+        )
+    return chunk
