@@ -12,7 +12,7 @@ import torch
 from vla.errors import ShapeError
 
 Sample = dict[str, Any]
-"""One frame on its way from the dataset to the model, or one chunk on its way back (see `transforms.base`)."""
+"""One frame on its way to the model, or one chunk on its way back (see `transforms.base`)."""
 
 Batch = dict[str, torch.Tensor]
 """Keyword tensors of a policy's `forward`: `policy(**batch)`."""

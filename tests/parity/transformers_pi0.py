@@ -1,7 +1,13 @@
-"""Our pi-0 and transformers' own, built at random with the same weights: the independent truth of many tests."""
+"""Our pi-0 and transformers' own with the same random weights: the independent truth of many tests."""
 
 import torch
-from transformers import GemmaConfig, PaliGemmaConfig, PI0Config, PI0ForConditionalGeneration, SiglipVisionConfig
+from transformers import (
+    GemmaConfig,
+    PaliGemmaConfig,
+    PI0Config,
+    PI0ForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.policy import Pi0Policy

@@ -34,7 +34,7 @@ class GemmaConfig:
 
 
 class GemmaOutput(NamedTuple):
-    """Result of one pass: the normalised last hidden states, unless skipped, and the layers' new keys and values."""
+    """The normalised last hidden states, unless skipped, and every layer's new keys and values."""
 
     hidden: torch.Tensor | None
     keys_values: tuple[LayerKeysValues, ...]
@@ -63,7 +63,7 @@ class GemmaAttention(nn.Module):
         past: LayerKeysValues | None,
         keys_values_only: bool,
     ) -> tuple[torch.Tensor | None, LayerKeysValues]:
-        """Return the attended `[b, t, d]` (None with `keys_values_only`) and the new tokens' keys and values."""
+        """Return the attended `[b, t, d]` (None with `keys_values_only`), and the new keys and values."""
         k_bkte = rotate(self._heads(self.k_proj(x_btd)), rotary)
         v_bkte = self._heads(self.v_proj(x_btd))
         if keys_values_only:

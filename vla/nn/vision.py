@@ -22,16 +22,15 @@ class Projector(nn.Module):
         return self.linear(x)
 
 
-def make_vision_tower(attention: str = "sdpa", **sizes: Any) -> SiglipVisionModel:
+def make_vision_tower(**sizes: Any) -> SiglipVisionModel:
     """Build SigLIP without its pooling head.
 
     Args:
-        attention: `transformers`' name of the attention implementation.
         **sizes: Fields of `SiglipVisionConfig`: hidden_size, intermediate_size, num_hidden_layers,
             num_attention_heads, image_size, patch_size.
     """
-    config = SiglipVisionConfig(vision_use_head=False, **sizes)
-    config._attn_implementation = attention
+    config: Any = SiglipVisionConfig(vision_use_head=False, **sizes)
+    config._attn_implementation = "sdpa"
     return SiglipVisionModel(config)
 
 

@@ -4,6 +4,7 @@ Anything that changes the flow (guidance, a clamped prefix) wraps the velocity, 
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -23,14 +24,14 @@ def time_grid(num_steps: int) -> list[float]:
 
 def euler(velocity: Velocity, x: torch.Tensor, times: Sequence[float]) -> torch.Tensor:
     """First order: one evaluation per step, at the step's start."""
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         x = x + (then - now) * velocity(x, now)
     return x
 
 
 def midpoint(velocity: Velocity, x: torch.Tensor, times: Sequence[float]) -> torch.Tensor:
     """Second order: two evaluations per step; the one at the step's middle counts."""
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         half = (then - now) / 2
         x = x + (then - now) * velocity(x + half * velocity(x, now), now + half)
     return x
@@ -38,7 +39,7 @@ def midpoint(velocity: Velocity, x: torch.Tensor, times: Sequence[float]) -> tor
 
 def heun(velocity: Velocity, x: torch.Tensor, times: Sequence[float]) -> torch.Tensor:
     """Second order: the mean of the velocities at the step's start and at its Euler end."""
-    for now, then in zip(times[:-1], times[1:], strict=True):
+    for now, then in pairwise(times):
         first = velocity(x, now)
         second = velocity(x + (then - now) * first, then)
         x = x + (then - now) * (first + second) / 2

@@ -32,6 +32,14 @@ class Policy(PreTrainedModel):
         self.pipeline: Pipeline | None = None
         """Robot units to model space and back; None for weights that have met no dataset yet."""
 
+    def sample_actions(self, **observation: Any) -> torch.Tensor:
+        """Return chunks `[b, a, m]` in model space for the observation's tensors."""
+        raise NotImplementedError(f"{type(self).__name__} does not sample actions.")
+
+    def generate_text(self, **observation: Any) -> torch.Tensor:
+        """Return generated token ids `[b, n]` for the observation's tensors."""
+        raise NotImplementedError(f"{type(self).__name__} does not generate text.")
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write weights, config, pipeline, statistics and tokenizer into one folder, whole or not at all.
 
@@ -67,9 +75,10 @@ class Policy(PreTrainedModel):
         folder = local_folder(pretrained_model_name_or_path, **hub)
         kwargs["output_loading_info"] = True
         try:
-            policy, report = super().from_pretrained(str(folder), *args, **kwargs)
+            loaded: Any = super().from_pretrained(str(folder), *args, **kwargs)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise WeightsError(f"{folder} could not be loaded: {_first_line(error)}") from error
+        policy, report = loaded
         _refuse_gaps(folder, policy, report)
         if (folder / PIPELINE_FILE).exists():
             policy.pipeline = Pipeline.load(folder)
@@ -84,8 +93,12 @@ def _refuse_gaps(folder: Path, policy: torch.nn.Module, report: dict[str, Any]) 
     """Raise `WeightsError` unless every tensor was found, fitted, and used."""
     known = [name for name, _ in policy.named_parameters()]
     problems = [f"missing {name}" for name in sorted(report["missing_keys"])]
-    problems += [f"unexpected {name}.{did_you_mean(name, known)}" for name in sorted(report["unexpected_keys"])]
+    problems += [
+        f"unexpected {name}.{did_you_mean(name, known)}" for name in sorted(report["unexpected_keys"])
+    ]
     problems += [f"wrong shape {entry}" for entry in sorted(map(str, report["mismatched_keys"]))]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise WeightsError(f"{folder} does not hold exactly this model's weights: {shown}. Nothing was loaded.")
+        raise WeightsError(
+            f"{folder} does not hold exactly this model's weights: {shown}. Nothing was loaded."
+        )

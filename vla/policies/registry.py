@@ -45,7 +45,9 @@ def policy_entry(name: str) -> PolicyEntry:
     return PolicyEntry(*(getattr(folder, export) for export in ("CONFIG", "POLICY", "make_pipeline")))
 
 
-def make_config(name: str, overrides: dict[str, Any] | None = None, preset: str | None = None) -> PretrainedConfig:
+def make_config(
+    name: str, overrides: dict[str, Any] | None = None, preset: str | None = None
+) -> PretrainedConfig:
     """Build a policy's config.
 
     Args:
@@ -60,13 +62,14 @@ def make_config(name: str, overrides: dict[str, Any] | None = None, preset: str 
     known = set(config_class().to_dict())
     for key in overrides or {}:
         if key not in known:
-            raise ConfigError(f"policy.config.{key} is not a field of {config_class.__name__}.{did_you_mean(key, known)}")
+            raise ConfigError(
+                f"policy.config.{key} is not a field of {config_class.__name__}.{did_you_mean(key, known)}"
+            )
     make: Callable[..., PretrainedConfig] = config_class
     if preset is not None:
-        if preset not in getattr(config_class, "PRESETS", ()):
-            raise ConfigError(
-                f"{config_class.__name__} has no preset '{preset}', only {', '.join(config_class.PRESETS)}."
-            )
+        presets = getattr(config_class, "PRESETS", ())
+        if preset not in presets:
+            raise ConfigError(f"{config_class.__name__} has no preset '{preset}', only {', '.join(presets)}.")
         make = getattr(config_class, preset)
     try:
         return make(**(overrides or {}))
@@ -124,7 +127,9 @@ def load(
         WeightsError: As `AutoPolicy.from_pretrained`.
         StatisticsError: The checkpoint has no pipeline, so its actions could not be denormalised.
     """
-    return RobotPolicy(AutoPolicy.from_pretrained(name_or_path, dtype=dtype, device=device, revision=revision))
+    return RobotPolicy(
+        AutoPolicy.from_pretrained(name_or_path, dtype=dtype, device=device, revision=revision)
+    )
 
 
 def _policy_of(folder: Path) -> str:
@@ -138,6 +143,6 @@ def _policy_of(folder: Path) -> str:
     by_type = {policy_entry(name).config.model_type: name for name in policy_names()}
     if model_type not in by_type:
         raise WeightsError(
-            f"{path} says model_type '{model_type}', and this version opens only {', '.join(sorted(by_type))}."
+            f"{path} says model_type '{model_type}'; this version opens {', '.join(sorted(by_type))}."
         )
     return by_type[model_type]

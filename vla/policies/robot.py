@@ -77,7 +77,7 @@ class RobotPolicy:
         generator: torch.Generator | None = None,
         text: bool = False,
     ) -> list[dict[str, Any]]:
-        """Return the chunks of several observations from one pass; arguments as in `infer`, noise `[b, a, m]`."""
+        """Return the chunks of several observations from one pass; as `infer`, with noise `[b, a, m]`."""
         samples = [self.pipeline.forward(self._canonical(observation)) for observation in observations]
         device = self.policy.device
         batch = {

@@ -48,7 +48,9 @@ def local_folder(
     except RevisionNotFoundError as error:
         raise WeightsError(f"{name} has no revision '{revision}' on the hub.") from error
     except RepositoryNotFoundError as error:
-        raise WeightsError(f"{name} is neither a folder here nor a repository on the hub (or it is private).") from error
+        raise WeightsError(
+            f"{name} is neither a folder here nor a repository on the hub (or it is private)."
+        ) from error
     except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise WeightsError(
             f"{name} is no folder here, and the hub could not be reached for it: "

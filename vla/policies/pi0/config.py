@@ -125,21 +125,29 @@ class Pi0Config(PretrainedConfig):
         if self.head_width % 2:
             raise ConfigError(f"head_width must be even for rotary positions, got {self.head_width}.")
         if self.expert_gemma.width % 2:
-            raise ConfigError(f"expert width must be even for the time embedding, got {self.expert_gemma.width}.")
+            raise ConfigError(
+                f"expert width must be even for the time embedding, got {self.expert_gemma.width}."
+            )
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise ConfigError(f"cameras must be distinct names, at least one, got {list(self.cameras)}.")
         if unknown := set(self.wrist_cameras or ()) - set(self.cameras):
-            raise ConfigError(f"wrist_cameras {sorted(unknown)} are not among the cameras {list(self.cameras)}.")
+            raise ConfigError(
+                f"wrist_cameras {sorted(unknown)} are not among the cameras {list(self.cameras)}."
+            )
         if self.solver not in SOLVERS:
             raise ConfigError(f"solver must be one of {sorted(SOLVERS)}, got '{self.solver}'.")
         if self.action_objective not in ("flow", "regression"):
-            raise ConfigError(f"action_objective must be 'flow' or 'regression', got '{self.action_objective}'.")
+            raise ConfigError(
+                f"action_objective must be 'flow' or 'regression', got '{self.action_objective}'."
+            )
         if not 0 < self.tau_scale <= 1 or self.tau_alpha <= 0:
             raise ConfigError(
-                f"tau_scale must lie in (0, 1] and tau_alpha above 0, got {self.tau_scale} and {self.tau_alpha}."
+                f"tau_scale must lie in (0, 1] and tau_alpha above 0: {self.tau_scale}, {self.tau_alpha}."
             )
         if self.action_objective == "regression" and self.draws_per_observation > 1:
-            raise ConfigError("draws_per_observation must be 1 with action_objective 'regression': it draws no noise.")
+            raise ConfigError(
+                "draws_per_observation must be 1 with action_objective 'regression': it draws no noise."
+            )
 
     @classmethod
     def tiny(cls, **overrides: Any) -> Self:

@@ -108,7 +108,9 @@ class Pi0Policy(Policy):
         """
         self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask, state)
         config = self.config
-        check_shape(actions, "b a m", "actions", b=state.shape[0], a=config.action_horizon, m=config.max_action_dim)
+        check_shape(
+            actions, "b a m", "actions", b=state.shape[0], a=config.action_horizon, m=config.max_action_dim
+        )
         noise, tau = self._noise_and_tau(actions, noise, tau, draws_per_observation, generator)
 
         train_text = labels is not None and config.text_loss_weight > 0
@@ -161,7 +163,10 @@ class Pi0Policy(Policy):
         return noise.float(), tau.float()
 
     def _counts(
-        self, actions: torch.Tensor, action_is_pad: torch.Tensor | None, action_dim_is_pad: torch.Tensor | None
+        self,
+        actions: torch.Tensor,
+        action_is_pad: torch.Tensor | None,
+        action_dim_is_pad: torch.Tensor | None,
     ) -> torch.Tensor | None:
         """Return which entries of the chunk count in the loss, bool `[b, 1, a, m]`; None: all of them."""
         if self.config.loss_includes_padding or (action_is_pad is None and action_dim_is_pad is None):
@@ -288,7 +293,9 @@ class Pi0Policy(Policy):
 
         def velocity(x: torch.Tensor, tau: float) -> torch.Tensor:
             # float64, so that 1 - tau is rounded once: the time embedding multiplies it by up to 1571.
-            v = self.model.velocity(x, torch.full(shape[:1], tau, dtype=torch.float64, device=x.device), cache)
+            v = self.model.velocity(
+                x, torch.full(shape[:1], tau, dtype=torch.float64, device=x.device), cache
+            )
             return v if pad is None else torch.where(pad, -start, v)
 
         solve: Callable[..., torch.Tensor] = solver or SOLVERS[config.solver]
@@ -322,7 +329,9 @@ class Pi0Policy(Policy):
         self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask)
         if temperature < 0:
             raise ConfigError(f"temperature must not be negative, got {temperature}.")
-        prefix = self.model.encode_prefix(pixel_values, pixel_mask, input_ids, attention_mask, with_hidden=True)
+        prefix = self.model.encode_prefix(
+            pixel_values, pixel_mask, input_ids, attention_mask, with_hidden=True
+        )
         limit = self.config.max_response_length if max_new_tokens is None else max_new_tokens
         return self._generate(prefix, attention_mask, limit, temperature, generator)[0]
 
