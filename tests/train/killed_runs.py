@@ -1,0 +1,83 @@
+"""Runs that are killed, each in a process forked from one that has imported everything.
+
+    python -m tests.train.killed_runs CASES.json
+
+A case says which recipe to run, and where the process is to be killed: `"step"` before the optimiser's step
+number `at`, `"save"` half-way through checkpoint number `at`, or `"group"`: SIGTERM to the whole process
+group, loader workers included, at step `at`. Prints each case's exit status, negative for a signal.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from vla.train import checkpoint, load_recipe
+from vla.train.loop import train
+
+
+def kill_before_step(at, number):
+    count = 0
+
+    def hook(*_):
+        nonlocal count
+        count += 1
+        if count == at:
+            os.kill(0 if number == signal.SIGTERM else os.getpid(), number)
+
+    register_optimizer_step_pre_hook(hook)
+
+
+def kill_while_saving(at):
+    count, save = 0, torch.save
+
+    def save_or_die(state, file):
+        nonlocal count
+        count += 1
+        if count == at:
+            file.write(b"half of it")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(state, file)
+
+    checkpoint.torch.save = save_or_die
+
+
+def run(case):
+    os.setpgid(0, 0)
+    os.environ.update(case.get("environment", {}))
+    if case["where"] == "save":
+        kill_while_saving(case["at"])
+    elif case["where"] is not None:
+        kill_before_step(case["at"], signal.SIGTERM if case["where"] == "group" else signal.SIGKILL)
+    result = train(load_recipe(None, case["recipe"]), resume=case.get("resume", False), progress=False)
+    return 7 if result.stopped_by_signal else 0
+
+
+def start(case):
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = run(case)
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return child
+
+
+def main(cases):
+    for group in cases:  # cases of one group are processes of one run
+        children = [start(case) for case in group]
+        for child in children:
+            sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(json.loads(Path(sys.argv[1]).read_text()))

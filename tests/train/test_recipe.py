@@ -1,0 +1,150 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla.errors import ConfigError
+from vla.train.recipe import Recipe, load_recipe
+
+GIVEN = ["data.path=somewhere", "output=runs/x"]
+
+
+def load(*overrides: str, path: Path | None = None) -> Recipe:
+    return load_recipe(path, [*GIVEN, *overrides])
+
+
+def complaint(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(*overrides)
+    return str(caught.value)
+
+
+def test_defaults_are_pi0s():
+    train = load().train
+    assert (train.steps, train.batch_size, train.seed) == (30_000, 32, 42)
+    assert (train.learning_rate, train.warmup_steps, train.final_learning_rate) == (2.5e-5, 1000, 2.5e-6)
+    assert (train.betas, train.eps, train.weight_decay, train.clip_norm) == ((0.9, 0.95), 1e-8, 1e-10, 1.0)
+
+
+def test_command_line_outranks_the_file(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("data: {path: a, augment: false}\ntrain: {steps: 7, learning_rate: 1e-4}\noutput: b\n")
+    recipe = load_recipe(file, ["train.steps=9", "data.cameras.top=observation.images.top"])
+    assert (recipe.train.steps, recipe.train.learning_rate) == (9, 1e-4)
+    assert (recipe.data.path, recipe.data.augment, recipe.output) == ("a", False, "b")
+    assert recipe.data.cameras == {"top": "observation.images.top"}
+
+
+def test_overrides_are_typed():
+    recipe = load(
+        "data.episodes=[0,2]", "data.cameras=null", "train.betas=[0.8,0.9]", "policy.config.depth=3"
+    )
+    assert recipe.data.episodes == (0, 2)
+    assert recipe.data.cameras is None
+    assert recipe.train.betas == (0.8, 0.9)
+    assert recipe.policy.config == {"depth": 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("train.lerning_rate", "train.learning_rate"),
+        ("learning_rate", "train.learning_rate"),
+        ("data.camera", "data.cameras"),
+        ("trian", "train"),
+    ],
+)
+def test_unknown_key_names_itself_and_its_nearest_neighbour(key, nearest):
+    said = complaint(f"{key}=1")
+    assert f"unknown key '{key}'" in said
+    assert f"Did you mean '{nearest}'?" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.steps=many", ["'train.steps' is 'many'", "integer"]),
+        ("train.steps=1.5", ["'train.steps' is 1.5", "integer"]),
+        ("train.batch_size=true", ["'train.batch_size' is True", "integer"]),
+        ("train.steps=0", ["'train.steps' is 0", "greater than 0"]),
+        ("train.learning_rate=.nan", ["'train.learning_rate' is nan", "finite"]),
+        ("data.augment=perhaps", ["'data.augment' is 'perhaps'", "boolean"]),
+        ("data.cache=frame", ["'data.cache' is 'frame'", "'frames'"]),
+        ("data.validation_fraction=1", ["'data.validation_fraction' is 1", "less than 1"]),
+        ("data.cameras=top", ["'data.cameras' is 'top'", "mapping"]),
+        ("train=3", ["'train' is 3", "mapping"]),
+        ("data.episodes=[0,a]", ["'data.episodes.1' is 'a'", "integer"]),
+    ],
+)
+def test_wrong_value_names_key_value_and_expectation(override, parts):
+    said = complaint(override)
+    assert all(part in said for part in parts), said
+
+
+@pytest.mark.parametrize("written", ["no", "'no'", "off", "false"])
+def test_precision_no_is_no_boolean(written):
+    assert load(f"train.precision={written}").train.precision == "no"
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(ConfigError, match=r"'data\.path' is missing.*'output' is missing"):
+        load_recipe(None, ["data.augment=false"])
+
+
+def test_choices_that_exclude_each_other():
+    assert "augment=false" in complaint("data.cache=samples")
+    assert load("data.cache=samples", "data.augment=false").data.cache == "samples"
+    assert "preset" in complaint("policy.pretrained=a/b", "policy.preset=tiny")
+    assert "config" in complaint("policy.pretrained=a/b", "policy.config.depth=3")
+
+
+def test_unreadable_recipes(tmp_path):
+    broken, listed = tmp_path / "broken.yaml", tmp_path / "list.yaml"
+    broken.write_text("train: {steps: 3")
+    listed.write_text("- 1\n")
+    for path, said in [
+        (tmp_path / "absent.yaml", "no recipe"),
+        (tmp_path, "directory"),
+        (broken, "not YAML"),
+        (listed, "mapping"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            load(path=path)
+    assert "key=value" in complaint("train.steps")
+    assert "cannot be read" in complaint("data.path=${nothing}")
+    assert "cannot be read" in complaint("data.episodes=[1")
+
+
+@given(
+    steps=st.integers(1, 10**9),
+    rate=st.floats(1e-12, 1e3),
+    episodes=st.none() | st.lists(st.integers(0, 10**6), max_size=4),
+    path=st.text(st.characters(codec="utf-8", exclude_characters="${}\\", exclude_categories=["C"])),
+)
+def test_yaml_round_trip(tmp_path_factory, steps, rate, episodes, path):
+    recipe = Recipe.model_validate(
+        {
+            "data": {"path": path, "episodes": None if episodes is None else tuple(episodes)},
+            "train": {"steps": steps, "learning_rate": rate},
+            "output": "out",
+        }
+    )
+    file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(file) == recipe
+
+
+def test_flat_names_every_value_once():
+    flat = load("policy.config.vlm.width=8").flat()
+    assert flat["policy.config.vlm.width"] == 8
+    assert flat["train.betas"] == [0.9, 0.95]
+    assert "train" not in flat
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[2].glob("recipes/*.yaml")), ids=lambda p: p.name
+)
+def test_shipped_recipes_are_valid(path):
+    load_recipe(path, ["data.path=somewhere"])

@@ -1,0 +1,282 @@
+"""The training loop: fetch, loss, backward, clip, check, step, report.
+
+Whatever is random in a step is seeded by what the step is (seed, step, micro-batch, rank), never drawn from
+a running state, and the loader's position is two numbers. So a checkpoint and the recipe decide every later
+step: a run that was killed and resumed has the losses of one that was not, to the bit.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla.errors import TrainingError
+from vla.train.checkpoint import checkpoint_name, load_training_state, prune_checkpoints, save_checkpoint
+from vla.train.folder import RunFolder, describe_run
+from vla.train.metrics import MetricsLog, ProgressDisplay, RunningMeans
+from vla.train.optim import learning_rate_at, make_optimizer, set_learning_rate
+from vla.train.recipe import Recipe
+from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
+from vla.train.setup import Job, make_accelerator, set_up
+from vla.train.signals import StopRequest, signals_held
+
+OpenLoop = Callable[[Any, Job], Mapping[str, float]]
+"""Given the policy in evaluation mode and the job, returns numbers to record."""
+
+Where = list[tuple[int, int]]
+"""Episode and frame of every sample of a batch."""
+
+_LOSSES = ("loss", "action_loss", "text_loss")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        folder: The run's folder.
+        checkpoint: The newest checkpoint, a policy folder.
+        step: Optimiser steps done.
+        metrics: The newest value of every metric that this call recorded.
+        stopped_by_signal: Whether SIGTERM or SIGINT ended it early; it can be resumed.
+    """
+
+    folder: Path
+    checkpoint: Path
+    step: int
+    metrics: dict[str, float]
+    stopped_by_signal: bool
+
+
+def train(
+    recipe: Recipe, resume: bool = False, open_loop: OpenLoop | None = None, progress: bool = True
+) -> TrainResult:
+    """Run a recipe to its last step, or to the first SIGTERM or SIGINT, and save the policy.
+
+    Args:
+        recipe: What to do; its `output` is laid out as `vla.train.folder` says.
+        resume: Go on from the newest checkpoint in the output folder.
+        open_loop: Called by the main process every `train.open_loop_every` steps.
+        progress: Show a progress bar, or log lines where there is no terminal.
+
+    Raises:
+        TrainingError: The output folder is taken or holds nothing to resume, the loss is not finite, or the
+            disk is full.
+        ConfigError: Policy, dataset and recipe do not fit each other.
+        DatasetError: The dataset is missing or damaged.
+        WeightsError: The pretrained policy is missing or damaged.
+    """
+    folder = RunFolder(recipe.output)
+    checkpoint = folder.checkpoint_to_resume(recipe) if resume else folder.check_free()
+    loop = Loop(recipe, folder, checkpoint, open_loop)
+    return loop.run(progress)
+
+
+class Loop:
+    """One run's moving parts; `run` tells the story and the other methods are its sentences."""
+
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, checkpoint: Path | None, open_loop: OpenLoop | None
+    ) -> None:
+        self.recipe, self.settings, self.folder, self.open_loop = recipe, recipe.train, folder, open_loop
+        self.accelerator = make_accelerator(recipe.train)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.job = set_up(recipe, checkpoint, self.rank, self.world)
+        optimizer = make_optimizer(self.job.policy, recipe.train)
+        self.model, self.optimizer = self.accelerator.prepare(self.job.policy, optimizer)
+        self.checkpoint, self.step, self.means = checkpoint, 0, RunningMeans()
+        self.metrics: dict[str, float] = {}
+        if checkpoint is not None:
+            self._restore(load_training_state(checkpoint))
+        self.batches = iter(self.job.loader)
+
+    def run(self, progress: bool) -> TrainResult:
+        """Take the steps that are left, see `train`."""
+        settings, stopped = self.settings, False
+        with self._reporting(progress) as (log, display), StopRequest() as stop:
+            while self.step < settings.steps and not stopped:
+                values = self._take_step()
+                self.means.add(values)
+                display.advance(self.step, values["loss"])
+                stopped = self._anywhere(stop.requested)
+                finished = self.step == settings.steps
+                if self._due(settings.log_every) or finished:
+                    self._record(log, display.report(self.step, self.means.take()))
+                if self._due(settings.validate_every) and not stopped:
+                    self._record(log, self._validate())
+                if self._due(settings.open_loop_every) and not stopped:
+                    self._record(log, self._evaluate_open_loop())
+                if self._due(settings.save_every) or finished or stopped:
+                    self._save()
+        assert self.checkpoint is not None
+        return TrainResult(self.folder.path, self.checkpoint, self.step, self.metrics, stopped)
+
+    def _take_step(self) -> dict[str, float]:
+        """Take one optimiser step; return its means over micro-batches and processes."""
+        rate = learning_rate_at(self.step, self.settings)
+        set_learning_rate(self.optimizer, rate)
+        self.model.train()
+        losses, places = [], []
+        for micro in range(self.settings.accumulation):
+            batch, where = self._next_batch()
+            with self.accelerator.accumulate(self.model):
+                output = self._forward(batch, micro)
+                self.accelerator.backward(output.loss)
+            losses.append(_losses_of(output))
+            places.append(where)
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        values = self._mean_of_processes(_mean(losses) | {"gradient_norm": norm})
+        if not all(map(math.isfinite, values.values())):
+            raise self._non_finite(values, losses, places)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return values | {"learning_rate": rate}
+
+    def _next_batch(self) -> tuple[dict[str, torch.Tensor], Where]:
+        with signals_held():
+            batch, where = next(self.batches)
+        return self._to_device(batch), where
+
+    def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _forward(self, batch: dict[str, torch.Tensor], micro: int) -> Any:
+        now = (self.step, micro, self.rank)
+        torch.manual_seed(derive_seed(self.settings.seed, TRAINING_LAYERS, *now))  # dropout and the like
+        draws = self.settings.draws_per_observation
+        options = {} if draws is None else {"draws_per_observation": draws}
+        return self.model(**batch, **options, generator=self._generator(TRAINING_NOISE, *now))
+
+    def _generator(self, *numbers: int) -> torch.Generator:
+        seed = derive_seed(self.settings.seed, *numbers)
+        return torch.Generator(self.accelerator.device).manual_seed(seed)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Return the mean losses over the same held-out batches and the same noise every time."""
+        loader = self.job.validation
+        if loader is None:
+            return {}
+        self.model.eval()
+        losses = []
+        loader.load_state_dict({"epoch": 0, "batch": 0})
+        batches = min(self.settings.validation_batches, loader.batches_per_epoch)
+        for number, (batch, _) in zip(range(batches), loader, strict=False):
+            generator = self._generator(VALIDATION_NOISE, number, self.rank)
+            losses.append(_losses_of(self.model(**self._to_device(batch), generator=generator)))
+        means = self._mean_of_processes(_mean(losses))
+        return {f"validation_{name}": value for name, value in means.items()}
+
+    def _evaluate_open_loop(self) -> dict[str, float]:
+        values: Mapping[str, float] = {}
+        if self.open_loop is not None and self.accelerator.is_main_process:
+            values = self.open_loop(self.job.policy.eval(), self.job)
+        self.accelerator.wait_for_everyone()
+        return {f"open_loop_{name}": value for name, value in values.items()}
+
+    def _non_finite(
+        self, values: dict[str, float], losses: list[dict[str, torch.Tensor]], places: list[Where]
+    ) -> TrainingError:
+        """Say which samples were in the batch; the optimiser has not seen them."""
+        guilty = [where for loss, where in zip(losses, places, strict=True) if not loss["loss"].isfinite()]
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        saved = (
+            f"the last checkpoint is {self.checkpoint}" if self.checkpoint else "nothing has been saved yet"
+        )
+        return TrainingError(
+            f"Step {self.step + 1} is not finite ({shown}), so it was not taken; {saved}. "
+            f"In the batch: {_name_frames(guilty or places)}."
+        )
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def _mean_of_processes(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        reduced: Any = self.accelerator.reduce(stacked, "mean")
+        return dict(zip(values, reduced.tolist(), strict=True))
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process, so that all of them stop at the same step."""
+        if self.world == 1:
+            return flag
+        total: Any = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum")
+        return bool(total)
+
+    # -- the folder -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reporting(self, progress: bool) -> Iterator[tuple[MetricsLog | None, ProgressDisplay]]:
+        """Open the run's folder and its records, in the main process, and a display."""
+        main, settings = self.accelerator.is_main_process, self.settings
+        samples = settings.batch_size * settings.accumulation * self.world
+        log = None
+        if main:
+            self.folder.create(self.recipe)
+            tensorboard = self.folder.tensorboard if settings.tensorboard else None
+            log = MetricsLog(self.folder.metrics, tensorboard, self.step)
+        try:
+            with ProgressDisplay(settings.steps, self.step, samples, show=progress and main) as display:
+                yield log, display
+        finally:
+            if log is not None:
+                log.close()
+
+    def _record(self, log: MetricsLog | None, values: dict[str, float]) -> None:
+        self.metrics |= values
+        if log is not None and values:
+            log.write(self.step, values)
+
+    def _save(self) -> None:
+        """Write a checkpoint from the main process; every process's state is a function of its numbers."""
+        state = {
+            "step": self.step,
+            "processes": self.world,
+            "optimizer": self.optimizer.state_dict(),
+            "loader": self.job.loader.state_dict(),
+            "means": self.means.state_dict(),
+        }
+        if self.accelerator.is_main_process:
+            texts = describe_run(self.recipe)
+            save = self.job.policy.save_pretrained
+            save_checkpoint(self.folder.checkpoints, self.step, save, state, texts)
+            prune_checkpoints(self.folder.checkpoints, self.settings.keep_last)
+        self.checkpoint = self.folder.checkpoints / checkpoint_name(self.step)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state; its weights are in the policy already."""
+        if state["processes"] != self.world:
+            raise TrainingError(
+                f"{self.checkpoint} was trained by {state['processes']} processes and cannot go on with "
+                f"{self.world}: launch it with as many."
+            )
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.job.loader.load_state_dict(state["loader"])
+        self.means.load_state_dict(state["means"])
+        self.step = state["step"]
+
+
+def _losses_of(output: Any) -> dict[str, torch.Tensor]:
+    found = {name: getattr(output, name, None) for name in _LOSSES}
+    return {name: loss.detach() for name, loss in found.items() if loss is not None}
+
+
+def _mean(losses: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+
+
+def _name_frames(places: list[Where]) -> str:
+    """Return `"episode 3 frames 5, 9; episode 7 frame 0"`."""
+    frames: dict[int, list[int]] = {}
+    for episode, frame in sorted(place for where in places for place in where):
+        frames.setdefault(episode, []).append(frame)
+    return "; ".join(
+        f"episode {episode} frame{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+        for episode, found in frames.items()
+    )

@@ -1,0 +1,57 @@
+"""AdamW with pi-0's numbers: which weights decay, and how the learning rate moves.
+
+Linear warm-up, then half a cosine, then flat; step 0 is the first step, and already learns a little.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from vla.train.recipe import TrainSection
+
+
+def learning_rate_at(step: int, train: TrainSection) -> float:
+    """Return the learning rate of the optimiser step number `step`, counted from 0.
+
+    From `learning_rate / (warmup_steps + 1)` in a line to `learning_rate` at `warmup_steps`, down half a
+    cosine to `final_learning_rate` at `decay_steps`, flat from there.
+    """
+    peak, final, warmup = train.learning_rate, train.final_learning_rate, train.warmup_steps
+    if step < warmup:
+        start = peak / (warmup + 1)
+        return start + (peak - start) * step / warmup
+    decay = max(1, (train.decay_steps or train.steps) - warmup)
+    share = min(1.0, (step - warmup) / decay)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Split the trainable parameters into one group that decays and one that does not.
+
+    Matrices and convolution kernels decay. Norms, biases and other vectors do not, nor do embedding tables
+    (a tied output head is an embedding table).
+    """
+    # By name, since policies have tables of their own that are no nn.Embedding (tied ones read out, too).
+    embeddings = [module for module in model.modules() if type(module).__name__.endswith("Embedding")]
+    tables = {id(table) for module in embeddings for table in module.parameters(recurse=False)}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decays = [parameter.ndim >= 2 and id(parameter) not in tables for parameter in trainable]
+    return [
+        {"params": [p for p, d in zip(trainable, decays, strict=True) if d], "weight_decay": weight_decay},
+        {"params": [p for p, d in zip(trainable, decays, strict=True) if not d], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
+    """Return AdamW over the model's trainable parameters."""
+    groups = [group for group in parameter_groups(model, train.weight_decay) if group["params"]]
+    return torch.optim.AdamW(
+        groups, lr=learning_rate_at(0, train), betas=train.betas, eps=train.eps, fused=True
+    )

@@ -1,0 +1,247 @@
+"""A recipe: everything that decides a training run, typed, from YAML and dotted overrides.
+
+    policy:                       # what is trained
+      type: pi0
+    data:                         # what it is trained on
+      path: lerobot/aloha_sim_transfer_cube_human
+    train:                        # how
+      steps: 20000
+    output: runs/cube             # where the run's folder goes
+
+Every key has the value that pi-0 was trained with, except `data.path` and `output`, which have none.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from vla.errors import ConfigError, did_you_mean
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class PolicySection(_Section):
+    """What is trained."""
+
+    type: str = "pi0"
+    """The policy's folder in `vla.policies`."""
+    pretrained: str | None = None
+    """Folder or hub id of the policy to start from; null starts from random weights."""
+    preset: str | None = None
+    """A named size of the policy's config ("tiny"); null is its full size."""
+    config: dict[str, Any] = {}
+    """Values of the policy's config that differ from the preset. Not together with `pretrained`."""
+    tokenizer: str | None = None
+    """Folder or hub id. Null takes the pretrained policy's tokenizer, or, from scratch, trains a small one
+    on the dataset's task and response texts."""
+
+    @model_validator(mode="after")
+    def _pretrained_has_its_config(self) -> Self:
+        if self.pretrained is not None and (self.preset is not None or self.config):
+            raise ValueError(
+                "pretrained weights come with their config, so preset and config must stay empty"
+            )
+        return self
+
+
+class DataSection(_Section):
+    """What it is trained on."""
+
+    path: str
+    """A LeRobot dataset, v2.1 or v3.0: folder or hub id."""
+    episodes: tuple[int, ...] | None = None
+    """Episodes to use, the held-out ones included; null is all of them."""
+    cameras: dict[str, str] | None = None
+    """Camera slot of the policy -> camera key of the dataset. Null gives every camera of the dataset a slot
+    called by the last part of its key ("observation.images.top" -> "top")."""
+    wrist_cameras: tuple[str, ...] | None = None
+    """Slots that ride on the gripper: augmentation never crops or rotates them. Null leaves it to the config
+    of the policy (pi-0: slots with "wrist" in their name)."""
+    response_key: str | None = None
+    """String feature that the policy learns to say; null trains no text."""
+    state_key: str = "observation.state"
+    action_key: str = "action"
+    validation_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the episodes that is held out, at least one of them; 0 holds out none."""
+    normalization: Literal["zscore", "quantile"] = "zscore"
+    delta_mask: tuple[bool, ...] | None = None
+    """Action dimensions learned relative to the state, one flag each, missing ones false; null is none."""
+    augment: bool = True
+    """Crop, rotate and recolour the training images, drawn anew for every sample."""
+    num_workers: int = Field(default=2, ge=0)
+    """Processes that read ahead; 0 reads in the training process. The samples are the same."""
+    cache: Literal["none", "frames", "samples"] = "none"
+    """Keep decoded frames, or finished samples (only without augmentation), in memory: for small datasets."""
+    tolerance_s: float | None = Field(default=None, gt=0)
+    """Largest distance of a video frame from its timestamp, seconds; null is the dataset room's default."""
+
+    @model_validator(mode="after")
+    def _cached_samples_are_fixed(self) -> Self:
+        if self.cache == "samples" and self.augment:
+            raise ValueError(
+                "cache=samples keeps finished samples, which needs augment=false; or use cache=frames"
+            )
+        return self
+
+
+class TrainSection(_Section):
+    """How it is trained. A step is one optimiser step."""
+
+    steps: PositiveInt = 30_000
+    batch_size: PositiveInt = 32
+    """Samples of one forward pass of one process."""
+    accumulation: PositiveInt = 1
+    """Forward passes per step."""
+    learning_rate: PositiveFloat = 2.5e-5
+    warmup_steps: int = Field(default=1000, ge=0)
+    final_learning_rate: float = Field(default=2.5e-6, ge=0)
+    decay_steps: PositiveInt | None = None
+    """Step at which the cosine reaches `final_learning_rate`; null is `steps`."""
+    weight_decay: float = Field(default=1e-10, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    clip_norm: PositiveFloat = 1.0
+    precision: Literal["no", "bf16"] = "bf16"
+    """Compute dtype of the forward pass; weights and optimiser stay float32."""
+    seed: int = Field(default=42, ge=0)
+    draws_per_observation: PositiveInt | None = None
+    """Noise draws that share one prefix; null is the policy config's own."""
+    gradient_checkpointing: bool = False
+    log_every: PositiveInt = 100
+    validate_every: PositiveInt | None = 1000
+    """Null never measures the held-out loss."""
+    validation_batches: PositiveInt = 20
+    """At most so many batches of held-out samples, always the same ones."""
+    open_loop_every: PositiveInt | None = None
+    """Null never runs the open-loop evaluation."""
+    save_every: PositiveInt = 1000
+    keep_last: PositiveInt | None = 3
+    """Checkpoints to keep; null keeps all."""
+    threads: PositiveInt | None = None
+    """CPU threads of torch; null is torch's own choice."""
+    tensorboard: bool = True
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _yaml_reads_no_as_false(cls, value: object) -> object:
+        return "no" if value is False else value
+
+
+class Recipe(_Section):
+    """One training run; see the sections for what each key means."""
+
+    policy: PolicySection = PolicySection()
+    data: DataSection
+    train: TrainSection = TrainSection()
+    output: str
+    """The run's folder; it must be absent or empty, except to resume."""
+
+    def flat(self) -> dict[str, Any]:
+        """Return every value by its dotted key, `{"train.steps": 30000, ...}`."""
+        return dict(_flatten(self.model_dump(mode="json")))
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe from YAML, overridden from the command line.
+
+    Args:
+        path: YAML file, or None to start from the defaults.
+        overrides: `"train.steps=200"`; values are read as YAML ("null", "[0, 1]", "1e-4").
+
+    Raises:
+        ConfigError: The file is missing or not YAML, a key is unknown (its nearest neighbour is named) or
+            missing, or a value has the wrong type or is out of range.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"'{override}' is not an override: write key=value, as in train.steps=200.")
+    try:
+        merged = OmegaConf.merge(_read(path), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(
+            f"The recipe {path or ''} {list(overrides)} cannot be read: {first_line}."
+        ) from error
+    try:
+        # By way of JSON, where a list is a fine tuple: in Python's own types, strict would refuse it.
+        return Recipe.model_validate_json(json.dumps(values))
+    except TypeError as error:
+        raise ConfigError(
+            f"The recipe {path or ''} holds a value that is not plain data: {error}."
+        ) from error
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path)) from error
+
+
+def _read(path: Path | str | None) -> Any:
+    if path is None:
+        return OmegaConf.create()
+    try:
+        read = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no recipe {path}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
+    except OSError as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error}.") from error
+    if not OmegaConf.is_dict(read):
+        raise ConfigError(
+            f"The recipe {path} must be a mapping with the keys policy, data, train and output."
+        )
+    return read
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for key, field in model.model_fields.items():
+        yield prefix + key
+        if field.annotation in (PolicySection, DataSection, TrainSection):
+            yield from _known_keys(field.annotation, f"{prefix}{key}.")
+
+
+def _explain(error: ValidationError, path: Path | str | None) -> str:
+    """Say every complaint of pydantic in the recipe's own terms, on one line."""
+    complaints = []
+    for problem in error.errors():
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            complaints.append(f"unknown key '{key}'.{did_you_mean(key, _known_keys(Recipe))}")
+        elif problem["type"] == "missing":
+            complaints.append(
+                f"'{key}' is missing; give it in the recipe or as {key}=... on the command line."
+            )
+        elif problem["type"] == "value_error":
+            complaints.append(f"'{key}': {problem['msg'].removeprefix('Value error, ')}.")
+        else:
+            expected = problem["msg"].removeprefix("Input should be ").replace("an object", "a mapping")
+            complaints.append(f"'{key}' is {problem['input']!r}, expected {expected}.")
+    return f"Recipe{f' {path}' if path else ''}: {' '.join(complaints)}"

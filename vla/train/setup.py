@@ -1,0 +1,273 @@
+"""From a recipe to what the loop needs: policy, pipeline, datasets, loaders. Nothing here writes to disk.
+
+Whatever can be wrong with a recipe, a dataset or a pretrained policy shows here, before the run's folder is
+made and before the first step.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from vla.data.dataset import LeRobotDataset
+from vla.data.loader import ResumableLoader
+from vla.data.sample import to_canonical
+from vla.data.split import split_episodes
+from vla.data.stats import compute_statistics
+from vla.errors import ConfigError, TrainingError, did_you_mean
+from vla.policies.base import Policy
+from vla.policies.registry import AutoPolicy, make_config, make_policy, policy_entry
+from vla.train.recipe import DataSection, Recipe, TrainSection
+from vla.train.seeds import INITIALISATION, derive_seed
+from vla.transforms.actions import DeltaActions
+from vla.transforms.base import Pipeline
+from vla.transforms.normalize import Normalize
+from vla.transforms.prompt import TokenizePrompt, clean
+from vla.transforms.tokenizer import load_tokenizer, train_tokenizer
+from vla.types import Sample
+
+logger = logging.getLogger(__name__)
+
+TINY_VOCABULARY = 512
+"""Tokens to aim for where a tokenizer is trained on a dataset's few texts; it grows if they need more."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the loop works with.
+
+    Attributes:
+        policy: In float32, with its pipeline.
+        dataset: The training episodes.
+        held_out: The validation episodes, or None.
+        cameras: Camera slot of the policy -> camera key of the dataset.
+        loader: Endless training batches of this process.
+        validation: Held-out batches in the dataset's order; None without held-out episodes.
+    """
+
+    policy: Policy
+    dataset: LeRobotDataset
+    held_out: LeRobotDataset | None
+    cameras: Mapping[str, str]
+    loader: ResumableLoader
+    validation: ResumableLoader | None
+
+
+@dataclass(frozen=True)
+class SampleTransform:
+    """One item of the dataset -> the policy's tensors; sent to the loader's worker processes."""
+
+    cameras: Mapping[str, str]
+    data: DataSection
+    pipeline: Pipeline
+    augment: bool = True
+
+    def __call__(self, item: Sample, generator: torch.Generator | None) -> Sample:
+        """Return the tensors of one sample; `generator` is its source of augmentation."""
+        data = self.data
+        sample = to_canonical(item, self.cameras, data.state_key, data.action_key, data.response_key)
+        return self.pipeline.forward(sample, generator if self.augment else None)
+
+
+def make_accelerator(train: TrainSection) -> Accelerator:
+    """Return accelerate's view of the processes, devices and dtype.
+
+    Raises:
+        TrainingError: It was launched as several processes that would not work together.
+    """
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
+    # One process may train twice in a row, at different precision; accelerate would keep the first one's.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        # Without it, several processes on a machine without accelerators would each train alone.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=train.precision,
+        gradient_accumulation_steps=train.accumulation,
+        # The prefix's last layer has no gradient where no text is trained.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise TrainingError(
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: "
+            "each would train alone."
+        )
+    return accelerator
+
+
+def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -> Job:
+    """Build everything a run needs, from the recipe or, to resume, from a checkpoint and the recipe.
+
+    Args:
+        recipe: What to train on what.
+        checkpoint: Weights, statistics and tokenizer come from here instead of from the recipe.
+        rank: This process.
+        processes: Number of processes.
+
+    Raises:
+        ConfigError: Policy, dataset and recipe do not fit each other.
+        DatasetError: The dataset is missing or damaged.
+        TrainingError: The dataset is not the one that the checkpoint was trained on.
+        WeightsError: The checkpoint or the pretrained policy is missing or damaged.
+    """
+    data, train = recipe.data, recipe.train
+    start = str(checkpoint) if checkpoint is not None else recipe.policy.pretrained
+    policy = AutoPolicy.from_pretrained(start, dtype=torch.float32) if start is not None else None
+    config = policy.config if policy is not None else _config(recipe)
+    dataset, held_out = _open_datasets(data, config.action_horizon, train.seed)
+    cameras = _camera_slots(data, dataset)
+
+    if checkpoint is not None:
+        _check_same_data(checkpoint, policy, dataset)
+    else:
+        tokenizer = _tokenizer(recipe, policy, dataset)
+        if policy is None:
+            policy = _fresh_policy(recipe, list(cameras), len(tokenizer))
+        policy.pipeline = _make_pipeline(recipe, policy, dataset, tokenizer)
+    assert policy is not None
+    assert policy.pipeline is not None
+    _check_fit(policy.config, cameras, dataset)
+    if train.gradient_checkpointing:
+        policy.gradient_checkpointing_enable()
+
+    make_loader = partial(
+        ResumableLoader,
+        seed=train.seed,
+        num_workers=data.num_workers,
+        rank=rank,
+        world_size=processes,
+        cache="samples" if data.cache == "samples" else "none",
+    )
+    transform = SampleTransform(cameras, data, policy.pipeline)
+    loader = make_loader(dataset, transform, train.batch_size, augmented=data.augment)
+    validation = None
+    if held_out is not None:
+        size = min(train.batch_size, max(1, len(held_out) // processes))
+        validation = make_loader(held_out, replace(transform, augment=False), size, shuffle=False)
+    return Job(policy, dataset, held_out, cameras, loader, validation)
+
+
+def _config(recipe: Recipe, **derived: Any) -> Any:
+    """Return the config of a policy that is to be trained from scratch; the recipe outranks `derived`."""
+    return make_config(recipe.policy.type, {**derived, **recipe.policy.config}, recipe.policy.preset)
+
+
+def _fresh_policy(recipe: Recipe, slots: Sequence[str], vocabulary: int) -> Policy:
+    derived: dict[str, Any] = {"cameras": list(slots), "vocab_size": vocabulary}
+    if recipe.data.wrist_cameras is not None:
+        derived["wrist_cameras"] = list(recipe.data.wrist_cameras)
+    torch.manual_seed(derive_seed(recipe.train.seed, INITIALISATION))
+    return make_policy(recipe.policy.type, {**derived, **recipe.policy.config}, recipe.policy.preset).float()
+
+
+def _open_datasets(
+    data: DataSection, horizon: int, seed: int
+) -> tuple[LeRobotDataset, LeRobotDataset | None]:
+    """Return the training episodes and the held-out ones."""
+    open_dataset = partial(
+        LeRobotDataset,
+        data.path,
+        action_horizon=horizon,
+        cameras=None if data.cameras is None else list(data.cameras.values()),
+        action_key=data.action_key,
+        state_key=data.state_key,
+        tolerance_s=data.tolerance_s,
+        cache_frames=data.cache == "frames",
+    )
+    everything = open_dataset(episodes=data.episodes)
+    chosen = [episode.index for episode in everything.episodes]
+    training, validation = split_episodes(chosen, data.validation_fraction, seed)
+    if not validation:
+        return everything, None
+    return open_dataset(episodes=training), open_dataset(episodes=validation)
+
+
+def _camera_slots(data: DataSection, dataset: LeRobotDataset) -> dict[str, str]:
+    if data.cameras is not None:
+        return dict(data.cameras)
+    slots = {key.rsplit(".", 1)[-1]: key for key in dataset.info.cameras}
+    if len(slots) < len(dataset.info.cameras):
+        raise ConfigError(
+            f"Two of the cameras {list(dataset.info.cameras)} end alike; name the slots with data.cameras."
+        )
+    return slots
+
+
+def _tokenizer(recipe: Recipe, policy: Policy | None, dataset: LeRobotDataset) -> Any:
+    """Return the recipe's tokenizer, else the pretrained policy's, else a small one of the data's texts."""
+    if recipe.policy.tokenizer is not None:
+        return load_tokenizer(recipe.policy.tokenizer)
+    if policy is not None:
+        if policy.pipeline is None:
+            raise ConfigError(
+                f"{recipe.policy.pretrained} comes without a tokenizer; name one with policy.tokenizer."
+            )
+        return policy.pipeline.find(TokenizePrompt).tokenizer
+    texts = {clean(task) for task in dataset.tasks}
+    if recipe.data.response_key is not None:
+        texts |= set(_responses(dataset, recipe.data.response_key))
+    return train_tokenizer(sorted(texts), vocab_size=TINY_VOCABULARY)
+
+
+def _responses(dataset: LeRobotDataset, key: str) -> Sequence[str]:
+    columns = dataset._columns.texts
+    if key not in columns:
+        raise ConfigError(
+            f"data.response_key is '{key}', but the dataset's text columns are {sorted(columns)}."
+            f"{did_you_mean(key, columns)}"
+        )
+    return columns[key].texts
+
+
+def _make_pipeline(recipe: Recipe, policy: Policy, dataset: LeRobotDataset, tokenizer: Any) -> Pipeline:
+    """Compute the statistics of the training episodes and build the policy's pipeline around them."""
+    data = recipe.data
+    delta = [DeltaActions(data.delta_mask)] if data.delta_mask is not None and any(data.delta_mask) else []
+    logger.info("computing the statistics of %d frames", len(dataset))
+    return policy_entry(recipe.policy.type).make_pipeline(
+        policy.config,
+        statistics=compute_statistics(dataset, Pipeline(delta)),
+        tokenizer=tokenizer,
+        state_dim=dataset.state_dim,
+        action_dim=dataset.action_dim,
+        delta_mask=data.delta_mask,
+        normalization=data.normalization,
+        augment=data.augment,
+    )
+
+
+def _check_same_data(checkpoint: Path, policy: Policy | None, dataset: LeRobotDataset) -> None:
+    assert policy is not None
+    normalize = policy.pipeline.find(Normalize) if policy.pipeline is not None else None
+    if normalize is None or normalize.statistics.source != dataset.fingerprint:
+        raise TrainingError(
+            f"{checkpoint} was trained on another state of the dataset: it has changed since."
+        )
+
+
+def _check_fit(config: Any, cameras: Mapping[str, str], dataset: LeRobotDataset) -> None:
+    """Raise `ConfigError` unless the policy has room for the dataset's cameras, state and actions."""
+    for slot, key in cameras.items():
+        if slot not in config.cameras:
+            raise ConfigError(
+                f"The policy has no camera slot '{slot}' for '{key}'; its slots are {list(config.cameras)}. "
+                f"Map them with data.cameras.<slot>={key}.{did_you_mean(slot, config.cameras)}"
+            )
+    for name, width, room in (
+        ("state", dataset.state_dim, config.max_state_dim),
+        ("action", dataset.action_dim, config.max_action_dim),
+    ):
+        if width > room:
+            raise ConfigError(
+                f"The dataset's {name} has {width} dimensions, but the policy takes at most {room} "
+                f"(max_{name}_dim)."
+            )
