@@ -64,7 +64,7 @@ def test_film_strip_holds_finished_episodes_and_frames_them_by_outcome():
     rows = [[clip(3), clip(6)], [clip(2), clip(4)]]
     strip = film_strip(rows, ["one", "two"], [[True, False], [False, True]], hold=2)
     assert len(strip) == 6 + 2
-    gap = 2
+    gap = 3
 
     def cell(t, row, column):
         header = strip.shape[1] // 2 - 48 - 2 * gap

@@ -93,7 +93,8 @@ def film_strip(
             f"{[len(row) for row in rows]}, {len(labels)} labels and sizes {sorted(sizes)}."
         )
     height, width, _ = sizes.pop()
-    gap = max(2, width // 32)
+    gap = max(3, width // 24)
+    rim = max(1, gap // 3)
     headers = [_header(label, len(rows[0]) * (width + gap) + gap, max(14, height // 9)) for label in labels]
     total = max(len(clip) for row in rows for clip in row) + hold
     pictures = []
@@ -105,9 +106,7 @@ def film_strip(
                 left = gap + column * (width + gap)
                 if successes is not None and t >= len(clip) - 1:
                     colour = GOOD if successes[index][column] else BAD
-                    band[gap // 2 : height + gap + gap // 2, left - gap // 2 : left + width + gap // 2] = (
-                        colour
-                    )
+                    band[gap - rim : gap + height + rim, left - rim : left + width + rim] = colour
                 band[gap : gap + height, left : left + width] = clip[min(t, len(clip) - 1)]
             bands += [header, band]
         pictures.append(np.concatenate(bands))

@@ -5,7 +5,7 @@ steps. A policy that answers with the mean of both ways drives into the cup; a p
 two ways at once picks one. The instruction either names the side or leaves it open.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -73,7 +73,6 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own)
-    CAMERA: ClassVar[str] = CAMERA
 
     def __init__(self, size: int = 64, render_mode: str | None = None, render_size: int = 256) -> None:
         if min(size, render_size) < 16:
