@@ -42,7 +42,7 @@ def _resolve(name: str) -> Any:
         folder = name.removesuffix(suffix).lower()
         if name.endswith(suffix) and (_HERE / "policies" / folder / "policy.py").is_file():
             return getattr(import_module(f"vla.policies.{folder}"), name)
-    hint = import_module("vla.errors").did_you_mean(name, dir())
+    hint = import_module("vla.errors").did_you_mean(name, __dir__())
     raise AttributeError(f"module 'vla' has no attribute '{name}'.{hint}")
 
 

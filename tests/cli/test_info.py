@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.data.make import make_dataset
 from vla.cli import main
 
 
@@ -88,3 +89,26 @@ def test_folder_that_is_neither(tmp_path, capsys):
 def test_nothing_there(tmp_path, capsys):
     assert main(["info", str(tmp_path / "none" / "at" / "all")]) == 1
     assert "There is no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_dataset_is_described(version, tmp_path, capsys):
+    make_dataset(tmp_path / "data", version=version, episodes=3, length=[5, 7, 6], state_dim=3, action_dim=2)
+    assert main(["info", str(tmp_path / "data")]) == 0
+    rows = lines(capsys)
+    assert rows["version"] == version
+    assert rows["episodes"] == "3, of 5 to 7 frames, median 6"
+    assert rows["frames"] == "18"
+    assert rows["cameras"] == "observation.images.top, observation.images.wrist"
+    assert rows["state"] == "3 values"
+    assert rows["action"] == "2 values"
+    assert rows["tasks"] == "put the cup on the plate; open the drawer"
+
+
+def test_damaged_dataset_is_one_line(tmp_path, capsys):
+    make_dataset(tmp_path / "data", episodes=1, length=5)
+    next((tmp_path / "data" / "data").rglob("*.parquet")).write_bytes(b"PAR1")
+    assert main(["info", str(tmp_path / "data")]) == 1
+    error = capsys.readouterr().err
+    assert ".parquet" in error
+    assert error.count("\n") == 1

@@ -12,7 +12,13 @@ MAX_FUNCTION_LINES = 60
 LONGER_FILES: dict[str, str] = {}
 """Path -> why the file may be longer."""
 
-LONGER_FUNCTIONS: dict[tuple[str, str], str] = {}
+LONGER_FUNCTIONS: dict[tuple[str, str], str] = {
+    (
+        "tests/parity/joint_attention.py",
+        "joint_forward",
+    ): "the slow route, spelled out once from top to bottom",
+    ("tests/data/make.py", "_write_v21"): "a whole dataset format without a helper of the library",
+}
 """(path, function) -> why the function may be longer."""
 
 FILES = {
@@ -27,13 +33,19 @@ def is_long(source: str) -> bool:
 
 
 def long_functions(source: str) -> list[str]:
-    """Names of the functions with more lines than allowed; the docstring counts, decorators do not."""
+    """Names of the functions with more lines than allowed; decorators and the docstring do not count."""
     return [
         node.name
         for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (node.end_lineno or node.lineno) - node.lineno + 1 > MAX_FUNCTION_LINES
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines_of(node) > MAX_FUNCTION_LINES
     ]
+
+
+def lines_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    docstring, end = 0, node.end_lineno or node.lineno
+    if ast.get_docstring(node) is not None:
+        docstring = (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+    return end - node.lineno + 1 - docstring
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -62,4 +74,6 @@ def test_long_function_is_found():
     body = "    x = 1\n" * MAX_FUNCTION_LINES
     assert long_functions(f"def f():\n{body}") == ["f"]
     assert long_functions(f"class A:\n    async def g(self):\n{body.replace('    ', '        ')}") == ["g"]
-    assert long_functions("def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES - 1)) == []
+    body = "    x = 1\n" * (MAX_FUNCTION_LINES - 1)
+    assert long_functions("def f():\n" + body) == []
+    assert long_functions("def f():\n    '''One.\n\n    Two.\n    '''\n" + body) == []

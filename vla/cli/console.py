@@ -42,6 +42,15 @@ def _progress() -> "Progress":
     )
 
 
+def quiet_loading() -> None:
+    """Keep transformers' own bars off the screen; those of hub downloads stay."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    enable_progress_bars()
+
+
 def parse_flags(text: str, option: str) -> tuple[bool, ...]:
     """Read per-dimension flags, `"1,1,0"` or `"true,true,false"`.
 

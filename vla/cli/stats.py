@@ -12,27 +12,38 @@ if TYPE_CHECKING:
 
     from vla.transforms.normalize import FeatureStats
 
+DEFAULT_HORIZON = 50
+"""pi-0's own."""
+
+
+DatasetArgument = Annotated[
+    str,
+    typer.Argument(
+        help="LeRobot dataset, v2.1 or v3.0: folder or hub id.", metavar="DATASET", show_default=False
+    ),
+]
+HorizonOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Action steps per chunk. 50 by default, or the longest episode if shorter."),
+]
+DeltaOption = Annotated[
+    str | None,
+    typer.Option(help="Action dimensions learned relative to the state: 1,1,1,0.", metavar="FLAGS"),
+]
+EpisodesOption = Annotated[str | None, typer.Option(help="Only these: 0,2,5-7.", metavar="LIST")]
+OutputOption = Annotated[
+    Path | None, typer.Option(help="Folder to write statistics.json into.", show_default=False)
+]
+
 
 def stats(
-    dataset: Annotated[
-        str,
-        typer.Argument(
-            help="LeRobot dataset, v2.1 or v3.0: folder or hub id.", metavar="DATASET", show_default=False
-        ),
-    ],
-    action_horizon: Annotated[int, typer.Option(min=1, help="Action steps per chunk.")] = 50,
-    delta_mask: Annotated[
-        str | None,
-        typer.Option(
-            help="Action dimensions that are learned relative to the state: 1,1,1,0.", metavar="FLAGS"
-        ),
-    ] = None,
-    episodes: Annotated[str | None, typer.Option(help="Only these: 0,2,5-7.", metavar="LIST")] = None,
+    dataset: DatasetArgument,
+    action_horizon: HorizonOption = None,
+    delta_mask: DeltaOption = None,
+    episodes: EpisodesOption = None,
     state_key: Annotated[str, typer.Option(help="The dataset's key of the state.")] = "observation.state",
     action_key: Annotated[str, typer.Option(help="The dataset's key of the actions.")] = "action",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder to write statistics.json into.", show_default=False)
-    ] = None,
+    output: OutputOption = None,
 ) -> None:
     """Compute exact statistics of states and actions: mean, std, min, max and the 1 % and 99 % quantiles.
 
@@ -51,15 +62,21 @@ def stats(
     from vla.transforms.actions import DeltaActions
     from vla.transforms.base import Pipeline
 
-    opened = LeRobotDataset(
-        dataset, action_horizon=action_horizon, episodes=chosen, state_key=state_key, action_key=action_key
-    )
+    def open_dataset(horizon: int) -> LeRobotDataset:
+        return LeRobotDataset(
+            dataset, action_horizon=horizon, episodes=chosen, state_key=state_key, action_key=action_key
+        )
+
+    if action_horizon is None:
+        longest = max(episode.length for episode in open_dataset(1).episodes)
+        action_horizon = min(DEFAULT_HORIZON, longest)
+    opened = open_dataset(action_horizon)
     before = None if flags is None else Pipeline([DeltaActions(mask=flags)])
     with progress_bar("statistics") as progress:
         statistics = compute_statistics(opened, before, progress=progress)
-    names = {"state": opened.info.names(state_key), "actions": opened.info.names(action_key)}
+    keys = {"state": state_key, "actions": action_key}
     for feature, values in statistics.features.items():
-        console().print(_table(feature, values, names.get(feature)))
+        console().print(_table(feature, values, opened.info.features[keys[feature]].names))
     console().print(f"counted: {statistics.convention}\ndataset: {statistics.source}")
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -67,15 +84,15 @@ def stats(
         console().print(f"written: {output / 'statistics.json'}")
 
 
-def _table(feature: str, values: "FeatureStats", names: list[str] | None) -> "Table":
+def _table(feature: str, values: "FeatureStats", names: tuple[str, ...] | None) -> "Table":
     from rich.table import Table
 
     table = Table(title=f"{feature} ({values.count} values per dimension)", title_justify="left")
-    table.add_column("dimension")
+    table.add_column("dimension", overflow="fold")
     columns = ("mean", "std", "min", "q01", "q99", "max")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for index in range(len(values.mean)):
         label = f"{index} {names[index]}" if names else str(index)
-        table.add_row(label, *(f"{getattr(values, column)[index]:.5g}" for column in columns))
+        table.add_row(label, *(f"{getattr(values, column)[index]:.4g}" for column in columns))
     return table

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vla.cli.console import console, quiet_loading
+
 
 def train(
     recipe: Annotated[
@@ -24,7 +26,16 @@ def train(
 
     Example: vla train recipes/bridge_mini.yaml data.path=bridge_mini_v3 train.steps=200 output=runs/first
     """
-    from vla.train.loop import train as run
     from vla.train.recipe import load_recipe
 
-    run(load_recipe(recipe, overrides or []), resume=resume)
+    settings = load_recipe(recipe, overrides or [])
+
+    from vla.cli.recordings import while_training
+    from vla.train.loop import train as run
+
+    quiet_loading()
+    result = run(settings, resume=resume, open_loop=while_training)
+    if result.stopped_by_signal:
+        console().print(f"stopped at step {result.step}; the same command with --resume goes on")
+        raise typer.Exit(130)
+    console().print(f"policy: {result.checkpoint}")

@@ -1,0 +1,177 @@
+"""Predicted against recorded actions for `vla eval --open-loop` and during `vla train`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vla.cli.console import console, progress_bar
+from vla.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from vla.data import LeRobotDataset
+    from vla.eval.open_loop import OpenLoopResult
+    from vla.policies.robot import RobotPolicy
+
+RECIPE_FILE = "recipe.yaml"
+EPISODES_WHILE_TRAINING = 10
+"""Episodes that are looked at during training: enough to see a trend."""
+FIGURES = 5
+"""Episodes drawn in the report; the numbers are of all."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where a dataset keeps what the policy takes: from the checkpoint's recipe, or LeRobot's habits.
+
+    Attributes:
+        cameras: Camera slot of the policy -> camera key; None matches slots with the keys' last parts.
+        state: Column of the state.
+        action: Column of the actions.
+    """
+
+    cameras: Mapping[str, str] | None = None
+    state: str = "observation.state"
+    action: str = "action"
+
+
+def keys_of(checkpoint: Path, cameras: Sequence[str] | None) -> Keys:
+    """Return the keys that a checkpoint was trained with, its cameras replaced by `SLOT=KEY` where given.
+
+    Raises:
+        ConfigError: An entry is not of the form `SLOT=KEY`.
+    """
+    keys = Keys()
+    if (checkpoint / RECIPE_FILE).is_file():
+        from vla.train.recipe import load_recipe
+
+        data = load_recipe(checkpoint / RECIPE_FILE).data
+        keys = Keys(data.cameras, data.state_key, data.action_key)
+    if not cameras:
+        return keys
+    pairs = [entry.partition("=") for entry in cameras]
+    for entry, (slot, _, key) in zip(cameras, pairs, strict=True):
+        if not slot or not key:
+            raise ConfigError(f"--camera takes SLOT=KEY, as in top=observation.images.top; got '{entry}'.")
+    return Keys({slot: key for slot, _, key in pairs}, keys.state, keys.action)
+
+
+def match_cameras(dataset: "LeRobotDataset", slots: Sequence[str], keys: Keys) -> dict[str, str]:
+    """Return camera slot -> camera key for the slots of a policy that the dataset can fill.
+
+    Raises:
+        DatasetError: It can fill none.
+    """
+    if keys.cameras is not None:
+        return dict(keys.cameras)
+    by_last_part = {key.rsplit(".", 1)[-1]: key for key in dataset.info.cameras}
+    found = {slot: by_last_part[slot] for slot in slots if slot in by_last_part}
+    if not found:
+        raise DatasetError(
+            f"None of the policy's cameras {list(slots)} is in the dataset, which has "
+            f"{list(dataset.info.cameras)}; name them with --camera SLOT=KEY."
+        )
+    return found
+
+
+def compare(
+    policy: "RobotPolicy", dataset: str, keys: Keys, episodes: list[int] | None, seed: int
+) -> "OpenLoopResult":
+    """Open the dataset and compare the policy with its recordings.
+
+    Raises:
+        DatasetError: It is missing, damaged, or has no episode as long as the policy's horizon.
+        ShapeError: Its state or actions are not of the policy's widths.
+    """
+    import torch
+
+    from vla.data import LeRobotDataset
+    from vla.eval.open_loop import open_loop
+
+    config = policy.policy.config
+    opened = LeRobotDataset(
+        dataset,
+        action_horizon=config.action_horizon,
+        episodes=episodes,
+        cameras=None if keys.cameras is None else list(keys.cameras.values()),
+        state_key=keys.state,
+        action_key=keys.action,
+    )
+    with progress_bar("open loop") as progress:
+        return open_loop(
+            policy,
+            opened,
+            cameras=match_cameras(opened, config.cameras, keys),
+            generator=torch.Generator(policy.policy.device).manual_seed(seed),
+            progress=progress,
+        )
+
+
+def while_training(policy: Any, job: Any) -> dict[str, float]:
+    """Return the open-loop error on a few held-out episodes (training ones where none are held out).
+
+    This is the `open_loop` of `vla.train.loop.train`.
+    """
+    import torch
+
+    from vla.eval.open_loop import open_loop
+    from vla.policies.robot import RobotPolicy
+
+    dataset = job.dataset if job.held_out is None else job.held_out
+    result = open_loop(
+        RobotPolicy(policy),
+        dataset,
+        cameras=job.cameras,
+        episodes=[episode.index for episode in dataset.episodes[:EPISODES_WHILE_TRAINING]],
+        generator=torch.Generator(policy.device).manual_seed(0),
+    )
+    return {"relative_error": result.relative_error, "total_ratio": result.total_ratio}
+
+
+def _table(result: "OpenLoopResult") -> tuple[list[str], list[list[str]]]:
+    header = ["dimension", "mean squared error", "of the mean action", "ratio", "mean abs error"]
+    columns = zip(result.names, result.mse, result.mean_mse, result.relative, result.mae, strict=True)
+    rows = [[name, *(f"{value:.4g}" for value in values)] for name, *values in columns]
+    return header, rows
+
+
+def print_errors(result: "OpenLoopResult") -> None:
+    """Print the errors per dimension beside those of always predicting the mean action."""
+    from rich.table import Table
+
+    header, rows = _table(result)
+    table = Table(
+        title=f"{len(result.episodes)} episodes, {result.steps} predicted steps", title_justify="left"
+    )
+    for column in header:
+        table.add_column(column, justify="left" if column == "dimension" else "right")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+    console().print(_sentence(result))
+
+
+def _sentence(result: "OpenLoopResult") -> str:
+    return (
+        f"squared error is {result.relative_error:.3f} of that of always predicting the mean action "
+        "(mean over the dimensions that vary)"
+    )
+
+
+def write_comparison(folder: Path, checkpoint: str, dataset: str, result: "OpenLoopResult") -> None:
+    """Write report.html, a plot per episode (in the report for the first few) and open_loop.json."""
+    from vla.eval.figures import to_png
+    from vla.eval.report import FigureBlock, Report, TableBlock, write_report
+
+    header, rows = _table(result)
+    blocks: list[Any] = [TableBlock("Error per action dimension, robot units", header, rows)]
+    for index, (episode, figure) in enumerate(result.figures().items()):
+        png = to_png(figure)
+        (folder / f"episode_{episode:04d}.png").write_bytes(png)
+        if index < FIGURES:
+            blocks.append(FigureBlock(f"Episode {episode}", png, "Each dot begins a predicted chunk."))
+    lead = f"Predictions of {checkpoint} at the recorded frames of {dataset}; {_sentence(result)}."
+    write_report(folder / "report.html", Report("Predicted against recorded actions", lead, blocks=blocks))
+    numbers = {"checkpoint": checkpoint, "dataset": dataset, **result.to_json()}
+    (folder / "open_loop.json").write_text(json.dumps(numbers, indent=2) + "\n")
