@@ -1,0 +1,260 @@
+"""`LeRobotDataset`: a frame and the action chunk that follows it, by number.
+
+From file to sample: `hub` finds the folder, `schema` reads what it holds, `storage_v21` / `storage_v30`
+say where each episode lives, `columns` reads and checks the numbers once, `frames` decodes pictures on
+demand, `windows` says which rows make up a chunk.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla.data import storage_v21, storage_v30
+from vla.data.columns import read_columns
+from vla.data.episodes import Episode
+from vla.data.frames import FrameStore, Progress
+from vla.data.hub import Source, locate
+from vla.data.schema import INFO_PATH, DatasetInfo, Feature, read_info
+from vla.data.video import check_container
+from vla.data.windows import window
+from vla.errors import ConfigError, DatasetError, did_you_mean
+
+_STORAGES = {"v2.1": storage_v21, "v3.0": storage_v30}
+
+
+class LeRobotDataset:
+    """A LeRobot dataset (v2.1 or v3.0), from a folder or from the Hugging Face hub.
+
+    Map-style: `dataset[i]` is a dictionary with LeRobot's own keys: every camera as uint8 `[3, h, w]`, the
+    state `[d]` and the action chunk `[a, m]` as float32, `"action_is_pad"` bool `[a]`, `"task"` as text, and
+    every other column as it is (scalars as 0-dim tensors, strings as `str`). Everything but the pictures is
+    in memory; opening checks all of it, so that a run that starts does not stumble over its data. It can be
+    pickled, and used in forked or spawned workers.
+
+    Args:
+        path_or_repo_id: Folder, or hub id `"owner/name"` (downloads what the selection needs).
+        action_horizon: Steps in an action chunk; past the episode's end the last action is repeated.
+        episodes: Episode indices to use, in this order; all by default.
+        cameras: Camera keys to decode; all by default.
+        action_key: Column of the actions.
+        state_key: Column of the state.
+        revision: Branch, tag or commit of a hub dataset.
+        tolerance_s: Largest difference between a video frame's time and its row's timestamp, in seconds;
+            see `video.DEFAULT_TOLERANCE_S`.
+        cache_frames: Keep decoded frames in memory (uint8), so that each is decoded once; `preload` decodes
+            all of them at once.
+
+    Attributes:
+        info: What the whole dataset holds.
+        episodes: The selected episodes.
+        episode_slices: Per selected episode, its frames in this dataset.
+        cameras: Keys of the cameras that are decoded.
+        tasks: The whole dataset's instructions.
+        state_dim: Width of the state.
+        action_dim: Width of an action.
+        fingerprint: Hash of the metadata, the selection and the sizes of the files it lives in.
+
+    Raises:
+        DatasetError: The dataset is missing, incomplete, corrupt, empty, of an unknown version, holds values
+            that are not finite, lacks a camera, episode or column that was asked for, or has no episode as
+            long as the horizon.
+        ConfigError: The horizon is not positive.
+    """
+
+    def __init__(
+        self,
+        path_or_repo_id: str | Path,
+        *,
+        action_horizon: int,
+        episodes: Sequence[int] | None = None,
+        cameras: Sequence[str] | None = None,
+        action_key: str = "action",
+        state_key: str = "observation.state",
+        revision: str | None = None,
+        tolerance_s: float | None = None,
+        cache_frames: bool = False,
+    ) -> None:
+        if action_horizon < 1:
+            raise ConfigError(f"action_horizon must be at least 1, got {action_horizon}.")
+        source = locate(path_or_repo_id, revision)
+        self.root = source.root
+        self.action_horizon = action_horizon
+        self.action_key, self.state_key = action_key, state_key
+        info = read_info(self.root)
+        storage = _STORAGES[info.version]
+        self.info: DatasetInfo = replace(info, tasks=storage.read_tasks(self.root))
+        self.tasks = tuple(self.info.tasks[index] for index in sorted(self.info.tasks))
+        self.episodes = _select(storage.read_episodes(self.root, self.info), episodes)
+        self.cameras = _choose_cameras(self.info, cameras)
+        longest = max(episode.length for episode in self.episodes)
+        if action_horizon > longest:
+            raise DatasetError(
+                f"action_horizon is {action_horizon}, but the longest of the {len(self.episodes)} episodes "
+                f"in {self.root} has {longest} frames: every chunk would be padded. Choose at most {longest}."
+            )
+        for key, what in ((state_key, "the state"), (action_key, "the actions")):
+            _check_vector(self.info.feature(key, what), what)
+        self._fetch_files(source)
+        self.fingerprint = self._fingerprint(storage.metadata_files(self.root))
+        self._load_rows(tolerance_s, cache_frames)
+
+    def __len__(self) -> int:
+        return len(self._actions)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"The dataset has {len(self)} frames, index {index} is outside.")
+        row = index % len(self)
+        position = int(self._positions[row])
+        frame = row - self.episode_slices[position].start
+        rows, is_pad = window(row, self.episode_slices[position].stop, self.action_horizon)
+        # Indexing with arrays copies, so that a caller may edit an item without touching the dataset.
+        item: dict[str, Any] = {
+            camera: torch.from_numpy(self._frames.get(position, frame, camera)) for camera in self.cameras
+        }
+        item[self.state_key] = torch.from_numpy(self._states[row].copy())
+        item[self.action_key] = torch.from_numpy(self._actions[rows])
+        item[f"{self.action_key}_is_pad"] = torch.from_numpy(is_pad)
+        for key, values in self._others.items():
+            item[key] = values[row].clone()
+        for key, texts in self._columns.texts.items():
+            item[key] = texts[row]
+        item["task"] = self.info.tasks[int(self._columns.numbers["task_index"][row])]
+        return item
+
+    def low_dim(self, key: str) -> np.ndarray:
+        """Return a whole numeric column of the selected episodes, without touching any video.
+
+        Args:
+            key: Column; the state and the actions are float32 `[n, d]`, scalars are `[n]`.
+
+        Raises:
+            DatasetError: There is no such numeric column.
+        """
+        special = {self.state_key: self._states, self.action_key: self._actions}
+        if key in special:
+            return special[key]
+        if key not in self._columns.numbers:
+            options = sorted(self._columns.numbers)
+            raise DatasetError(
+                f"There is no numeric column '{key}' in {options}.{did_you_mean(key, options)}"
+            )
+        return self._columns.numbers[key]
+
+    @property
+    def action_is_pad_key(self) -> str:
+        """Key of the mask of steps past the episode's end."""
+        return f"{self.action_key}_is_pad"
+
+    def preload(self, progress: Progress | None = None) -> None:
+        """Decode every frame now (needs `cache_frames`); workers forked afterwards share the memory.
+
+        Args:
+            progress: Called with (episodes done, episodes in all).
+
+        Raises:
+            ConfigError: `cache_frames` is off, so nothing would be kept.
+            DatasetError: A frame cannot be decoded.
+        """
+        if not self._cache_frames:
+            raise ConfigError("preload keeps frames in memory, which needs cache_frames=True.")
+        self._frames.preload(progress)
+
+    def _fetch_files(self, source: Source) -> None:
+        self._videos = sorted(
+            {e.videos[c].path for e in self.episodes for c in self.cameras if c in e.videos}
+        )
+        self._tables = sorted({episode.data_path for episode in self.episodes})
+        source.fetch([*self._tables, *self._videos])
+        for path in self._videos:
+            check_container(self.root / path)
+
+    def _fingerprint(self, metadata: Sequence[Path]) -> str:
+        digest = hashlib.sha256()
+        for path in (self.root / INFO_PATH, *metadata):
+            digest.update(path.read_bytes())
+        digest.update(repr([episode.index for episode in self.episodes]).encode())
+        for name in (*self._tables, *self._videos):
+            path = self.root / name
+            if not path.exists():
+                raise DatasetError(f"{path} is missing: the dataset is incomplete.")
+            digest.update(f"{name} {path.stat().st_size}\n".encode())
+        return digest.hexdigest()[:32]
+
+    def _load_rows(self, tolerance_s: float | None, cache_frames: bool) -> None:
+        self._columns = read_columns(self.root, self.info, self.episodes)
+        numbers = self._columns.numbers
+        lengths = [episode.length for episode in self.episodes]
+        ends = np.cumsum(lengths).tolist()
+        self.episode_slices = [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
+        self._positions = np.repeat(np.arange(len(lengths)), lengths)
+        self._states = _as_vectors(numbers[self.state_key])
+        self._actions = _as_vectors(numbers[self.action_key])
+        self.state_dim, self.action_dim = self._states.shape[1], self._actions.shape[1]
+        self._others = {
+            key: torch.from_numpy(values)
+            for key, values in numbers.items()
+            if key not in (self.state_key, self.action_key)
+        }
+        times = _frame_times(numbers["timestamp"], numbers["frame_index"], self.info.fps)
+        self._cache_frames = cache_frames
+        self._frames = FrameStore(
+            self.root,
+            self.episodes,
+            {camera: self.info.features[camera] for camera in self.cameras},
+            [times[s] for s in self.episode_slices],
+            [self._columns.file_rows[s] for s in self.episode_slices],
+            tolerance_s,
+            cache_frames,
+        )
+
+
+def _select(episodes: list[Episode], wanted: Sequence[int] | None) -> list[Episode]:
+    if wanted is None:
+        return episodes
+    by_index = {episode.index: episode for episode in episodes}
+    unknown = [index for index in wanted if index not in by_index]
+    if unknown or not len(wanted):
+        raise DatasetError(
+            f"Episodes {unknown} do not exist" if unknown else "No episode was selected: episodes=[]"
+        )
+    if len(set(wanted)) != len(wanted):
+        raise DatasetError(f"Some episodes are selected twice: {sorted(wanted)}.")
+    return [by_index[index] for index in wanted]
+
+
+def _choose_cameras(info: DatasetInfo, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    if wanted is None:
+        return info.cameras
+    for key in wanted:
+        if key not in info.cameras:
+            hint = did_you_mean(key, info.cameras)
+            raise DatasetError(f"There is no camera '{key}'; the dataset has {list(info.cameras)}.{hint}")
+    return tuple(wanted)
+
+
+def _check_vector(feature: Feature, what: str) -> None:
+    if feature.is_camera or feature.dtype == "string" or len(feature.shape) != 1:
+        raise DatasetError(
+            f"'{feature.key}' cannot be {what}: it is {feature.dtype} {list(feature.shape)}, not a vector."
+        )
+
+
+def _as_vectors(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1).astype(np.float32, copy=False)
+
+
+def _frame_times(timestamps: np.ndarray, frame_index: np.ndarray, fps: float) -> np.ndarray:
+    """Return float64 times since the episode's start.
+
+    Timestamps are stored as float32, which after an hour is off by more than the video tolerance. Where
+    one is frame_index / fps up to that rounding, the exact quotient is taken instead.
+    """
+    exact = frame_index / fps
+    rounding = np.spacing(np.maximum(np.abs(exact), 1).astype(np.float32)).astype(np.float64)
+    return np.where(np.abs(timestamps - exact) <= 2 * rounding, exact, timestamps.astype(np.float64))

@@ -1,0 +1,108 @@
+"""One camera frame of one episode, wherever it is stored, with an error that says which frame it was."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla.data.episodes import Episode
+from vla.data.images import ParquetImages
+from vla.data.schema import Feature
+from vla.data.video import VideoReaders
+from vla.errors import DatasetError
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+class FrameStore:
+    """Frames of the selected episodes and cameras.
+
+    Args:
+        root: Dataset folder.
+        episodes: The selected episodes.
+        cameras: Feature by key of the cameras to read.
+        times: Per episode, the time of each frame since its start, in seconds.
+        file_rows: Per episode, the row of each frame in its parquet file.
+        tolerance_s: See `VideoReader.frame`.
+        cache: Decode an episode's frames when the first of them is asked for, and keep them (uint8) in
+            memory, so that each frame is decoded once per process. Processes forked after that share them.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        episodes: Sequence[Episode],
+        cameras: Mapping[str, Feature],
+        times: Sequence[np.ndarray],
+        file_rows: Sequence[np.ndarray],
+        tolerance_s: float | None,
+        cache: bool,
+    ) -> None:
+        self._root = root
+        self._episodes = episodes
+        self._cameras = cameras
+        self._times = times
+        self._file_rows = file_rows
+        self._tolerance_s = tolerance_s
+        self._kept: dict[tuple[int, str], np.ndarray] | None = {} if cache else None
+        self._videos = VideoReaders()
+        self._images = ParquetImages()
+
+    def get(self, position: int, frame: int, camera: str) -> np.ndarray:
+        """Return one frame.
+
+        Args:
+            position: Place of the episode in the selection.
+            frame: Frame of the episode.
+            camera: Camera key.
+
+        Returns:
+            uint8 `[3, h, w]`, the caller's own.
+
+        Raises:
+            DatasetError: The frame cannot be decoded, or has another size than info.json says; the message
+                names camera, episode and frame.
+        """
+        if self._kept is None:
+            return self._decode(position, frame, camera)
+        if (position, camera) not in self._kept:
+            length = self._episodes[position].length
+            self._kept[position, camera] = np.stack(
+                [self._decode(position, f, camera) for f in range(length)]
+            )
+        return self._kept[position, camera][frame].copy()
+
+    def preload(self, progress: Progress | None = None) -> None:
+        """Decode everything now, so that worker processes forked afterwards share the frames."""
+        total = len(self._episodes)
+        for position in range(total):
+            for camera in self._cameras:
+                self.get(position, 0, camera)
+            if progress is not None:
+                progress(position + 1, total)
+
+    def _decode(self, position: int, frame: int, camera: str) -> np.ndarray:
+        episode = self._episodes[position]
+        feature = self._cameras[camera]
+        try:
+            if feature.dtype == "video":
+                span = episode.videos[camera]
+                seconds = span.start + float(self._times[position][frame])
+                pixels = self._videos.get(self._root / span.path).frame(seconds, self._tolerance_s)
+            else:
+                row = int(self._file_rows[position][frame])
+                pixels = self._images.read(self._root / episode.data_path, row, camera)
+        except DatasetError as error:
+            raise DatasetError(f"{camera}, episode {episode.index}, frame {frame}: {error}") from error
+        if pixels.shape[:2] != feature.shape[:2]:
+            raise DatasetError(
+                f"{camera}, episode {episode.index}, frame {frame}: decoded {list(pixels.shape[:2])} pixels, "
+                f"but meta/info.json says {list(feature.shape[:2])}."
+            )
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process decodes for itself: sending the frames would cost more than reading them again.
+        return {**self.__dict__, "_kept": None if self._kept is None else {}}

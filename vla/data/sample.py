@@ -1,0 +1,47 @@
+"""A dataset's item, under its robot's names, becomes the sample that the transforms know."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vla.errors import DatasetError
+from vla.types import Sample
+
+
+def to_canonical(
+    item: Mapping[str, Any],
+    cameras: Mapping[str, str],
+    state_key: str = "observation.state",
+    action_key: str = "action",
+    response_key: str | None = None,
+) -> Sample:
+    """Rename an item's entries to the canonical keys of `vla.transforms.base`.
+
+    Args:
+        item: `LeRobotDataset[i]`.
+        cameras: Camera slot of the policy to camera key of the dataset,
+            `{"base_0_rgb": "observation.images.image_0"}`. Slots that the robot lacks are left out.
+        state_key: The dataset's key of the state.
+        action_key: The dataset's key of the actions.
+        response_key: A text column to be predicted; none by default.
+
+    Returns:
+        `images` uint8 `[3, h, w]` by slot, `state` `[m]`, `actions` `[a, m]`, `action_is_pad` `[a]`, `task`,
+        and `response` if asked for.
+
+    Raises:
+        DatasetError: The item lacks one of the keys; the message names those it has.
+    """
+    wanted = [*cameras.values(), state_key, action_key, f"{action_key}_is_pad", "task"]
+    missing = sorted(key for key in (*wanted, *([response_key] if response_key else [])) if key not in item)
+    if missing:
+        raise DatasetError(f"The dataset's samples have no {missing}; they have {sorted(item)}.")
+    sample: Sample = {
+        "images": {slot: item[key] for slot, key in cameras.items()},
+        "state": item[state_key],
+        "actions": item[action_key],
+        "action_is_pad": item[f"{action_key}_is_pad"],
+        "task": item["task"],
+    }
+    if response_key:
+        sample["response"] = item[response_key]
+    return sample

@@ -1,0 +1,175 @@
+"""What a dataset says about itself: meta/info.json of either version becomes one `DatasetInfo`.
+
+Video keys, path templates and widths come from the file, never from habit: LeRobot datasets differ.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla.errors import DatasetError, did_you_mean
+
+INFO_PATH = "meta/info.json"
+VERSIONS = ("v2.1", "v3.0")
+CAMERA_DTYPES = ("video", "image")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column or camera.
+
+    Attributes:
+        key: LeRobot's name, `"observation.state"`.
+        dtype: `"float32"`, `"int64"`, `"bool"`, `"string"`, ..., `"video"` (in mp4) or `"image"` (encoded
+            pictures in parquet).
+        shape: Per frame. Cameras: (height, width, channels), whatever order the file stores.
+        names: A name per dimension of a vector, or None.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...] | None = None
+
+    @property
+    def is_camera(self) -> bool:
+        """Whether this is a picture per frame rather than a column of numbers or text."""
+        return self.dtype in CAMERA_DTYPES
+
+    def dimension(self, index: int) -> str:
+        """Name one dimension for a message: `"dimension 3 (roll)"`, or nothing for a scalar."""
+        if self.shape in ((), (1,)):
+            return ""
+        name = f" ({self.names[index]})" if self.names and len(self.names) > index else ""
+        return f", dimension {index}{name}"
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A dataset's description, the same for every version.
+
+    Attributes:
+        version: LeRobot's codebase version, `"v2.1"` or `"v3.0"`.
+        fps: Frames per second.
+        robot_type: Free text, or None.
+        features: Feature by key, cameras included, in the file's order.
+        total_episodes: Number of episodes in the whole dataset.
+        total_frames: Number of frames in the whole dataset.
+        chunks_size: Episodes (v2.1) or files (v3.0) per chunk folder.
+        data_path: Template of parquet paths.
+        video_path: Template of video paths; None without video.
+        tasks: Instruction by task index.
+    """
+
+    version: str
+    fps: float
+    robot_type: str | None
+    features: Mapping[str, Feature]
+    total_episodes: int
+    total_frames: int
+    chunks_size: int
+    data_path: str
+    video_path: str | None
+    tasks: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Keys of all cameras."""
+        return tuple(key for key, feature in self.features.items() if feature.is_camera)
+
+    @property
+    def total_tasks(self) -> int:
+        """Number of distinct instructions."""
+        return len(self.tasks)
+
+    def feature(self, key: str, what: str) -> Feature:
+        """Return a feature, or raise a `DatasetError` that names what there is instead.
+
+        Args:
+            key: LeRobot's name.
+            what: What it is wanted for, `"the state"`.
+        """
+        if key not in self.features:
+            hint = did_you_mean(key, self.features)
+            raise DatasetError(
+                f"The dataset has no '{key}' for {what}; it has {sorted(self.features)}.{hint}"
+            )
+        return self.features[key]
+
+
+def read_info(root: Path) -> DatasetInfo:
+    """Read meta/info.json; the tasks stay empty, they live in other files.
+
+    Raises:
+        DatasetError: The file is missing, is not JSON, lacks a field, or is of an unknown version.
+    """
+    path = root / INFO_PATH
+    values = read_json(path)
+    version = values.get("codebase_version")
+    if version not in VERSIONS:
+        raise DatasetError(
+            f"{path} is of version '{version}'; this library reads {' and '.join(VERSIONS)}. "
+            "LeRobot's own scripts convert older datasets."
+        )
+    try:
+        info = DatasetInfo(
+            version=version,
+            fps=float(values["fps"]),
+            robot_type=values.get("robot_type"),
+            features={key: _feature(key, entry) for key, entry in values["features"].items()},
+            total_episodes=int(values["total_episodes"]),
+            total_frames=int(values["total_frames"]),
+            chunks_size=int(values.get("chunks_size") or 1000),
+            data_path=values["data_path"],
+            video_path=values.get("video_path"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path} is not a LeRobot description: {_reason(error)}.") from error
+    if info.fps <= 0:
+        raise DatasetError(f"{path} says fps = {info.fps}, which is no frame rate.")
+    if info.total_episodes == 0 or info.total_frames == 0:
+        raise DatasetError(f"{root} is empty: {info.total_episodes} episodes, {info.total_frames} frames.")
+    return info
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a dataset's metadata.
+
+    Raises:
+        DatasetError: The file is missing, or is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing: a LeRobot dataset keeps its description there.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise DatasetError(f"{path} must hold a JSON object, got a {type(values).__name__}.")
+    return values
+
+
+def _feature(key: str, entry: Mapping[str, Any]) -> Feature:
+    shape = tuple(int(size) for size in entry["shape"])
+    names = entry.get("names")
+    if isinstance(names, Mapping):  # {"motors": ["x", "y"]} in datasets converted from v1
+        names = [name for group in names.values() for name in group] if shape else None
+    if entry["dtype"] in CAMERA_DTYPES:
+        shape = _height_width_channels(key, shape, names)
+    return Feature(key, entry["dtype"], shape, tuple(str(name) for name in names) if names else None)
+
+
+def _height_width_channels(key: str, shape: tuple[int, ...], names: Any) -> tuple[int, ...]:
+    if len(shape) != 3:
+        raise ValueError(f"camera '{key}' has shape {list(shape)}, expected three sizes")
+    first = str(names[0]) if names else ""
+    channels_first = first.startswith("channel") or (
+        not first and shape[0] in (1, 3) and shape[2] not in (1, 3)
+    )
+    return (shape[1], shape[2], shape[0]) if channels_first else shape
+
+
+def _reason(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,36 @@
+"""Training and validation episodes: whole episodes, because frames of one episode resemble each other."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla.errors import ConfigError
+
+
+def split_episodes(
+    episodes: int | Sequence[int], validation_fraction: float, seed: int = 0
+) -> tuple[list[int], list[int]]:
+    """Split episodes at random, the same way for the same seed.
+
+    Args:
+        episodes: Episode indices, or how many there are.
+        validation_fraction: In [0, 1). Where it is above 0 and there are two or more episodes, both parts
+            get at least one.
+        seed: Which split.
+
+    Returns:
+        Training and validation indices, each sorted; disjoint, and together all of them.
+
+    Raises:
+        ConfigError: The fraction is outside [0, 1).
+    """
+    if not 0 <= validation_fraction < 1:
+        raise ConfigError(f"validation_fraction must be in [0, 1), got {validation_fraction}.")
+    ids = list(range(episodes)) if isinstance(episodes, int) else list(episodes)
+    count = round(validation_fraction * len(ids))
+    if validation_fraction > 0 and len(ids) >= 2:
+        count = min(max(count, 1), len(ids) - 1)
+    order = np.random.default_rng(seed).permutation(len(ids)).tolist()
+    chosen = set(order[:count])
+    validation = [index for place, index in enumerate(ids) if place in chosen]
+    return sorted(index for place, index in enumerate(ids) if place not in chosen), sorted(validation)

@@ -1,0 +1,214 @@
+"""Times to frames of a video file, exactly: the frame that comes out was shown at the time asked for.
+
+A seek lands on a key frame at or before the time, and frames are decoded from there. Where it lands too
+late (open groups of pictures, as HEVC has them), the seek is repeated further back. A frame whose time
+differs from the one asked for by more than the tolerance is an error, never a neighbour's frame.
+"""
+
+import os
+import struct
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from vla.errors import DatasetError
+
+DEFAULT_TOLERANCE_S = 1e-4
+"""LeRobot's. Frame times are exact fractions, so what remains is rounding: to the container's ticks
+(half a tick is added, it is known per file) and of `from_timestamp`, a sum of floats. Half a frame would
+be the loosest tolerance that is unambiguous, and would hide recordings whose video is out of step."""
+
+_READ_ON = 3  # frames; decoding so many costs less than a seek
+_MP4_SUFFIXES = (".mp4", ".mov", ".m4v")
+
+
+class VideoReader:
+    """One open video file. Frames may be asked for in any order; in sequence is fastest.
+
+    Raises:
+        DatasetError: The file is missing, truncated or no video.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._container: InputContainer = av.open(str(path))
+        except (av.FFmpegError, OSError) as error:
+            raise DatasetError(
+                f"{path} cannot be opened as a video (truncated or corrupt?): {error}."
+            ) from error
+        if not self._container.streams.video:
+            raise DatasetError(f"{path} holds no video stream.")
+        self._stream = self._container.streams.video[0]
+        # Workers decode in parallel already; threads of each decoder would only get in each other's way.
+        self._stream.codec_context.thread_count = 1
+        assert self._stream.time_base is not None
+        self._tick = float(self._stream.time_base)
+        rate = self._stream.average_rate or self._stream.base_rate
+        self._period = 1 / float(rate) if rate else 1 / 30
+        self._to_rgb = VideoReformatter()
+        self._frames: Iterator[VideoFrame] = iter(())
+        self._before: VideoFrame | None = None
+        self._head: VideoFrame | None = None
+
+    def frame(self, seconds: float, tolerance_s: float | None = None) -> np.ndarray:
+        """Decode the frame shown at a time.
+
+        Args:
+            seconds: Time in the file.
+            tolerance_s: Largest difference between that and the frame's own time; by default
+                `DEFAULT_TOLERANCE_S` plus half a tick of the file's clock.
+
+        Returns:
+            uint8 `[h, w, 3]`.
+
+        Raises:
+            DatasetError: No frame is near enough, or the file cannot be decoded there.
+        """
+        tolerance = DEFAULT_TOLERANCE_S + self._tick / 2 if tolerance_s is None else tolerance_s
+        try:
+            frame = self._nearest(round(seconds / self._tick))
+        except (av.FFmpegError, OSError) as error:
+            raise DatasetError(f"{self.path} cannot be decoded at {seconds:.4f} s: {error}.") from error
+        if frame is None:
+            raise DatasetError(
+                f"{self.path} has no frame at {seconds:.4f} s: nothing could be decoded there."
+            )
+        shown = _pts(frame) * self._tick
+        distance = abs(shown - seconds)
+        if distance > tolerance:
+            raise DatasetError(
+                f"{self.path} has no frame at {seconds:.4f} s: the nearest, at {shown:.4f} s, "
+                f"is {distance:.4f} s away (tolerance {tolerance:.4f} s). The video is truncated, or out of "
+                "step with the recorded timestamps; tolerance_s widens the tolerance."
+            )
+        return self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def _nearest(self, target: int) -> VideoFrame | None:
+        """Return the frame whose time is nearest to `target` ticks, moving on or seeking as needed."""
+        head = _pts(self._head)
+        if head is None or not self._is_at_hand(target, head):
+            self._seek(target)
+        while self._head is not None and _pts(self._head, 0) < target:
+            following = next(self._frames, None)
+            if following is None:
+                # The file ends here: the decoder is spent, so the next request has to seek.
+                last, self._head, self._before = self._head, None, None
+                return last
+            self._before, self._head = self._head, following
+        candidates = [frame for frame in (self._before, self._head) if frame is not None]
+        return min(candidates, key=lambda frame: abs(_pts(frame, 0) - target), default=None)
+
+    def _is_at_hand(self, target: int, head: int) -> bool:
+        if target > head:
+            return (target - head) * self._tick <= (_READ_ON + 0.5) * self._period
+        before = _pts(self._before)
+        return target == head or (before is not None and before <= target)
+
+    def _seek(self, target: int) -> None:
+        start = self._stream.start_time or 0
+        back = 0
+        while True:
+            offset = max(start, target - back)
+            self._container.seek(offset, stream=self._stream, backward=True, any_frame=False)
+            self._frames = (f for f in self._container.decode(self._stream) if f.pts is not None)
+            self._before, self._head = None, next(self._frames, None)
+            if offset == start or (self._head is not None and _pts(self._head, 0) <= target):
+                return
+            back = max(2 * back, round(1 / self._tick))
+
+
+class VideoReaders:
+    """Open readers by path, the least recently used one closed when there are too many.
+
+    A decoder must not cross into another process: pickling leaves them behind, and after a fork the
+    inherited ones are put aside. They are not closed, because a decoder waits for its threads to end, and
+    the threads of the parent do not exist in the child.
+    """
+
+    def __init__(self, capacity: int = 64) -> None:
+        self._capacity = capacity
+        self._open: OrderedDict[Path, VideoReader] = OrderedDict()
+        self._inherited: list[OrderedDict[Path, VideoReader]] = []
+        self._process = os.getpid()
+
+    def get(self, path: Path) -> VideoReader:
+        """Return the reader of a file, opening it if needed; raises `DatasetError` as `VideoReader`."""
+        if self._process != os.getpid():
+            self._inherited.append(self._open)
+            self._open, self._process = OrderedDict(), os.getpid()
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        while len(self._open) >= self._capacity:
+            self._open.popitem(last=False)[1].close()
+        self._open[path] = VideoReader(path)
+        return self._open[path]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_capacity": self._capacity, "_open": OrderedDict(), "_inherited": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _process=os.getpid())
+
+
+def check_container(path: Path) -> None:
+    """Raise `DatasetError` if an mp4 file is missing, empty or cut off, without decoding anything.
+
+    Reads the sizes of the outermost boxes, some microseconds a file, so that a truncated video is found
+    when the dataset is opened rather than in the middle of a run. Other containers are only looked for.
+    """
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise DatasetError(f"{path} is empty.")
+        if path.suffix.lower() not in _MP4_SUFFIXES:
+            return
+        kinds = _mp4_boxes(path, size)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing: the dataset is incomplete.") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error}.") from error
+    if b"moov" not in kinds:
+        raise DatasetError(
+            f"{path} is not a complete mp4 file: it has no index (truncated, or never finished?)."
+        )
+
+
+def _mp4_boxes(path: Path, size: int) -> set[bytes]:
+    kinds = set()
+    at = 0
+    with path.open("rb") as file:
+        while at < size:
+            file.seek(at)
+            header = file.read(16)
+            if len(header) < 8:
+                raise DatasetError(f"{path} is truncated: {size} bytes end in the middle of a box header.")
+            length, kind = struct.unpack(">I4s", header[:8])
+            if length == 1 and len(header) == 16:
+                length = struct.unpack(">Q", header[8:])[0]
+            if length == 0:  # the last box, reaching to the end of the file
+                length = size - at
+            if length < 8 or at + length > size:
+                raise DatasetError(
+                    f"{path} is truncated or corrupt: its part '{kind.decode('latin-1')}' should end at byte "
+                    f"{at + length}, the file has {size}."
+                )
+            kinds.add(kind)
+            at += length
+    return kinds
+
+
+def _pts(frame: VideoFrame | None, default: Any = None) -> Any:
+    return default if frame is None else frame.pts
