@@ -32,7 +32,7 @@ def joint_forward(model: Pi0Model, batch: dict, x, tau, see_response: bool):
     config = model.config
     b, v = batch["pixel_mask"].shape
     images = model.vision_tower(batch["pixel_values"].flatten(0, 1)).last_hidden_state
-    images = (images @ model.multi_modal_projector.linear.weight.T + model.multi_modal_projector.linear.bias)
+    images = images @ model.multi_modal_projector.linear.weight.T + model.multi_modal_projector.linear.bias
     images = images.reshape(b, -1, images.shape[-1])
     per_image = images.shape[1] // v
     text = model.language_model.embed_tokens.weight[batch["input_ids"]] * math.sqrt(config.vlm["width"])

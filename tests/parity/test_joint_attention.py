@@ -37,7 +37,9 @@ def test_values_and_gradients_agree(see_response):
     velocity, hidden = joint_forward(policy.model, batch, point.x, batch["tau"], see_response)
     logits = hidden @ policy.model.language_model.embed_tokens.weight.T
     action_loss = (velocity - point.velocity).square().mean()
-    text_loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    text_loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    )
     (action_loss + text_loss).backward()
 
     torch.testing.assert_close(out.velocity, velocity, atol=1e-5, rtol=0)

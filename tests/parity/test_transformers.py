@@ -5,6 +5,7 @@ import torch
 from transformers import PaliGemmaForConditionalGeneration
 
 from tests.parity.transformers_pi0 import make_batch, make_pair, to_their_prefix, transformers_config
+from vla.policies.pi0.weights import to_transformers
 
 OBSERVATION = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state")
 
@@ -45,6 +46,24 @@ def test_samples(pair, name, num_steps):
         state=batch["state"], noise=batch["noise"].clone(), num_steps=num_steps,
         **to_their_prefix(ours.config, batch),
     )  # fmt: skip
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_the_originals_rounding_of_time_is_a_matter_of_the_last_bits():
+    """With freshly initialised weights even the default numerics agree with transformers' to 1e-5."""
+    _, theirs = make_pair()
+    torch.manual_seed(0)
+    theirs.init_weights()
+    for module in theirs.modules():
+        theirs._init_weights(module)
+    ours, _ = make_pair(numerics="openpi")
+    stored = theirs.state_dict()
+    ours.load_state_dict({name: stored[to_transformers(name)] for name in ours.state_dict()})
+    batch = make_batch(ours.config, **BATCHES["unequal prompts"])
+    got = ours.sample_actions(**{k: batch[k] for k in OBSERVATION}, noise=batch["noise"])
+    want = theirs.sample_actions(
+        state=batch["state"], noise=batch["noise"].clone(), **to_their_prefix(ours.config, batch)
+    )
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
@@ -97,7 +116,9 @@ def test_text_logits_of_a_prompt_with_response():
             length = want.shape[0]
             torch.testing.assert_close(logits[row, :length], want, atol=1e-5, rtol=1e-5)
             labels = batch["labels"][row, 1:length]
-            losses.append(torch.nn.functional.cross_entropy(want[:-1], labels, reduction="none")[labels != -100])
+            losses.append(
+                torch.nn.functional.cross_entropy(want[:-1], labels, reduction="none")[labels != -100]
+            )
         want_loss = torch.cat(losses).mean()
     torch.testing.assert_close(ours(**batch).text_loss, want_loss, atol=1e-5, rtol=0)
 

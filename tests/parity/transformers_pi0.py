@@ -49,7 +49,7 @@ def transformers_config(config: Pi0Config) -> PI0Config:
 
 def make_pair(seed: int = 0, **overrides) -> tuple[Pi0Policy, PI0ForConditionalGeneration]:
     torch.manual_seed(seed)
-    ours = Pi0Policy(Pi0Config.tiny(**overrides))
+    ours = Pi0Policy(Pi0Config.tiny(**{"numerics": "transformers", **overrides}))
     perturb(ours, seed)
     theirs = PI0ForConditionalGeneration(transformers_config(ours.config))
     state = {to_transformers(name): tensor for name, tensor in ours.state_dict().items()}

@@ -31,7 +31,12 @@ class TiedEmbedding(nn.Module):
 
 
 def sinusoidal_embedding(
-    t: torch.Tensor, width: int, min_period: float = 4e-3, max_period: float = 4.0
+    t: torch.Tensor,
+    width: int,
+    min_period: float = 4e-3,
+    max_period: float = 4.0,
+    *,
+    use_linspace: bool = False,
 ) -> torch.Tensor:
     """Embed a scalar in sines (first half) and cosines of geometrically spaced periods.
 
@@ -40,12 +45,18 @@ def sinusoidal_embedding(
         width: Even width of the result.
         min_period: Shortest period.
         max_period: Longest period.
+        use_linspace: Round the exponents as `torch.linspace` does, instead of as XLA does. The phase
+            reaches `2 pi / min_period` = 1571 rad, so the last bit of a frequency shows in the fourth
+            decimal; weights meet the rounding they were trained with.
 
     Returns:
-        float32 `[..., width]`. The phase reaches `2 pi / min_period` = 1571 rad, far beyond what bfloat16
-        can hold, so the computation stays in float32 whatever the model computes in.
+        float32 `[..., width]`, whatever the model computes in: bfloat16 could not hold the phase.
     """
-    fraction = torch.linspace(0.0, 1.0, width // 2, dtype=torch.float32, device=t.device)
+    size = width // 2
+    if use_linspace:
+        fraction = torch.linspace(0.0, 1.0, size, dtype=torch.float32, device=t.device)
+    else:
+        fraction = torch.arange(size, dtype=torch.float32, device=t.device) * (1.0 / max(size - 1, 1))
     frequency = 1.0 / (min_period * (max_period / min_period) ** fraction) * 2 * math.pi
     phase = t.float()[..., None] * frequency
     return torch.cat([phase.sin(), phase.cos()], dim=-1)

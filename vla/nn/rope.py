@@ -25,7 +25,7 @@ def rotary_angles(positions_bt: torch.Tensor, head_width: int, theta: float = 10
     """
     exponent = torch.arange(0, head_width, 2, device=positions_bt.device, dtype=torch.float32) / head_width
     # Angles stay float32 whatever the compute dtype: bfloat16 cannot tell position 800 from 801.
-    angle = positions_bt[:, None, :, None].float() * (1.0 / theta**exponent)
+    angle = positions_bt[:, None, :, None].float() / theta**exponent
     return Rotary(angle.cos(), angle.sin())
 
 

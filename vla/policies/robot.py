@@ -119,6 +119,6 @@ class RobotPolicy:
             image = np.asarray(value)
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ShapeError(f"{key} must be uint8 [h, w, 3], got {image.dtype} {list(image.shape)}.")
-            images[slot] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            images[slot] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         state = torch.from_numpy(np.array(observation[STATE_KEY], dtype=np.float32))
         return {"images": images, "state": state, "task": str(observation[TASK_KEY])}

@@ -58,6 +58,8 @@ class Pi0Config(PretrainedConfig):
         actions_see_response: Whether state and actions attend to the response text. If so, acting means
             generating it first; if not, it is an auxiliary target and costs nothing when acting.
         max_response_length: Tokens that acting generates at most where actions see the response.
+        numerics: Whose float32 rounding of time to follow, where implementations of the same mathematics
+            part in the fourth decimal of a phase: the original's, or `transformers`' PI0's.
         eos_token_id: Token that ends a response.
         pad_token_id: Token that follows it in a batch.
         insulate_backbone: Stop gradients of the action loss at the prefix's keys and values.
@@ -94,6 +96,7 @@ class Pi0Config(PretrainedConfig):
     actions_see_response: bool = False
     max_response_length: int = 16
     insulate_backbone: bool = False
+    numerics: Literal["openpi", "transformers"] = "openpi"
     eos_token_id: int = 1
     pad_token_id: int = 0
     tie_word_embeddings: bool = False  # the table is one parameter, so there is nothing to tie

@@ -18,21 +18,24 @@ the suffix (state, actions) through the expert, which reads them. Training runs 
 sequence; acting caches the state as well and runs the actions alone, once per solver step.
 
 Time: this project's tau runs from 0 (noise) to 1 (data) and velocity is actions - noise. Published
-weights were trained with t = 1 - tau and predict noise - actions; `_velocity_from_hidden` and
-`_embed_actions` are the only places that know.
+weights were trained with t = 1 - tau and predict noise - actions; `_velocity_from_hidden`,
+`_embed_actions` and `sampling_times` are the only places that know.
 """
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vla.errors import ConfigError
 from vla.nn.attention import KeyValueCache
 from vla.nn.embeddings import sinusoidal_embedding
 from vla.nn.gemma import GemmaDecoder
 from vla.nn.masks import GroupRules, Sight, Tokens
 from vla.nn.vision import Projector, make_vision_tower
+from vla.objectives.solvers import time_grid
 from vla.policies.pi0.config import Pi0Config
 
 
@@ -47,6 +50,24 @@ def group_rules(actions_see_response: bool) -> GroupRules:
         state={**seen, "state": "all"},
         actions={**seen, "state": "all", "actions": "own"},
     )
+
+
+def sampling_times(num_steps: int, numerics: str) -> list[float]:
+    """Return the `num_steps + 1` values of tau, 0 to 1, at which the solver stops.
+
+    The original counts t down from 1 in float32, and the time embedding multiplies t by up to 1571, so
+    that the rounding shows: evenly spaced times differ from the official outputs by 5e-5, these by 2e-6.
+    """
+    if num_steps < 1:
+        raise ConfigError(f"num_steps must be at least 1, got {num_steps}.")
+    if numerics == "transformers":
+        return time_grid(num_steps)
+    t, step = np.float32(1.0), np.float32(-1.0 / num_steps)
+    times = []
+    for _ in range(num_steps):
+        times.append(1.0 - float(t))
+        t = np.float32(t + step)
+    return [*times, 1.0]
 
 
 class Prefix(NamedTuple):
@@ -236,7 +257,13 @@ class Pi0Model(nn.Module):
         embedded = self.action_in_proj(x.to(self.action_in_proj.weight.dtype))
         published_t = 1.0 - tau
         config = self.config
-        time = sinusoidal_embedding(published_t, embedded.shape[-1], config.min_period, config.max_period)
+        time = sinusoidal_embedding(
+            published_t,
+            embedded.shape[-1],
+            config.min_period,
+            config.max_period,
+            use_linspace=config.numerics == "transformers",
+        )
         time = time.to(embedded.dtype)[..., None, :].expand_as(embedded)
         fused = self.action_time_mlp_in(torch.cat([embedded, time], dim=-1))
         return self.action_time_mlp_out(F.silu(fused))

@@ -42,7 +42,7 @@ def make_pipeline(
         steps.append(DeltaActions(tuple(delta_mask)))
     steps.append(Normalize(statistics, {"state": mode, "actions": mode}))
     if augment:
-        steps.append(AugmentImages(wrist_slots=tuple(config.wrist_cameras or ())))
+        steps.append(AugmentImages(wrist_slots=tuple(config.wrist_cameras or ()), size=config.image_size))
     steps += [
         ResizeImages(tuple(config.cameras), config.image_size),
         TokenizePrompt(tokenizer, config.max_prompt_length),

@@ -14,10 +14,10 @@ from vla.nn.attention import KeyValueCache
 from vla.nn.embeddings import TiedEmbedding
 from vla.nn.norms import RMSNorm
 from vla.objectives.flow import flow_loss, sample_tau, straight_path
-from vla.objectives.solvers import SOLVERS, Solver, time_grid
+from vla.objectives.solvers import SOLVERS, Solver
 from vla.policies.base import Policy
 from vla.policies.pi0.config import Pi0Config
-from vla.policies.pi0.model import Pi0Model, Prefix
+from vla.policies.pi0.model import Pi0Model, Prefix, sampling_times
 from vla.types import check_shape
 
 
@@ -98,7 +98,8 @@ class Pi0Policy(Policy):
             labels: long `[b, l]`, the token itself where it is to be predicted from what precedes it,
                 -100 elsewhere. None leaves text untrained, and the pass is cheaper.
             noise: `[b, a, m]` (or `[b, n, a, m]`); drawn where not given.
-            tau: `[b]` (or `[b, n]`) in [0, 1]; drawn from the config's law where not given.
+            tau: `[b]` (or `[b, n]`) in [0, 1]; drawn from the config's law where not given. In float64, a
+                published t given as 1 - t arrives unrounded.
             action_dim_is_pad: bool `[b, m]`, True for dimensions that the robot does not have.
             draws_per_observation: `n`; the config's where not given.
             generator: Source of noise and tau, on the policy's device.
@@ -148,7 +149,7 @@ class Pi0Policy(Policy):
         if config.action_objective == "regression":
             # Without noise and at tau = 0 the path starts at zero and its velocity is the chunk itself.
             noise, tau = actions.new_zeros(batch, 1, horizon, width), actions.new_zeros(batch, 1)
-            return noise.float(), tau.float()
+            return noise.float(), tau
         if noise is None:
             shape = (batch, draws, horizon, width)
             noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
@@ -160,7 +161,7 @@ class Pi0Policy(Policy):
         tau = tau[:, None] if tau.ndim == 1 else tau
         check_shape(noise, "b n a m", "noise", b=batch, n=draws, a=horizon, m=width)
         check_shape(tau, "b n", "tau", b=batch, n=draws)
-        return noise.float(), tau.float()
+        return noise.float(), tau
 
     def _counts(
         self,
@@ -299,7 +300,10 @@ class Pi0Policy(Policy):
             return v if pad is None else torch.where(pad, -start, v)
 
         solve: Callable[..., torch.Tensor] = solver or SOLVERS[config.solver]
-        return solve(velocity, start, time_grid(num_steps or config.num_inference_steps))
+        times = sampling_times(
+            config.num_inference_steps if num_steps is None else num_steps, config.numerics
+        )
+        return solve(velocity, start, times)
 
     @torch.no_grad()
     def generate_text(
