@@ -18,7 +18,7 @@ def console(stderr: bool = False) -> "Console":
     """Return a rich console; results go to stdout, progress to stderr."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not stderr)
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=not stderr)
 
 
 @contextmanager
@@ -32,13 +32,15 @@ def progress_bar(description: str) -> "Iterator[Callable[[int, int], None]]":
 def _progress() -> "Progress":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    err = console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=console(stderr=True),
+        console=err,
         transient=True,
+        disable=not err.is_terminal,
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ RECIPE_FILE = "recipe.yaml"
 EPISODES_WHILE_TRAINING = 10
 """Episodes that are looked at during training: enough to see a trend."""
 FIGURES = 5
-"""Episodes drawn in the report; the numbers are of all."""
+"""Episodes that are drawn; the numbers are of all."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def while_training(policy: Any, job: Any) -> dict[str, float]:
         episodes=[episode.index for episode in dataset.episodes[:EPISODES_WHILE_TRAINING]],
         generator=torch.Generator(policy.device).manual_seed(0),
     )
-    return {"relative_error": result.relative_error, "total_ratio": result.total_ratio}
+    return {"open_loop_relative_error": result.relative_error, "open_loop_total_ratio": result.total_ratio}
 
 
 def _table(result: "OpenLoopResult") -> tuple[list[str], list[list[str]]]:
@@ -160,17 +160,16 @@ def _sentence(result: "OpenLoopResult") -> str:
 
 
 def write_comparison(folder: Path, checkpoint: str, dataset: str, result: "OpenLoopResult") -> None:
-    """Write report.html, a plot per episode (in the report for the first few) and open_loop.json."""
+    """Write report.html, a plot of each of the first few episodes, and open_loop.json."""
     from vla.eval.figures import to_png
     from vla.eval.report import FigureBlock, Report, TableBlock, write_report
 
     header, rows = _table(result)
     blocks: list[Any] = [TableBlock("Error per action dimension, robot units", header, rows)]
-    for index, (episode, figure) in enumerate(result.figures().items()):
+    for episode, figure in replace(result, episodes=result.episodes[:FIGURES]).figures().items():
         png = to_png(figure)
         (folder / f"episode_{episode:04d}.png").write_bytes(png)
-        if index < FIGURES:
-            blocks.append(FigureBlock(f"Episode {episode}", png, "Each dot begins a predicted chunk."))
+        blocks.append(FigureBlock(f"Episode {episode}", png, "Each dot begins a predicted chunk."))
     lead = f"Predictions of {checkpoint} at the recorded frames of {dataset}; {_sentence(result)}."
     write_report(folder / "report.html", Report("Predicted against recorded actions", lead, blocks=blocks))
     numbers = {"checkpoint": checkpoint, "dataset": dataset, **result.to_json()}

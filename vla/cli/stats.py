@@ -32,7 +32,7 @@ DeltaOption = Annotated[
 ]
 EpisodesOption = Annotated[str | None, typer.Option(help="Only these: 0,2,5-7.", metavar="LIST")]
 OutputOption = Annotated[
-    Path | None, typer.Option(help="Folder to write statistics.json into.", show_default=False)
+    Path | None, typer.Option(help="New folder to write statistics.json into.", show_default=False)
 ]
 
 
@@ -55,8 +55,9 @@ def stats(
     flags = None if delta_mask is None else parse_flags(delta_mask, "--delta-mask")
     chosen = None if episodes is None else parse_numbers(episodes, "--episodes")
     if output is not None:
-        refuse_existing(output / "statistics.json")
+        refuse_existing(output)
 
+    from vla.atomic import atomic_folder
     from vla.data import LeRobotDataset
     from vla.data.stats import compute_statistics
     from vla.transforms.actions import DeltaActions
@@ -79,8 +80,8 @@ def stats(
         console().print(_table(feature, values, opened.info.features[keys[feature]].names))
     console().print(f"counted: {statistics.convention}\ndataset: {statistics.source}")
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        statistics.save(output)
+        with atomic_folder(output) as folder:
+            statistics.save(folder)
         console().print(f"written: {output / 'statistics.json'}")
 
 

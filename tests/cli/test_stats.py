@@ -1,0 +1,45 @@
+"""`vla stats`: the numbers of the table and of the file, against numpy over the whole dataset."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vla.cli import main
+from vla.data import LeRobotDataset
+from vla.transforms.normalize import Statistics
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_table_and_file_hold_the_dataset_s_numbers(dataset, tmp_path, capsys):
+    assert main(["stats", str(dataset), "--action-horizon", "1", "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    state = LeRobotDataset(dataset, action_horizon=1).low_dim("observation.state")
+    row = next(line for line in printed.splitlines() if "0 s0" in line)
+    mean, std, low, _, _, high = [float(cell) for cell in row.split("│")[2:-1]]
+    expected = [state[:, 0].mean(), state[:, 0].std(), state[:, 0].min(), state[:, 0].max()]
+    np.testing.assert_allclose([mean, std, low, high], expected, rtol=1e-3)
+    saved = Statistics.load(tmp_path / "out")
+    np.testing.assert_allclose(saved.features["state"].mean, state.mean(0), atol=1e-6)
+    assert json.loads((tmp_path / "out" / "statistics.json").read_text())
+
+
+def test_horizon_fits_the_dataset_where_none_is_given(dataset, capsys):
+    assert main(["stats", str(dataset)]) == 0
+    assert "horizon 12" in capsys.readouterr().out
+
+
+def test_delta_mask_comes_before_the_counting(dataset, capsys):
+    assert main(["stats", str(dataset), "--delta-mask", "1,1,0", "--action-horizon", "2"]) == 0
+    assert "after [delta_actions]" in capsys.readouterr().out
+
+
+def test_episodes_are_chosen(dataset, capsys):
+    assert main(["stats", str(dataset), "--episodes", "0,2-3"]) == 0
+    assert "state (36 values per dimension)" in capsys.readouterr().out
+    assert main(["stats", str(dataset), "--episodes", "7"]) == 1
+    assert "7" in capsys.readouterr().err
