@@ -37,7 +37,7 @@ def test_the_expert_reaches_every_target_on_its_side_with_constant_clearance(sid
         to_target = np.hypot(*(path - layout.target).T)
         arrival = int(np.argmax(to_target <= SUCCESS_DISTANCE))
         crossing = int(np.argmax(path[:, 1] > layout.cup[1]))
-        assert 20 <= arrival <= 30
+        assert 18 <= arrival <= 30
         assert to_target[-1] < 1e-6
         assert to_cup[: crossing + 1].min() > TOUCH_DISTANCE + 0.025
         assert to_cup[3:crossing].max() < TOUCH_DISTANCE + 0.045

@@ -14,11 +14,11 @@ Side = Literal["left", "right"]
 
 GRIPPER_RADIUS = 0.05
 CUP_RADIUS = 0.07
-TARGET_RADIUS = 0.06
+TARGET_RADIUS = 0.08
 TOUCH_DISTANCE = GRIPPER_RADIUS + CUP_RADIUS
 """Centres of gripper and cup nearer than this: the cup is touched."""
-SUCCESS_DISTANCE = 0.045
-"""Centres of gripper and target nearer than this: the target is reached."""
+SUCCESS_DISTANCE = TARGET_RADIUS
+"""Centres of gripper and target nearer than this, the gripper's centre on the target: it is reached."""
 MAX_STEP = 0.05
 """Longest displacement of the gripper in one step, table units."""
 

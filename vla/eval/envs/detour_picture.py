@@ -11,42 +11,35 @@ from vla.eval.envs.detour_layout import CUP_RADIUS, GRIPPER_RADIUS, TARGET_RADIU
 
 Colour = tuple[int, int, int]
 
-TABLE: Colour = (238, 232, 220)
-EDGE: Colour = (190, 170, 140)
-SHADOW: Colour = (120, 108, 90)
+# A table of medium brightness lies near zero once a policy has scaled the picture to [-1, 1], so that the
+# things on it, and not the empty table, are what its first layer sees. It learns several times faster.
+TABLE: Colour = (128, 124, 120)
+EDGE: Colour = (70, 64, 60)
 
 
 @dataclass(frozen=True)
 class Ring:
     """One disc of a thing: drawn over the discs before it.
 
-    `radius` and `soft` (width of the edge beyond the anti-aliased pixel) are in table units, `drop` is how
-    far the disc is shifted to the lower right, `strength` its opacity in [0, 1].
+    `radius` is in table units.
     """
 
     radius: float
     colour: Colour
-    soft: float = 0.0
-    drop: float = 0.0
-    strength: float = 1.0
 
 
 TARGET = (
-    Ring(TARGET_RADIUS, (44, 150, 84)),
-    Ring(0.70 * TARGET_RADIUS, (214, 240, 214)),
-    Ring(0.38 * TARGET_RADIUS, (44, 150, 84)),
+    Ring(TARGET_RADIUS, (30, 200, 90)),
+    Ring(0.45 * TARGET_RADIUS, (225, 255, 225)),
 )
 CUP = (
-    Ring(CUP_RADIUS, SHADOW, soft=0.02, drop=0.012, strength=0.5),
-    Ring(CUP_RADIUS, (206, 58, 40)),
-    Ring(0.80 * CUP_RADIUS, (240, 138, 96)),
-    Ring(0.66 * CUP_RADIUS, (120, 44, 32)),
+    Ring(CUP_RADIUS, (215, 40, 30)),
+    Ring(0.72 * CUP_RADIUS, (250, 150, 110)),
+    Ring(0.55 * CUP_RADIUS, (120, 20, 15)),
 )
 GRIPPER = (
-    Ring(GRIPPER_RADIUS, SHADOW, soft=0.02, drop=0.016, strength=0.5),
-    Ring(GRIPPER_RADIUS, (30, 58, 138)),
-    Ring(0.78 * GRIPPER_RADIUS, (66, 116, 224)),
-    Ring(0.30 * GRIPPER_RADIUS, (235, 242, 255)),
+    Ring(GRIPPER_RADIUS, (20, 40, 140)),
+    Ring(0.70 * GRIPPER_RADIUS, (90, 150, 255)),
 )
 
 
@@ -78,7 +71,7 @@ def _draw(image: np.ndarray, centre: np.ndarray, rings: tuple[Ring, ...]) -> Non
     """Blend a thing into `image` in place; whatever lies outside the picture is cut off."""
     size = image.shape[0]
     column, row = float(centre[0]) * size, (1.0 - float(centre[1])) * size
-    reach = max(ring.radius + ring.soft + ring.drop for ring in rings) * size + 1.0
+    reach = max(ring.radius for ring in rings) * size + 1.0
     left, right = max(int(column - reach), 0), min(int(column + reach) + 2, size)
     top, bottom = max(int(row - reach), 0), min(int(row + reach) + 2, size)
     if left >= right or top >= bottom:
@@ -86,10 +79,8 @@ def _draw(image: np.ndarray, centre: np.ndarray, rings: tuple[Ring, ...]) -> Non
     x = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - column)
     y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - row)
     patch = image[top:bottom, left:right].astype(np.float32)
+    distance = np.sqrt(x**2 + y**2)
     for ring in rings:
-        drop = ring.drop * size
-        distance = np.sqrt((x - drop) ** 2 + (y - drop) ** 2)
-        width = 1.0 + ring.soft * size
-        cover = np.clip((ring.radius * size - distance) / width + 0.5, 0.0, 1.0) * ring.strength
+        cover = np.clip(ring.radius * size - distance + 0.5, 0.0, 1.0)
         patch += cover[:, :, None] * (np.array(ring.colour, dtype=np.float32) - patch)
     image[top:bottom, left:right] = (patch + 0.5).astype(np.uint8)
