@@ -98,8 +98,8 @@ def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
         raise DatasetError(
             f"There is neither a folder nor a hub dataset {where}. If it is private, `hf auth login` first."
         ) from error
-    except (errors.HFValidationError, errors.EntryNotFoundError, OSError) as error:
-        # OSError covers no network, offline mode, a refused connection and a full disk.
+    except (errors.HFValidationError, errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
+        # HTTPError is any failure on the wire; OSError covers offline mode and a full disk.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DatasetError(
             f"There is no folder {where}, and the hub dataset of that name cannot be downloaded: {reason} "

@@ -1,0 +1,145 @@
+import fnmatch
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from tests.data.make import CAMERAS, make_dataset
+from vla.data import LeRobotDataset, hub
+from vla.data.hub import locate
+from vla.errors import DatasetError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def remote(tiny_datasets, tmp_path, monkeypatch):
+    """Stands for the hub: copies the files that match the patterns into a snapshot folder."""
+    calls = []
+    snapshot = tmp_path / "snapshots" / COMMIT
+    served = {"root": tiny_datasets["v3.0"]}
+
+    def snapshot_download(repo_id, *, repo_type, revision, allow_patterns):
+        assert repo_type == "dataset"
+        calls.append((repo_id, revision, allow_patterns))
+        for path in served["root"].rglob("*"):
+            name = str(path.relative_to(served["root"]))
+            if path.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, snapshot / name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return served, calls, snapshot
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_hub_dataset_reads_like_the_folder(remote, tiny_datasets):
+    _, calls, _ = remote
+    dataset = LeRobotDataset("someone/tiny", action_horizon=2, revision="main")
+    local = LeRobotDataset(tiny_datasets["v3.0"], action_horizon=2)
+    assert dataset[7]["action"].equal(local[7]["action"])
+    assert dataset[7][CAMERAS[0]].equal(local[7][CAMERAS[0]])
+    assert dataset.fingerprint == local.fingerprint
+    # metadata at the revision asked for, everything else at the commit that it turned out to be
+    assert calls[0] == ("someone/tiny", "main", ["meta/*"])
+    assert [revision for _, revision, _ in calls[1:]] == [COMMIT]
+
+
+def test_only_what_the_selection_needs_is_downloaded(remote, tiny_datasets):
+    served, calls, snapshot = remote
+    served["root"] = tiny_datasets["v2.1"]
+    dataset = LeRobotDataset("someone/tiny", action_horizon=2, episodes=[2, 0], cameras=[CAMERAS[1]])
+    assert len(dataset) == 8
+    assert [name for name in files(snapshot) if not name.startswith("meta")] == [
+        *(f"data/chunk-000/episode_{e:06d}.parquet" for e in (0, 2)),
+        *(f"videos/chunk-000/{CAMERAS[1]}/episode_{e:06d}.mp4" for e in (0, 2)),
+    ]
+    LeRobotDataset("someone/tiny", action_horizon=2, episodes=[2, 0], cameras=[CAMERAS[1]])
+    assert len(calls) == 3  # the second time only the metadata is looked for
+
+
+def test_many_files_are_asked_for_by_folder(remote, tiny_datasets, monkeypatch):
+    served, calls, _ = remote
+    served["root"] = tiny_datasets["v2.1"]
+    monkeypatch.setattr(hub, "_MANY_FILES", 3)
+    assert len(LeRobotDataset("someone/tiny", action_horizon=2)) == 29
+    assert calls[1][2] == ["data/chunk-000/*", *(f"videos/chunk-000/{key}/*" for key in CAMERAS)]
+
+
+def test_an_incomplete_repository(remote, tmp_path):
+    served, _, _ = remote
+    served["root"] = make_dataset(tmp_path / "incomplete", episodes=1)
+    next(served["root"].rglob("*.mp4")).unlink()
+    with pytest.raises(DatasetError, match=r"file-000.mp4 is missing"):
+        LeRobotDataset("someone/tiny", action_horizon=2)
+
+
+def answer(kind, status, text="why"):
+    """An HTTP error as the hub's client raises it, whichever HTTP library it is built on."""
+    return kind(text, response=SimpleNamespace(status_code=status, headers={}, request=None))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (answer(errors.GatedRepoError, 403), "'a/b' is gated: accept its terms"),
+        (
+            answer(errors.RepositoryNotFoundError, 404),
+            "neither a folder nor a hub dataset 'a/b'.*hf auth login",
+        ),
+        (answer(errors.RevisionNotFoundError, 404), "does not exist at that revision"),
+        (
+            answer(errors.HfHubHTTPError, 500, "Server error\nmore"),
+            "cannot be downloaded: Server error Give a local",
+        ),
+        (errors.LocalEntryNotFoundError("no connection"), "cannot be downloaded: no connection"),
+        (errors.OfflineModeIsEnabled("offline mode is on"), "offline mode is on Give a local folder"),
+        (errors.HFValidationError("bad name"), "bad name"),
+        (errors.HTTPError("connection refused"), "cannot be downloaded: connection refused"),
+        (ConnectionError(""), "cannot be downloaded: ConnectionError"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_every_failure_is_one_clear_error(monkeypatch, error, message):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(DatasetError, match=message) as caught:
+        LeRobotDataset("a/b", action_horizon=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_really_offline(monkeypatch, tmp_path):
+    """No monkeypatched download: the library's own offline mode."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DatasetError, match="cannot be downloaded"):
+        LeRobotDataset("someone/not-in-the-cache", action_horizon=2)
+
+
+def test_what_is_no_dataset_at_all(tmp_path, tiny_datasets):
+    for name in ("/no/such/folder", "folder", "../up/there", tmp_path / "gone"):
+        with pytest.raises(DatasetError, match="There is no folder"):
+            locate(name)
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="is a file"):
+        locate(tmp_path / "file")
+    with pytest.raises(DatasetError, match="revision='v2' means nothing"):
+        locate(tiny_datasets["v3.0"], revision="v2")
+    with pytest.raises(DatasetError, match=r"info.json is missing"):
+        LeRobotDataset(tmp_path, action_horizon=2)
+
+
+def test_local_folders_fetch_nothing(tiny_datasets, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    source = locate(Path(tiny_datasets["v3.0"]))
+    source.fetch(["data/nothing"])
+    assert source.repo_id is None
