@@ -4,7 +4,7 @@
 
 A case says which recipe to run, and where the process is to be killed: `"step"` before the optimiser's step
 number `at`, `"save"` half-way through checkpoint number `at`, or `"group"`: SIGTERM to the whole process
-group, loader workers included, at step `at`. Prints each case's exit status, negative for a signal.
+group, loader workers included, as step `at` begins. Prints each case's exit status, negative for a signal.
 """
 
 import json
@@ -16,20 +16,37 @@ from pathlib import Path
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from vla.train import checkpoint, load_recipe
-from vla.train.loop import train
+from vla.train import checkpoint, load_recipe, loop
 
 
-def kill_before_step(at, number):
+def kill_before_step(at):
     count = 0
 
     def hook(*_):
         nonlocal count
         count += 1
         if count == at:
-            os.kill(0 if number == signal.SIGTERM else os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     register_optimizer_step_pre_hook(hook)
+
+
+def terminate_group(at):
+    count, begin = 0, loop.set_learning_rate
+
+    def begin_or_terminate(optimizer, rate):
+        nonlocal count
+        count += 1
+        if count == at:
+            # From a process of its own: loader workers heed their parent's SIGTERM differently.
+            sender = os.fork()
+            if sender == 0:
+                os.kill(0, signal.SIGTERM)
+                os._exit(0)
+            os.waitpid(sender, 0)
+        begin(optimizer, rate)
+
+    loop.set_learning_rate = begin_or_terminate
 
 
 def kill_while_saving(at):
@@ -47,14 +64,15 @@ def kill_while_saving(at):
     checkpoint.torch.save = save_or_die
 
 
+KILL = {"step": kill_before_step, "save": kill_while_saving, "group": terminate_group}
+
+
 def run(case):
     os.setpgid(0, 0)
     os.environ.update(case.get("environment", {}))
-    if case["where"] == "save":
-        kill_while_saving(case["at"])
-    elif case["where"] is not None:
-        kill_before_step(case["at"], signal.SIGTERM if case["where"] == "group" else signal.SIGKILL)
-    result = train(load_recipe(None, case["recipe"]), resume=case.get("resume", False), progress=False)
+    if case["where"] is not None:
+        KILL[case["where"]](case["at"])
+    result = loop.train(load_recipe(None, case["recipe"]), resume=case.get("resume", False), progress=False)
     return 7 if result.stopped_by_signal else 0
 
 

@@ -105,7 +105,7 @@ def test_open_loop_callback(tiny):
 
     def open_loop(policy, job):
         seen.append((policy.training, len(job.held_out.episodes)))
-        return {"error": float(len(seen))}
+        return {"open_loop_error": float(len(seen))}
 
     result = train(tiny("train.open_loop_every=2"), open_loop=open_loop, progress=False)
     assert seen == [(False, 1)] * 3

@@ -25,7 +25,7 @@ from vla.train.setup import Job, make_accelerator, set_up
 from vla.train.signals import StopRequest, signals_held
 
 OpenLoop = Callable[[Any, Job], Mapping[str, float]]
-"""Given the policy in evaluation mode and the job, returns numbers to record."""
+"""Given the policy in evaluation mode and the job, returns numbers to record, by name."""
 
 Where = list[tuple[int, int]]
 """Episode and frame of every sample of a batch."""
@@ -177,7 +177,7 @@ class Loop:
         if self.open_loop is not None and self.accelerator.is_main_process:
             values = self.open_loop(self.job.policy.eval(), self.job)
         self.accelerator.wait_for_everyone()
-        return {f"open_loop_{name}": value for name, value in values.items()}
+        return dict(values)
 
     def _non_finite(
         self, values: dict[str, float], losses: list[dict[str, torch.Tensor]], places: list[Where]

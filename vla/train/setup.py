@@ -242,6 +242,7 @@ def _make_pipeline(recipe: Recipe, policy: Policy, dataset: LeRobotDataset, toke
         delta_mask=data.delta_mask,
         normalization=data.normalization,
         augment=data.augment,
+        text=data.response_key is not None,
     )
 
 
