@@ -67,15 +67,19 @@ def test_a_response_follows_with_its_end(tokenizer):
 
 
 @pytest.mark.parametrize("response", [None, ""])
-def test_no_response_has_no_labels(tokenizer, response):
-    sample = {"task": "reach", "response": response}
+def test_a_sample_without_response_supervises_nothing(tokenizer, response):
     bare = TokenizePrompt(tokenizer, 16).forward({"task": "reach"})
-    for out in (
-        TokenizePrompt(tokenizer, 16).forward(sample),
-        TokenizePrompt(tokenizer, 16, response=False).forward({"task": "reach", "response": "go"}),
-    ):
-        assert out.keys() == bare.keys()
-        assert all(torch.equal(out[key], bare[key]) for key in bare)
+    out = TokenizePrompt(tokenizer, 16).forward({"task": "reach", "response": response})
+    assert out.keys() == bare.keys()
+    assert all(torch.equal(out[key], bare[key]) for key in bare)
+    assert (out["labels"] == IGNORED).all()
+
+
+def test_without_responses_there_are_no_labels(tokenizer):
+    bare = TokenizePrompt(tokenizer, 16).forward({"task": "reach"})
+    out = TokenizePrompt(tokenizer, 16, response=False).forward({"task": "reach", "response": "go"})
+    assert out.keys() == bare.keys() - {"labels"}
+    assert all(torch.equal(out[key], bare[key]) for key in out)
 
 
 def test_a_tokenizer_that_adds_its_own_begin_token_makes_no_difference(tokenizer):

@@ -45,7 +45,8 @@ class TokenizePrompt(Transform):
     Attributes:
         tokenizer: A `transformers` tokenizer with begin and end tokens; saved into the pipeline's folder.
         max_length: Length l of every output.
-        response: Whether to append the sample's `response`, where it has one; an empty one is none.
+        response: Whether to append the sample's `response`, where it has one (an empty one is none), and to
+            give `labels`. Without, no text is trained.
 
     Raises:
         ConfigError: The tokenizer lacks a token, `max_length` is too short for any instruction, or a
@@ -80,10 +81,11 @@ class TokenizePrompt(Transform):
         return int(self.tokenizer.bos_token_id)  # pyright: ignore[reportArgumentType]
 
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
-        """Replace `task` and `response` by four long tensors [l].
+        """Replace `task` and `response` by long tensors [l].
 
         `input_ids`; `attention_mask`, 1 where there is text; `token_type_ids`, 1 in the response;
-        `labels`, the id itself in the response (the model shifts them) and -100 elsewhere.
+        with `self.response` also `labels`, the id itself in the response (the model shifts them) and -100
+        elsewhere.
         """
         prompt = self._prompt(_text(sample, "task"))
         response = []
@@ -95,12 +97,14 @@ class TokenizePrompt(Transform):
         position = torch.arange(self.max_length)
         is_response = (position >= begin) & (position < end)
         rest = {key: value for key, value in sample.items() if key not in ("task", "response")}
-        return rest | {
+        tokens = {
             "input_ids": input_ids,
             "attention_mask": (position < end).long(),
             "token_type_ids": is_response.long(),
-            "labels": input_ids.masked_fill(~is_response, IGNORED),
         }
+        if self.response:
+            tokens["labels"] = input_ids.masked_fill(~is_response, IGNORED)
+        return rest | tokens
 
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
         """Return the text of generated ids [l], up to the end token if there is one."""

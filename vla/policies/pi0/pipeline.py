@@ -23,6 +23,7 @@ def make_pipeline(
     delta_mask: Sequence[bool] | None = None,
     normalization: Literal["zscore", "quantile"] | None = None,
     augment: bool = True,
+    text: bool = True,
 ) -> Pipeline:
     """Return pi-0's pipeline.
 
@@ -35,6 +36,7 @@ def make_pipeline(
         delta_mask: True for dimensions that become differences to the state; None leaves actions absolute.
         normalization: "zscore" (pi-0's own, the default) or "quantile".
         augment: Whether training crops, turns and recolours the pictures.
+        text: Whether training predicts the samples' responses.
     """
     mode = normalization or DEFAULT_NORMALIZATION
     steps: list[Transform] = []
@@ -45,7 +47,7 @@ def make_pipeline(
         steps.append(AugmentImages(wrist_slots=tuple(config.wrist_cameras or ()), size=config.image_size))
     steps += [
         ResizeImages(tuple(config.cameras), config.image_size),
-        TokenizePrompt(tokenizer, config.max_prompt_length),
+        TokenizePrompt(tokenizer, config.max_prompt_length, response=text),
         PadDimensions(state_dim, action_dim, config.max_state_dim, config.max_action_dim),
     ]
     return Pipeline(steps)
