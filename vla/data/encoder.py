@@ -27,6 +27,18 @@ _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+def check_video_format(codec: str, fps: float, height: int, width: int) -> None:
+    """Raise `ConfigError` on an unknown codec, a fractional rate, or an odd size (yuv420p holds none)."""
+    if codec not in _ENCODERS:
+        raise ConfigError(f"codec must be one of {sorted(_ENCODERS)}, got '{codec}'.")
+    if fps < 1 or fps != int(fps):
+        raise ConfigError(f"fps must be a whole number of frames per second, got {fps}.")
+    if height % 2 or width % 2 or height < 2 or width < 2:
+        raise ConfigError(
+            f"Video frames need even sizes, got {height}x{width}: crop or pad them by one pixel."
+        )
+
+
 class VideoEncoder:
     """Appends frames to one mp4 file at a constant rate.
 
@@ -42,16 +54,11 @@ class VideoEncoder:
         num_bytes: Size of what the encoder has let go of so far; it may hold some frames back.
 
     Raises:
-        ConfigError: Unknown codec, or an odd size, which yuv420p cannot hold.
+        ConfigError: See `check_video_format`.
     """
 
     def __init__(self, path: Path, fps: int, height: int, width: int, codec: Codec = "h264") -> None:
-        if codec not in _ENCODERS:
-            raise ConfigError(f"codec must be one of {sorted(_ENCODERS)}, got '{codec}'.")
-        if height % 2 or width % 2:
-            raise ConfigError(
-                f"Video frames need even sizes, got {height}x{width}: crop or pad them by one pixel."
-            )
+        check_video_format(codec, fps, height, width)
         self.path = path
         self.num_frames = 0
         self.num_bytes = 0

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla.data.encoder import Codec, VideoEncoder
+from vla.data.encoder import Codec, VideoEncoder, check_video_format
 from vla.data.episode_stats import PixelHistogram, summarize
 from vla.data.layout_v30 import (
     ACTION_KEY,
@@ -49,7 +49,7 @@ class LeRobotWriter:
 
     Args:
         folder: Destination; must not exist yet.
-        fps: Frames per second.
+        fps: Frames per second, whole.
         cameras: Dataset key to frame size (height, width), `{"observation.images.top": (224, 224)}`.
         state_names: A name per state dimension.
         action_names: A name per action dimension.
@@ -224,9 +224,8 @@ class LeRobotWriter:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"These feature names are used twice: {twice}.")
-        odd = {key: size for key, size in self.cameras.items() if size[0] % 2 or size[1] % 2}
-        if odd:
-            raise ConfigError(f"Video frames need even sizes, got {odd}: crop or pad them by one pixel.")
+        for size in self.cameras.values() or [(2, 2)]:  # without cameras the rate is still checked
+            check_video_format(self.codec, self.fps, *size)
 
     def _make_schema(self) -> pa.Schema:
         fields = [(key, pa.list_(pa.float32(), len(names))) for key, names in self._names.items()]

@@ -1,0 +1,36 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla.data import split_episodes
+from vla.errors import ConfigError
+
+
+@given(
+    ids=st.lists(st.integers(0, 1000), unique=True, max_size=60),
+    fraction=st.floats(0, 1, exclude_max=True),
+    seed=st.integers(0, 2**32),
+)
+def test_a_partition_of_about_the_fraction(ids, fraction, seed):
+    train, validation = split_episodes(ids, fraction, seed)
+    assert sorted(train + validation) == sorted(ids)
+    assert (train, validation) == (sorted(train), sorted(validation))
+    assert abs(len(validation) - fraction * len(ids)) <= 1
+    if fraction > 0 and len(ids) >= 2:
+        assert train
+        assert validation
+    if fraction == 0:
+        assert not validation
+    assert split_episodes(ids, fraction, seed) == (train, validation)
+
+
+def test_a_number_stands_for_all_indices_and_seeds_differ():
+    assert split_episodes(10, 0.2, 3) == split_episodes(range(10), 0.2, 3)
+    assert len({tuple(split_episodes(100, 0.1, seed)[1]) for seed in range(5)}) == 5
+    assert split_episodes(1, 0.5) in (([0], []), ([], [0]))
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])
+def test_fractions_out_of_range(fraction):
+    with pytest.raises(ConfigError, match="validation_fraction must be in"):
+        split_episodes(10, fraction)
