@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vla.cli.console import console
+from vla.cli.console import console, progress_bar, quiet_loading
 
 
 def demo(
@@ -24,5 +24,6 @@ def demo(
     """
     from vla.demo import run_demo
 
-    run_demo(output=output, seed=seed)
+    quiet_loading()
+    run_demo(output, seed, progress=progress_bar)
     console().print(f"report: {output / 'report.html'}\nnumbers: {output / 'summary.json'}")

@@ -74,7 +74,7 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own)
 
-    def __init__(self, size: int = 64, render_mode: str | None = None, render_size: int = 256) -> None:
+    def __init__(self, size: int = 48, render_mode: str | None = None, render_size: int = 256) -> None:
         if min(size, render_size) < 16:
             raise ConfigError(
                 f"size and render_size must be at least 16 pixels, got {size} and {render_size}."

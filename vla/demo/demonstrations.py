@@ -1,0 +1,71 @@
+"""Demonstrations of `vla/Detour-v0` by the scripted expert, as a LeRobot v3.0 dataset."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vla.data.writer import LeRobotWriter
+from vla.eval.envs.detour import CAMERA, STATE, DetourEnv, DetourExpert
+from vla.eval.envs.detour_layout import Side
+
+SIDES: tuple[Side, Side] = ("left", "right")
+CONDITIONS: tuple[Side | None, ...] = (None, "left", "right")
+"""What the instruction states, in turn; None leaves the side open and the expert tosses a coin."""
+
+
+def record_demonstrations(
+    folder: Path, episodes: int, seed: int, progress: Callable[[int, int], None] | None = None
+) -> int:
+    """Record the expert; return the number of frames.
+
+    Each frame's `response` is the side that its episode takes: what the policy learns to say.
+
+    Args:
+        folder: Destination; must not exist.
+        episodes: Episodes to record; each third of them gets one of the three instructions.
+        seed: Of the layouts (`seed + episode`) and of the expert's coin.
+        progress: Called with (episodes done, episodes in all).
+    """
+    coin = np.random.default_rng(seed)
+    env = DetourEnv()
+    frames = 0
+    with LeRobotWriter(
+        folder,
+        fps=env.metadata["render_fps"],
+        cameras={CAMERA: (env.size, env.size)},
+        state_names=["x", "y"],
+        action_names=["dx", "dy"],
+        robot_type="detour",
+        extra_features={"response": "string"},
+    ) as writer:
+        for episode in range(episodes):
+            stated = CONDITIONS[episode % len(CONDITIONS)]
+            side = stated or SIDES[int(coin.integers(2))]
+            frames += _record_episode(env, writer, DetourExpert(side), seed + episode, stated)
+            if progress is not None:
+                progress(episode + 1, episodes)
+    return frames
+
+
+def _record_episode(
+    env: DetourEnv, writer: LeRobotWriter, expert: DetourExpert, seed: int, stated: Side | None
+) -> int:
+    observation, info = env.reset(seed=seed, options={"side": stated})
+    done, frames = False, 0
+    while not done:
+        action = expert.act(env.layout, env.position)
+        writer.add_frame(
+            {
+                CAMERA: observation[CAMERA],
+                STATE: observation[STATE],
+                "action": action,
+                "response": expert.side,
+            }
+        )
+        frames += 1
+        observation, _, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+    assert info["success"], f"the expert failed on layout {seed}"
+    writer.save_episode(info["instruction"])
+    return frames

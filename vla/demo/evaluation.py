@@ -1,0 +1,96 @@
+"""What the demo's policies do on layouts that nobody demonstrated."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla.demo.demonstrations import CONDITIONS
+from vla.eval.envs.detour import CAMERA, STATE, DetourEnv
+from vla.eval.envs.detour_layout import Side
+from vla.eval.figures import Fan
+from vla.eval.outcome import EpisodeResult
+from vla.eval.rollout import rollout
+from vla.policies.registry import load
+from vla.policies.robot import RobotPolicy
+
+EXECUTE = 8
+"""Actions executed of each chunk of 16."""
+FILMED = 6
+
+CONDITION_NAMES: dict[Side | None, str] = {None: "unstated", "left": "left", "right": "right"}
+
+Episodes = dict[str, list[EpisodeResult]]
+"""Episodes by condition: "unstated", "left", "right"."""
+
+
+def evaluate(
+    checkpoint: Path,
+    seeds: Sequence[int],
+    noise_seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Episodes:
+    """Run a policy on the same layouts under each of the three instructions.
+
+    Args:
+        checkpoint: Policy folder.
+        seeds: Layouts.
+        noise_seed: Of the policy's noise.
+        progress: Called with (episodes done, episodes in all).
+    """
+    policy = load(checkpoint)
+    total, done = len(seeds) * len(CONDITIONS), 0
+    results: Episodes = {}
+    for condition in CONDITIONS:
+
+        def report(finished: int, _: int, done: int = done) -> None:
+            if progress is not None:
+                progress(done + finished, total)
+
+        results[CONDITION_NAMES[condition]] = rollout(
+            lambda: DetourEnv(render_mode="rgb_array"),
+            policy,
+            seeds,
+            {"side": condition},
+            execute=EXECUTE,
+            batch_size=min(50, len(seeds)),
+            generator=torch.Generator().manual_seed(noise_seed),
+            text=True,
+            film=FILMED if condition is None else 0,
+            progress=report,
+        )
+        done += len(seeds)
+    return results
+
+
+def share_said(episodes: Sequence[EpisodeResult]) -> float:
+    """Return in what share of episodes the last text names the side that was passed."""
+    right = [bool(one.texts) and one.texts[-1].strip() == one.side_passed for one in episodes]
+    return float(np.mean(right))
+
+
+def fans(checkpoints: Mapping[str, Path], seed: int, noise_seed: int, chunks: int = 48) -> list[Fan]:
+    """Sample many chunks at the decision point of one layout, the instruction leaving the side open."""
+    env = DetourEnv()
+    observation, _ = env.reset(seed=seed, options={"side": None})
+    layout = env.layout
+    return [
+        Fan(
+            f"{name}: {chunks} chunks",
+            layout.gripper,
+            layout.cup,
+            layout.target,
+            _sample(load(checkpoint), observation, chunks, noise_seed),
+            EXECUTE,
+        )
+        for name, checkpoint in checkpoints.items()
+    ]
+
+
+def _sample(policy: RobotPolicy, observation: Mapping[str, Any], chunks: int, seed: int) -> np.ndarray:
+    generator = torch.Generator().manual_seed(seed)
+    seen = {key: observation[key] for key in (CAMERA, STATE, "task")}
+    answers = policy.infer_batch([seen] * chunks, generator=generator)
+    return np.stack([answer["actions"] for answer in answers])

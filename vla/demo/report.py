@@ -1,0 +1,186 @@
+"""The demo's report for people, and the same numbers for programs."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vla.atomic import atomic_write
+from vla.demo.evaluation import EXECUTE, FILMED, Episodes, share_said
+from vla.demo.twins import Trained, cores
+from vla.eval.figures import Fan, curves_figure, fan_figure, overlay_figure, trajectories_figure
+from vla.eval.outcome import Summary, summarize
+from vla.eval.report import (
+    Card,
+    FigureBlock,
+    Report,
+    SuccessBlock,
+    SuccessRow,
+    TableBlock,
+    TextBlock,
+    VideoBlock,
+    describe_machine,
+    format_percent,
+    write_report,
+)
+from vla.eval.video import encode_video, film_strip
+
+FLOW, REGRESSION = "flow", "regression"
+TITLES = {FLOW: "flow matching", REGRESSION: "mean squared error"}
+
+
+@dataclass(frozen=True)
+class DemoResults:
+    """Everything that was measured.
+
+    Attributes:
+        seed: Of demonstrations, training and evaluation.
+        demonstrations: Episodes recorded.
+        frames: Frames recorded.
+        parameters: Of each of the twins.
+        trained: The two runs by name, `FLOW` and `REGRESSION`.
+        episodes: Evaluation episodes by name and condition.
+        fans: Chunks sampled at one decision point.
+        seconds: Wall-clock of each part, by name, in order.
+    """
+
+    seed: int
+    demonstrations: int
+    frames: int
+    parameters: int
+    trained: Mapping[str, Trained]
+    episodes: Mapping[str, Episodes]
+    fans: list[Fan]
+    seconds: Mapping[str, float]
+
+    def summaries(self, name: str) -> dict[str, Summary]:
+        """Return one policy's counts by condition."""
+        return {condition: summarize(rows) for condition, rows in self.episodes[name].items()}
+
+
+def followed_share(summaries: Mapping[str, Summary]) -> float:
+    """Return the share of episodes with a stated side that did the task on that side."""
+    return sum(one.followed for one in summaries.values()) / sum(one.stated for one in summaries.values())
+
+
+def to_summary(results: DemoResults) -> dict[str, Any]:
+    """Return the numbers of `summary.json`."""
+    policies = {}
+    for name in TITLES:
+        summaries = results.summaries(name)
+        trained = results.trained[name]
+        last = {key: value for record in trained.records for key, value in record.items()}
+        policies[name] = {
+            "conditions": {condition: one.to_json() for condition, one in summaries.items()},
+            "followed_rate": followed_share(summaries),
+            "said_the_side_passed": {
+                condition: share_said(rows) for condition, rows in results.episodes[name].items()
+            },
+            "training_seconds": trained.seconds,
+            "last_metrics": last,
+        }
+    return {
+        "seed": results.seed,
+        "demonstrations": {"episodes": results.demonstrations, "frames": results.frames},
+        "parameters": results.parameters,
+        "execute": EXECUTE,
+        "layouts": len(results.episodes[FLOW]["unstated"]),
+        "policies": policies,
+        "seconds": dict(results.seconds),
+        "machine": describe_machine(),
+    }
+
+
+def write_results(folder: Path, results: DemoResults) -> None:
+    """Write `report.html`, `episodes.mp4` and `summary.json` into the folder."""
+    film = _film(results)
+    (folder / "episodes.mp4").write_bytes(film)
+    write_report(folder / "report.html", _report(results, film))
+    atomic_write(folder / "summary.json", json.dumps(to_summary(results), indent=2) + "\n")
+
+
+def _report(results: DemoResults, film: bytes) -> Report:
+    flow, twin = results.summaries(FLOW), results.summaries(REGRESSION)
+    rows = [
+        SuccessRow(TITLES[name], f"side {condition}", one)
+        for name in TITLES
+        for condition, one in results.summaries(name).items()
+    ]
+    ways = {TITLES[name]: results.episodes[name]["unstated"] for name in TITLES}
+    return Report(
+        title="A pi-0 learns a detour",
+        lead=(
+            f"{results.demonstrations} demonstrations go round a cup, half of them on either side. A pi-0 of "
+            f"{results.parameters / 1e6:.2f} million parameters learned from pictures, words and the "
+            "gripper's position, by flow matching; its twin, the same network on the same data for as many "
+            "steps, with a mean-squared-error head. Both were then tried on layouts that neither had seen."
+        ),
+        cards=_cards(flow, twin, sum(results.seconds.values())),
+        blocks=[
+            SuccessBlock(f"Success on {flow['unstated'].episodes} unseen layouts", rows),
+            FigureBlock(
+                "The decision",
+                fan_figure(results.fans),
+                "Chunks sampled from one observation that leaves the side open. The mean of two good ways is "
+                "a bad one.",
+            ),
+            FigureBlock("All ways, side unstated", overlay_figure(ways), "Moved onto one cup."),
+            FigureBlock("The same layouts", trajectories_figure(ways), "Side unstated."),
+            VideoBlock("Episodes", film, "Side unstated; a row for each policy, a column for each layout."),
+            FigureBlock("Action loss", curves_figure(_curves(results, "action_loss"))),
+            FigureBlock(
+                "Held-out action loss", curves_figure(_curves(results, "validation_action_loss"), smooth=0)
+            ),
+            FigureBlock("Text loss: the side that is taken", curves_figure(_curves(results, "text_loss"))),
+            _what_it_says(results),
+            _timing(results),
+        ],
+    )
+
+
+def _cards(flow: Mapping[str, Summary], twin: Mapping[str, Summary], seconds: float) -> list[Card]:
+    low, high = flow["unstated"].interval
+    left = flow["unstated"].left_share
+    return [
+        Card(
+            format_percent(flow["unstated"].success_rate),
+            "success of flow matching, side unstated",
+            f"95 %: {format_percent(low)} to {format_percent(high)}",
+        ),
+        Card(format_percent(followed_share(flow)), "stated sides followed"),
+        Card("-" if left is None else format_percent(left), "pass on the left when free to choose"),
+        Card(format_percent(twin["unstated"].success_rate), "success of mean squared error, side unstated"),
+        Card(f"{seconds / 60:.1f} min", "from nothing to this report"),
+    ]
+
+
+def _curves(results: DemoResults, name: str) -> dict[str, tuple[list[float], list[float]]]:
+    return {TITLES[key]: trained.curve(name) for key, trained in results.trained.items()}
+
+
+def _what_it_says(results: DemoResults) -> TextBlock:
+    lines = [
+        f"{TITLES[name]}: "
+        + ", ".join(
+            f"{format_percent(share_said(rows))} (side {condition})"
+            for condition, rows in results.episodes[name].items()
+        )
+        for name in TITLES
+    ]
+    intro = "Asked at its last look, the policy names the side that it passed in this share of episodes:"
+    return TextBlock("What it says", [intro, *lines])
+
+
+def _timing(results: DemoResults) -> TableBlock:
+    rows = [[part, f"{seconds:.1f}"] for part, seconds in results.seconds.items()]
+    rows.append(["in all", f"{sum(results.seconds.values()):.1f}"])
+    note = f"The two trainings ran side by side on {cores()} cores."
+    return TableBlock("Time", ["part", "seconds"], rows, note)
+
+
+def _film(results: DemoResults) -> bytes:
+    filmed = [results.episodes[name]["unstated"][:FILMED] for name in TITLES]
+    clips = [[one.frames for one in rows if one.frames is not None] for rows in filmed]
+    verdicts = [[one.success for one in rows] for rows in filmed]
+    return encode_video(film_strip(clips, list(TITLES.values()), verdicts))

@@ -1,0 +1,100 @@
+"""The demo as one story: record, train, evaluate, report."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from vla.demo.demonstrations import record_demonstrations
+from vla.demo.evaluation import evaluate, fans
+from vla.demo.report import FLOW, REGRESSION, TITLES, DemoResults, write_results
+from vla.demo.twins import train_side_by_side
+from vla.errors import ConfigError
+from vla.policies.registry import AutoPolicy
+from vla.train.recipe import Recipe, load_recipe
+
+DEMONSTRATIONS = 600
+LAYOUTS = 200
+SEEDS_PER_RUN = 1_000_000
+"""Layout seeds of one demo: demonstrations count from the first, evaluation from the middle."""
+
+Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@contextmanager
+def no_progress(part: str) -> Iterator[Callable[[int, int], None]]:
+    """Show nothing."""
+    yield lambda done, total: None
+
+
+def run_demo(
+    output: Path,
+    seed: int = 0,
+    *,
+    demonstrations: int = DEMONSTRATIONS,
+    layouts: int = LAYOUTS,
+    steps: int | None = None,
+    progress: Progress = no_progress,
+) -> DemoResults:
+    """Record demonstrations, train pi-0 and its regression twin on them, evaluate both, write the report.
+
+    The folder then holds `report.html`, `summary.json`, `episodes.mp4`, the dataset `demonstrations/`, and
+    the runs `flow/` and `regression/`.
+
+    Args:
+        output: Folder; must not exist or be empty.
+        seed: Of demonstrations, training and evaluation.
+        demonstrations: Episodes to record.
+        layouts: Unseen layouts, each tried under three instructions.
+        steps: Training steps; the recipe's where not given.
+        progress: Makes a progress callback for a named part.
+
+    Raises:
+        ConfigError: The folder is not empty, or a number is too small.
+        TrainingError: A training failed.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} is there already; choose another folder with --output, or remove it.")
+    if min(demonstrations, layouts) < 3 or seed < 0:
+        raise ConfigError("The demo needs at least 3 demonstrations and 3 layouts, and a seed from 0 on.")
+    seconds: dict[str, float] = {}
+    first = seed * SEEDS_PER_RUN
+
+    with _timed(seconds, "recording"), progress("recording") as show:
+        frames = record_demonstrations(output / "demonstrations", demonstrations, first, show)
+    with _timed(seconds, "training"):
+        trained = train_side_by_side({name: _recipe(output, name, seed, steps) for name in TITLES})
+    unseen = range(first + SEEDS_PER_RUN // 2, first + SEEDS_PER_RUN // 2 + layouts)
+    episodes = {}
+    with _timed(seconds, "evaluation"):
+        for name, run in trained.items():
+            with progress(f"trying {name}") as show:
+                episodes[name] = evaluate(run.checkpoint, unseen, seed, show)
+        checkpoints = {TITLES[name]: run.checkpoint for name, run in trained.items()}
+        sampled = fans(checkpoints, unseen[0], seed)
+    parameters = AutoPolicy.from_pretrained(trained[FLOW].checkpoint).num_parameters()
+    results = DemoResults(seed, demonstrations, frames, parameters, trained, episodes, sampled, seconds)
+    write_results(output, results)
+    return results
+
+
+def _recipe(output: Path, name: str, seed: int, steps: int | None) -> Recipe:
+    """Return the recipe of one of the twins; they differ in what the action head learns alone."""
+    overrides = [
+        f"data.path={output / 'demonstrations'}",
+        f"output={output / name}",
+        f"train.seed={seed}",
+        f"policy.config.action_objective={REGRESSION if name == REGRESSION else FLOW}",
+    ]
+    if steps is not None:
+        overrides += [f"train.steps={steps}", f"train.warmup_steps={min(75, steps // 2)}"]
+    with as_file(files("vla.demo") / "detour.yaml") as path:
+        return load_recipe(path, overrides)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[part] = time.monotonic() - start
