@@ -21,7 +21,7 @@ _ROOMS = tuple(
     )
 )
 
-__all__ = ["AutoPolicy", "Pi0Config", "Pi0Policy", "__version__", "data", "errors", "load"]
+__all__ = ["AutoPolicy", "Pi0Config", "Pi0Policy", "__version__", "data", "errors", "load"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

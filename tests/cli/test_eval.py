@@ -1,0 +1,103 @@
+"""`vla eval`: the folder it writes, in simulation and against recordings."""
+
+import json
+
+import av
+import pytest
+
+from tests.cli.conftest import CAMERA
+from tests.data.make import make_dataset
+from vla.cli import main
+from vla.cli.recordings import Keys, keys_of
+from vla.train.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def detour_run(write_recipe, tmp_path_factory):
+    """A run whose policy fits Detour (one camera, state and action of 2), though it has learned nothing."""
+    folder = tmp_path_factory.mktemp("detour")
+    data = make_dataset(folder / "set", length=12, cameras=[CAMERA], state_dim=2, action_dim=2)
+    recipe = write_recipe(folder, data, folder / "run")
+    assert main(["train", recipe, "policy.config.max_prompt_length=48"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_every_condition_is_run_counted_and_filmed(detour_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["eval", str(detour_run), "--episodes", "3", "--film", "2", "--output", str(out)]) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["conditions"]) == ["unstated", "left", "right"]
+    for name, one in summary["conditions"].items():
+        assert one["episodes"] == 3
+        assert one["stated"] == (0 if name == "unstated" else 3)
+        low, high = one["success_interval"]
+        assert low <= one["success_rate"] <= high
+        assert f" {name} " in printed
+    assert summary["execute"] == 3  # half of the chunk of 6
+    with av.open(str(out / "episodes.mp4")) as film:
+        assert sum(1 for _ in film.decode(video=0)) > 1
+    page = (out / "report.html").read_text()
+    assert "data:video/mp4;base64" in page
+    assert "http" not in page.replace("http://www.w3.org/", "")
+    assert sorted(path.name for path in out.iterdir()) == ["episodes.mp4", "report.html", "summary.json"]
+
+
+def test_same_seed_gives_the_same_numbers(detour_run, tmp_path):
+    summaries = []
+    for name in ("one", "two"):
+        argv = ["eval", str(detour_run), "--episodes", "2", "--film", "0", "--side", "left"]
+        assert main([*argv, "--output", str(tmp_path / name), "--seed", "5"]) == 0
+        assert not (tmp_path / name / "episodes.mp4").exists()
+        summaries.append(json.loads((tmp_path / name / "summary.json").read_text())["conditions"])
+    assert summaries[0] == summaries[1]
+    assert list(summaries[0]) == ["left"]
+
+
+def test_recordings_are_compared_and_drawn(run, dataset, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["eval", str(run), "--open-loop", str(dataset), "--dataset-episodes", "1,3", "--output", str(out)]
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    numbers = json.loads((out / "open_loop.json").read_text())
+    assert numbers["episodes"] == [1, 3]
+    assert numbers["steps"] == 24
+    assert list(numbers["dimensions"]) == ["a0", "a1", "a2"]
+    assert f"{numbers['relative_error']:.3f} of that of always predicting the mean action" in printed
+    assert {path.name for path in out.iterdir()} == {
+        "report.html",
+        "open_loop.json",
+        "episode_0001.png",
+        "episode_0003.png",
+    }
+
+
+def test_cameras_may_be_named(run, tmp_path):
+    other = make_dataset(tmp_path / "other", length=12, cameras=["observation.images.front"])
+    argv = ["eval", str(run), "--open-loop", str(other), "--output", str(tmp_path / "out")]
+    assert main([*argv, "--camera", "top=observation.images.front"]) == 0
+
+
+def test_weights_without_a_recipe_fall_back_on_lerobot_s_keys(run, tmp_path):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for path in (run / "checkpoints" / "last").iterdir():
+        if path.name != "recipe.yaml":
+            (weights / path.name).symlink_to(path.resolve())
+    assert keys_of(weights, None) == Keys()
+    data = make_dataset(tmp_path / "set", length=12, cameras=[CAMERA])
+    assert main(["eval", str(weights), "--open-loop", str(data), "--output", str(tmp_path / "out")]) == 0
+
+
+def test_recipe_of_a_checkpoint_names_its_keys(tmp_path):
+    recipe = load_recipe(
+        None, ["data.path=x", "output=y", "data.cameras.top=a", "data.state_key=s", "data.action_key=b"]
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert keys_of(tmp_path, None) == Keys({"top": "a"}, "s", "b")
+    assert keys_of(tmp_path, ["top=c", "wrist=d"]) == Keys({"top": "c", "wrist": "d"}, "s", "b")
