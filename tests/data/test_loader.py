@@ -33,7 +33,8 @@ def augment(item, generator):
 
 
 def plain(item, generator):
-    return {"value": item["value"] * 2}
+    picture = torch.full((2, 3, 4), float(item["value"]))
+    return {"value": item["value"] * 2, "picture": picture}
 
 
 def take(loader, count):
