@@ -121,7 +121,7 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
     """
     data, train = recipe.data, recipe.train
     start = str(checkpoint) if checkpoint is not None else recipe.policy.pretrained
-    policy = AutoPolicy.from_pretrained(start, dtype=torch.float32) if start is not None else None
+    policy = _open_policy(start, recipe.policy.type) if start is not None else None
     config = policy.config if policy is not None else _config(recipe)
     dataset, held_out = _open_datasets(data, config.action_horizon, train.seed)
     cameras = _camera_slots(data, dataset)
@@ -135,9 +135,14 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
         policy.pipeline = _make_pipeline(recipe, policy, dataset, tokenizer)
     assert policy is not None
     assert policy.pipeline is not None
-    _check_fit(policy.config, cameras, dataset)
+    _check_fit(policy, cameras)
     if train.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
+    if data.cache == "frames":
+        dataset.preload()  # before workers are forked, so that they share the memory
+    prompt = policy.pipeline.find(TokenizePrompt)
+    for task in dataset.tasks:
+        prompt.forward({"task": task})  # warns of what is too long, here once instead of in every worker
 
     make_loader = partial(
         ResumableLoader,
@@ -154,6 +159,14 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
         size = min(train.batch_size, max(1, len(held_out) // processes))
         validation = make_loader(held_out, replace(transform, augment=False), size, shuffle=False)
     return Job(policy, dataset, held_out, cameras, loader, validation)
+
+
+def _open_policy(name_or_path: str, kind: str) -> Policy:
+    """Return a pretrained policy in float32, which must be of the recipe's kind."""
+    policy = AutoPolicy.from_pretrained(name_or_path, dtype=torch.float32)
+    if type(policy) is not policy_entry(kind).policy:
+        raise ConfigError(f"{name_or_path} is a {type(policy).__name__}, but policy.type is '{kind}'.")
+    return policy
 
 
 def _config(recipe: Recipe, **derived: Any) -> Any:
@@ -255,20 +268,21 @@ def _check_same_data(checkpoint: Path, policy: Policy | None, dataset: LeRobotDa
         )
 
 
-def _check_fit(config: Any, cameras: Mapping[str, str], dataset: LeRobotDataset) -> None:
-    """Raise `ConfigError` unless the policy has room for the dataset's cameras, state and actions."""
+def _check_fit(policy: Policy, cameras: Mapping[str, str]) -> None:
+    """Raise `ConfigError` unless the policy has room for the cameras and the tokens.
+
+    That it has room for the robot's dimensions is checked by its pipeline.
+    """
+    config: Any = policy.config
     for slot, key in cameras.items():
         if slot not in config.cameras:
             raise ConfigError(
                 f"The policy has no camera slot '{slot}' for '{key}'; its slots are {list(config.cameras)}. "
                 f"Map them with data.cameras.<slot>={key}.{did_you_mean(slot, config.cameras)}"
             )
-    for name, width, room in (
-        ("state", dataset.state_dim, config.max_state_dim),
-        ("action", dataset.action_dim, config.max_action_dim),
-    ):
-        if width > room:
-            raise ConfigError(
-                f"The dataset's {name} has {width} dimensions, but the policy takes at most {room} "
-                f"(max_{name}_dim)."
-            )
+    assert policy.pipeline is not None
+    tokens = len(policy.pipeline.find(TokenizePrompt).tokenizer)
+    if tokens > config.vocab_size:
+        raise ConfigError(
+            f"The tokenizer has {tokens} tokens, but the policy's vocab_size is {config.vocab_size}."
+        )
