@@ -1,18 +1,18 @@
 """What every policy offers: a loss, samples, and one folder that holds all it needs to meet a robot."""
 
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from vla.atomic import atomic_folder
 from vla.errors import WeightsError, did_you_mean
 from vla.transforms.base import PIPELINE_FILE, Pipeline
-
-logger = logging.getLogger(__name__)
 
 
 class Policy(PreTrainedModel):
@@ -73,9 +73,11 @@ class Policy(PreTrainedModel):
 
         hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
         folder = local_folder(pretrained_model_name_or_path, **hub)
-        kwargs["output_loading_info"] = True
+        # Every gap is let through there and refused here, in one line that names it.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
-            loaded: Any = super().from_pretrained(str(folder), *args, **kwargs)
+            with _quiet_reports():
+                loaded: Any = super().from_pretrained(str(folder), *args, **kwargs)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise WeightsError(f"{folder} could not be loaded: {_first_line(error)}") from error
         policy, report = loaded
@@ -83,6 +85,17 @@ class Policy(PreTrainedModel):
         if (folder / PIPELINE_FILE).exists():
             policy.pipeline = Pipeline.load(folder)
         return policy
+
+
+@contextmanager
+def _quiet_reports() -> Iterator[None]:
+    """Keep `transformers`' own table of loading problems off the screen; ours is the error."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _first_line(error: Exception) -> str:
@@ -96,7 +109,10 @@ def _refuse_gaps(folder: Path, policy: torch.nn.Module, report: dict[str, Any]) 
     problems += [
         f"unexpected {name}.{did_you_mean(name, known)}" for name in sorted(report["unexpected_keys"])
     ]
-    problems += [f"wrong shape {entry}" for entry in sorted(map(str, report["mismatched_keys"]))]
+    problems += [
+        f"wrong shape {name}: stored {list(stored)}, the model has {list(wanted)}"
+        for name, stored, wanted in sorted(report["mismatched_keys"])
+    ]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise WeightsError(

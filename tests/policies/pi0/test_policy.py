@@ -59,7 +59,9 @@ class TestOnePath:
                 uncached = policy(**observation(batch), actions=x, noise=x, tau=tau).velocity
                 x = x + uncached / 10
         sampled = policy.sample_actions(
-            **observation(batch), noise=batch["noise"], solver=lambda v, x, _: euler(v, x, [i / 10 for i in range(11)])
+            **observation(batch),
+            noise=batch["noise"],
+            solver=lambda v, x, _: euler(v, x, [i / 10 for i in range(11)]),
         )
         torch.testing.assert_close(sampled, x, atol=1e-5, rtol=0)
 
@@ -118,14 +120,19 @@ class TestWhatCannotMatter:
 
     def test_a_slot_that_nobody_fills(self, policy):
         batch = make_batch(policy.config, absent=((0, 2), (1, 2), (2, 2)))
-        fewer = batch | {"pixel_values": batch["pixel_values"][:, :2], "pixel_mask": batch["pixel_mask"][:, :2]}
+        fewer = batch | {
+            "pixel_values": batch["pixel_values"][:, :2],
+            "pixel_mask": batch["pixel_mask"][:, :2],
+        }
         with torch.no_grad():
             assert torch.equal(policy(**batch).velocity, policy(**fewer).velocity)
 
     def test_absent_cameras_are_never_encoded(self, policy):
         batch = make_batch(policy.config, absent=((0, 1), (0, 2), (1, 1)))
         seen = []
-        handle = policy.model.vision_tower.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0]))
+        handle = policy.model.vision_tower.register_forward_pre_hook(
+            lambda _, args: seen.append(args[0].shape[0])
+        )
         policy.sample_actions(**observation(batch), noise=batch["noise"])
         handle.remove()
         assert seen == [6]
@@ -242,7 +249,8 @@ class TestActing:
 
     def test_noise_comes_from_the_generator(self, policy, batch):
         one, two, other = (
-            policy.sample_actions(**observation(batch), generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+            policy.sample_actions(**observation(batch), generator=torch.Generator().manual_seed(s))
+            for s in (1, 1, 2)
         )
         assert torch.equal(one, two)
         assert not torch.equal(one, other)
@@ -300,7 +308,9 @@ class TestText:
                 }
                 types = (torch.arange(len(text)) >= batch["attention_mask"][row].sum()).long()[None]
                 with torch.no_grad():
-                    hidden = policy.model.encode_prefix(**single, token_type_ids=types, with_hidden=True).text_hidden
+                    hidden = policy.model.encode_prefix(
+                        **single, token_type_ids=types, with_hidden=True
+                    ).text_hidden
                 assert policy.model.logits(hidden[0, -1]).argmax() == expected
                 if expected == policy.config.eos_token_id:
                     break

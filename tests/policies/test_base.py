@@ -1,0 +1,127 @@
+"""A policy's folder holds all of it, is written whole or not at all, and is loaded whole or not at all."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vla.atomic import SaveError
+from vla.errors import WeightsError
+from vla.policies.pi0.policy import Pi0Policy
+
+
+def test_round_trip_is_exact(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "policy")
+    loaded = Pi0Policy.from_pretrained(tmp_path / "policy")
+    for name, tensor in robot_ready.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    ours, theirs = robot_ready.config.to_dict(), loaded.config.to_dict()
+    assert {k: v for k, v in ours.items() if k[0] != "_"} == {k: v for k, v in theirs.items() if k[0] != "_"}
+    sample = {"images": {}, "state": torch.ones(3), "task": "pick up the cup"}
+    sample["images"]["top"] = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
+    ours, theirs = robot_ready.pipeline(sample), loaded.pipeline(sample)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    files = {path.name for path in (tmp_path / "policy").iterdir()}
+    assert {"config.json", "model.safetensors", "pipeline.json", "statistics.json"} <= files
+
+
+def test_shards_load_too(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "policy", max_shard_size="50KB")
+    assert (tmp_path / "policy" / "model.safetensors.index.json").exists()
+    loaded = Pi0Policy.from_pretrained(tmp_path / "policy")
+    assert torch.equal(loaded.model.state_proj.weight, robot_ready.model.state_proj.weight)
+
+
+def test_weights_convert_on_the_way(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "policy")
+    loaded = Pi0Policy.from_pretrained(tmp_path / "policy", dtype=torch.bfloat16)
+    assert loaded.model.state_proj.weight.dtype == torch.bfloat16
+
+
+def test_nothing_is_overwritten(robot_ready, tmp_path):
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "mine.txt").write_text("precious")
+    with pytest.raises(SaveError, match="not empty"):
+        robot_ready.save_pretrained(tmp_path / "policy")
+    assert [path.name for path in tmp_path.rglob("*")] == ["policy", "mine.txt"]
+
+
+def test_an_empty_folder_may_be_filled(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(robot_ready, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(type(robot_ready.pipeline), "save", full)
+    with pytest.raises(SaveError, match="the disk is full"):
+        robot_ready.save_pretrained(tmp_path / "policy")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def folder(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def edit(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_missing_tensor_is_named(folder):
+    edit(folder, lambda tensors: tensors.pop("model.state_proj.bias"))
+    with pytest.raises(WeightsError, match=r"missing model\.state_proj\.bias"):
+        Pi0Policy.from_pretrained(folder)
+
+
+def test_a_renamed_tensor_is_named_with_its_nearest_neighbour(folder):
+    edit(
+        folder, lambda tensors: tensors.update({"model.state_prj.bias": tensors.pop("model.state_proj.bias")})
+    )
+    with pytest.raises(
+        WeightsError, match=r"unexpected model\.state_prj\.bias\. Did you mean 'model\.state_proj"
+    ):
+        Pi0Policy.from_pretrained(folder)
+
+
+def test_a_wrong_shape_is_named(folder):
+    edit(folder, lambda tensors: tensors.update({"model.state_proj.bias": torch.zeros(3)}))
+    with pytest.raises(
+        WeightsError, match=r"wrong shape model\.state_proj\.bias: stored \[3\], the model has \[16\]"
+    ):
+        Pi0Policy.from_pretrained(folder)
+
+
+def test_a_truncated_file_is_an_error(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="could not be loaded"):
+        Pi0Policy.from_pretrained(folder)
+
+
+def test_a_folder_without_weights_is_an_error(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match="could not be loaded"):
+        Pi0Policy.from_pretrained(folder)
+
+
+def test_config_that_is_not_json(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match="could not be loaded"):
+        Pi0Policy.from_pretrained(folder)
+
+
+def test_weights_without_a_pipeline_load_for_fine_tuning(robot_ready, tmp_path):
+    robot_ready.pipeline = None
+    robot_ready.save_pretrained(tmp_path / "policy")
+    assert Pi0Policy.from_pretrained(tmp_path / "policy").pipeline is None
+    assert json.loads((tmp_path / "policy" / "config.json").read_text())["model_type"] == "vla_pi0"

@@ -1,0 +1,101 @@
+"""Robot units in, robot units out: the way in and the way out are written out by hand here."""
+
+import numpy as np
+import pytest
+import torch
+
+from vla.errors import ShapeError
+from vla.policies.robot import RobotPolicy
+
+
+def make_observation(seed=0, **changes):
+    random = np.random.default_rng(seed)
+    return {
+        "observation.images.top": random.integers(0, 256, (28, 28, 3), dtype=np.uint8),
+        "observation.images.wrist": random.integers(0, 256, (28, 28, 3), dtype=np.uint8),
+        "observation.state": random.normal(size=3),
+        "task": "pick up the cup",
+        **changes,
+    }
+
+
+@pytest.fixture
+def robot(robot_ready):
+    return RobotPolicy(robot_ready)
+
+
+def test_infer_equals_the_transforms_by_hand(robot):
+    observation, noise = make_observation(), np.random.default_rng(1).normal(size=(6, 8)).astype(np.float32)
+    actions = robot.infer(observation, noise=noise)["actions"]
+    assert actions.shape == (6, 2)
+    assert actions.dtype == np.float32
+
+    images = np.stack([observation[f"observation.images.{slot}"] for slot in ("top", "wrist")])
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255 * 2 - 1)[None]
+    std, mean = np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.2, 0.3])
+    state = np.zeros((1, 8), dtype=np.float32)
+    state[0, :3] = (observation["observation.state"] - mean) / (std + 1e-6)
+    tokenizer = robot.pipeline.transforms[-2].tokenizer
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    ids = torch.tensor([[2, *encode("pick up the cup"), *encode("\n")]])
+    chunk = robot.policy.sample_actions(
+        pixels, torch.ones(1, 2, dtype=torch.bool), ids, torch.ones_like(ids), torch.from_numpy(state),
+        noise=torch.from_numpy(noise)[None], action_dim_is_pad=torch.arange(8) >= 2,
+    )[0, :, :2].numpy()  # fmt: skip
+    want = chunk * (np.array([0.5, 1.0]) + 1e-6) + np.array([0.05, 0.1])
+    want[:, 0] += observation["observation.state"][0]
+    np.testing.assert_allclose(actions, want, atol=1e-5)
+
+
+def test_a_batch_equals_its_observations_one_by_one(robot):
+    observations = [make_observation(seed) for seed in range(3)]
+    del observations[1]["observation.images.wrist"]
+    noise = np.random.default_rng(2).normal(size=(3, 6, 8)).astype(np.float32)
+    together = robot.infer_batch(observations, noise=noise)
+    for index, observation in enumerate(observations):
+        alone = robot.infer(observation, noise=noise[index])
+        np.testing.assert_allclose(together[index]["actions"], alone["actions"], atol=1e-5)
+
+
+def test_generator_decides_the_noise(robot):
+    one, two, other = (
+        robot.infer(make_observation(), generator=torch.Generator().manual_seed(s))["actions"]
+        for s in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_text_is_generated_on_request(robot):
+    assert "text" not in robot.infer(make_observation())
+    assert isinstance(robot.infer(make_observation(), text=True)["text"], str)
+
+
+def test_pictures_of_another_size_are_resized(robot):
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    assert robot.infer(make_observation(**{"observation.images.top": picture}))["actions"].shape == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observation.images.topp": np.zeros((8, 8, 3), np.uint8)}, "no camera 'topp'.*Did you mean 'top'"),
+        (
+            {"observation.images.top": np.zeros((8, 8, 3), np.float32)},
+            r"must be uint8 \[h, w, 3\], got float32",
+        ),
+        ({"observation.images.top": np.zeros((3, 8, 8), np.uint8)}, r"must be uint8 \[h, w, 3\]"),
+        ({"observation.state": np.zeros(4)}, "3 values, got 4|4.*3"),
+        ({"observation.state": np.zeros((1, 3))}, "state"),
+    ],
+)
+def test_observations_that_do_not_fit_the_checkpoint(robot, change, message):
+    with pytest.raises((ShapeError, ValueError), match=message):
+        robot.infer(make_observation(**change))
+
+
+def test_an_observation_without_state_or_task(robot):
+    observation = make_observation()
+    del observation["observation.state"]
+    with pytest.raises(ShapeError, match=r"lacks observation\.state"):
+        robot.infer(observation)
