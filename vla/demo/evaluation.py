@@ -12,9 +12,8 @@ from vla.eval.envs.detour import CAMERA, STATE, DetourEnv
 from vla.eval.envs.detour_layout import Side
 from vla.eval.figures import Fan
 from vla.eval.outcome import EpisodeResult
-from vla.eval.rollout import rollout
+from vla.eval.rollout import BatchPolicy, rollout
 from vla.policies.registry import load
-from vla.policies.robot import RobotPolicy
 
 EXECUTE = 8
 """Actions executed of each chunk of 16."""
@@ -89,7 +88,7 @@ def fans(checkpoints: Mapping[str, Path], seed: int, noise_seed: int, chunks: in
     ]
 
 
-def _sample(policy: RobotPolicy, observation: Mapping[str, Any], chunks: int, seed: int) -> np.ndarray:
+def _sample(policy: BatchPolicy, observation: Mapping[str, Any], chunks: int, seed: int) -> np.ndarray:
     generator = torch.Generator().manual_seed(seed)
     seen = {key: observation[key] for key in (CAMERA, STATE, "task")}
     answers = policy.infer_batch([seen] * chunks, generator=generator)

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from vla.errors import TrainingError
 from vla.train.metrics import read_metrics
 from vla.train.recipe import Recipe
@@ -85,7 +83,7 @@ def _log_of(recipe: Recipe) -> Path:
 def _start(recipe: Recipe, threads: int) -> "subprocess.Popen[bytes]":
     path = Path(f"{recipe.output}.yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    path.write_text(recipe.to_yaml())
     command = [sys.executable, "-m", "vla", "train", str(path), f"train.threads={threads}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     with _log_of(recipe).open("wb") as log:
