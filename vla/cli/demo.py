@@ -7,12 +7,22 @@ import typer
 
 from vla.cli.console import console, progress_bar, quiet_loading
 
+OutputOption = Annotated[Path, typer.Option(help="New folder for the report and everything behind it.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of demonstrations, training and evaluation.")]
+DemonstrationsOption = Annotated[int, typer.Option(min=3, help="Episodes of the expert to record.")]
+LayoutsOption = Annotated[int, typer.Option(min=3, help="Unseen layouts, each under three instructions.")]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Training steps; the demo's recipe's by default.", show_default=False),
+]
+
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the report and everything behind it.")] = Path(
-        "demo_run"
-    ),
-    seed: Annotated[int, typer.Option(help="Seed of demonstrations, training and evaluation.")] = 0,
+    output: OutputOption = Path("demo_run"),
+    seed: SeedOption = 0,
+    demonstrations: DemonstrationsOption = 600,
+    layouts: LayoutsOption = 200,
+    steps: StepsOption = None,
 ) -> None:
     """Record demonstrations, train a small pi-0 on them, evaluate it, and write a report.
 
@@ -22,8 +32,18 @@ def demo(
 
     Example: vla demo --output demo_run
     """
+    from vla.cli.rollouts import show_success
     from vla.demo import run_demo
+    from vla.demo.report import TITLES
 
     quiet_loading()
-    run_demo(output, seed, progress=progress_bar)
+    results = run_demo(
+        output, seed, demonstrations=demonstrations, layouts=layouts, steps=steps, progress=progress_bar
+    )
+    episodes = {
+        f"{TITLES[name]}, side {condition}": rows
+        for name, conditions in results.episodes.items()
+        for condition, rows in conditions.items()
+    }
+    show_success(episodes)
     console().print(f"report: {output / 'report.html'}\nnumbers: {output / 'summary.json'}")

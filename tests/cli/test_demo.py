@@ -1,0 +1,55 @@
+"""`vla demo` end to end, far too short to learn anything, and the folder it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+import vla.demo
+from vla.cli import main
+from vla.demo.report import DemoResults
+from vla.eval.outcome import EpisodeResult
+
+
+def test_options_reach_the_demo_and_success_is_printed(tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def run_demo(output, seed, **options):
+        calls.append((output, seed, options["demonstrations"], options["layouts"], options["steps"]))
+        won = EpisodeResult(1, True, False, "left", "left", 20, np.zeros((21, 2)))
+        episodes = {"flow": {"left": [won]}, "regression": {"left": [won]}}
+        return DemoResults(seed, 4, 80, 100, {}, episodes, [], {})
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(vla.demo, "run_demo", run_demo)
+    argv = ["demo", "--output", str(tmp_path / "out"), "--seed", "3", "--demonstrations", "4"]
+    assert main([*argv, "--layouts", "5", "--steps", "6"]) == 0
+    assert calls == [(tmp_path / "out", 3, 4, 5, 6)]
+    rows = [line for line in capsys.readouterr().out.splitlines() if "side left" in line]
+    assert len(rows) == 2
+    assert all("100 %" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_small_demo_leaves_report_numbers_and_policies(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    out = tmp_path / "out"
+    argv = ["demo", "--output", str(out), "--demonstrations", "4", "--layouts", "3", "--steps", "2"]
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "flow matching, side unstated" in printed
+    assert "mean squared error, side left" in printed
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["demonstrations"]["episodes"] == 4
+    assert (out / "report.html").stat().st_size > 10_000
+    assert main(["info", str(out / "flow")]) == 0
+    assert main(["info", str(out / "demonstrations")]) == 0
+
+
+def test_existing_output_is_one_line(tmp_path, capsys):
+    (tmp_path / "precious").touch()
+    assert main(["demo", "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "--output" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
