@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -36,6 +37,11 @@ def killed(dataset, tmp_path_factory):
         [{"where": where, "at": at, "recipe": [*tiny_overrides(dataset, folder / name), *COMMON, *extra]}]
         for name, (where, at, _, extra) in CASES.items()
     ]
+    cases += [
+        pair([*tiny_overrides(dataset, folder / "whole-pair"), "train.batch_size=2"], None),
+        pair([*tiny_overrides(dataset, folder / "pair"), "train.batch_size=2"], "step"),
+        pair([*tiny_overrides(dataset, folder / "pair"), "train.batch_size=2"], None, resume=True),
+    ]
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
     ran = subprocess.run(
@@ -45,8 +51,27 @@ def killed(dataset, tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     statuses = [int(line) for line in ran.stdout.split()]
-    assert statuses == [status for _, _, status, _ in CASES.values()], ran.stderr
+    pairs = [0, 0, -9, -9, 0, 0]
+    assert statuses == [status for _, _, status, _ in CASES.values()] + pairs, ran.stderr
     return folder
+
+
+def pair(recipe, where, resume=False):
+    """Two processes that train together, and are killed together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        {
+            "recipe": recipe,
+            "where": where,
+            "at": 5,
+            "resume": resume,
+            "environment": {**shared, "RANK": rank, "LOCAL_RANK": rank},
+        }
+        for rank in "01"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +101,14 @@ def test_resumed_run_equals_the_unbroken_one(killed, unbroken, dataset, name):
     assert_equal(load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors"))
     assert_equal(load_training_state(ours), load_training_state(theirs))
     assert not list((killed / name / "checkpoints").glob(".*"))
+
+
+def test_two_processes_resume_like_one(killed):
+    resumed, whole = (killed / name for name in ("pair", "whole-pair"))
+    assert [r["step"] for r in numbers(whole) if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert numbers(resumed) == numbers(whole)
+    ours, theirs = (run / "checkpoints" / "last" / "model.safetensors" for run in (resumed, whole))
+    assert_equal(load_file(ours), load_file(theirs))
 
 
 def assert_equal(a, b):
