@@ -44,8 +44,9 @@ def test_rotation_equals_gemmas():
     cos, sin = GemmaRotaryEmbedding(config)(q, positions)
     want_q, want_k = apply_rotary_pos_emb(q, k, cos, sin)
     rotary = rotary_angles(positions, 16)
-    torch.testing.assert_close(rotate(q, rotary), want_q)
-    torch.testing.assert_close(rotate(k, rotary), want_k)
+    # The angle, up to 900 rad, is rounded as the original does (position / wavelength), not as theirs.
+    torch.testing.assert_close(rotate(q, rotary), want_q, atol=3e-4, rtol=0)
+    torch.testing.assert_close(rotate(k, rotary), want_k, atol=3e-4, rtol=0)
 
 
 @given(shift=st.integers(0, 500), a=st.integers(0, 500), b=st.integers(0, 500))

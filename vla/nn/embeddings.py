@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vla.nn.linear import linear
+
 
 class TiedEmbedding(nn.Module):
     """A token table that also reads out logits; Gemma scales the embedded side by `sqrt(width)`.
@@ -23,7 +25,7 @@ class TiedEmbedding(nn.Module):
         if ids is not None:
             return F.embedding(ids, self.weight) * math.sqrt(self.weight.shape[1])
         assert hidden is not None
-        return F.linear(hidden, self.weight)
+        return linear(hidden, self.weight)
 
     def extra_repr(self) -> str:
         """Show vocabulary and width in the module's picture."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vla.nn.attention import KeyValueCache, LayerKeysValues, attend
 from vla.nn.embeddings import TiedEmbedding
+from vla.nn.linear import Linear
 from vla.nn.mlp import GatedMLP
 from vla.nn.norms import RMSNorm
 from vla.nn.rope import Rotary, rotary_angles, rotate
@@ -47,10 +48,10 @@ class GemmaAttention(nn.Module):
         super().__init__()
         self.head_width = config.head_width
         inner, inner_kv = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
-        self.q_proj = nn.Linear(config.width, inner, bias=False)
-        self.k_proj = nn.Linear(config.width, inner_kv, bias=False)
-        self.v_proj = nn.Linear(config.width, inner_kv, bias=False)
-        self.o_proj = nn.Linear(inner, config.width, bias=False)
+        self.q_proj = Linear(config.width, inner, bias=False)
+        self.k_proj = Linear(config.width, inner_kv, bias=False)
+        self.v_proj = Linear(config.width, inner_kv, bias=False)
+        self.o_proj = Linear(inner, config.width, bias=False)
 
     def _heads(self, x_bti: torch.Tensor) -> torch.Tensor:
         return x_bti.unflatten(-1, (-1, self.head_width)).transpose(1, 2)

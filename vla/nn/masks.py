@@ -63,9 +63,10 @@ class GroupRules:
                     raise ValueError(f"Group '{query}' refers to '{key}', which is not one of {self.names}.")
                 if sight not in _SIGHTS:
                     raise ValueError(f"Group '{query}' sees '{key}' as '{sight}', not one of {_SIGHTS}.")
-        self._table = torch.tensor(
-            [[_SIGHTS.index(rules[query].get(key, "none")) for key in self.names] for query in self.names]
-        )
+        # Plain numbers: a tensor made here would be empty where a model is built on the meta device.
+        self._table = [
+            [_SIGHTS.index(rules[query].get(key, "none")) for key in self.names] for query in self.names
+        ]
 
     def index(self, name: str) -> int:
         """Return the number by which `Tokens.group_bt` refers to a group."""
@@ -79,7 +80,7 @@ class GroupRules:
             keys: The `s` key tokens, in sequence order.
             first_query: Index among the keys of the first query, so that "causal" knows what came before.
         """
-        table = self._table.to(queries.group_bt.device)
+        table = torch.tensor(self._table, device=queries.group_bt.device)
         sight_bts = table[queries.group_bt[:, :, None], keys.group_bt[:, None, :]]
         query_index = torch.arange(queries.group_bt.shape[1], device=table.device) + first_query
         key_index = torch.arange(keys.group_bt.shape[1], device=table.device)

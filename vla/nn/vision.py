@@ -1,6 +1,6 @@
 """SigLIP (Zhai et al., 2023) with PaliGemma's projector: pictures to tokens of the language model's width.
 
-The tower is `transformers`' own, unpatched: it is not what this project changes.
+The tower is `transformers`' own: it is not what this project changes. Only its linear maps are ours.
 """
 
 from typing import Any
@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from vla.nn.linear import Linear, use_onednn_linear
+
 
 class Projector(nn.Module):
     """PaliGemma's linear map from SigLIP's width to the language model's."""
 
     def __init__(self, vision_width: int, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(vision_width, width)
+        self.linear = Linear(vision_width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `[n, p, vision width]` to `[n, p, d]`."""
@@ -31,7 +33,9 @@ def make_vision_tower(**sizes: Any) -> SiglipVisionModel:
     """
     config: Any = SiglipVisionConfig(vision_use_head=False, **sizes)
     config._attn_implementation = "sdpa"
-    return SiglipVisionModel(config)
+    tower = SiglipVisionModel(config)
+    use_onednn_linear(tower)
+    return tower
 
 
 def num_image_tokens(image_size: int, patch_size: int) -> int:

@@ -33,6 +33,7 @@ from vla.errors import ConfigError
 from vla.nn.attention import KeyValueCache
 from vla.nn.embeddings import sinusoidal_embedding
 from vla.nn.gemma import GemmaDecoder
+from vla.nn.linear import Linear
 from vla.nn.masks import GroupRules, Sight, Tokens
 from vla.nn.vision import Projector, make_vision_tower
 from vla.objectives.solvers import time_grid
@@ -95,11 +96,11 @@ class Pi0Model(nn.Module):
         self.multi_modal_projector = Projector(config.vision["hidden_size"], width)
         self.language_model = GemmaDecoder(config.vlm_gemma, vocab_size=config.vocab_size)
         self.expert = GemmaDecoder(config.expert_gemma)
-        self.state_proj = nn.Linear(config.max_state_dim, expert_width)
-        self.action_in_proj = nn.Linear(config.max_action_dim, expert_width)
-        self.action_time_mlp_in = nn.Linear(2 * expert_width, expert_width)
-        self.action_time_mlp_out = nn.Linear(expert_width, expert_width)
-        self.action_out_proj = nn.Linear(expert_width, config.max_action_dim)
+        self.state_proj = Linear(config.max_state_dim, expert_width)
+        self.action_in_proj = Linear(config.max_action_dim, expert_width)
+        self.action_time_mlp_in = Linear(2 * expert_width, expert_width)
+        self.action_time_mlp_out = Linear(expert_width, expert_width)
+        self.action_out_proj = Linear(expert_width, config.max_action_dim)
         self.rules = group_rules(config.actions_see_response)
 
     # -- prefix: images and text through the language model ------------------------------------------
