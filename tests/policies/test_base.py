@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.parity.transformers_pi0 import make_batch
 from vla.atomic import SaveError
 from vla.errors import WeightsError
 from vla.policies.pi0.policy import Pi0Policy
@@ -22,6 +23,9 @@ def test_round_trip_is_exact(robot_ready, tmp_path):
     assert {k: v for k, v in ours.items() if k[0] != "_"} == {k: v for k, v in theirs.items() if k[0] != "_"}
     sample = {"images": {}, "state": torch.ones(3), "task": "pick up the cup"}
     sample["images"]["top"] = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
+    batch = make_batch(robot_ready.config)
+    with torch.no_grad():
+        assert torch.equal(robot_ready(**batch).velocity, loaded(**batch).velocity)
     ours, theirs = robot_ready.pipeline(sample), loaded.pipeline(sample)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
