@@ -14,7 +14,7 @@ from vla.errors import ConfigError
 from vla.policies.registry import AutoPolicy
 from vla.train.recipe import Recipe, load_recipe
 
-DEMONSTRATIONS = 600
+DEMONSTRATIONS = 1000
 LAYOUTS = 200
 SEEDS_PER_RUN = 1_000_000
 """Layout seeds of one demo: demonstrations count from the first, evaluation from the middle."""

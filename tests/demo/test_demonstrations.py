@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from vla.data import LeRobotDataset
+from vla.demo.demonstrations import record_demonstrations
+from vla.errors import DatasetError
+from vla.eval.envs.detour import CAMERA, INSTRUCTIONS, STATE, DetourEnv
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "demonstrations"
+    return folder, record_demonstrations(folder, episodes=18, seed=7)
+
+
+def test_every_instruction_gets_its_share_and_the_open_one_both_sides(recorded):
+    folder, frames = recorded
+    dataset = LeRobotDataset(folder, action_horizon=1)
+    assert len(dataset) == frames
+    assert len(dataset.episodes) == 18
+    first = [dataset[part.start] for part in dataset.episode_slices]
+    told = [item["task"] for item in first]
+    assert told == [INSTRUCTIONS[side] for side in (None, "left", "right")] * 6
+    said = {task: {item["response"] for item in first if item["task"] == task} for task in set(told)}
+    assert said == {
+        INSTRUCTIONS["left"]: {"left"},
+        INSTRUCTIONS["right"]: {"right"},
+        INSTRUCTIONS[None]: {"left", "right"},
+    }
+
+
+def test_recorded_actions_lead_round_the_cup_on_the_side_that_is_said(recorded):
+    """Replayed in the environment they reach the target, and states and pictures are those recorded."""
+    dataset = LeRobotDataset(recorded[0], action_horizon=1)
+    for episode, part in enumerate(dataset.episode_slices):
+        env = DetourEnv()
+        observation, info = env.reset(seed=7 + episode)
+        for index in range(part.start, part.stop):
+            item = dataset[index]
+            np.testing.assert_allclose(item[STATE], observation[STATE], atol=1e-6)
+            picture = item[CAMERA].numpy().transpose(1, 2, 0).astype(int)
+            assert np.abs(picture - observation[CAMERA]).mean() < 8, "h264 is lossy, but not that lossy"
+            observation, *_, info = env.step(item["action"][0].numpy())
+        assert info["success"]
+        assert info["side_passed"] == item["response"]
+
+
+def test_the_seed_decides_everything(recorded, tmp_path):
+    record_demonstrations(tmp_path / "again", episodes=18, seed=7)
+    one, two = (
+        LeRobotDataset(f, action_horizon=1).low_dim("action") for f in (recorded[0], tmp_path / "again")
+    )
+    np.testing.assert_array_equal(one, two)
+
+
+def test_nothing_is_overwritten(recorded):
+    with pytest.raises(DatasetError, match="exists already"):
+        record_demonstrations(recorded[0], episodes=1, seed=0)
