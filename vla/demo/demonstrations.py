@@ -11,7 +11,7 @@ from vla.eval.envs.detour_layout import Side
 
 SIDES: tuple[Side, Side] = ("left", "right")
 CONDITIONS: tuple[Side | None, ...] = (None, "left", "right")
-"""What the instruction states, in turn; None leaves the side open and the expert tosses a coin."""
+"""What the instruction states, in turn; None leaves the side open, and the expert goes either way."""
 
 
 def record_demonstrations(
@@ -24,10 +24,11 @@ def record_demonstrations(
     Args:
         folder: Destination; must not exist.
         episodes: Episodes to record; each third of them gets one of the three instructions.
-        seed: Of the layouts (`seed + episode`) and of the expert's coin.
+        seed: Of the layouts (`seed + episode`) and of the sides where they are open.
         progress: Called with (episodes done, episodes in all).
     """
-    coin = np.random.default_rng(seed)
+    # Left and right as often, in an order that the layouts know nothing of.
+    open_sides = np.random.default_rng(seed).permutation(np.arange(-(-episodes // len(CONDITIONS))) % 2)
     env = DetourEnv()
     frames = 0
     with LeRobotWriter(
@@ -41,7 +42,7 @@ def record_demonstrations(
     ) as writer:
         for episode in range(episodes):
             stated = CONDITIONS[episode % len(CONDITIONS)]
-            side = stated or SIDES[int(coin.integers(2))]
+            side = stated or SIDES[open_sides[episode // len(CONDITIONS)]]
             frames += _record_episode(env, writer, DetourExpert(side), seed + episode, stated)
             if progress is not None:
                 progress(episode + 1, episodes)
