@@ -32,8 +32,8 @@ BANNED_PACKAGES = (
 )
 """Nothing imports these: vla stands on its own feet, with one tensor library."""
 
-ALWAYS = ("errors", "types", "atomic")
-"""Rooms open to all."""
+ALWAYS = ("errors", "types", "atomic", "__version__")
+"""Names of `vla` that are open to all."""
 
 POLICY_MODULES = ("base", "registry", "robot")
 """Modules of `policies/` that know no particular policy; every other name in it is a policy's folder."""

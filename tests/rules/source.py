@@ -27,13 +27,17 @@ def modules() -> dict[str, Path]:
 
 
 def imports(source: str, module: str, is_package: bool = False) -> Iterator[Import]:
-    """Every import in a module, at its top or inside a function, by statement or by `import_module`."""
+    """Every import in a module, at its top or inside a function: by statement, by `import_module`, or by
+    reaching through the package, as in `vla.data`, whose names resolve on demand.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = _base(node, module, is_package)
             yield from (Import(f"{base}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "vla":
+            yield Import(f"vla.{node.attr}", node.lineno)
         elif isinstance(node, ast.Call) and _called(node) in {"import_module", "__import__"}:
             named = [one.value for one in node.args[:1] if isinstance(one, ast.Constant)]
             yield from (Import(str(name), node.lineno) for name in named)
