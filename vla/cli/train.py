@@ -1,5 +1,6 @@
 """`vla train RECIPE [key=value ...] [--resume]`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,4 +39,5 @@ def train(
     if result.stopped_by_signal:
         console().print(f"stopped at step {result.step}; the same command with --resume goes on")
         raise typer.Exit(130)
-    console().print(f"policy: {result.checkpoint}")
+    if os.environ.get("RANK", "0") == "0":
+        console().print(f"policy: {result.checkpoint}")
