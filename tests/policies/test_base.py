@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tests.parity.transformers_pi0 import make_batch
@@ -65,6 +66,16 @@ def test_a_full_disk_leaves_nothing_behind(robot_ready, tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(robot_ready.pipeline), "save", full)
     with pytest.raises(SaveError, match="the disk is full"):
+        robot_ready.save_pretrained(tmp_path / "policy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_under_the_tensors_leaves_nothing_behind(robot_ready, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
+    with pytest.raises(SaveError, match="No space left on device"):
         robot_ready.save_pretrained(tmp_path / "policy")
     assert list(tmp_path.iterdir()) == []
 

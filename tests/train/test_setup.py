@@ -80,7 +80,7 @@ def test_prompt_that_does_not_fit_is_said_once(tiny, caplog):
         (["policy.config.vocab_size=20"], ConfigError, "vocab_size is 20"),
         (["policy.config.cameras=[front]"], ConfigError, "no camera slot 'top'"),
         (["data.cameras.top=observation.images.tip"], DatasetError, "observation.images.tip"),
-        (["data.response_key=respons"], ConfigError, "'respons'.*'response'"),
+        (["data.response_key=respons"], DatasetError, "'respons'.*'response'"),
         (["data.state_key=observation.stat"], DatasetError, "observation.stat"),
         (["data.episodes=[0,99]"], DatasetError, "99"),
         (["train.batch_size=100"], DatasetError, "100"),

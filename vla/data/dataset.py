@@ -146,6 +146,17 @@ class LeRobotDataset:
             )
         return self._columns.numbers[key]
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Return the distinct texts of a string column of the selected episodes.
+
+        Raises:
+            DatasetError: There is no such string column.
+        """
+        if key not in self._columns.texts:
+            options = sorted(self._columns.texts)
+            raise DatasetError(f"There is no text column '{key}' in {options}.{did_you_mean(key, options)}")
+        return self._columns.texts[key].texts
+
     @property
     def action_is_pad_key(self) -> str:
         """Key of the mask of steps past the episode's end."""

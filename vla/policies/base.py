@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from vla.atomic import atomic_folder
+from vla.atomic import SaveError, atomic_folder
 from vla.errors import WeightsError, did_you_mean
 from vla.transforms.base import PIPELINE_FILE, Pipeline
 
@@ -52,10 +52,13 @@ class Policy(PreTrainedModel):
         """
         if kwargs.pop("push_to_hub", False):
             raise WeightsError("Save first, then call push_to_hub(repo_id).")
-        with atomic_folder(save_directory) as folder:
-            super().save_pretrained(folder, **kwargs)
-            if self.pipeline is not None:
-                self.pipeline.save(folder)
+        try:
+            with atomic_folder(save_directory) as folder:
+                super().save_pretrained(folder, **kwargs)
+                if self.pipeline is not None:
+                    self.pipeline.save(folder)
+        except SafetensorError as error:  # what becomes of a full disk in there
+            raise SaveError(f"Could not write {save_directory}: {error}. Nothing was changed.") from error
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]

@@ -137,7 +137,7 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
     assert policy.pipeline is not None
     _check_fit(policy, cameras)
     if train.gradient_checkpointing:
-        policy.gradient_checkpointing_enable()
+        policy.activation_checkpointing_enable()
     if data.cache == "frames":
         dataset.preload()  # before workers are forked, so that they share the memory
     prompt = policy.pipeline.find(TokenizePrompt)
@@ -227,18 +227,8 @@ def _tokenizer(recipe: Recipe, policy: Policy | None, dataset: LeRobotDataset) -
         return policy.pipeline.find(TokenizePrompt).tokenizer
     texts = {clean(task) for task in dataset.tasks}
     if recipe.data.response_key is not None:
-        texts |= set(_responses(dataset, recipe.data.response_key))
+        texts |= set(dataset.texts(recipe.data.response_key))
     return train_tokenizer(sorted(texts), vocab_size=TINY_VOCABULARY)
-
-
-def _responses(dataset: LeRobotDataset, key: str) -> Sequence[str]:
-    columns = dataset._columns.texts
-    if key not in columns:
-        raise ConfigError(
-            f"data.response_key is '{key}', but the dataset's text columns are {sorted(columns)}."
-            f"{did_you_mean(key, columns)}"
-        )
-    return columns[key].texts
 
 
 def _make_pipeline(recipe: Recipe, policy: Policy, dataset: LeRobotDataset, tokenizer: Any) -> Pipeline:
