@@ -1,4 +1,3 @@
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -7,7 +6,7 @@ import pytest
 
 from vla.errors import ConfigError
 from vla.transforms.actions import DeltaActions, PadDimensions
-from vla.transforms.base import PIPELINE_FILE, Pipeline, Transform, write_atomically
+from vla.transforms.base import PIPELINE_FILE, Pipeline, Transform
 
 
 @dataclass(frozen=True)
@@ -90,18 +89,3 @@ def test_a_missing_or_binary_pipeline_file_is_named(tmp_path: Path):
     (tmp_path / PIPELINE_FILE).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="is not a pipeline"):
         Pipeline.load(tmp_path)
-
-
-def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "record.json"
-    write_atomically(path, json.dumps({"old": 1}))
-
-    def full_disk(self, text):
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, json.dumps({"new": 2}))
-    assert json.loads(path.read_bytes()) == {"old": 1}
-    assert list(tmp_path.iterdir()) == [path]

@@ -16,7 +16,6 @@ holds `actions` (and `state`, where an inverse needs it), again `[a, m]` and `[m
 """
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
@@ -25,20 +24,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from vla.atomic import atomic_write
 from vla.errors import ConfigError, did_you_mean
 from vla.types import Sample
 
 PIPELINE_FILE = "pipeline.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, whatever stops the writing."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Transform(ABC):
@@ -129,7 +119,7 @@ class Pipeline:
         steps = [{"type": transform.name, **transform.to_json()} for transform in self.transforms]
         for transform in self.transforms:
             transform.save_files(folder)
-        write_atomically(folder / PIPELINE_FILE, json.dumps({"steps": steps}, indent=2) + "\n")
+        atomic_write(folder / PIPELINE_FILE, json.dumps({"steps": steps}, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str) -> "Pipeline":

@@ -19,8 +19,9 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 
+from vla.atomic import atomic_write
 from vla.errors import ConfigError, StatisticsError, did_you_mean
-from vla.transforms.base import Transform, write_atomically
+from vla.transforms.base import Transform
 from vla.types import Sample
 
 STATISTICS_FILE = "statistics.json"
@@ -98,7 +99,7 @@ class Statistics:
 
     def save(self, folder: Path | str) -> None:
         """Write `statistics.json` into an existing folder, whole or not at all."""
-        write_atomically(Path(folder) / STATISTICS_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        atomic_write(Path(folder) / STATISTICS_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:

@@ -1,0 +1,79 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from vla import atomic
+from vla.atomic import SaveError, atomic_folder, atomic_write
+from vla.errors import VlaError
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(atomic, "_sync", refuse)
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path):
+    atomic_write(tmp_path / "a.json", "old")
+    atomic_write(tmp_path / "a.json", b"new")
+    assert (tmp_path / "a.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, full_disk):
+    (tmp_path / "a.json").write_text("old")
+    with pytest.raises(SaveError, match=r"a\.json: the disk is full\. Nothing was changed"):
+        atomic_write(tmp_path / "a.json", "new")
+    assert (tmp_path / "a.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_appears_whole(tmp_path):
+    with atomic_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").write_text("a")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert (tmp_path / "deep" / "out" / "sub" / "a").read_text() == "a"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_folder_whose_making_fails_is_not_there(tmp_path, error):
+    def make():
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text("a")
+            raise error
+
+    with pytest.raises(error):
+        make()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_folder(tmp_path, full_disk):
+    with pytest.raises(SaveError, match="the disk is full"), atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("taken", ["file", "folder"])
+def test_nothing_is_overwritten(tmp_path, taken):
+    path = tmp_path / "out"
+    if taken == "file":
+        path.write_text("mine")
+    else:
+        path.mkdir()
+        (path / "mine").touch()
+    with pytest.raises(VlaError, match="exists already"), atomic_folder(path):
+        pytest.fail("the block must not run")
+    assert len(list(tmp_path.rglob("*"))) == (1 if taken == "file" else 2)
+
+
+def test_an_empty_folder_may_be_filled(tmp_path):
+    with atomic_folder(tmp_path) as folder:
+        (folder / "a").write_text("a")
+    assert (tmp_path / "a").read_text() == "a"
+    assert not list(Path(tmp_path).parent.glob(".*.tmp"))
