@@ -10,17 +10,17 @@ from vla.eval.envs.detour import CAMERA, INSTRUCTIONS, STATE, DetourEnv
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "demonstrations"
-    return folder, record_demonstrations(folder, episodes=18, seed=7)
+    return folder, record_demonstrations(folder, episodes=20, seed=7)
 
 
 def test_every_instruction_gets_its_share_and_the_open_one_both_sides(recorded):
     folder, frames = recorded
     dataset = LeRobotDataset(folder, action_horizon=1)
     assert len(dataset) == frames
-    assert len(dataset.episodes) == 18
+    assert len(dataset.episodes) == 20
     first = [dataset[part.start] for part in dataset.episode_slices]
     told = [item["task"] for item in first]
-    assert told == [INSTRUCTIONS[side] for side in (None, "left", "right")] * 6
+    assert told == [INSTRUCTIONS[side] for side in (None, "left", None, "right")] * 5
     said = {task: {item["response"] for item in first if item["task"] == task} for task in set(told)}
     assert said == {
         INSTRUCTIONS["left"]: {"left"},
@@ -46,7 +46,7 @@ def test_recorded_actions_lead_round_the_cup_on_the_side_that_is_said(recorded):
 
 
 def test_the_seed_decides_everything(recorded, tmp_path):
-    record_demonstrations(tmp_path / "again", episodes=18, seed=7)
+    record_demonstrations(tmp_path / "again", episodes=20, seed=7)
     one, two = (
         LeRobotDataset(f, action_horizon=1).low_dim("action") for f in (recorded[0], tmp_path / "again")
     )

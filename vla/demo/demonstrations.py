@@ -10,7 +10,7 @@ from vla.eval.envs.detour import CAMERA, STATE, DetourEnv, DetourExpert
 from vla.eval.envs.detour_layout import Side
 
 SIDES: tuple[Side, Side] = ("left", "right")
-CONDITIONS: tuple[Side | None, ...] = (None, "left", "right")
+STATED: tuple[Side | None, ...] = (None, "left", None, "right")
 """What the instruction states, in turn; None leaves the side open, and the expert goes either way."""
 
 
@@ -23,12 +23,12 @@ def record_demonstrations(
 
     Args:
         folder: Destination; must not exist.
-        episodes: Episodes to record; each third of them gets one of the three instructions.
+        episodes: Episodes to record; half of them leave the side open, a quarter states each.
         seed: Of the layouts (`seed + episode`) and of the sides where they are open.
         progress: Called with (episodes done, episodes in all).
     """
     # Left and right as often, in an order that the layouts know nothing of.
-    open_sides = np.random.default_rng(seed).permutation(np.arange(-(-episodes // len(CONDITIONS))) % 2)
+    open_sides = iter(np.random.default_rng(seed).permutation(np.arange(-(-episodes // 2)) % 2))
     env = DetourEnv()
     frames = 0
     with LeRobotWriter(
@@ -41,8 +41,8 @@ def record_demonstrations(
         extra_features={"response": "string"},
     ) as writer:
         for episode in range(episodes):
-            stated = CONDITIONS[episode % len(CONDITIONS)]
-            side = stated or SIDES[open_sides[episode // len(CONDITIONS)]]
+            stated = STATED[episode % len(STATED)]
+            side = stated or SIDES[next(open_sides)]
             frames += _record_episode(env, writer, DetourExpert(side), seed + episode, stated)
             if progress is not None:
                 progress(episode + 1, episodes)

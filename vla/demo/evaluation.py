@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla.demo.demonstrations import CONDITIONS
 from vla.eval.envs.detour import CAMERA, STATE, DetourEnv
 from vla.eval.envs.detour_layout import Side
 from vla.eval.figures import Fan
@@ -40,15 +39,15 @@ def evaluate(
         progress: Called with (episodes done, episodes in all).
     """
     policy = load(checkpoint)
-    total, done = len(seeds) * len(CONDITIONS), 0
+    total, done = len(seeds) * len(CONDITION_NAMES), 0
     results: Episodes = {}
-    for condition in CONDITIONS:
+    for condition, name in CONDITION_NAMES.items():
 
         def report(finished: int, _: int, done: int = done) -> None:
             if progress is not None:
                 progress(done + finished, total)
 
-        results[CONDITION_NAMES[condition]] = rollout(
+        results[name] = rollout(
             lambda: DetourEnv(render_mode="rgb_array"),
             policy,
             seeds,
