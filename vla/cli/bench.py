@@ -1,17 +1,157 @@
 """`vla bench`: what a policy costs on this machine."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vla.cli.console import console, parse_numbers, quiet_loading
+from vla.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vla.bench import Report
+
 
 def bench(
-    config: Annotated[str, typer.Option(help="The policy: a folder name in vla/policies.")] = "pi0",
+    config: Annotated[
+        str, typer.Option(help="Policy name, checkpoint folder or hub id, or a YAML file such as a recipe.")
+    ] = "pi0",
+    preset: Annotated[str | None, typer.Option(help="full, middle or tiny; full where not given.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; PyTorch's choice where not given.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Observations per call.")] = 1,
+    cameras_present: Annotated[
+        int | None, typer.Option(help="Cameras that are there; all slots where not given.")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Length of the prompt; the policy's limit where not given.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Timed runs of each part; a few seconds' worth where not given.")
+    ] = None,
+    train: Annotated[bool, typer.Option("--train/--no-train", help="Time training steps as well.")] = True,
+    draws: Annotated[str, typer.Option(help="Noise draws per observation of the training steps.")] = "1,4",
+    against: Annotated[
+        str | None, typer.Option(help="transformers: compare with its PI0, same weights, run in turn.")
+    ] = None,
+    clock: Annotated[
+        str, typer.Option(help="wall, or process: CPU time, which busy neighbours do not disturb (1 thread).")
+    ] = "wall",
+    json: Annotated[Path | None, typer.Option(help="Write everything to this file as well.")] = None,
 ) -> None:
     """Time a policy's prefix, velocity step, full sample and training step on this machine.
 
-    Example: vla bench --config pi0 --dtype bfloat16
-    """
-    from vla.bench import run_bench
+    Medians after a warm-up with their quartiles, operations, the share of the matrix product's peak
+    measured in the same run, and memory. Weights are random unless a checkpoint is given.
 
-    run_bench(config=config)
+    Example: vla bench --config pi0 --dtype bfloat16
+
+    Example: vla bench --preset middle --against transformers
+    """
+    from vla.bench import BenchOptions, run_bench
+
+    if json is not None and not json.parent.is_dir():
+        raise ConfigError(f"--json {json}: there is no folder {json.parent}.")
+    options = BenchOptions(
+        **_policy(config, preset),
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        batch=batch,
+        cameras_present=cameras_present,
+        prompt_tokens=prompt_tokens,
+        draws=tuple(parse_numbers(draws, "--draws")),
+        train=train,
+        rounds=repeats,
+        clock=clock,
+        against=against,
+    )
+    quiet_loading()
+    with console(stderr=True).status("starting") as status:
+        report = run_bench(options, say=status.update)
+    _show(report)
+    if json is not None:
+        report.save(json)
+
+
+def _policy(config: str, preset: str | None) -> dict[str, Any]:
+    """Return the options that name the policy; a YAML file may be a recipe, or its policy section."""
+    if not config.endswith((".yaml", ".yml")):
+        return {"policy": config, "preset": preset}
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(config).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {config} could not be read: {error}") from error
+    section = values.get("policy", values) if isinstance(values, dict) else values
+    if not isinstance(section, dict) or not isinstance(section.get("config", {}), dict):
+        raise ConfigError(
+            f"{config} must hold a mapping with type, preset and config, or one under `policy`."
+        )
+    name = section.get("pretrained") or section.get("type", "pi0")
+    chosen = preset or section.get("preset")
+    return {"policy": name, "preset": chosen, "overrides": section.get("config", {})}
+
+
+def _show(report: "Report") -> None:
+    out = console()
+    settings, versions = report.settings, report.versions
+    out.print(f"{report.machine}; {settings['threads']} threads, {settings['device']}, {settings['dtype']}")
+    out.print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    out.print(
+        f"{settings['policy']}: {report.parameters / 1e6:,.1f} million parameters, "
+        f"{report.weights_bytes / 1e9:.2f} GB, built in {report.build_seconds:.1f} s"
+    )
+    peaks = ", ".join(f"{rate / 1e9:,.1f} ({kernel})" for kernel, rate in report.peak.items())
+    out.print(f"matmul peak in GFLOP/s: {peaks}; shares are of the highest")
+    out.print(_rows_table(report))
+    if report.ratios:
+        out.print(_ratios_table(report))
+    for part, reason in report.skipped.items():
+        out.print(f"not timed: {part}: {reason}")
+    if report.largest_difference is not None:
+        out.print(f"largest difference of the samples: {report.largest_difference:.1e}")
+    memory = ", ".join(f"{size / 1e9:.2f} GB after {stage}" for stage, size in report.peak_memory.items())
+    out.print(f"peak memory: {memory}")
+
+
+def _rows_table(report: "Report") -> Any:
+    from rich.table import Table
+
+    table = Table("part")
+    for heading in ("median", "quartiles", "runs", "GFLOP", "GFLOP/s", "of peak"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.rows:
+        timing, share = row.timing, report.share(row)
+        table.add_row(
+            row.part,
+            _seconds(timing.median),
+            _seconds(timing.median, timing.lower, timing.upper),
+            str(timing.rounds),
+            "" if row.flops is None else f"{row.flops / 1e9:,.2f}",
+            "" if row.rate is None else f"{row.rate / 1e9:,.1f}",
+            "" if share is None else f"{share:.0%}",
+        )
+    return table
+
+
+def _ratios_table(report: "Report") -> Any:
+    from rich.table import Table
+
+    table = Table("ratio of medians")
+    table.add_column("", justify="right")
+    for ratio in report.ratios:
+        table.add_row(ratio.name, f"{ratio.value:.2f}")
+    return table
+
+
+def _seconds(unit_of: float, *values: float) -> str:
+    """Show times, several of them as a range, in the unit that fits the first."""
+    factor, unit = (1.0, "s") if unit_of >= 1 else (1e3, "ms")
+    return "-".join(f"{value * factor:,.{2 if unit == 's' else 1}f}" for value in values or (unit_of,)) + (
+        f" {unit}" if not values else ""
+    )

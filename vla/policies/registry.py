@@ -1,6 +1,7 @@
 """Policies by name, found by folder: `vla/policies/<name>/` is all it takes to add one."""
 
 import importlib
+import importlib.util
 import json
 import pkgutil
 from collections.abc import Callable
@@ -81,6 +82,27 @@ def make_config(
 def make_policy(name: str, overrides: dict[str, Any] | None = None, preset: str | None = None) -> Policy:
     """Build a freshly initialised policy; see `make_config` for the arguments."""
     return policy_entry(name).policy(make_config(name, overrides, preset))
+
+
+def reference_of(policy: Policy, library: str) -> Any:
+    """Return another library's implementation with the policy's weights, to compare with.
+
+    It has `model`, `sample_actions(observation, noise)` and `loss(batch)`, on our tensors.
+
+    Args:
+        policy: Its folder may hold a `reference.py` with one class per library.
+        library: "transformers".
+
+    Raises:
+        ConfigError: The policy's folder has no such implementation.
+    """
+    folder = type(policy).__module__.rpartition(".")[0]
+    found = importlib.util.find_spec(f"{folder}.reference")
+    reference = importlib.import_module(f"{folder}.reference") if found else None
+    make = getattr(reference, f"{library.capitalize()}Reference", None)
+    if make is None:
+        raise ConfigError(f"{type(policy).__name__} has no implementation in {library} to compare with.")
+    return make(policy)
 
 
 class AutoPolicy:

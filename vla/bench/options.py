@@ -1,0 +1,90 @@
+"""What to measure and how, checked before anything is built."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vla.errors import ConfigError, did_you_mean
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CLOCKS = ("wall", "process")
+REFERENCES = ("transformers",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """The measurement.
+
+    Attributes:
+        policy: A policy's name ("pi0"), or a folder or hub id with its weights.
+        preset: A named size of its config; None or "full": full size.
+        overrides: Fields of its config that differ.
+        dtype: Of weights, activations and, in training, AdamW's moments.
+        device: "cpu", "cuda", "cuda:1".
+        threads: CPU threads; None keeps PyTorch's.
+        batch: Observations per call.
+        cameras_present: Cameras that are there, the rest of the slots is absent; None: all.
+        prompt_tokens: Length of the prompt; None: the config's limit.
+        draws: Noise draws per observation of the training steps to compare.
+        train: Whether to time training steps.
+        rounds: Timed runs of each part; None: as many as a few seconds hold, at least three.
+        clock: "wall", or "process" for the process' own CPU time, which busy neighbours do not disturb.
+        against: "transformers" to compare with that implementation.
+    """
+
+    policy: str = "pi0"
+    preset: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int | None = None
+    batch: int = 1
+    cameras_present: int | None = None
+    prompt_tokens: int | None = None
+    draws: tuple[int, ...] = (1, 4)
+    train: bool = True
+    rounds: int | None = None
+    clock: str = "wall"
+    against: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, options in (("dtype", tuple(DTYPES)), ("clock", CLOCKS), ("against", REFERENCES)):
+            value = getattr(self, name)
+            if value is not None and value not in options:
+                nearest = did_you_mean(value, options)
+                raise ConfigError(f"{name} must be one of {', '.join(options)}, got '{value}'.{nearest}")
+        for name in ("threads", "batch", "cameras_present", "prompt_tokens", "rounds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if not self.draws or min(self.draws) < 1:
+            raise ConfigError(f"draws must be numbers of at least 1, got {list(self.draws)}.")
+        if self.clock == "process" and (self.threads != 1 or self.torch_device.type != "cpu"):
+            raise ConfigError(
+                "clock 'process' adds up the time of all threads, so it needs threads 1 and the device cpu."
+            )
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device, which must be there."""
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ConfigError(f"'{self.device}' is no device; try cpu or cuda.") from error
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device {self.device}: this machine has {torch.cuda.device_count()} CUDA devices."
+            )
+        if device.type not in ("cpu", "cuda"):
+            raise ConfigError(f"device must be cpu or cuda, got '{self.device}'.")
+        return device
+
+    def check_against(self, config: Any) -> None:
+        """Raise `ConfigError` where the observation does not fit the policy's config."""
+        for name, value, most in (
+            ("cameras_present", self.cameras_present, len(config.cameras)),
+            ("prompt_tokens", self.prompt_tokens, config.max_prompt_length),
+        ):
+            if value is not None and value > most:
+                raise ConfigError(f"{name} is {value}, but this policy takes at most {most}.")

@@ -1,0 +1,87 @@
+"""What a measurement found, ready to be shown or stored."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla.atomic import atomic_write
+from vla.bench.timing import Timing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part that was timed. `flops` is None where they were not counted."""
+
+    part: str
+    timing: Timing
+    flops: int | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """FLOP/s at the median."""
+        return None if self.flops is None else self.flops / self.timing.median
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One median over another, and how large design asks or allows it to be, in words."""
+
+    name: str
+    value: float
+
+
+@dataclass
+class Report:
+    """A whole measurement.
+
+    Attributes:
+        machine: One line.
+        versions: Of everything that matters.
+        settings: The options, by name.
+        parameters: Of the policy.
+        weights_bytes: What they take in memory.
+        build_seconds: To build or load the policy.
+        peak: Matmul rate in FLOP/s by kernel; shares are of the highest.
+        rows: What was timed.
+        ratios: Between rows.
+        skipped: Part -> why it was not timed.
+        peak_memory: Most bytes held, after each stage.
+        largest_difference: Between our samples and the reference's; None without a reference.
+    """
+
+    machine: str
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    parameters: int = 0
+    weights_bytes: int = 0
+    build_seconds: float = 0.0
+    peak: dict[str, float] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    peak_memory: dict[str, int] = field(default_factory=dict)
+    largest_difference: float | None = None
+
+    def share(self, row: Row) -> float | None:
+        """Return the row's rate over the highest matmul rate."""
+        return None if row.rate is None or not self.peak else row.rate / max(self.peak.values())
+
+    def row(self, part: str) -> Row:
+        """Return the row of that name."""
+        return next(row for row in self.rows if row.part == part)
+
+    def compare(self, name: str, part: str, base: str) -> None:
+        """Add the ratio of two rows' medians."""
+        self.ratios.append(Ratio(name, self.row(part).timing.median / self.row(base).timing.median))
+
+    def save(self, path: Path | str) -> None:
+        """Write everything as JSON, whole or not at all.
+
+        Raises:
+            SaveError: The file cannot be written.
+        """
+        values = asdict(self)
+        for stored, row in zip(values["rows"], self.rows, strict=True):
+            stored["flops_per_second"], stored["share_of_peak"] = row.rate, self.share(row)
+        atomic_write(path, json.dumps(values, indent=2) + "\n")
