@@ -1,0 +1,70 @@
+"""Every wrong option is named before anything is built."""
+
+import pytest
+import torch
+
+from vla.bench import BenchOptions
+from vla.bench.subject import make_subject
+from vla.errors import ConfigError
+from vla.policies.pi0 import Pi0Config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "bfloat61"}, "Did you mean 'bfloat16'"),
+        ({"against": "lerobot"}, "against must be one of transformers"),
+        ({"clock": "sun"}, "clock must be one of wall, process"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"threads": -1}, "threads must be at least 1"),
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"draws": ()}, "draws"),
+        ({"draws": (1, 0)}, "draws"),
+        ({"clock": "process"}, "threads 1"),
+        ({"clock": "process", "threads": 2}, "threads 1"),
+    ],
+)
+def test_wrong_value(options, message):
+    with pytest.raises(ConfigError, match=message):
+        BenchOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("warp", "no device"), ("meta", "must be cpu or cuda"), ("cuda:99", "CUDA devices")],
+)
+def test_wrong_device(device, message):
+    with pytest.raises(ConfigError, match=message):
+        _ = BenchOptions(device=device).torch_device
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cameras_present": 4}, "cameras_present is 4, but this policy takes at most 3"),
+        ({"prompt_tokens": 17}, "prompt_tokens is 17, but this policy takes at most 16"),
+    ],
+)
+def test_observation_that_does_not_fit(options, message):
+    with pytest.raises(ConfigError, match=message):
+        BenchOptions(**options).check_against(Pi0Config.tiny())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "pi1"}, "Did you mean 'pi0'"),
+        ({"preset": "large"}, "no preset 'large'"),
+        ({"policy": "some/checkpoint", "preset": "tiny"}, "takes no preset"),
+        ({"preset": "tiny", "overrides": {"dept": 3}}, "Did you mean 'depth'"),
+    ],
+)
+def test_wrong_policy(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_subject(BenchOptions(**options))
+
+
+def test_device_is_checked_before_anything_is_built():
+    with pytest.raises(ConfigError):
+        make_subject(BenchOptions(preset="tiny", device="cuda:99"))
+    assert torch.get_default_dtype() == torch.float32

@@ -1,0 +1,163 @@
+"""The whole measurement at tiny size: what is found, shown and stored."""
+
+import json
+
+import pytest
+import torch
+
+from vla.bench import BenchOptions, machine, run, run_bench
+from vla.cli import main
+from vla.errors import ConfigError
+from vla.policies.pi0 import Pi0Config, Pi0Policy
+from vla.policies.registry import reference_of
+
+TINY = {"preset": "tiny", "rounds": 1, "threads": 1}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(machine, "_SIZES", {"cpu": (64,)})
+    monkeypatch.setattr(machine, "_SECONDS_PER_SIZE", 0.0)
+
+
+def parts(report):
+    return [row.part for row in report.rows]
+
+
+def test_every_part_is_timed_and_counted():
+    said = []
+    threads = torch.get_num_threads()
+    report = run_bench(BenchOptions(**TINY), said.append)
+    assert parts(report) == [
+        "prefix", "velocity step", "sample, 3/3 cameras", "sample, 1/3 cameras",
+        "train, 1 draw", "train, 4 draws",
+    ]  # fmt: skip
+    assert all(row.flops > 0 and row.timing.median > 0 and row.rate > 0 for row in report.rows)
+    flops = {row.part: row.flops for row in report.rows}
+    assert flops["sample, 3/3 cameras"] == flops["prefix"] + 10 * flops["velocity step"]
+    assert [ratio.name for ratio in report.ratios] == [
+        "1 camera / 3 cameras", "train, 4 draws / train, 1 draw",
+    ]  # fmt: skip
+    assert report.peak_memory.keys() == {"build", "sampling", "training"}
+    assert report.skipped == {}
+    assert report.settings["threads"] == 1
+    assert torch.get_num_threads() == threads
+    assert said[0] == "building the policy"
+
+
+def test_one_camera_without_training_has_nothing_to_compare():
+    report = run_bench(BenchOptions(**TINY, cameras_present=1, train=False, dtype="bfloat16"))
+    assert parts(report) == ["prefix", "velocity step", "sample, 1/3 cameras"]
+    assert report.ratios == []
+
+
+def test_training_that_does_not_fit_is_skipped_with_the_reason(monkeypatch):
+    monkeypatch.setattr("vla.bench.training.free_memory", lambda device: 1000)
+    report = run_bench(BenchOptions(**TINY, against="transformers"))
+    assert not any(part.startswith("train") for part in parts(report))
+    assert "are free" in report.skipped["train"]
+    assert "are free" in report.skipped["train against transformers"]
+
+
+def test_training_goes_ahead_where_free_memory_is_unknown(monkeypatch):
+    monkeypatch.setattr("vla.bench.training.free_memory", lambda device: None)
+    assert run_bench(BenchOptions(**TINY, draws=(1,))).row("train, 1 draw")
+
+
+@pytest.mark.parametrize("cameras", [1, 3])
+def test_transformers_policy_is_the_same_function(cameras):
+    report = run_bench(BenchOptions(**TINY, against="transformers", draws=(1,), cameras_present=cameras))
+    assert report.largest_difference <= 1e-5
+    assert parts(report)[-4:] == [
+        "sample, vla", "sample, transformers", "train, vla", "train, transformers",
+    ]  # fmt: skip
+    assert [ratio.name for ratio in report.ratios][-2:] == [
+        "sample: transformers / vla", "train: transformers / vla",
+    ]  # fmt: skip
+
+
+def test_reference_has_the_same_loss_and_shares_the_weights():
+    torch.manual_seed(0)
+    policy = Pi0Policy(Pi0Config.tiny()).eval()
+    theirs = reference_of(policy, "transformers")
+    options = BenchOptions(**TINY, batch=2)
+    observation = run.make_observation(options, policy.config)
+    observation["attention_mask"][0, 5:] = 0
+    observation["pixel_mask"][1, 0] = False
+    batch = {
+        **observation, "tau": torch.tensor([0.25, 0.75]),
+        "actions": run.make_chunk(options, policy.config, seed=1),
+        "noise": run.make_chunk(options, policy.config, seed=2),
+    }  # fmt: skip
+    torch.testing.assert_close(theirs.loss(batch), policy(**batch).loss, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        policy.model.action_out_proj.bias.add_(1.0)
+    torch.testing.assert_close(theirs.loss(batch), policy(**batch).loss, atol=1e-5, rtol=0)
+
+
+def test_reference_refuses_what_it_does_not_know():
+    with pytest.raises(ConfigError, match="'euler' only"):
+        reference_of(Pi0Policy(Pi0Config.tiny(solver="heun")), "transformers")
+    with pytest.raises(ConfigError, match="no implementation in flax"):
+        reference_of(Pi0Policy(Pi0Config.tiny()), "flax")
+
+
+def bench(*arguments):
+    return main(["bench", "--threads", "1", "--repeats", "1", *arguments])
+
+
+def test_command_prints_tables_and_writes_json(tmp_path, capsys):
+    target = tmp_path / "bench.json"
+    assert (
+        bench("--preset", "tiny", "--against", "transformers", "--draws", "1-2", "--json", str(target)) == 0
+    )
+    shown = capsys.readouterr().out
+    for text in (
+        "velocity step",
+        "of peak",
+        "sample: transformers / vla",
+        "largest difference",
+        "peak memory",
+    ):
+        assert text in shown
+    stored = json.loads(target.read_text())
+    assert stored["largest_difference"] <= 1e-5
+    assert {"machine", "versions", "settings", "peak", "ratios", "peak_memory"} <= stored.keys()
+    assert all(row["flops_per_second"] > 0 and row["share_of_peak"] > 0 for row in stored["rows"])
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_command_reads_a_recipe_or_its_policy_section(tmp_path, capsys, wrapped):
+    section = {"type": "pi0", "preset": "tiny", "config": {"cameras": ["top"], "depth": 1}}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({"policy": section, "data": {}} if wrapped else section))
+    assert bench("--config", str(file), "--no-train") == 0
+    assert "sample, 1/1 cameras" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "none.yaml"], "could not be read"),
+        (["--config", "pi9"], "Did you mean 'pi0'"),
+        (["--config", "no/folder/at/all"], "no folder"),
+        (["--preset", "huge"], "no preset 'huge'"),
+        (["--draws", "one"], "--draws"),
+        (["--dtype", "float16"], "dtype must be one of"),
+        (["--preset", "tiny", "--cameras-present", "9"], "at most 3"),
+        (["--json", "no_such_folder/x.json"], "there is no folder"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys):
+    assert bench(*arguments) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.count("\n") == 0
+
+
+@pytest.mark.parametrize("content", ["just text", "policy: [1, 2]", "config: 3"])
+def test_yaml_of_another_kind_is_refused(tmp_path, capsys, content):
+    file = tmp_path / "other.yaml"
+    file.write_text(content)
+    assert bench("--config", str(file)) == 1
+    assert "must hold a mapping" in capsys.readouterr().err
