@@ -9,19 +9,23 @@ from vla.cli.console import console, progress_bar, quiet_loading
 
 OutputOption = Annotated[Path, typer.Option(help="New folder for the report and everything behind it.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of demonstrations, training and evaluation.")]
-DemonstrationsOption = Annotated[int, typer.Option(min=3, help="Episodes of the expert to record.")]
-LayoutsOption = Annotated[int, typer.Option(min=3, help="Unseen layouts, each under three instructions.")]
-StepsOption = Annotated[
+DemonstrationsOption = Annotated[
+    int | None, typer.Option(min=3, help="Episodes of the expert to record.", show_default="1000")
+]
+LayoutsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Training steps; the demo's recipe's by default.", show_default=False),
+    typer.Option(min=3, help="Unseen layouts, each under three instructions.", show_default="200"),
+]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Training steps.", show_default="the demo's recipe's")
 ]
 
 
 def demo(
     output: OutputOption = Path("demo_run"),
     seed: SeedOption = 0,
-    demonstrations: DemonstrationsOption = 600,
-    layouts: LayoutsOption = 200,
+    demonstrations: DemonstrationsOption = None,
+    layouts: LayoutsOption = None,
     steps: StepsOption = None,
 ) -> None:
     """Record demonstrations, train a small pi-0 on them, evaluate it, and write a report.

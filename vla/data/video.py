@@ -89,7 +89,8 @@ class VideoReader:
                 f"is {distance:.4f} s away (tolerance {tolerance:.4f} s). The video is truncated, or out of "
                 "step with the recorded timestamps; tolerance_s widens the tolerance."
             )
-        return self._to_rgb.reformat(frame, format="rgb24").to_ndarray()
+        # One thread here as well: waking others takes longer than a small picture.
+        return self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
     def close(self) -> None:
         """Close the file."""

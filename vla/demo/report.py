@@ -27,6 +27,7 @@ from vla.eval.report import (
 from vla.eval.video import encode_video, film_strip
 
 FLOW, REGRESSION = "flow", "regression"
+SMOOTH = 0.7
 TITLES = {FLOW: "flow matching", REGRESSION: "mean squared error"}
 
 
@@ -128,11 +129,14 @@ def _report(results: DemoResults, film: bytes) -> Report:
             FigureBlock("All ways, side unstated", overlay_figure(ways), "Moved onto one cup."),
             FigureBlock("The same layouts", trajectories_figure(ways), "Side unstated."),
             VideoBlock("Episodes", film, "Side unstated; a row for each policy, a column for each layout."),
-            FigureBlock("Action loss", curves_figure(_curves(results, "action_loss"))),
+            FigureBlock("Action loss", curves_figure(_curves(results, "action_loss"), smooth=SMOOTH)),
             FigureBlock(
                 "Held-out action loss", curves_figure(_curves(results, "validation_action_loss"), smooth=0)
             ),
-            FigureBlock("Text loss: the side that is taken", curves_figure(_curves(results, "text_loss"))),
+            FigureBlock(
+                "Text loss: the side that is taken",
+                curves_figure(_curves(results, "text_loss"), smooth=SMOOTH),
+            ),
             _what_it_says(results),
             _timing(results),
         ],

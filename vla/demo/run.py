@@ -32,8 +32,8 @@ def run_demo(
     output: Path,
     seed: int = 0,
     *,
-    demonstrations: int = DEMONSTRATIONS,
-    layouts: int = LAYOUTS,
+    demonstrations: int | None = None,
+    layouts: int | None = None,
     steps: int | None = None,
     progress: Progress = no_progress,
 ) -> DemoResults:
@@ -45,8 +45,8 @@ def run_demo(
     Args:
         output: Folder; must not exist or be empty.
         seed: Of demonstrations, training and evaluation.
-        demonstrations: Episodes to record.
-        layouts: Unseen layouts, each tried under three instructions.
+        demonstrations: Episodes to record; `DEMONSTRATIONS` where not given.
+        layouts: Unseen layouts, each tried under three instructions; `LAYOUTS` where not given.
         steps: Training steps; the recipe's where not given.
         progress: Makes a progress callback for a named part.
 
@@ -54,6 +54,8 @@ def run_demo(
         ConfigError: The folder is not empty, or a number is too small.
         TrainingError: A training failed.
     """
+    demonstrations = DEMONSTRATIONS if demonstrations is None else demonstrations
+    layouts = LAYOUTS if layouts is None else layouts
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} is there already; choose another folder with --output, or remove it.")
     if min(demonstrations, layouts) < 3 or seed < 0:
