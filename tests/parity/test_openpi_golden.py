@@ -117,7 +117,9 @@ def to_ours(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 def golden(shared_dir):
     folder = shared_dir / "goldens" / "openpi_jax_pi0"
     config = Pi0Config(
-        vision={"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 16},
+        vision={
+            "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 16,
+        },
         vlm={"width": 64, "mlp_width": 128}, expert={"width": 48, "mlp_width": 96},
         depth=3, num_heads=8, head_width=16, vocab_size=512, cameras=CAMERAS, action_horizon=50,
     )  # fmt: skip

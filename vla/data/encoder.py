@@ -13,6 +13,7 @@ from typing import Literal
 import av
 import numpy as np
 from av.video.frame import PictureType
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from vla.errors import ConfigError, ShapeError
@@ -72,8 +73,9 @@ class VideoEncoder:
         stream = self._container.add_stream(name, rate=fps, options={**options, "g": str(KEY_FRAME_EVERY)})
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, PIXEL_FORMAT
-        # One thread: the bytes of a recording then do not depend on the machine's core count.
+        # One thread, for the colours as well: the bytes of a recording then depend on nothing but the frames.
         stream.codec_context.thread_count = 1
+        self._to_yuv = VideoReformatter()
         stream.codec_context.time_base = Fraction(1, fps)
         self._stream = stream
 
@@ -90,6 +92,7 @@ class VideoEncoder:
                     f"got {pixels.dtype} {list(pixels.shape)}."
                 )
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame = self._to_yuv.reformat(frame, format=PIXEL_FORMAT, threads=1)
             frame.pts = self.num_frames
             frame.time_base = Fraction(1, self._fps)
             if position == 0:

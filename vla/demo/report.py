@@ -96,7 +96,7 @@ def to_summary(results: DemoResults) -> dict[str, Any]:
 def write_results(folder: Path, results: DemoResults) -> None:
     """Write `report.html`, `episodes.mp4` and `summary.json` into the folder."""
     film = _film(results)
-    (folder / "episodes.mp4").write_bytes(film)
+    atomic_write(folder / "episodes.mp4", film)
     write_report(folder / "report.html", _report(results, film))
     atomic_write(folder / "summary.json", json.dumps(to_summary(results), indent=2) + "\n")
 
