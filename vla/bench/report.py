@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One median over another, and how large design asks or allows it to be, in words."""
+    """One median over another."""
 
     name: str
     value: float

@@ -130,7 +130,7 @@ def _rows_table(report: "Report") -> Any:
         table.add_row(
             row.part,
             _seconds(timing.median),
-            _seconds(timing.median, timing.lower, timing.upper),
+            _range(timing.lower, timing.upper, like=timing.median),
             str(timing.rounds),
             "" if row.flops is None else f"{row.flops / 1e9:,.2f}",
             "" if row.rate is None else f"{row.rate / 1e9:,.1f}",
@@ -149,9 +149,16 @@ def _ratios_table(report: "Report") -> Any:
     return table
 
 
-def _seconds(unit_of: float, *values: float) -> str:
-    """Show times, several of them as a range, in the unit that fits the first."""
-    factor, unit = (1.0, "s") if unit_of >= 1 else (1e3, "ms")
-    return "-".join(f"{value * factor:,.{2 if unit == 's' else 1}f}" for value in values or (unit_of,)) + (
-        f" {unit}" if not values else ""
-    )
+def _seconds(value: float) -> str:
+    factor, digits, unit = _unit(value)
+    return f"{value * factor:,.{digits}f} {unit}"
+
+
+def _range(lower: float, upper: float, like: float) -> str:
+    """Show a range in the unit that `like` has."""
+    factor, digits, _ = _unit(like)
+    return f"{lower * factor:,.{digits}f}-{upper * factor:,.{digits}f}"
+
+
+def _unit(seconds: float) -> tuple[float, int, str]:
+    return (1.0, 2, "s") if seconds >= 1 else (1e3, 1, "ms")
