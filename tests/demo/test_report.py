@@ -16,7 +16,9 @@ def episode(seed, success=True, side="left", stated=None, said="left"):
     way = np.stack([np.full(21, 0.35), np.linspace(0.1, 0.8, 21)], axis=1)
     info = {"cup": np.array([0.5, 0.3]), "target": np.array([0.5, 0.8])}
     frames = np.zeros((21, 32, 32, 3), np.uint8)
-    return EpisodeResult(seed, success, not success, side, stated, 20, way, (said,), (0,), frames, info)
+    return EpisodeResult(
+        seed, success, not success, side, stated, 20, way, ("left", said), (0, 8), frames, info
+    )
 
 
 @pytest.fixture
@@ -56,10 +58,12 @@ def test_followed_share_needs_the_right_side_and_success(results):
     assert followed_share(results.summaries("flow")) == 0.95
 
 
-def test_said_is_judged_by_the_last_text():
-    late = EpisodeResult(0, True, False, "left", None, 3, np.zeros((4, 2)), ("right", "left\n"))
-    silent = EpisodeResult(0, True, False, "left", None, 3, np.zeros((4, 2)))
-    assert share_said([late, silent]) == 0.5
+def test_said_is_judged_beside_the_cup():
+    def said(*texts):
+        return EpisodeResult(0, True, False, "left", None, 3, np.zeros((4, 2)), texts)
+
+    assert share_said([said("right", "left\n", "right"), said("left", "right"), said("right")]) == 0.5
+    assert share_said([said("left")]) is None, "none got as far as the cup"
 
 
 def test_report_stands_alone_and_shows_the_numbers(results, tmp_path):

@@ -63,10 +63,16 @@ def evaluate(
     return results
 
 
-def share_said(episodes: Sequence[EpisodeResult]) -> float:
-    """Return in what share of episodes the last text names the side that was passed."""
-    right = [bool(one.texts) and one.texts[-1].strip() == one.side_passed for one in episodes]
-    return float(np.mean(right))
+def share_said(episodes: Sequence[EpisodeResult]) -> float | None:
+    """Return in what share of episodes the policy, asked beside the cup, names the side that it passes.
+
+    Beside the cup is where it looks for the second time, after `EXECUTE` steps. Before, the side may be
+    open; later, near the target, a single picture no longer shows it. None where no episode got so far.
+    """
+    asked = [one for one in episodes if len(one.texts) > 1]
+    if not asked:
+        return None
+    return float(np.mean([one.texts[1].strip() == one.side_passed for one in asked]))
 
 
 def fans(checkpoints: Mapping[str, Path], seed: int, noise_seed: int, chunks: int = 48) -> list[Fan]:

@@ -75,9 +75,7 @@ def to_summary(results: DemoResults) -> dict[str, Any]:
         policies[name] = {
             "conditions": {condition: one.to_json() for condition, one in summaries.items()},
             "followed_rate": followed_share(summaries),
-            "said_the_side_passed": {
-                condition: share_said(rows) for condition, rows in results.episodes[name].items()
-            },
+            "said_the_side_passed": _said(results, name),
             "training_seconds": trained.seconds,
             "last_metrics": last,
         }
@@ -167,13 +165,20 @@ def _what_it_says(results: DemoResults) -> TextBlock:
     lines = [
         f"{TITLES[name]}: "
         + ", ".join(
-            f"{format_percent(share_said(rows))} (side {condition})"
-            for condition, rows in results.episodes[name].items()
+            f"{'-' if share is None else format_percent(share)} (side {condition})"
+            for condition, share in _said(results, name).items()
         )
         for name in TITLES
     ]
-    intro = "Asked at its last look, the policy names the side that it passed in this share of episodes:"
+    intro = (
+        "Asked at its second look, beside the cup, the policy names the side that it passes in this share of "
+        "the episodes that get so far:"
+    )
     return TextBlock("What it says", [intro, *lines])
+
+
+def _said(results: DemoResults, name: str) -> dict[str, float | None]:
+    return {condition: share_said(rows) for condition, rows in results.episodes[name].items()}
 
 
 def _timing(results: DemoResults) -> TableBlock:
