@@ -111,3 +111,11 @@ def test_replacing_keeps_names_parameters_and_values():
     assert type(stack[1][1]) is Linear
     assert stack.state_dict().keys() == before.keys()
     assert stack(x).equal(want)
+
+
+@has_onednn
+def test_torch_func_sees_an_ordinary_operator(onednn):
+    x, weight, _ = (t.detach() for t in operands())
+    out, tangent = torch.func.jvp(lambda x: linear(x, weight), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(out, nn.functional.linear(x, weight), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(tangent, weight.sum(1).expand_as(tangent), atol=1e-3, rtol=1e-5)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import PaliGemmaForConditionalGeneration
 
-from tests.parity.transformers_pi0 import make_batch, make_pair, to_their_prefix, transformers_config
+from tests.parity.transformers_pi0 import make_batch, make_pair, to_their_prefix
+from vla.policies.pi0.reference import transformers_config
 from vla.policies.pi0.weights import to_transformers
 
 OBSERVATION = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state")

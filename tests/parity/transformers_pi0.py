@@ -1,16 +1,11 @@
 """Our pi-0 and transformers' own with the same random weights: the independent truth of many tests."""
 
 import torch
-from transformers import (
-    GemmaConfig,
-    PaliGemmaConfig,
-    PI0Config,
-    PI0ForConditionalGeneration,
-    SiglipVisionConfig,
-)
+from transformers import PI0ForConditionalGeneration
 
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.policy import Pi0Policy
+from vla.policies.pi0.reference import transformers_config
 from vla.policies.pi0.weights import to_transformers
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -22,29 +17,6 @@ def perturb(module: torch.nn.Module, seed: int = 0, scale: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
-
-
-def transformers_config(config: Pi0Config) -> PI0Config:
-    image_token = config.vocab_size
-    text = GemmaConfig(
-        hidden_size=config.vlm["width"], intermediate_size=config.vlm["mlp_width"],
-        num_hidden_layers=config.depth, num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads, head_dim=config.head_width, vocab_size=config.vocab_size,
-    )  # fmt: skip
-    vision = SiglipVisionConfig(vision_use_head=False, **config.vision)
-    vlm = PaliGemmaConfig(
-        text_config=text.to_dict(), vision_config=vision.to_dict(),
-        projection_dim=config.vlm["width"], image_token_id=image_token,
-    )  # fmt: skip
-    dit = GemmaConfig(
-        hidden_size=config.expert["width"], intermediate_size=config.expert["mlp_width"],
-        num_hidden_layers=config.depth, num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads, head_dim=config.head_width,
-    )  # fmt: skip
-    return PI0Config(
-        vlm_config=vlm.to_dict(), dit_config=dit.to_dict(), chunk_size=config.action_horizon,
-        max_state_dim=config.max_state_dim, max_action_dim=config.max_action_dim, loss_reduction="none",
-    )  # fmt: skip
 
 
 def make_pair(seed: int = 0, **overrides) -> tuple[Pi0Policy, PI0ForConditionalGeneration]:
