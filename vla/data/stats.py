@@ -24,7 +24,7 @@ from vla.transforms.normalize import FeatureStats, Statistics
 
 CONVENTION = (
     "state: every frame once; actions: every chunk step inside its episode, "
-    "horizon {horizon}, after [{transforms}]; population std; exact quantiles, linear between ranks"
+    "horizon {horizon}, {transforms}; population std; exact quantiles, linear between ranks"
 )
 _QUANTILES = (0.01, 0.99)
 _BLOCK = 2_000_000  # values of the expanded actions in memory at once: 8 MB
@@ -77,7 +77,9 @@ def compute_statistics(
     names = ", ".join(transform.name for transform in pipeline.transforms)
     return Statistics(
         features={name: feature.result() for name, feature in features.items()},
-        convention=CONVENTION.format(horizon=dataset.action_horizon, transforms=names),
+        convention=CONVENTION.format(
+            horizon=dataset.action_horizon, transforms=f"after {names}" if names else "as recorded"
+        ),
         source=dataset.fingerprint,
     )
 
