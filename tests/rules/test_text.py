@@ -38,7 +38,7 @@ def test_links_lead_somewhere(path):
 
 
 @pytest.mark.parametrize(
-    "line", ["cd /work/main", "see /home/me/x", "data.path=../shared/data", "at /root/x"]
+    "line", ["cd /opt/x/main", "see /home/me/x", "data.path=../shared/data", "at /root/x"]
 )
 def test_machine_path_is_found(line):
     assert MACHINE_PATH.search(line)
