@@ -1,11 +1,15 @@
 """Robot units in, robot units out: the way in and the way out are written out by hand here."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from vla.errors import ShapeError
 from vla.policies.robot import RobotPolicy
+from vla.transforms.base import Pipeline
+from vla.transforms.normalize import FeatureStats, Normalize
 
 
 def make_observation(seed=0, **changes):
@@ -45,6 +49,27 @@ def test_infer_equals_the_transforms_by_hand(robot):
     want = chunk * (np.array([0.5, 1.0]) + 1e-6) + np.array([0.05, 0.1])
     want[:, 0] += observation["observation.state"][0]
     np.testing.assert_allclose(actions, want, atol=1e-5)
+
+
+def test_delta_actions_start_from_the_state_that_was_measured(robot_ready):
+    """Also in a dimension that never varied in training, and that normalisation therefore sets to zero."""
+    normalize = robot_ready.pipeline.find(Normalize)
+    constant = FeatureStats(*((0.5, 0.0, 0.0),) * 6, count=100)
+    constant = replace(constant, std=(0.0, 1.0, 1.0), min=(0.5, -1.0, -1.0), q01=(0.5, -1.0, -1.0))
+    constant = replace(constant, max=(0.5, 1.0, 1.0), q99=(0.5, 1.0, 1.0))
+    features = normalize.statistics.features | {"state": constant}
+    changed = replace(normalize, statistics=replace(normalize.statistics, features=features))
+    steps = [changed if step is normalize else step for step in robot_ready.pipeline.transforms]
+    robot_ready.pipeline = Pipeline(steps)
+    robot, noise = RobotPolicy(robot_ready), np.zeros((6, 8), np.float32)
+    here, there = (
+        robot.infer(make_observation(**{"observation.state": np.array([x, 0.0, 0.0])}), noise=noise)[
+            "actions"
+        ]
+        for x in (0.5, 2.5)
+    )
+    np.testing.assert_allclose(there[:, 0] - here[:, 0], 2.0, atol=1e-5)
+    np.testing.assert_allclose(there[:, 1], here[:, 1], atol=1e-5)
 
 
 def test_a_batch_equals_its_observations_one_by_one(robot):

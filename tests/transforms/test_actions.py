@@ -61,8 +61,9 @@ def test_delta_round_trip(data):
 
 def test_delta_needs_actions_to_do_anything_and_then_a_state():
     delta = DeltaActions((True,))
-    sample = {"state": torch.zeros(1)}
-    assert delta.forward(sample) is sample
+    sample = {"state": torch.ones(1)}
+    assert delta.forward({}) == {}
+    assert delta.forward(sample) == {"state": sample["state"], "reference_state": sample["state"]}
     assert delta.inverse(sample) is sample
     for walk in (delta.forward, delta.inverse):
         with pytest.raises(ShapeError, match="holds no 'state'"):
@@ -71,6 +72,13 @@ def test_delta_needs_actions_to_do_anything_and_then_a_state():
             walk({"actions": torch.zeros(2, 1), "state": torch.zeros(2, 1)})
     with pytest.raises(ShapeError, match="has 3 dimensions, the actions only 2"):
         DeltaActions((True, False, False)).forward({"actions": torch.zeros(1, 2), "state": torch.zeros(3)})
+
+
+def test_the_way_back_starts_from_the_state_that_was_noted_on_the_way_in():
+    delta = DeltaActions((True, False))
+    noted = delta.forward({"state": torch.tensor([3.0, 4.0])})
+    back = delta.inverse({**noted, "state": torch.zeros(2), "actions": torch.ones(2, 2)})
+    assert back["actions"].tolist() == [[4.0, 1.0], [4.0, 1.0]]
 
 
 def test_a_mask_of_numbers_is_refused():

@@ -8,7 +8,7 @@ import torch
 
 from vla.errors import ShapeError, StatisticsError, did_you_mean
 from vla.policies.base import Policy
-from vla.transforms.actions import PadDimensions
+from vla.transforms.actions import REFERENCE_STATE, PadDimensions
 from vla.transforms.images import ResizeImages
 from vla.transforms.prompt import TokenizePrompt
 from vla.types import Sample
@@ -91,7 +91,8 @@ class RobotPolicy:
         ).cpu()
         results: list[dict[str, Any]] = []
         for sample, chunk in zip(samples, chunks, strict=True):
-            out = self.pipeline.inverse({"actions": chunk, "state": sample["state"]})
+            seen = {key: sample[key] for key in ("state", REFERENCE_STATE) if key in sample}
+            out = self.pipeline.inverse({"actions": chunk, **seen})
             results.append({"actions": out["actions"].numpy().astype(np.float32)})
         if text:
             for result, words in zip(results, self._texts(batch), strict=True):

@@ -10,13 +10,18 @@ from vla.errors import ConfigError, ShapeError
 from vla.transforms.base import Transform
 from vla.types import Sample
 
+REFERENCE_STATE = "reference_state"
+"""Key under which `DeltaActions` hands an observation's own state to the way back."""
+
 
 @dataclass(frozen=True)
 class DeltaActions(Transform):
     """Actions as differences to the state at the start of their chunk.
 
     One reference state serves the whole chunk; these are no step-to-step differences. Dimensions whose
-    mask is False (grippers, usually) stay absolute. `inverse` needs the `state` in robot units.
+    mask is False (grippers, usually) stay absolute. `inverse` needs the `state` in robot units. An
+    observation, which has no actions yet, takes its state along as `reference_state`: the one that has
+    been through normalisation and back has lost what a dimension that never varied in training measures.
 
     Attributes:
         mask: True where a dimension becomes relative; shorter than the actions, the rest stay absolute.
@@ -35,13 +40,13 @@ class DeltaActions(Transform):
             raise ConfigError(f"The mask of delta actions holds True and False only, got {self.mask}.")
 
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
-        """Subtract the state [..., m] from the actions [..., a, m], where there are actions."""
+        """Subtract the state [..., m] from the actions [..., a, m]; without actions, note the state."""
         if "actions" not in sample:
-            return sample
+            return sample | {REFERENCE_STATE: sample["state"]} if "state" in sample else sample
         return sample | {"actions": sample["actions"] - self._reference(sample)}
 
     def inverse(self, sample: Sample) -> Sample:
-        """Add the state [..., m] to the actions [..., a, m], where there are actions."""
+        """Add the noted state, else the state [..., m], to the actions [..., a, m], where there are any."""
         if "actions" not in sample:
             return sample
         return sample | {"actions": sample["actions"] + self._reference(sample)}
@@ -49,9 +54,9 @@ class DeltaActions(Transform):
     def _reference(self, sample: Sample) -> torch.Tensor:
         """Return the state where the mask is True and 0 elsewhere, [..., 1, m] as wide as the actions."""
         actions = sample["actions"]
-        if "state" not in sample:
+        if REFERENCE_STATE not in sample and "state" not in sample:
             raise ShapeError("Delta actions are relative to the state, and the sample holds no 'state'.")
-        state = sample["state"]
+        state = sample.get(REFERENCE_STATE, sample.get("state"))
         if actions.ndim != state.ndim + 1:
             raise ShapeError(
                 f"One state serves one chunk: state {list(state.shape)} does not fit actions "
