@@ -54,9 +54,9 @@ class DeltaActions(Transform):
     def _reference(self, sample: Sample) -> torch.Tensor:
         """Return the state where the mask is True and 0 elsewhere, [..., 1, m] as wide as the actions."""
         actions = sample["actions"]
-        if REFERENCE_STATE not in sample and "state" not in sample:
-            raise ShapeError("Delta actions are relative to the state, and the sample holds no 'state'.")
         state = sample.get(REFERENCE_STATE, sample.get("state"))
+        if state is None:
+            raise ShapeError("Delta actions are relative to the state, and the sample holds no 'state'.")
         if actions.ndim != state.ndim + 1:
             raise ShapeError(
                 f"One state serves one chunk: state {list(state.shape)} does not fit actions "
