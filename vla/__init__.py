@@ -21,7 +21,17 @@ _ROOMS = tuple(
     )
 )
 
-__all__ = ["AutoPolicy", "Pi0Config", "Pi0Policy", "__version__", "data", "errors", "load"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "AutoPolicy",
+    "Pi0Config",
+    "Pi0Policy",
+    "Pi05Config",
+    "Pi05Policy",
+    "__version__",
+    "data",
+    "errors",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from tests.parity.joint_attention import joint_forward
 from tests.parity.transformers_pi0 import make_batch, perturb
 from vla.objectives.flow import straight_path
-from vla.policies.pi0.config import Pi0Config
-from vla.policies.pi0.policy import Pi0Policy
+from vla.policies.pi0 import Pi0Policy
+from vla.policies.pi05 import Pi05Policy
+
+FAMILY = [Pi0Policy, Pi05Policy]
 
 
 def batch_with_response(config, seed=1, absent=((0, 1), (2, 2))):
@@ -21,10 +23,11 @@ def batch_with_response(config, seed=1, absent=((0, 1), (2, 2))):
     return batch
 
 
+@pytest.mark.parametrize("family", FAMILY)
 @pytest.mark.parametrize("see_response", [True, False])
-def test_values_and_gradients_agree(see_response):
+def test_values_and_gradients_agree(see_response, family):
     torch.manual_seed(0)
-    policy = Pi0Policy(Pi0Config.tiny(actions_see_response=see_response))
+    policy = family(family.config_class.tiny(actions_see_response=see_response))
     perturb(policy)
     policy.eval()
     batch = batch_with_response(policy.config)
@@ -57,12 +60,16 @@ def test_values_and_gradients_agree(see_response):
 @settings(max_examples=10, deadline=None)
 @given(
     heads=st.sampled_from([(2, 1), (4, 2), (4, 4)]), depth=st.integers(1, 3), horizon=st.integers(1, 5),
-    seed=st.integers(0, 1000), row=st.integers(0, 2), camera=st.integers(0, 2),
+    family=st.sampled_from(FAMILY), seed=st.integers(0, 1000),
+    row=st.integers(0, 2), camera=st.integers(0, 2),
 )  # fmt: skip
-def test_values_agree_for_any_sizes(heads, depth, horizon, seed, row, camera):
+def test_values_agree_for_any_sizes(heads, depth, horizon, family, seed, row, camera):
     torch.manual_seed(seed)
-    config = Pi0Config.tiny(num_heads=heads[0], num_kv_heads=heads[1], depth=depth, action_horizon=horizon)
-    policy = Pi0Policy(config).eval()
+    sizes = {"num_heads": heads[0], "num_kv_heads": heads[1], "depth": depth, "action_horizon": horizon}
+    config = family.config_class.tiny(**sizes)
+    policy = family(config)
+    perturb(policy)
+    policy.eval()
     batch = make_batch(config, seed=seed, absent=((row, camera),))
     with torch.no_grad():
         out = policy(**batch)

@@ -1,12 +1,16 @@
 """Embeddings of tokens and of the flow's time."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from vla.nn.linear import linear
+
+Rounding = Literal["xla", "linspace", "float64"]
+"""How the phase of a time embedding is rounded, where implementations of the same mathematics part."""
 
 
 class TiedEmbedding(nn.Module):
@@ -38,7 +42,7 @@ def sinusoidal_embedding(
     min_period: float = 4e-3,
     max_period: float = 4.0,
     *,
-    use_linspace: bool = False,
+    rounding: Rounding = "xla",
 ) -> torch.Tensor:
     """Embed a scalar in sines (first half) and cosines of geometrically spaced periods.
 
@@ -47,18 +51,20 @@ def sinusoidal_embedding(
         width: Even width of the result.
         min_period: Shortest period.
         max_period: Longest period.
-        use_linspace: Round the exponents as `torch.linspace` does, instead of as XLA does. The phase
-            reaches `2 pi / min_period` = 1571 rad, so the last bit of a frequency shows in the fourth
-            decimal; weights meet the rounding they were trained with.
+        rounding: The phase reaches `2 pi / min_period` = 1571 rad, so that the last float32 bit of a
+            frequency shows in the fourth decimal; weights meet the rounding they were trained with.
+            "xla" spaces the exponents in float32 as XLA does, "linspace" as `torch.linspace` does, and
+            "float64" computes the whole phase in float64.
 
     Returns:
         float32 `[..., width]`, whatever the model computes in: bfloat16 could not hold the phase.
     """
     size = width // 2
-    if use_linspace:
-        fraction = torch.linspace(0.0, 1.0, size, dtype=torch.float32, device=t.device)
+    dtype = torch.float64 if rounding == "float64" else torch.float32
+    if rounding == "xla":
+        fraction = torch.arange(size, dtype=dtype, device=t.device) * (1.0 / max(size - 1, 1))
     else:
-        fraction = torch.arange(size, dtype=torch.float32, device=t.device) * (1.0 / max(size - 1, 1))
+        fraction = torch.linspace(0.0, 1.0, size, dtype=dtype, device=t.device)
     frequency = 1.0 / (min_period * (max_period / min_period) ** fraction) * 2 * math.pi
-    phase = t.float()[..., None] * frequency
-    return torch.cat([phase.sin(), phase.cos()], dim=-1)
+    phase = t.to(dtype)[..., None] * frequency
+    return torch.cat([phase.sin(), phase.cos()], dim=-1).float()

@@ -4,7 +4,7 @@ One stack of layers serves both weight sets of a pi-0-style policy. A pass may r
 of earlier tokens from a cache, and returns its own; it never decides who sees whom (see `nn.masks`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -104,18 +104,46 @@ class GemmaLayer(nn.Module):
         return x_btd + self.mlp(self.post_attention_layernorm(x_btd)), keys_values
 
 
-class GemmaDecoder(nn.Module):
-    """A stack of `GemmaLayer`s, each called exactly once per pass; with a token table where it reads text."""
+class LayerStack(nn.Module):
+    """Layers that share attention with a cache, each called exactly once per pass."""
 
-    def __init__(self, config: GemmaConfig, vocab_size: int | None = None) -> None:
+    def __init__(self, config: GemmaConfig, layers: Iterable[nn.Module]) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = None if vocab_size is None else TiedEmbedding(vocab_size, config.width)
-        self.layers = nn.ModuleList(GemmaLayer(config) for _ in range(config.depth))
-        self.norm = RMSNorm(config.width, config.norm_eps)
-        # Set by `PreTrainedModel.activation_checkpointing_enable`.
+        self.layers = nn.ModuleList(layers)
+        # Set by `PreTrainedModel.gradient_checkpointing_enable`.
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
+
+    def run_layers(
+        self,
+        x_btd: torch.Tensor,
+        positions_bt: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: KeyValueCache | None,
+        extras: Sequence[Any],
+    ) -> tuple[torch.Tensor, tuple[LayerKeysValues, ...]]:
+        """Return the last hidden states and every layer's new keys and values; `extras` has one per layer."""
+        rotary = rotary_angles(positions_bt, self.config.head_width, self.config.rope_theta)
+        keys_values = []
+        for index, (layer, extra) in enumerate(zip(self.layers, extras, strict=True)):
+            past = None if cache is None else cache.layers[index]
+            arguments = (x_btd, rotary, mask, past, extra)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x_btd, new = self._gradient_checkpointing_func(layer, *arguments, use_reentrant=False)
+            else:
+                x_btd, new = layer(*arguments)
+            keys_values.append(new)
+        return x_btd, tuple(keys_values)
+
+
+class GemmaDecoder(LayerStack):
+    """A stack of `GemmaLayer`s; with a token table where it reads text."""
+
+    def __init__(self, config: GemmaConfig, vocab_size: int | None = None) -> None:
+        super().__init__(config, (GemmaLayer(config) for _ in range(config.depth)))
+        self.embed_tokens = None if vocab_size is None else TiedEmbedding(vocab_size, config.width)
+        self.norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(
         self,
@@ -135,16 +163,6 @@ class GemmaDecoder(nn.Module):
             keys_values_only: Leave out what only the hidden states need: the last layer's queries,
                 attention and MLP, and the final norm.
         """
-        config = self.config
-        rotary = rotary_angles(positions_bt, config.head_width, config.rope_theta)
-        keys_values = []
-        for index, layer in enumerate(self.layers):
-            past = None if cache is None else cache.layers[index]
-            skip = keys_values_only and index == len(self.layers) - 1
-            arguments = (x_btd, rotary, mask, past, skip)
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x_btd, new = self._gradient_checkpointing_func(layer, *arguments, use_reentrant=False)
-            else:
-                x_btd, new = layer(*arguments)
-            keys_values.append(new)
-        return GemmaOutput(None if keys_values_only else self.norm(x_btd), tuple(keys_values))
+        skip = [False] * (self.config.depth - 1) + [keys_values_only]
+        x_btd, keys_values = self.run_layers(x_btd, positions_bt, mask, cache, skip)
+        return GemmaOutput(None if keys_values_only else self.norm(x_btd), keys_values)

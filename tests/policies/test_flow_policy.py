@@ -1,3 +1,5 @@
+"""What every policy of pi-0's family promises, tried on each of them."""
+
 import copy
 
 import pytest
@@ -6,17 +8,26 @@ import torch
 from tests.parity.transformers_pi0 import make_batch, perturb
 from vla.errors import ConfigError, ShapeError
 from vla.objectives.solvers import euler, heun
-from vla.policies.pi0.config import Pi0Config
-from vla.policies.pi0.policy import Pi0Policy
+from vla.policies.pi0 import Pi0Policy
+from vla.policies.pi05 import Pi05Policy
 
 OBSERVATION = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state")
 
 
-def make_policy(**overrides) -> Pi0Policy:
-    torch.manual_seed(0)
-    policy = Pi0Policy(Pi0Config.tiny(**overrides))
-    perturb(policy)
-    return policy.eval()
+@pytest.fixture(params=[Pi0Policy, Pi05Policy], scope="module")
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def make_policy(family):
+    def make(**overrides):
+        torch.manual_seed(0)
+        policy = family(family.config_class.tiny(**overrides))
+        perturb(policy)
+        return policy.eval()
+
+    return make
 
 
 def with_response(batch: dict) -> dict:
@@ -30,7 +41,7 @@ def observation(batch: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def policy() -> Pi0Policy:
+def policy(make_policy):
     return make_policy()
 
 
@@ -80,7 +91,7 @@ class TestOnePath:
             apart = [policy(**batch | {"noise": noise[:, k], "tau": tau[:, k]}).velocity for k in range(4)]
         torch.testing.assert_close(together, torch.stack(apart, 1), atol=1e-5, rtol=0)
 
-    def test_gradients_of_draws_are_the_mean_of_single_ones(self, batch):
+    def test_gradients_of_draws_are_the_mean_of_single_ones(self, batch, make_policy):
         policy = make_policy()
         noise, tau = torch.randn(3, 2, 6, 8), torch.rand(3, 2)
         policy(**batch | {"noise": noise, "tau": tau}).loss.backward()
@@ -97,8 +108,8 @@ class TestOnePath:
             one = policy.model.encode_prefix(*(batch[key] for key in OBSERVATION[:4])).cache
             cache = policy.encode_prefix(**observation(batch))
         for (k, v), (longer_k, longer_v) in zip(one.layers, cache.layers, strict=True):
-            assert torch.equal(k, longer_k[:, :, :-1])
-            assert torch.equal(v, longer_v[:, :, :-1])
+            assert torch.equal(k, longer_k[:, :, : one.length])
+            assert torch.equal(v, longer_v[:, :, : one.length])
 
 
 class TestWhatCannotMatter:
@@ -143,7 +154,7 @@ class TestWhatCannotMatter:
 
 
 class TestLoss:
-    def test_transfusion_sum_and_weights(self, batch):
+    def test_transfusion_sum_and_weights(self, batch, make_policy):
         plain, weighted = make_policy(), make_policy(text_loss_weight=0.25, action_loss_weight=3.0)
         batch = with_response(batch)
         with torch.no_grad():
@@ -162,7 +173,7 @@ class TestLoss:
         counted = [error[b, a, m] for b in range(3) for a in range(6) for m in range(5) if not is_pad[b, a]]
         torch.testing.assert_close(out.action_loss, torch.stack(counted).mean())
 
-    def test_published_averaging_counts_everything(self, batch):
+    def test_published_averaging_counts_everything(self, batch, make_policy):
         policy = make_policy(loss_includes_padding=True)
         is_pad, dims = torch.ones(3, 6, dtype=torch.bool), torch.ones(3, 8, dtype=torch.bool)
         with torch.no_grad():
@@ -188,14 +199,14 @@ class TestLoss:
         losses = [policy(**batch, generator=torch.Generator().manual_seed(s)).loss.item() for s in (5, 5, 6)]
         assert losses[0] == losses[1] != losses[2]
 
-    def test_an_insulated_backbone_hears_of_actions_nothing(self, batch):
+    def test_an_insulated_backbone_hears_of_actions_nothing(self, batch, make_policy):
         policy = make_policy(insulate_backbone=True)
         policy(**batch).loss.backward()
         touched = {name.split(".")[1] for name, p in policy.named_parameters() if p.grad is not None}
         assert touched.isdisjoint({"vision_tower", "multi_modal_projector", "language_model"})
         assert "expert" in touched
 
-    def test_regression_is_a_mean_squared_error(self, batch):
+    def test_regression_is_a_mean_squared_error(self, batch, make_policy):
         policy = make_policy(action_objective="regression")
         predicted = policy.sample_actions(**observation(batch))
         with torch.no_grad():
@@ -204,9 +215,9 @@ class TestLoss:
         assert torch.equal(predicted, policy.sample_actions(**observation(batch))), "nothing is drawn"
 
     @pytest.mark.parametrize("objective", ["flow", "regression"])
-    def test_it_learns_one_batch(self, objective):
+    def test_it_learns_one_batch(self, objective, family):
         torch.manual_seed(0)
-        policy = Pi0Policy(Pi0Config.tiny(action_objective=objective)).train()
+        policy = family(family.config_class.tiny(action_objective=objective)).train()
         batch = with_response(make_batch(policy.config))
         del batch["noise"], batch["tau"]
         optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
@@ -219,7 +230,7 @@ class TestLoss:
             losses.append(loss.item())
         assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
-    def test_activation_checkpointing_changes_no_gradient(self, batch):
+    def test_activation_checkpointing_changes_no_gradient(self, batch, make_policy):
         batch, gradients = with_response(batch), []
         for checkpointing in (False, True):
             policy = make_policy().train()
@@ -241,7 +252,7 @@ class TestActing:
         free = policy.sample_actions(**observation(batch), noise=batch["noise"])
         assert (free[..., 5:].abs() > 1e-2).any()
 
-    def test_any_solver_will_do(self, policy, batch):
+    def test_any_solver_will_do(self, policy, batch, make_policy):
         got = policy.sample_actions(**observation(batch), noise=batch["noise"], solver=heun, num_steps=4)
         named = make_policy(solver="heun")
         want = named.sample_actions(**observation(batch), noise=batch["noise"], num_steps=4)
@@ -261,7 +272,7 @@ class TestActing:
         policy.velocity(x, batch["tau"], cache).sum().backward()
         assert x.grad.abs().sum() > 0
 
-    def test_actions_that_see_the_response_generate_it_first(self, batch):
+    def test_actions_that_see_the_response_generate_it_first(self, batch, make_policy):
         policy = make_policy(actions_see_response=True, max_response_length=4)
         prompt = {key: batch[key] for key in OBSERVATION if key != "state"}
         ids = policy.generate_text(**prompt, max_new_tokens=4)
@@ -330,7 +341,7 @@ class TestText:
         top = law.argmax()
         assert abs(observed[top] - law[top]) < 5 * (law[top] / 4000) ** 0.5
 
-    def test_rows_that_have_ended_are_padded(self, batch):
+    def test_rows_that_have_ended_are_padded(self, batch, make_policy):
         policy = make_policy()
         prompt = {key: batch[key] for key in OBSERVATION if key != "state"}
         first = policy.generate_text(**prompt, max_new_tokens=1)

@@ -1,0 +1,147 @@
+"""Images and text through a vision-language model, once, with its keys and values kept for a suffix.
+
+What pi-0's family shares (PaliGemma, Beyer et al., 2024): SigLIP's image tokens and the prompt see one
+another, response text is causal behind them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from vla.nn.attention import KeyValueCache
+from vla.nn.gemma import GemmaConfig, GemmaDecoder
+from vla.nn.masks import GroupRules, Tokens
+from vla.nn.vision import Projector, make_vision_tower, num_image_tokens
+
+
+class Prefix(NamedTuple):
+    """What a pass over images and text leaves behind.
+
+    Attributes:
+        cache: Keys and values of the prefix, as far as the suffix may see them.
+        text_hidden: Final hidden states of the text tokens `[b, l', d]`, trimmed to the batch's longest
+            text; None where they were not asked for.
+    """
+
+    cache: KeyValueCache
+    text_hidden: torch.Tensor | None
+
+
+class PrefixModel(nn.Module):
+    """SigLIP, projector and language model; subclasses add the suffix that reads the cache.
+
+    Args:
+        vision: Sizes of the tower, by `SiglipVisionConfig`'s names.
+        language: Sizes of the language model.
+        vocab_size: Rows of its token table.
+        rules: Who sees whom; groups "images", "prompt" and "response", and the suffix's own.
+        reader: The group of the suffix whose view of the prefix the cache records.
+    """
+
+    def __init__(
+        self, vision: dict[str, int], language: GemmaConfig, vocab_size: int, rules: GroupRules, reader: str
+    ) -> None:
+        super().__init__()
+        self.vision_tower = make_vision_tower(**vision)
+        self.multi_modal_projector = Projector(vision["hidden_size"], language.width)
+        self.language_model = GemmaDecoder(language, vocab_size=vocab_size)
+        self.tokens_per_image = num_image_tokens(vision["image_size"], vision["patch_size"])
+        self.rules = rules
+        self.reader = reader
+
+    def encode_prefix(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        *,
+        with_hidden: bool = False,
+    ) -> Prefix:
+        """Run images and text once.
+
+        Args:
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
+            pixel_mask: bool `[b, v]`, True where the camera exists. Absent cameras are never encoded.
+            input_ids: long `[b, l]`, right-padded.
+            attention_mask: `[b, l]`, non-zero where `input_ids` is real.
+            token_type_ids: `[b, l]`, 1 for response tokens; None when all of it is prompt.
+            with_hidden: Whether the text's hidden states are wanted; the last layer does less without.
+        """
+        images_bpd, image_valid_bp = self._embed_images(pixel_values, pixel_mask.bool())
+        longest = int(attention_mask.sum(dim=1).max())
+        input_ids, text_valid_bl = input_ids[:, :longest], attention_mask[:, :longest].bool()
+        assert self.language_model.embed_tokens is not None
+        text_bld = self.language_model.embed_tokens(input_ids)
+        x_bsd = torch.cat([images_bpd.to(text_bld.dtype), text_bld], dim=1)
+
+        valid_bs = torch.cat([image_valid_bp, text_valid_bl], dim=1)
+        group_bs = torch.full_like(valid_bs, self.rules.index("images"), dtype=torch.long)
+        group_bs[:, image_valid_bp.shape[1] :] = self.rules.index("prompt")
+        if token_type_ids is not None:
+            is_response = token_type_ids[:, :longest] == 1
+            group_bs[:, image_valid_bp.shape[1] :][is_response] = self.rules.index("response")
+        tokens = Tokens(group_bs, valid_bs)
+
+        output = self.language_model(
+            x_bsd,
+            positions_bt=valid_bs.cumsum(dim=1) - 1,
+            mask=_none_if_all_true(self.rules.mask(tokens, tokens)),
+            keys_values_only=not with_hidden,
+        )
+        reader = Tokens(torch.full_like(group_bs[:, :1], self.rules.index(self.reader)))
+        visible_bs = self.rules.mask(reader, tokens)[:, 0]
+        cache = KeyValueCache(output.keys_values, _none_if_all_true(visible_bs), visible_bs.sum(dim=1))
+        hidden = None if output.hidden is None else output.hidden[:, image_valid_bp.shape[1] :]
+        return Prefix(cache, hidden)
+
+    def _embed_images(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return image tokens `[b, v' * p, d]` of the slots that any row fills, and their validity."""
+        filled_v = pixel_mask.any(dim=0)
+        pixel_values, mask_bv = pixel_values[:, filled_v], pixel_mask[:, filled_v]
+        images = pixel_values[mask_bv].to(self.vision_tower.dtype)
+        batch, slots = mask_bv.shape
+        size = self.tokens_per_image
+        if images.shape[0] == 0:
+            tokens = images.new_zeros(0, size, self.language_model.config.width)
+        else:
+            tokens = self.multi_modal_projector(self.vision_tower(images).last_hidden_state)
+        if tokens.shape[0] < batch * slots:
+            absent = tokens.new_zeros(batch, slots, size, tokens.shape[-1])
+            tokens = absent.masked_scatter(mask_bv[:, :, None, None], tokens)
+        valid_bp = mask_bv.repeat_interleave(size, dim=1)
+        return tokens.reshape(batch, slots * size, tokens.shape[-1]), valid_bp
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Read hidden states `[..., d]` out through the tied token table: float32 `[..., vocab]`."""
+        assert self.language_model.embed_tokens is not None
+        return self.language_model.embed_tokens(hidden=hidden).float()
+
+    def continue_text(self, token_b: torch.Tensor, cache: KeyValueCache, valid_b: torch.Tensor) -> Prefix:
+        """Run one response token per row behind the cache.
+
+        Args:
+            token_b: long `[b]`.
+            cache: What the token sees; it must hold the whole text so far.
+            valid_b: bool `[b]`, False in rows that have ended, whose token nobody will see.
+
+        Returns:
+            The longer cache and the token's hidden states `[b, 1, d]`.
+        """
+        assert self.language_model.embed_tokens is not None
+        output = self.language_model(
+            self.language_model.embed_tokens(token_b[:, None]),
+            positions_bt=cache.next_position_b[:, None],
+            mask=cache.mask_for(1),
+            cache=cache,
+        )
+        return Prefix(cache.append(output.keys_values, valid_b[:, None]), output.hidden)
+
+
+def _none_if_all_true(mask: torch.Tensor) -> torch.Tensor | None:
+    """Return None for a mask that hides nothing, so that kernels without a mask apply."""
+    return None if bool(mask.all()) else mask

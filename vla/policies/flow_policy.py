@@ -1,0 +1,391 @@
+"""What pi-0's family shares as policies: the Transfusion loss, sampling of chunks, generation of text.
+
+A subclass names its config and makes `self.model`, which offers
+
+    encode_prefix(pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=...)
+    append_state(state, cache)              the state's keys and values join the cache, where it has a token
+    velocity(x, tau, cache)                 one chunk at one time
+    velocity_of_draws(state, x, tau, cache) several noise draws over one prefix
+    logits(hidden), continue_text(token, cache, valid)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from vla.errors import ConfigError
+from vla.nn.attention import KeyValueCache
+from vla.nn.embeddings import TiedEmbedding
+from vla.nn.norms import Modulation, RMSNorm
+from vla.nn.prefix import Prefix
+from vla.objectives.flow import flow_loss, sample_tau, straight_path
+from vla.objectives.solvers import SOLVERS, Solver, Velocity
+from vla.policies.base import Policy
+from vla.policies.flow_checks import check_observation
+from vla.policies.flow_config import FlowConfig
+from vla.policies.flow_time import sampling_times
+from vla.types import check_shape
+
+
+@dataclass
+class FlowOutput(ModelOutput):
+    """What a training pass returns.
+
+    Attributes:
+        loss: Scalar: action_loss_weight * action_loss + text_loss_weight * text_loss.
+        action_loss: Scalar: flow matching over the entries that count.
+        text_loss: Scalar: cross-entropy per response token; None without labels.
+        velocity: `[b, a, m]`, or `[b, n, a, m]` with several draws per observation.
+        logits: float32 `[b, l, vocab]`; None without labels, and in training, where only the supervised
+            positions are read out.
+    """
+
+    loss: torch.Tensor | None = None
+    action_loss: torch.Tensor | None = None
+    text_loss: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class FlowPolicy(Policy):
+    """A policy whose chunk flows from noise behind a prefix that is read once."""
+
+    config: FlowConfig
+    model: Any
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one module as the original does: LeCun-normal maps, small embeddings, plain norms."""
+        if isinstance(module, Modulation):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.lecun_normal_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            init.zeros_(module.weight)
+        elif isinstance(module, TiedEmbedding):
+            init.normal_(module.weight, std=0.01)
+
+    # -- training -------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        state: torch.Tensor | None,
+        actions: torch.Tensor,
+        action_is_pad: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        tau: torch.Tensor | None = None,
+        *,
+        action_dim_is_pad: torch.Tensor | None = None,
+        draws_per_observation: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FlowOutput:
+        """Compute the Transfusion loss of a batch.
+
+        Args:
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
+            pixel_mask: bool `[b, v]`, True where the camera exists.
+            input_ids: long `[b, l]`, right-padded text: prompt, then response.
+            attention_mask: `[b, l]`, non-zero where the text is real.
+            state: `[b, m]`, normalised, zero-padded; may be None where the prompt holds it.
+            actions: `[b, a, m]`, normalised, zero-padded.
+            action_is_pad: bool `[b, a]`, True past the episode's end.
+            token_type_ids: `[b, l]`, 0 prompt (bidirectional), 1 response (causal).
+            labels: long `[b, l]`, the token itself where it is to be predicted from what precedes it,
+                -100 elsewhere. None leaves text untrained, and the pass is cheaper.
+            noise: `[b, a, m]` (or `[b, n, a, m]`); drawn where not given.
+            tau: `[b]` (or `[b, n]`) in [0, 1]; drawn from the config's law where not given. In float64, a
+                published t given as 1 - t arrives unrounded.
+            action_dim_is_pad: bool `[b, m]`, True for dimensions that the robot does not have.
+            draws_per_observation: `n`; the config's where not given.
+            generator: Source of noise and tau, on the policy's device.
+
+        Raises:
+            ShapeError: A tensor does not have its documented shape.
+        """
+        check_observation(self.config, pixel_values, pixel_mask, input_ids, attention_mask, state)
+        config = self.config
+        batch = input_ids.shape[0]
+        check_shape(actions, "b a m", "actions", b=batch, a=config.action_horizon, m=config.max_action_dim)
+        noise, tau = self._noise_and_tau(actions, noise, tau, draws_per_observation, generator)
+
+        train_text = labels is not None and config.text_loss_weight > 0
+        prefix = self.model.encode_prefix(
+            pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=train_text
+        )
+        cache = prefix.cache.detach() if config.insulate_backbone else prefix.cache
+        point = straight_path(actions[:, None].expand_as(noise).float(), noise, tau)
+        velocity = self.model.velocity_of_draws(state, point.x, tau, cache)
+        counts = self._counts(actions, action_is_pad, action_dim_is_pad)
+        action_loss = flow_loss(velocity, point.velocity, counts)
+        loss = config.action_loss_weight * action_loss
+        text_loss = logits = None
+        if train_text:
+            assert labels is not None
+            text_loss, logits = self._text_loss(prefix, labels)
+            loss = loss + config.text_loss_weight * text_loss
+        velocity = velocity[:, 0] if velocity.shape[1] == 1 else velocity
+        return FlowOutput(loss, action_loss, text_loss, velocity, logits)
+
+    def _noise_and_tau(
+        self,
+        actions: torch.Tensor,
+        noise: torch.Tensor | None,
+        tau: torch.Tensor | None,
+        draws: int | None,
+        generator: torch.Generator | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return noise `[b, n, a, m]` and tau `[b, n]`, as given or drawn."""
+        config, device = self.config, actions.device
+        batch, horizon, width = actions.shape
+        if noise is not None and noise.ndim == 4:
+            draws = noise.shape[1]
+        draws = draws or config.draws_per_observation
+        if config.action_objective == "regression":
+            # Without noise and at tau = 0 the path starts at zero and its velocity is the chunk itself.
+            noise, tau = actions.new_zeros(batch, 1, horizon, width), actions.new_zeros(batch, 1)
+            return noise.float(), tau
+        if noise is None:
+            shape = (batch, draws, horizon, width)
+            noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+        if tau is None:
+            tau = sample_tau(
+                (batch, draws), config.tau_alpha, config.tau_scale, generator=generator, device=device
+            )
+        noise = noise[:, None] if noise.ndim == 3 else noise
+        tau = tau[:, None] if tau.ndim == 1 else tau
+        check_shape(noise, "b n a m", "noise", b=batch, n=draws, a=horizon, m=width)
+        check_shape(tau, "b n", "tau", b=batch, n=draws)
+        return noise.float(), tau
+
+    def _counts(
+        self,
+        actions: torch.Tensor,
+        action_is_pad: torch.Tensor | None,
+        action_dim_is_pad: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Return which entries of the chunk count in the loss, bool `[b, 1, a, m]`; None: all of them."""
+        if self.config.loss_includes_padding or (action_is_pad is None and action_dim_is_pad is None):
+            return None
+        counts = torch.ones_like(actions, dtype=torch.bool)
+        if action_is_pad is not None:
+            check_shape(action_is_pad, "b a", "action_is_pad", b=actions.shape[0], a=actions.shape[1])
+            counts = counts & ~action_is_pad.bool()[:, :, None]
+        if action_dim_is_pad is not None:
+            check_shape(action_dim_is_pad, "b m", "action_dim_is_pad", b=actions.shape[0], m=actions.shape[2])
+            counts = counts & ~action_dim_is_pad.bool()[:, None, :]
+        return counts[:, None]
+
+    def _text_loss(self, prefix: Prefix, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the mean cross-entropy per supervised token, and in evaluation all text logits."""
+        assert prefix.text_hidden is not None
+        longest = prefix.text_hidden.shape[1]
+        targets = labels[:, 1:longest]
+        supervised = targets != -100
+        if self.training:
+            logits, read_out = None, self.model.logits(prefix.text_hidden[:, :-1][supervised])
+        else:
+            logits = self.model.logits(prefix.text_hidden)
+            read_out = logits[:, :-1][supervised]
+            logits = F.pad(logits, (0, 0, 0, labels.shape[1] - longest))
+        total = F.cross_entropy(read_out, targets[supervised], reduction="sum")
+        return total / supervised.sum().clamp(min=1), logits
+
+    # -- acting ---------------------------------------------------------------------------------------
+
+    def encode_prefix(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        state: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> KeyValueCache:
+        """Run the observation once; every `velocity` call on it reads the result.
+
+        Where actions see the response (`actions_see_response`) and the text holds none, it is generated
+        greedily first.
+
+        Args:
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
+            pixel_mask: bool `[b, v]`.
+            input_ids: long `[b, l]`, right-padded.
+            attention_mask: `[b, l]`.
+            state: `[b, m]`, normalised, zero-padded; may be None where the prompt holds it.
+            token_type_ids: `[b, l]`, 1 for a response that is given.
+        """
+        check_observation(self.config, pixel_values, pixel_mask, input_ids, attention_mask, state)
+        given = token_type_ids is not None and bool((token_type_ids == 1).any())
+        generate = self.config.actions_see_response and not given
+        prefix = self.model.encode_prefix(
+            pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=generate
+        )
+        cache = prefix.cache
+        if generate:
+            _, cache = self._generate(prefix, attention_mask, self.config.max_response_length, 0.0, None)
+        return self.model.append_state(state, cache)
+
+    def velocity(self, x: torch.Tensor, tau: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        """Return the velocity of the flow, float32 `[b, a, m]`; tau = 0 is noise, 1 is data.
+
+        Args:
+            x: Noisy chunk `[b, a, m]`.
+            tau: Time `[b]`, in [0, 1].
+            cache: From `encode_prefix`; `cache.repeat(n)` serves `n` chunks of each observation.
+        """
+        batch = cache.next_position_b.shape[0]
+        check_shape(x, "b a m", "x", b=batch, m=self.config.max_action_dim)
+        check_shape(tau, "b", "tau", b=batch)
+        return self.model.velocity(x, tau, cache)
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        state: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        num_steps: int | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        token_type_ids: torch.Tensor | None = None,
+        action_dim_is_pad: torch.Tensor | None = None,
+        solver: Solver | None = None,
+    ) -> torch.Tensor:
+        """Draw one chunk per observation, in model space.
+
+        Args:
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
+            pixel_mask: bool `[b, v]`.
+            input_ids: long `[b, l]`, right-padded.
+            attention_mask: `[b, l]`.
+            state: `[b, m]`, normalised, zero-padded; may be None where the prompt holds it.
+            noise: `[b, a, m]`, where the flow starts; drawn where not given.
+            num_steps: Solver steps; the config's `num_inference_steps` (10) where not given.
+            generator: Source of the noise, on the policy's device.
+            token_type_ids: `[b, l]`, 1 for a response that is given.
+            action_dim_is_pad: bool `[b, m]` or `[m]`. Dimensions that the robot does not have follow
+                their known path to zero, as they did in training, instead of an untrained prediction.
+            solver: Any function of `objectives.solvers`' form; the config's where not given.
+
+        Returns:
+            float32 `[b, a, m]`.
+        """
+        cache = self.encode_prefix(pixel_values, pixel_mask, input_ids, attention_mask, state, token_type_ids)
+        config = self.config
+        shape, device = (input_ids.shape[0], config.action_horizon, config.max_action_dim), input_ids.device
+        if config.action_objective == "regression":
+            noise, num_steps = torch.zeros(shape, device=device), 1
+        if noise is None:
+            noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+        check_shape(noise, "b a m", "noise", b=shape[0], a=shape[1], m=shape[2])
+        start = noise.float()
+        pad = None if action_dim_is_pad is None else action_dim_is_pad.bool()
+        if pad is not None:
+            pad = pad.expand(shape[0], -1)[:, None, :]
+
+        times = sampling_times(
+            config.num_inference_steps if num_steps is None else num_steps, config.numerics
+        )
+        field = self.velocity_field(cache, times)
+
+        def velocity(x: torch.Tensor, tau: float) -> torch.Tensor:
+            return field(x, tau) if pad is None else torch.where(pad, -start, field(x, tau))
+
+        solve: Solver = solver or SOLVERS[config.solver]
+        return solve(velocity, start, times)
+
+    def velocity_field(self, cache: KeyValueCache, times: Sequence[float]) -> Velocity:
+        """Return `velocity(x, tau)` over a cache; `times` are those at which a solver will stop.
+
+        A policy overrides this where something depends on the times alone and is better made beforehand.
+        """
+
+        def velocity(x: torch.Tensor, tau: float) -> torch.Tensor:
+            # float64, so that 1 - tau is rounded once: the time embedding multiplies it by up to 1571.
+            tau_b = torch.full(x.shape[:1], tau, dtype=torch.float64, device=x.device)
+            return self.model.velocity(x, tau_b, cache)
+
+        return velocity
+
+    @torch.no_grad()
+    def generate_text(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Continue the prompt.
+
+        Args:
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
+            pixel_mask: bool `[b, v]`.
+            input_ids: long `[b, l]`, the prompt, right-padded.
+            attention_mask: `[b, l]`.
+            max_new_tokens: Tokens at most; the config's `max_response_length` where not given.
+            temperature: 0 takes the likeliest token; above, tokens are drawn from the softened law.
+            generator: Source of randomness, on the policy's device.
+
+        Returns:
+            long `[b, n]`: the response with its end token, then padding; `n` is at most `max_new_tokens`.
+        """
+        check_observation(self.config, pixel_values, pixel_mask, input_ids, attention_mask)
+        if temperature < 0:
+            raise ConfigError(f"temperature must not be negative, got {temperature}.")
+        prefix = self.model.encode_prefix(
+            pixel_values, pixel_mask, input_ids, attention_mask, with_hidden=True
+        )
+        limit = self.config.max_response_length if max_new_tokens is None else max_new_tokens
+        return self._generate(prefix, attention_mask, limit, temperature, generator)[0]
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        prefix: Prefix,
+        attention_mask: torch.Tensor,
+        limit: int,
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> tuple[torch.Tensor, KeyValueCache]:
+        """Return the new tokens `[b, n]` and the cache that holds them all."""
+        assert prefix.text_hidden is not None
+        config, cache = self.config, prefix.cache
+        rows = torch.arange(attention_mask.shape[0], device=attention_mask.device)
+        hidden_bd = prefix.text_hidden[rows, attention_mask.sum(dim=1) - 1]
+        running_b = torch.ones_like(rows, dtype=torch.bool)
+        tokens: list[torch.Tensor] = []
+        while len(tokens) < limit and bool(running_b.any()):
+            logits_bl = self.model.logits(hidden_bd)
+            if temperature == 0:
+                token_b = logits_bl.argmax(dim=-1)
+            else:
+                law = torch.softmax(logits_bl / temperature, dim=-1)
+                token_b = torch.multinomial(law, 1, generator=generator)[:, 0]
+            token_b = torch.where(running_b, token_b, config.pad_token_id)
+            tokens.append(token_b)
+            longer = self.model.continue_text(token_b, cache, running_b)
+            assert longer.text_hidden is not None
+            cache, hidden_bd = longer.cache, longer.text_hidden[:, 0]
+            running_b = running_b & (token_b != config.eos_token_id)
+        return torch.stack(tokens, dim=1) if tokens else rows.new_zeros(len(rows), 0), cache

@@ -1,0 +1,1 @@
+from vla.policies.pi0.pipeline import make_pipeline
