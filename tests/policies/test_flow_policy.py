@@ -356,11 +356,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"state": torch.zeros(3, 7)}, r"state must have shape \[b=3, m=8\], got \[3, 7\]"),
             ({"pixel_values": torch.zeros(3, 3, 3, 14, 14)}, "pixel_values must have shape"),
             ({"pixel_mask": torch.ones(3, 2)}, "pixel_mask must have shape"),
-            ({"actions": torch.zeros(3, 5, 8)}, "actions must have shape"),
+            ({"actions": torch.zeros(3, 6, 7)}, "actions must have shape"),
             ({"noise": torch.zeros(3, 6, 7)}, "noise must have shape"),
+            ({"noise": torch.zeros(3, 5, 8)}, "noise must have shape"),
             ({"attention_mask": torch.tensor([[0] * 4 + [1] * 5] * 3)}, "right-padded"),
             ({"attention_mask": torch.zeros(3, 9)}, "right-padded"),
             ({"input_ids": torch.full((3, 9), 512)}, r"input_ids must lie in \[0, 512\)"),
@@ -369,6 +369,22 @@ class TestBadInput:
     def test_wrong_tensors_are_named(self, policy, batch, change, message):
         with pytest.raises(ShapeError, match=message):
             policy(**batch | change)
+
+    def test_pi0_needs_the_state_that_pi05_does_not_read(self, policy, family, batch):
+        if family is Pi05Policy:
+            with torch.no_grad():
+                assert torch.equal(policy(**batch).loss, policy(**batch | {"state": None}).loss)
+            return
+        for state, message in ((None, "must be given"), (torch.zeros(3, 7), r"m=8\], got \[3, 7\]")):
+            with pytest.raises(ShapeError, match=message):
+                policy(**batch | {"state": state})
+
+    def test_another_horizon_works_and_is_remarked_on_once(self, make_policy, batch, caplog):
+        policy = make_policy()
+        for _ in range(2):
+            chunk = policy.sample_actions(**observation(batch), noise=torch.zeros(3, 9, 8))
+        assert chunk.shape == (3, 9, 8)
+        assert caplog.text.count("A chunk of 9 steps was given, but action_horizon is 6.") == 1
 
     def test_wrong_options_are_named(self, policy, batch):
         with pytest.raises(ConfigError, match="num_steps must be at least 1, got 0"):

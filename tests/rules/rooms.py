@@ -36,8 +36,8 @@ ALWAYS = ("errors", "types", "atomic", "__version__")
 """Names of `vla` that are open to all."""
 
 POLICY_MODULES = (
-    "base", "card", "convert", "flow_checks", "flow_config", "flow_policy", "flow_time", "hub", "initialise",
-    "lerobot_files", "openpi_files", "pipelines", "published", "registry", "robot",
+    "base", "card", "convert", "flow_checks", "flow_config", "flow_policy", "flow_text", "flow_time", "hub", "initialise",
+    "lerobot_files", "loading", "openpi_files", "pipelines", "published", "registry", "robot",
 )  # fmt: skip
 """Modules of `policies/` that know no particular policy; every other name in it is a policy's folder."""
 

@@ -9,6 +9,7 @@ A subclass names its config and makes `self.model`, which offers
     logits(hidden), continue_text(token, cache, valid)
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +30,11 @@ from vla.objectives.solvers import SOLVERS, Solver, Velocity
 from vla.policies.base import Policy
 from vla.policies.flow_checks import check_observation
 from vla.policies.flow_config import FlowConfig
+from vla.policies.flow_text import generate
 from vla.policies.flow_time import sampling_times
 from vla.types import check_shape
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -58,6 +62,7 @@ class FlowPolicy(Policy):
 
     config: FlowConfig
     model: Any
+    _remarked_on_horizon = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -117,10 +122,10 @@ class FlowPolicy(Policy):
         Raises:
             ShapeError: A tensor does not have its documented shape.
         """
-        check_observation(self.config, pixel_values, pixel_mask, input_ids, attention_mask, state)
+        self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask, state)
         config = self.config
-        batch = input_ids.shape[0]
-        check_shape(actions, "b a m", "actions", b=batch, a=config.action_horizon, m=config.max_action_dim)
+        check_shape(actions, "b a m", "actions", b=input_ids.shape[0], m=config.max_action_dim)
+        self._remark_on_horizon(actions)
         noise, tau = self._noise_and_tau(actions, noise, tau, draws_per_observation, generator)
 
         train_text = labels is not None and config.text_loss_weight > 0
@@ -229,15 +234,17 @@ class FlowPolicy(Policy):
             state: `[b, m]`, normalised, zero-padded; may be None where the prompt holds it.
             token_type_ids: `[b, l]`, 1 for a response that is given.
         """
-        check_observation(self.config, pixel_values, pixel_mask, input_ids, attention_mask, state)
+        self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask, state)
         given = token_type_ids is not None and bool((token_type_ids == 1).any())
-        generate = self.config.actions_see_response and not given
+        say_first = self.config.actions_see_response and not given
         prefix = self.model.encode_prefix(
-            pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=generate
+            pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=say_first
         )
         cache = prefix.cache
-        if generate:
-            _, cache = self._generate(prefix, attention_mask, self.config.max_response_length, 0.0, None)
+        if say_first:
+            _, cache = generate(
+                self.model, self.config, prefix, attention_mask, self.config.max_response_length
+            )
         return self.model.append_state(state, cache)
 
     def velocity(self, x: torch.Tensor, tau: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
@@ -290,12 +297,14 @@ class FlowPolicy(Policy):
         """
         cache = self.encode_prefix(pixel_values, pixel_mask, input_ids, attention_mask, state, token_type_ids)
         config = self.config
-        shape, device = (input_ids.shape[0], config.action_horizon, config.max_action_dim), input_ids.device
+        horizon = config.action_horizon if noise is None else noise.shape[-2]
+        shape, device = (input_ids.shape[0], horizon, config.max_action_dim), input_ids.device
         if config.action_objective == "regression":
             noise, num_steps = torch.zeros(shape, device=device), 1
         if noise is None:
             noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
-        check_shape(noise, "b a m", "noise", b=shape[0], a=shape[1], m=shape[2])
+        check_shape(noise, "b a m", "noise", b=shape[0], m=shape[2])
+        self._remark_on_horizon(noise)
         start = noise.float()
         pad = None if action_dim_is_pad is None else action_dim_is_pad.bool()
         if pad is not None:
@@ -350,42 +359,30 @@ class FlowPolicy(Policy):
         Returns:
             long `[b, n]`: the response with its end token, then padding; `n` is at most `max_new_tokens`.
         """
-        check_observation(self.config, pixel_values, pixel_mask, input_ids, attention_mask)
+        self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask)
         if temperature < 0:
             raise ConfigError(f"temperature must not be negative, got {temperature}.")
         prefix = self.model.encode_prefix(
             pixel_values, pixel_mask, input_ids, attention_mask, with_hidden=True
         )
         limit = self.config.max_response_length if max_new_tokens is None else max_new_tokens
-        return self._generate(prefix, attention_mask, limit, temperature, generator)[0]
+        return generate(self.model, self.config, prefix, attention_mask, limit, temperature, generator)[0]
 
-    @torch.no_grad()
-    def _generate(
-        self,
-        prefix: Prefix,
-        attention_mask: torch.Tensor,
-        limit: int,
-        temperature: float,
-        generator: torch.Generator | None,
-    ) -> tuple[torch.Tensor, KeyValueCache]:
-        """Return the new tokens `[b, n]` and the cache that holds them all."""
-        assert prefix.text_hidden is not None
-        config, cache = self.config, prefix.cache
-        rows = torch.arange(attention_mask.shape[0], device=attention_mask.device)
-        hidden_bd = prefix.text_hidden[rows, attention_mask.sum(dim=1) - 1]
-        running_b = torch.ones_like(rows, dtype=torch.bool)
-        tokens: list[torch.Tensor] = []
-        while len(tokens) < limit and bool(running_b.any()):
-            logits_bl = self.model.logits(hidden_bd)
-            if temperature == 0:
-                token_b = logits_bl.argmax(dim=-1)
-            else:
-                law = torch.softmax(logits_bl / temperature, dim=-1)
-                token_b = torch.multinomial(law, 1, generator=generator)[:, 0]
-            token_b = torch.where(running_b, token_b, config.pad_token_id)
-            tokens.append(token_b)
-            longer = self.model.continue_text(token_b, cache, running_b)
-            assert longer.text_hidden is not None
-            cache, hidden_bd = longer.cache, longer.text_hidden[:, 0]
-            running_b = running_b & (token_b != config.eos_token_id)
-        return torch.stack(tokens, dim=1) if tokens else rows.new_zeros(len(rows), 0), cache
+    # -- checks ---------------------------------------------------------------------------------------
+
+    def _check_observation(self, *tensors: torch.Tensor | None) -> None:
+        reads_state = "state" in self.model.rules.names
+        check_observation(self.config, *(tensors if reads_state else tensors[:4]))  # type: ignore[arg-type]
+
+    def _remark_on_horizon(self, chunk: torch.Tensor) -> None:
+        """Warn once of a chunk of another length than the config's: it works, but was not trained.
+
+        No weight depends on the length, and some published formats do not record it.
+        """
+        if chunk.shape[-2] != self.config.action_horizon and not self._remarked_on_horizon:
+            self._remarked_on_horizon = True
+            logger.warning(
+                "A chunk of %d steps was given, but action_horizon is %d.",
+                chunk.shape[-2],
+                self.config.action_horizon,
+            )
