@@ -51,13 +51,13 @@ ROOMS: dict[str, Room] = {
     "nn.vision": Room(packages=("torch", "transformers")),
     "objectives": Room(packages=("torch",)),
     "transforms": Room(packages=("torch", "numpy", "PIL", "transformers", "tokenizers", "sentencepiece")),
-    "weights": Room(packages=("torch", "numpy", "safetensors", "huggingface_hub", "tensorstore")),
+    "weights": Room(packages=("torch", "numpy", "safetensors", "huggingface_hub", "tensorstore", "yaml")),
     "data": Room(
         rooms=("transforms",), packages=("torch", "numpy", "PIL", "pyarrow", "av", "huggingface_hub")
     ),
     "policies": Room(
         rooms=("nn", "objectives", "transforms", "weights"),
-        packages=("torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub"),
+        packages=("torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub", "yaml"),
     ),
     "train": Room(
         rooms=("data", "transforms", "policies.base", "policies.registry", "weights"),

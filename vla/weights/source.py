@@ -1,17 +1,40 @@
 """Where a checkpoint lies: a folder as it is, or a snapshot of a hub repository."""
 
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import huggingface_hub
 
-from vla.errors import WeightsError
+from vla.errors import WeightsError, did_you_mean
+from vla.weights.hub_errors import hub_errors
+from vla.weights.known import known_checkpoints
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
+
+# Patterns do not stop at slashes. Files of the top level and files below it are asked for apart, so that a
+# repository full of intermediate checkpoints costs no more than the one that it is about.
+_TOP_LEVEL = ("*.safetensors", "*.json", "*.model", "*.yaml", "README.md")
+_BELOW = (
+    "assets/*",
+    "*norm_stats.json",
+    "config.json",
+    "README.md",
+)  # the last two: asking for nothing warns
+_ORBAX = (
+    "params/*", "d/*", "ocdbt.process_*/*", "array_metadatas/*", "manifest.ocdbt", "_sharding", "_METADATA",
+    "_CHECKPOINT_METADATA",
+)  # fmt: skip
+_NEVER = (
+    "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.mp4", "*optimizer*", "*training_state*", "*train_state*",
+    "*rng_state*",
+)  # fmt: skip
+_WEIGHTS_BELOW = re.compile(r"(.+)/(?:[^/]*\.safetensors|params/_METADATA)")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Endings of files that may run code when they are opened; this project never opens one."""
 
 
 def local_folder(
@@ -19,40 +42,141 @@ def local_folder(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
+    *,
+    local_files_only: bool = False,
 ) -> Path:
-    """Return the folder of a checkpoint, downloading it where it is a hub id.
+    """Return the folder of a checkpoint, downloading what is needed of it where it is on the hub.
+
+    Weights (safetensors, or the parameters of an orbax checkpoint), configs, statistics and tokenizer are
+    needed; pickles, optimizer states and videos are never downloaded.
 
     Args:
-        name_or_path: An existing folder, or a hub id `owner/name`.
+        name_or_path: An existing folder, a hub id `owner/name`, or a short name of `vla info known`.
         revision: Branch, tag or commit on the hub.
-        token: Hub token, for private repositories.
-        cache_dir: Where snapshots are kept.
+        token: Hub token, for private and gated repositories; what `hf auth login` stored where not given.
+        cache_dir: Where snapshots are kept; the hub's own cache where not given.
+        local_files_only: Look at the cache alone, as HF_HUB_OFFLINE=1 does.
 
     Raises:
-        WeightsError: Neither a folder nor a hub repository that can be reached; says which and what to do.
+        WeightsError: Neither a folder nor a repository that can be reached and read, or a repository
+            without weights that may be opened; says which and what to do.
     """
     path = Path(name_or_path).expanduser()
+    if _SCHEME.match(str(name_or_path)):
+        raise WeightsError(_how_to_fetch(str(name_or_path)))
     if path.is_dir():
+        if revision is not None:
+            raise WeightsError(
+                f"{path} is a local folder, so revision '{revision}' means nothing: leave it out, or give "
+                "the hub id of a folder that is not here."
+            )
         return path
     if path.exists():
         raise WeightsError(f"{path} is a file; give the folder that holds config.json and the weights.")
-    name = str(name_or_path)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise WeightsError(f"{name} is no folder, and not a hub id of the form owner/name either.")
-    try:
-        return Path(snapshot_download(name, revision=revision, token=token, cache_dir=cache_dir))
-    except GatedRepoError as error:
+    name = hub_id(str(name_or_path))
+    cache = None if cache_dir is None else str(cache_dir)
+    with hub_errors(name, revision):
+        folder = _snapshot(
+            name, revision, [*_TOP_LEVEL], ["*/*", *_NEVER], token, cache, local_files_only=local_files_only
+        )
+        commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
+        wanted = [*_BELOW, *(() if _has_safetensors(folder) else _ORBAX)]
+        _snapshot(name, commit, wanted, [*_NEVER], token, cache, local_files_only=local_files_only)
+    if not _has_weights(folder):
+        raise WeightsError(_what_is_there_instead(name, commit, token))
+    return folder
+
+
+def hub_id(name: str) -> str:
+    """Return the hub id that a name stands for: itself, or that of a published checkpoint's short name.
+
+    Raises:
+        WeightsError: It is neither; names the nearest short name, or says how to get what lies elsewhere.
+    """
+    known = known_checkpoints().get(name)
+    if known is not None:
+        if _SCHEME.match(known.id):
+            raise WeightsError(f"{name}: {_how_to_fetch(known.id)}")
+        return known.id
+    if not HUB_ID.fullmatch(name):
         raise WeightsError(
-            f"{name} is gated: accept its terms on the hub and log in with `hf auth login` or pass a token."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise WeightsError(f"{name} has no revision '{revision}' on the hub.") from error
-    except RepositoryNotFoundError as error:
-        raise WeightsError(
-            f"{name} is neither a folder here nor a repository on the hub (or it is private)."
-        ) from error
-    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise WeightsError(
-            f"{name} is no folder here, and the hub could not be reached for it: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
+            f"{name} is no folder here, no hub id of the form owner/name, and no short name of "
+            f"`vla info known`.{did_you_mean(name, known_checkpoints())}"
+        )
+    return name
+
+
+def _snapshot(
+    name: str,
+    revision: str | None,
+    wanted: list[str],
+    never: list[str],
+    token: str | bool | None,
+    cache: str | None,
+    *,
+    local_files_only: bool,
+) -> Path:
+    return Path(
+        huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache,
+            allow_patterns=wanted,
+            ignore_patterns=never,
+            local_files_only=local_files_only,
+        )
+    )
+
+
+def _has_safetensors(folder: Path) -> bool:
+    return next(folder.glob("*.safetensors"), None) is not None
+
+
+def _has_weights(folder: Path) -> bool:
+    return _has_safetensors(folder) or any(
+        (base / file).exists()
+        for base in (folder, folder / "params")
+        for file in ("_METADATA", "manifest.ocdbt")
+    )
+
+
+def _what_is_there_instead(name: str, revision: str | None, token: str | bool | None) -> str:
+    """Say why a repository cannot be opened: only now, as a look at its files costs a request more."""
+    with hub_errors(name, revision):
+        files = huggingface_hub.HfApi(token=token).list_repo_files(name, revision=revision)
+    pickles = [file for file in files if file.endswith(PICKLES) and "/" not in file]
+    if pickles:
+        return (
+            f"{name} holds its weights only as {_listed(pickles)}. Such pickles may run code when they are "
+            "opened, so this is refused: ask for safetensors, or load them with the library that wrote them, "
+            "save them as safetensors, and give the new folder."
+        )
+    below = sorted({match[1] for file in files if (match := _WEIGHTS_BELOW.fullmatch(file))})
+    if below:
+        return (
+            f"{name} has no weights on its top level, but in {_listed(below)}. Download the one that you "
+            f"want, `hf download {name} --include '{below[-1]}/*' --local-dir DIR`, and give its folder."
+        )
+    return f"{name} holds no weights: neither *.safetensors nor an orbax params/ is there."
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _how_to_fetch(url: str) -> str:
+    scheme, _, rest = url.rstrip("/").partition("://")
+    if scheme != "gs":
+        parts = rest.split("/")
+        hint = f" For a repository on the hub, give {'/'.join(parts[1:3])}." if len(parts) > 2 else ""
+        return f"{url} is an address, not a folder or a hub id.{hint}"
+    name = rest.rpartition("/")[2]
+    cached = Path(os.environ.get("OPENPI_DATA_HOME", "~/.cache/openpi")).expanduser() / rest
+    if cached.is_dir():
+        return f"{url} lies in a bucket, but openpi seems to have downloaded it already: give {cached}."
+    return (
+        f"{url} lies in a bucket, which is not read from here. Download it first, "
+        f"`gsutil -m cp -r {url} .` (or `gcloud storage cp -r`), then give the folder {name}."
+    )
