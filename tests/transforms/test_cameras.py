@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+
+from vla.errors import ConfigError, ShapeError
+from vla.transforms import Pipeline, RenameCameras, RotateImages
+
+
+@pytest.mark.parametrize(("degrees", "quarters"), [(90, 3), (180, 2), (270, 1)])
+def test_pictures_turn_clockwise_and_back(degrees, quarters):
+    """numpy turns anticlockwise: three quarters that way are one the other way."""
+    image = torch.arange(3 * 2 * 5, dtype=torch.uint8).view(3, 2, 5)
+    rotate = RotateImages({"top": degrees})
+    there = rotate.forward({"images": {"top": image, "other": image}, "task": "x"})
+    assert np.array_equal(there["images"]["top"].numpy(), np.rot90(image.numpy(), quarters, axes=(1, 2)))
+    assert torch.equal(there["images"]["other"], image)
+    assert torch.equal(rotate.inverse(there)["images"]["top"], image)
+
+
+def test_upside_down_flips_both_axes():
+    image = torch.randint(0, 256, (3, 4, 6), dtype=torch.uint8)
+    out = RotateImages({"top": 180}).forward({"images": {"top": image}})
+    assert torch.equal(out["images"]["top"], image.flip(-1, -2))
+
+
+def test_leading_dimensions_turn_alike():
+    images = torch.randint(0, 256, (5, 3, 4, 6), dtype=torch.uint8)
+    rotate = RotateImages({"top": 90})
+    out = rotate.forward({"images": {"top": images}})["images"]["top"]
+    alone = rotate.forward({"images": {"top": images[3]}})["images"]["top"]
+    assert torch.equal(out[3], alone)
+
+
+def test_cameras_get_their_slots_and_slots_stay():
+    image, other = torch.zeros(3, 2, 2), torch.ones(3, 2, 2)
+    rename = RenameCameras({"cam_high": "base", "cam_wrist": "wrist"})
+    there = rename.forward({"images": {"cam_high": image, "wrist": other, "unknown": other}})["images"]
+    assert there == {"base": image, "wrist": other, "unknown": other}
+    assert rename.inverse({"images": {"base": image}})["images"] == {"cam_high": image}
+
+
+@pytest.mark.parametrize("transform", [RotateImages({"a": 90}), RenameCameras({"a": "b"})])
+def test_samples_without_pictures_pass(transform):
+    sample = {"state": torch.ones(2)}
+    assert transform.forward(sample) is sample
+    assert transform.inverse(sample) is sample
+
+
+def test_saved_and_rebuilt(tmp_path):
+    pipeline = Pipeline([RotateImages({"a": 90}), RenameCameras({"a": "b"})])
+    pipeline.save(tmp_path)
+    assert Pipeline.load(tmp_path).transforms == pipeline.transforms
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ConfigError, match=r"'top'.*clockwise, got 45"):
+        RotateImages({"top": 45})
+    with pytest.raises(ConfigError, match="slot of its own"):
+        RenameCameras({"a": "base", "b": "base"})
+    image = torch.zeros(3, 2, 2)
+    with pytest.raises(ShapeError, match="'a' is the camera for the slot 'base'"):
+        RenameCameras({"a": "base"}).forward({"images": {"a": image, "base": image}})
