@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from vla.errors import ConfigError, StatisticsError
 from vla.transforms.base import Pipeline
-from vla.transforms.normalize import EPSILON, STATISTICS_FILE, FeatureStats, Normalize, Statistics
+from vla.transforms.normalize import EPSILON, LEROBOT_RULE, OPENPI_RULE, Normalize, Rule
+from vla.transforms.statistics import FeatureStats, Statistics
 
 MODES = ["zscore", "quantile"]
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
@@ -156,30 +157,6 @@ def test_unknown_modes_and_missing_statistics_are_named():
         Normalize(Statistics({}), {"actions": "zscore"})
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"std": (1.0, 2.0)}, "std has 2 values, but mean has 1"),
-        ({"max": (float("nan"),)}, "max holds a value that is not finite"),
-        ({"std": (-1.0,)}, "negative"),
-        ({"min": (3.0,)}, "min exceeds max"),
-        ({"q01": (0.5,)}, "q01 exceeds q99"),
-    ],
-)
-def test_impossible_statistics_are_refused(change: dict, message: str):
-    values = dict.fromkeys(("mean", "std", "min", "max", "q01", "q99"), (0.0,))
-    with pytest.raises(StatisticsError, match=message):
-        FeatureStats(**(values | change), count=1)
-
-
-def test_statistics_survive_their_file(tmp_path: Path):
-    x = np.random.default_rng(0).normal(size=(20, 3))
-    statistics = Statistics({"state": stats_of(x), "actions": stats_of(x**3)}, "every frame once", "abc123")
-    statistics.save(tmp_path)
-    assert Statistics.load(tmp_path) == statistics
-    assert [path.name for path in tmp_path.iterdir()] == [STATISTICS_FILE]
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_a_saved_pipeline_normalises_alike(tmp_path: Path, mode: str):
     x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
@@ -191,20 +168,119 @@ def test_a_saved_pipeline_normalises_alike(tmp_path: Path, mode: str):
     assert torch.equal(loaded(sample)["state"], pipeline(sample)["state"])
 
 
-def test_missing_or_corrupt_statistics_files_are_named(tmp_path: Path):
-    with pytest.raises(StatisticsError, match=r"statistics\.json is missing.*vla stats"):
-        Statistics.load(tmp_path)
-    good = {
-        "features": {"state": {k: [1.0] for k in ("mean", "std", "min", "max", "q01", "q99")} | {"count": 1}}
-    }
-    negative = json.loads(json.dumps(good))
-    negative["features"]["state"]["std"] = [-1.0]
-    for text in ("{", "[]", "{}", '{"features": 3}', '{"features": {"state": {}}}', json.dumps(good)[:-9]):
-        (tmp_path / STATISTICS_FILE).write_text(text)
-        with pytest.raises(StatisticsError, match=r"statistics\.json does not hold statistics"):
-            Statistics.load(tmp_path)
-    (tmp_path / STATISTICS_FILE).write_text(json.dumps(negative))
-    with pytest.raises(StatisticsError, match=r"statistics\.json: std holds a negative"):
-        Statistics.load(tmp_path)
-    (tmp_path / STATISTICS_FILE).write_text(json.dumps(good))
-    assert Statistics.load(tmp_path).features["state"].width == 1
+PUBLISHED = [("openpi", 1e-6), ("openpi", 1e-8), ("lerobot", 1e-8), ("lerobot", 1e-6)]
+
+
+def restated(rule: str, eps: float, mode: str, stats: FeatureStats):
+    """The published formulas in numpy, float32 as their authors compute them: (forward, inverse)."""
+    mean, std, low, high, q01, q99 = (
+        np.array(getattr(stats, name), np.float32) for name in ("mean", "std", "min", "max", "q01", "q99")
+    )
+    eps32 = np.float32(eps)
+    if mode == "zscore":
+        back = std if rule == "lerobot" else std + eps32
+        return lambda x: (x - mean) / (std + eps32), lambda z: z * back + mean
+    first, last = (q01, q99) if mode == "quantile" else (low, high)
+    width = last - first
+    width = np.where(width == 0, eps32, width) if rule == "lerobot" else width + eps32
+    return lambda x: 2 * (x - first) / width - 1, lambda z: (z + 1) * width / 2 + first
+
+
+@pytest.mark.parametrize(("rule", "eps"), PUBLISHED)
+@pytest.mark.parametrize("mode", ["zscore", "quantile", "minmax"])
+def test_published_rules_are_their_plain_formulas(rule: str, eps: float, mode: str):
+    """Also where a dimension is constant, and the published formula explodes."""
+    random = np.random.default_rng(0)
+    x = random.normal([3.0, -40.0, 0.0, 0.5], [0.1, 25.0, 1e-3, 0.0], (500, 4)).astype(np.float32)
+    stats = stats_of(x)
+    stats = FeatureStats(*(tuple(np.float32(getattr(stats, v)).tolist()) for v in stats.held), count=500)
+    normalize = Normalize(Statistics({"state": stats}), {"state": mode}, Rule(rule, eps))  # type: ignore
+    forward, inverse = restated(rule, eps, mode, stats)
+    x = np.concatenate([x, x + np.float32(0.01)])
+    got = normalize.forward({"state": torch.from_numpy(x)})["state"].numpy()
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, forward(x), rtol=3e-6, atol=1e-6)
+    z = random.normal(size=(50, 4)).astype(np.float32)
+    back = normalize.inverse({"state": torch.from_numpy(z)})["state"].numpy()
+    np.testing.assert_allclose(back, inverse(z), rtol=1e-6, atol=1e-6)
+    if mode != "zscore":
+        lowest = np.array([stats.q01 if mode == "quantile" else stats.min], np.float32)
+        assert (normalize.forward({"state": torch.from_numpy(lowest)})["state"] == -1).all(), "the first bin"
+
+
+def test_lerobots_zscore_does_not_come_back_quite():
+    x = np.array([[0.0], [2e-8]], np.float64)  # std 1e-8, as large as the epsilon
+    stats = stats_of(x)
+    for rule, back in ((LEROBOT_RULE, 1e-8 + 0.5e-8), (Rule("openpi", 1e-8), 2e-8)):
+        normalize = Normalize(Statistics({"state": stats}), {"state": "zscore"}, rule)
+        z = normalize.forward({"state": torch.tensor([2e-8], dtype=torch.float64)})
+        assert z["state"].item() == pytest.approx(0.5)
+        assert normalize.inverse(z)["state"].item() == pytest.approx(back)
+
+
+def test_minmax_guards_a_constant_dimension_too():
+    x = np.array([[0.1, -2.0], [0.1, 3.0], [0.1, 1.0]], np.float32)
+    normalize = normalize_of(x, "minmax")
+    out = normalize.forward({"state": torch.from_numpy(x)})["state"]
+    np.testing.assert_allclose(out[:, 1], [-1, 1, 0.2], atol=1e-5)
+    assert (out[:, 0] == 0).all()
+    torch.testing.assert_close(normalize.inverse({"state": out})["state"], torch.from_numpy(x))
+
+
+def test_identity_needs_no_statistics_and_changes_nothing():
+    normalize = Normalize(Statistics({}), {"state": "identity", "actions": "identity"})
+    sample = {"state": torch.randn(3), "actions": torch.randn(4, 2)}
+    assert normalize.forward(sample) == sample
+    assert normalize.inverse(sample) == sample
+
+
+@pytest.mark.parametrize(
+    ("mode", "rule", "held", "missing"),
+    [
+        ("quantile", OPENPI_RULE, ("mean", "std"), "q01 and q99"),
+        ("zscore", LEROBOT_RULE, ("min", "max", "q01"), "mean and std"),
+        ("minmax", LEROBOT_RULE, ("min",), "max"),
+        ("zscore", Rule(), ("mean", "std", "q01"), "min and max"),
+    ],
+)
+def test_a_vector_that_a_mode_needs_is_named(mode, rule, held, missing):
+    stats = FeatureStats(**dict.fromkeys(held, (0.0, 1.0)))
+    message = f"'actions' by {mode} needs {missing}, but .* hold only {', '.join(held)}.*vla stats"
+    with pytest.raises(StatisticsError, match=message):
+        Normalize(Statistics({"actions": stats}), {"actions": mode}, rule)
+
+
+def test_published_rules_make_do_with_what_is_published():
+    only = FeatureStats(mean=(1.0,), std=(2.0,))
+    for rule in (OPENPI_RULE, LEROBOT_RULE):
+        normalize = Normalize(Statistics({"state": only}), {"state": "zscore"}, rule)
+        torch.testing.assert_close(
+            normalize.forward({"state": torch.tensor([5.0])})["state"], torch.tensor([2.0])
+        )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "openpy"}, r"rule of normalisation 'openpy'.*Did you mean 'openpi'"),
+        ({"epsilon": -1.0}, "at least 0, got -1.0"),
+        ({"epsilon": float("nan")}, "at least 0, got nan"),
+    ],
+)
+def test_an_unknown_rule_is_named(values: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        Rule(**values)
+
+
+def test_the_rule_survives_and_files_from_before_there_were_rules_mean_ours(tmp_path: Path):
+    stats = stats_of(np.random.default_rng(0).normal(size=(20, 3)))
+    pipeline = Pipeline([Normalize(Statistics({"state": stats}), {"state": "zscore"}, Rule("lerobot", 1e-7))])
+    pipeline.save(tmp_path)
+    assert Pipeline.load(tmp_path).transforms == pipeline.transforms
+    old = {"steps": [{"type": "normalize", "modes": {"state": "zscore"}}]}
+    (tmp_path / "pipeline.json").write_text(json.dumps(old))
+    assert Pipeline.load(tmp_path).transforms[0].rule == Rule("vla", 1e-6)
+    old["steps"][0]["rule"] = {"name": "lerobot", "epsilons": 1.0}
+    (tmp_path / "pipeline.json").write_text(json.dumps(old))
+    with pytest.raises(ConfigError, match=r"step 'normalize'.*epsilons"):
+        Pipeline.load(tmp_path)

@@ -1,32 +1,39 @@
-"""Statistics of a dataset, and the normalisation of states and actions by them.
+"""The normalisation of states and actions by a dataset's statistics, and the way back.
 
-Two laws, per dimension (specs: openpi's z-score for pi0, its quantile rule for the later models):
+Modes, per dimension, where `low` and `high` are the 1 % and 99 % quantiles or the extremes:
 
-    zscore      z = (x - mean) / (std + 1e-6)
-    quantile    z = 2 (x - q01) / (q99 - q01 + 1e-6) - 1        not clipped
+    zscore               z = (x - mean) / std
+    quantile, minmax     z = 2 (x - low) / (high - low) - 1        not clipped
+    identity             z = x
 
-A constant dimension carries nothing, and dividing its float noise by 1e-6 would hand the model large
-numbers about nothing: it becomes exactly 0, and comes back as the constant.
+What keeps a denominator from being zero is the rule, and published weights know no other than theirs:
+
+| rule | zscore | quantile, minmax | back |
+|---|---|---|---|
+| `vla` | std + 1e-6 | high - low + 1e-6 | the exact inverse |
+| `openpi` | std + 1e-6 | high - low + 1e-6 | the exact inverse |
+| `lerobot` | std + 1e-8 | high - low, where that is 0: 1e-8 | zscore without the epsilon |
+
+The rule `vla` also guards what varies too little. A constant dimension carries nothing, and dividing its
+float noise by 1e-6 would hand the model large numbers about nothing: it becomes exactly 0, and comes back as
+the constant.
 """
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 import torch
 
-from vla.atomic import atomic_write
 from vla.errors import ConfigError, StatisticsError, did_you_mean
 from vla.transforms.base import Transform
+from vla.transforms.statistics import VECTORS, FeatureStats, Statistics
 from vla.types import Sample
 
-STATISTICS_FILE = "statistics.json"
-
-NormalizationMode = Literal["zscore", "quantile"]
+NormalizationMode = Literal["zscore", "quantile", "minmax", "identity"]
 
 EPSILON = 1e-6
 """Added to every denominator, as in the published code."""
@@ -38,116 +45,109 @@ CONSTANT_STD = 1e-6
 
 
 @dataclass(frozen=True)
-class FeatureStats:
-    """Statistics of one feature, each a tuple with one value per dimension, in robot units.
+class Rule:
+    """Whose formulas a normalisation follows; see the module's table.
 
     Attributes:
-        mean: Arithmetic mean.
-        std: Population standard deviation.
-        min: Smallest value.
-        max: Largest value.
-        q01: 1 % quantile.
-        q99: 99 % quantile.
-        count: Number of vectors counted.
+        name: "vla" (this project's), "openpi" (which `transformers`' PI0 shares, with epsilon 1e-8) or
+            "lerobot".
+        epsilon: What is added to a denominator, or stands in for one that is zero.
+
+    Raises:
+        ConfigError: The name is unknown, or epsilon is negative.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    min: tuple[float, ...]
-    max: tuple[float, ...]
-    q01: tuple[float, ...]
-    q99: tuple[float, ...]
-    count: int
+    name: Literal["vla", "openpi", "lerobot"] = "vla"
+    epsilon: float = EPSILON
 
     def __post_init__(self) -> None:
-        for name in _VECTORS:
-            values = tuple(float(value) for value in getattr(self, name))
-            object.__setattr__(self, name, values)
-            if len(values) != len(self.mean):
-                raise StatisticsError(f"{name} has {len(values)} values, but mean has {len(self.mean)}.")
-            if not all(math.isfinite(value) for value in values):
-                raise StatisticsError(f"{name} holds a value that is not finite: {values}.")
-        if any(value < 0 for value in self.std):
-            raise StatisticsError(f"std holds a negative value: {self.std}.")
-        for low, high in (("min", "max"), ("q01", "q99")):
-            if any(a > b for a, b in zip(getattr(self, low), getattr(self, high), strict=True)):
-                raise StatisticsError(f"{low} exceeds {high}: {getattr(self, low)}, {getattr(self, high)}.")
-
-    @property
-    def width(self) -> int:
-        """Number of dimensions."""
-        return len(self.mean)
+        known = ("vla", "openpi", "lerobot")
+        if self.name not in known:
+            hint = did_you_mean(str(self.name), known)
+            raise ConfigError(f"Unknown rule of normalisation '{self.name}'; known are {known}.{hint}")
+        if not 0 <= self.epsilon < math.inf:
+            raise ConfigError(f"The epsilon of a normalisation must be at least 0, got {self.epsilon}.")
 
 
-_VECTORS = tuple(field.name for field in fields(FeatureStats) if field.name != "count")
+VLA_RULE = Rule()
+OPENPI_RULE = Rule("openpi")
+TRANSFORMERS_RULE = Rule("openpi", 1e-8)
+LEROBOT_RULE = Rule("lerobot", 1e-8)
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What `Normalize` needs to know of a dataset, saved beside the weights as `statistics.json`.
+class _Law(Protocol):
+    def forward(self, x: torch.Tensor) -> torch.Tensor: ...
 
-    Attributes:
-        features: Statistics by canonical name, `"state"` and `"actions"`.
-        convention: What was counted, such as "frames and chunk steps inside the episode, after delta
-            actions".
-        source: Fingerprint of the dataset they were computed from.
-    """
+    def inverse(self, z: torch.Tensor) -> torch.Tensor: ...
 
-    features: dict[str, FeatureStats]
-    convention: str = ""
-    source: str = ""
 
-    def save(self, folder: Path | str) -> None:
-        """Write `statistics.json` into an existing folder, whole or not at all."""
-        atomic_write(Path(folder) / STATISTICS_FILE, json.dumps(asdict(self), indent=2) + "\n")
+class _Guarded:
+    """The rule `vla`: `z = (x - center) / scale` per dimension, and 0 for a constant dimension."""
 
-    @classmethod
-    def load(cls, folder: Path | str) -> Self:
-        """Read `statistics.json` from a folder.
-
-        Raises:
-            StatisticsError: The file is missing, is not JSON, or does not hold statistics.
-        """
-        path = Path(folder) / STATISTICS_FILE
-        if not path.exists():
-            raise StatisticsError(
-                f"{path} is missing: without the statistics a policy was trained with, its actions have no "
-                "unit. `vla stats DATASET` computes them."
+    def __init__(self, feature: FeatureStats, mode: NormalizationMode, epsilon: float) -> None:
+        low, high = _tensor(feature.min), _tensor(feature.max)
+        if mode == "zscore":
+            mean, std = _tensor(feature.mean), _tensor(feature.std)
+            self.center, self.scale = mean, std + epsilon
+            self.is_constant = (std <= CONSTANT_STD * mean.abs()) & (
+                high - low <= CONSTANT_SPREAD * mean.abs()
             )
-        try:
-            values = json.loads(path.read_text())
-            features = {name: FeatureStats(**feature) for name, feature in values.pop("features").items()}
-            return cls(features=features, **values)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise StatisticsError(f"{path} does not hold statistics: {error}.") from error
-        except StatisticsError as error:
-            raise StatisticsError(f"{path}: {error}") from error
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """`z = (x - center) / scale` per dimension; a constant dimension has `is_constant` set."""
-
-    center: torch.Tensor
-    scale: torch.Tensor
-    is_constant: torch.Tensor
+            self.is_flat = self.is_constant
+            return
+        first, last = _ends(feature, mode)
+        noise = CONSTANT_SPREAD * torch.maximum(first.abs(), last.abs())
+        reach = torch.maximum(high - first, first - low)
+        self.is_flat = last - first <= noise
+        # A gripper that moves in fewer than 1 % of the frames has q01 == q99 without being constant. Its
+        # usual value becomes 0 and its extremes reach -1 or 1, where the quantile law would return a million.
+        self.scale = torch.where(self.is_flat, reach + epsilon, (last - first + epsilon) / 2)
+        self.center = torch.where(self.is_flat, first, first + self.scale)
+        self.is_constant = self.is_flat & (reach <= noise)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        center, scale, is_constant = self._like(x)
-        return ((x - center) / scale).masked_fill(is_constant, 0.0)
+        center, scale = _like(x, self.center, self.scale)
+        return ((x - center) / scale).masked_fill(self.is_constant.to(x.device), 0.0)
 
     def inverse(self, z: torch.Tensor) -> torch.Tensor:
-        center, scale, is_constant = self._like(z)
-        return (z * scale).masked_fill(is_constant, 0.0) + center
+        center, scale = _like(z, self.center, self.scale)
+        return (z * scale).masked_fill(self.is_constant.to(z.device), 0.0) + center
 
-    def _like(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        # At least float32: in bfloat16 a joint angle would come back 0.4 % off.
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return (
-            self.center.to(x.device, dtype),
-            self.scale.to(x.device, dtype),
-            self.is_constant.to(x.device),
-        )
+
+class _ZScore:
+    """The published z-scores, as they are written: what comes back may be scaled a little differently."""
+
+    def __init__(self, feature: FeatureStats, rule: Rule) -> None:
+        self.mean, std = _tensor(feature.mean), _tensor(feature.std)
+        self.scale = std + rule.epsilon
+        self.back = std if rule.name == "lerobot" else self.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, scale = _like(x, self.mean, self.scale)
+        return (x - mean) / scale
+
+    def inverse(self, z: torch.Tensor) -> torch.Tensor:
+        mean, back = _like(z, self.mean, self.back)
+        return z * back + mean
+
+
+class _Range:
+    """The published maps of [low, high] to [-1, 1], as they are written: `low` itself gives exactly -1."""
+
+    def __init__(self, feature: FeatureStats, mode: NormalizationMode, rule: Rule) -> None:
+        self.low, high = _ends(feature, mode)
+        width = high - self.low
+        if rule.name == "lerobot":
+            self.width = torch.where(width == 0, rule.epsilon, width)
+        else:
+            self.width = width + rule.epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low, width = _like(x, self.low, self.width)
+        return 2 * (x - low) / width - 1
+
+    def inverse(self, z: torch.Tensor) -> torch.Tensor:
+        low, width = _like(z, self.low, self.width)
+        return (z + 1) / 2 * width + low
 
 
 @dataclass(frozen=True)
@@ -159,64 +159,74 @@ class Normalize(Transform):
 
     Attributes:
         statistics: Of the dataset, after the transforms that come before this one.
-        modes: Law per feature, `"zscore"` or `"quantile"`.
+        modes: Mode per feature: "zscore", "quantile", "minmax" or "identity".
+        rule: Whose formulas; this project's own where not given.
 
     Raises:
         ConfigError: A mode is unknown.
-        StatisticsError: The statistics lack one of the features, or a sample has another width.
+        StatisticsError: The statistics lack one of the features or a vector that its mode needs, or a
+            sample has another width.
     """
 
     name: ClassVar[str] = "normalize"
 
     statistics: Statistics
     modes: Mapping[str, NormalizationMode]
+    rule: Rule = field(default=VLA_RULE)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modes", dict(self.modes))
+        known = get_args(NormalizationMode)
         for feature, mode in self.modes.items():
-            if mode not in get_args(NormalizationMode):
-                hint = did_you_mean(str(mode), get_args(NormalizationMode))
+            if mode not in known:
                 raise ConfigError(
-                    f"Unknown normalisation '{mode}' for {feature}; known are zscore and quantile.{hint}"
+                    f"Unknown normalisation '{mode}' for {feature}; known are {', '.join(known)}."
+                    f"{did_you_mean(str(mode), known)}"
                 )
+            if mode == "identity":
+                continue
             if feature not in self.statistics.features:
                 held = ", ".join(self.statistics.features) or "nothing"
                 raise StatisticsError(f"There are no statistics of '{feature}', only of: {held}.")
+            _check_vectors(feature, self.statistics.features[feature], mode, self.rule)
 
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         """Normalise `state` [..., m] and `actions` [..., a, m], where present."""
         return sample | {
-            feature: affine.forward(self._checked(feature, sample[feature]))
-            for feature, affine in self._affines.items()
+            feature: law.forward(self._checked(feature, sample[feature]))
+            for feature, law in self._laws.items()
             if feature in sample
         }
 
     def inverse(self, sample: Sample) -> Sample:
         """Bring `state` [..., m] and `actions` [..., a, m], where present, back to robot units."""
         return sample | {
-            feature: affine.inverse(self._checked(feature, sample[feature]))
-            for feature, affine in self._affines.items()
+            feature: law.inverse(self._checked(feature, sample[feature]))
+            for feature, law in self._laws.items()
             if feature in sample
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return the modes; the statistics have their own file."""
-        return {"modes": dict(self.modes)}
+        """Return the modes and the rule; the statistics have their own file."""
+        return {"modes": dict(self.modes), "rule": asdict(self.rule)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], folder: Path) -> Self:
-        """Rebuild from the modes and the folder's `statistics.json`."""
-        return cls(statistics=Statistics.load(folder), **values)
+        """Rebuild from the modes, the rule (the project's own where none is named) and `statistics.json`."""
+        values = dict(values)
+        rule = Rule(**values.pop("rule", {}))
+        return cls(statistics=Statistics.load(folder), rule=rule, **values)
 
     def save_files(self, folder: Path) -> None:
         """Write `statistics.json`."""
         self.statistics.save(folder)
 
     @cached_property
-    def _affines(self) -> dict[str, _Affine]:
-        laws = {"zscore": _zscore, "quantile": _quantile}
+    def _laws(self) -> dict[str, _Law]:
         return {
-            feature: laws[mode](self.statistics.features[feature]) for feature, mode in self.modes.items()
+            feature: _law(self.statistics.features[feature], mode, self.rule)
+            for feature, mode in self.modes.items()
+            if mode != "identity"
         }
 
     def _checked(self, feature: str, x: torch.Tensor) -> torch.Tensor:
@@ -227,22 +237,36 @@ class Normalize(Transform):
         return x
 
 
-def _zscore(stats: FeatureStats) -> _Affine:
-    mean, std, low, high = (_tensor(x) for x in (stats.mean, stats.std, stats.min, stats.max))
-    is_constant = (std <= CONSTANT_STD * mean.abs()) & (high - low <= CONSTANT_SPREAD * mean.abs())
-    return _Affine(mean, std + EPSILON, is_constant)
+_ENDS: dict[str, tuple[str, str]] = {"quantile": ("q01", "q99"), "minmax": ("min", "max")}
 
 
-def _quantile(stats: FeatureStats) -> _Affine:
-    q01, q99, low, high = (_tensor(x) for x in (stats.q01, stats.q99, stats.min, stats.max))
-    noise = CONSTANT_SPREAD * torch.maximum(q01.abs(), q99.abs())
-    reach = torch.maximum(high - q01, q01 - low)
-    is_flat = q99 - q01 <= noise
-    # A gripper that moves in fewer than 1 % of the frames has q01 == q99 without being constant. Its usual
-    # value becomes 0 and its extremes reach -1 or 1, where the quantile law would return a million.
-    half = torch.where(is_flat, reach + EPSILON, (q99 - q01 + EPSILON) / 2)
-    return _Affine(torch.where(is_flat, q01, q01 + half), half, is_flat & (reach <= noise))
+def _law(feature: FeatureStats, mode: NormalizationMode, rule: Rule) -> _Law:
+    if rule.name == "vla":
+        return _Guarded(feature, mode, rule.epsilon)
+    return _ZScore(feature, rule) if mode == "zscore" else _Range(feature, mode, rule)
+
+
+def _check_vectors(name: str, feature: FeatureStats, mode: NormalizationMode, rule: Rule) -> None:
+    needed = {"mean", "std"} if mode == "zscore" else set(_ENDS[mode])
+    if rule.name == "vla":
+        needed |= {"min", "max"}  # by which it tells what is constant
+    if missing := [vector for vector in VECTORS if vector in needed and vector not in feature.held]:
+        raise StatisticsError(
+            f"Normalising '{name}' by {mode} needs {' and '.join(missing)}, but its statistics hold only "
+            f"{', '.join(feature.held)}. `vla stats DATASET` computes all of them."
+        )
+
+
+def _ends(feature: FeatureStats, mode: NormalizationMode) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = _ENDS[mode]
+    return _tensor(getattr(feature, low)), _tensor(getattr(feature, high))
 
 
 def _tensor(values: tuple[float, ...]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def _like(x: torch.Tensor, *constants: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    # At least float32: in bfloat16 a joint angle would come back 0.4 % off.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return tuple(constant.to(x.device, dtype) for constant in constants)

@@ -1,0 +1,120 @@
+"""Statistics of a dataset's states and actions, saved beside the weights that were trained with them."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Self
+
+from vla.atomic import atomic_write
+from vla.errors import StatisticsError
+
+STATISTICS_FILE = "statistics.json"
+
+
+@dataclass(frozen=True)
+class FeatureStats:
+    """Statistics of one feature, each a tuple with one value per dimension, in robot units.
+
+    Published statistics often lack some: those are empty tuples.
+
+    Attributes:
+        mean: Arithmetic mean.
+        std: Population standard deviation.
+        min: Smallest value.
+        max: Largest value.
+        q01: 1 % quantile.
+        q99: 99 % quantile.
+        count: Number of vectors counted, 0 where that is unknown.
+
+    Raises:
+        StatisticsError: Vectors differ in length, are impossible, or there is none.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    min: tuple[float, ...] = ()
+    max: tuple[float, ...] = ()
+    q01: tuple[float, ...] = ()
+    q99: tuple[float, ...] = ()
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        for name in VECTORS:
+            values = tuple(float(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
+            if not all(math.isfinite(value) for value in values):
+                raise StatisticsError(f"{name} holds a value that is not finite: {values}.")
+        if not self.held:
+            raise StatisticsError(f"They hold none of {', '.join(VECTORS)}.")
+        for name in self.held:
+            if len(getattr(self, name)) != self.width:
+                raise StatisticsError(
+                    f"{name} has {len(getattr(self, name))} values, but {self.held[0]} has {self.width}."
+                )
+        if any(value < 0 for value in self.std):
+            raise StatisticsError(f"std holds a negative value: {self.std}.")
+        for low, high in (("min", "max"), ("q01", "q99")):
+            pairs = zip(getattr(self, low), getattr(self, high), strict=False)  # one of them may be absent
+            if any(a > b for a, b in pairs):
+                raise StatisticsError(f"{low} exceeds {high}: {getattr(self, low)}, {getattr(self, high)}.")
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of the vectors that are there."""
+        return tuple(name for name in VECTORS if getattr(self, name))
+
+    @property
+    def width(self) -> int:
+        """Number of dimensions."""
+        return len(getattr(self, self.held[0]))
+
+    def first(self, width: int) -> "FeatureStats":
+        """Return the statistics of the first `width` dimensions."""
+        return replace(self, **{name: getattr(self, name)[:width] for name in self.held})
+
+
+VECTORS = tuple(field.name for field in fields(FeatureStats) if field.name != "count")
+"""Names of the vectors that a feature's statistics may hold."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What `Normalize` needs to know of a dataset, saved beside the weights as `statistics.json`.
+
+    Attributes:
+        features: Statistics by canonical name, `"state"` and `"actions"`.
+        convention: What was counted, such as "frames and chunk steps inside the episode, after delta
+            actions".
+        source: Fingerprint of the dataset they were computed from.
+    """
+
+    features: dict[str, FeatureStats]
+    convention: str = ""
+    source: str = ""
+
+    def save(self, folder: Path | str) -> None:
+        """Write `statistics.json` into an existing folder, whole or not at all."""
+        atomic_write(Path(folder) / STATISTICS_FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read `statistics.json` from a folder.
+
+        Raises:
+            StatisticsError: The file is missing, is not JSON, or does not hold statistics.
+        """
+        path = Path(folder) / STATISTICS_FILE
+        if not path.exists():
+            raise StatisticsError(
+                f"{path} is missing: without the statistics a policy was trained with, its actions have no "
+                "unit. `vla stats DATASET` computes them."
+            )
+        try:
+            values = json.loads(path.read_text())
+            features = {name: FeatureStats(**feature) for name, feature in values.pop("features").items()}
+            return cls(features=features, **values)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise StatisticsError(f"{path} does not hold statistics: {error}.") from error
+        except StatisticsError as error:
+            raise StatisticsError(f"{path}: {error}") from error
