@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from vla.errors import ConfigError, ShapeError
 from vla.transforms.base import Pipeline
 from vla.transforms.prompt import IGNORED, TokenizePrompt, clean
-from vla.transforms.tokenizer import train_tokenizer
+from vla.transforms.tokenizer import LazyTokenizer, train_tokenizer
 
 TEXTS = ["pick up the red cup", "pass left of the cup", "go left, then right", "reach the target"]
 WORDS = st.text("abc _-é.日\n1", max_size=20)
@@ -185,7 +185,7 @@ def test_it_survives_its_folder_and_a_spawned_worker(tokenizer, tmp_path: Path):
     pipeline = Pipeline([TokenizePrompt(tokenizer, 24, response=False)])
     pipeline.save(tmp_path)
     loaded = Pipeline.load(tmp_path)
-    assert loaded.transforms[0].to_json() == {"max_length": 24, "response": False}
+    assert loaded.transforms[0].to_json() == {"max_length": 24, "response": False, "verbatim": False}
     for other in (loaded, pickle.loads(pickle.dumps(pipeline))):
         assert torch.equal(other({"task": "pick é"})["input_ids"], pipeline({"task": "pick é"})["input_ids"])
 
@@ -195,3 +195,54 @@ def test_a_folder_without_its_tokenizer_is_named(tokenizer, tmp_path: Path):
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(ConfigError, match="holds no tokenizer"):
         Pipeline.load(tmp_path)
+
+
+@pytest.mark.parametrize("task", ["pick_up THE cup", " pick up ", "two\nlines", "ends\n", "", "cup \n"])
+def test_verbatim_is_the_text_as_it_is_and_one_newline(tokenizer, task: str):
+    out = TokenizePrompt(tokenizer, 40, verbatim=True).forward({"task": task})
+    ids = [2, *ids_of(tokenizer, task if task.endswith("\n") else task + "\n")]
+    assert out["input_ids"].tolist() == ids + [0] * (40 - len(ids))
+
+
+def test_a_long_verbatim_instruction_keeps_its_newline(tokenizer, caplog):
+    text = "pick_up the red cup and " * 3
+    with caplog.at_level(logging.WARNING):
+        out = TokenizePrompt(tokenizer, 12, verbatim=True).forward({"task": text})
+    assert out["input_ids"].tolist() == [2, *ids_of(tokenizer, text)[:10], *ids_of(tokenizer, "\n")]
+    assert len(caplog.records) == 1
+
+
+def test_settings_from_before_verbatim_still_open(tokenizer, tmp_path: Path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = TokenizePrompt.from_json({"max_length": 24, "response": True}, tmp_path)
+    assert loaded.verbatim is False
+
+
+def test_a_tokenizer_that_is_yet_to_be_fetched_is_saved_by_name(tokenizer, tmp_path: Path):
+    source = tmp_path / "elsewhere"
+    tokenizer.save_pretrained(source)
+    early, late = tmp_path / "early", tmp_path / "late"
+    for folder in (early, late):
+        folder.mkdir()
+    pipeline = Pipeline([TokenizePrompt(LazyTokenizer(str(source)), 24)])
+    pipeline.save(early)
+    assert [path.name for path in early.iterdir()] == ["pipeline.json"]
+    pending = Pipeline.load(early)
+    assert pending.transforms[0].tokenizer == LazyTokenizer(str(source))
+    assert not pending.transforms[0].tokenizer.is_loaded
+    truth = TokenizePrompt(tokenizer, 24).forward({"task": "reach"})["input_ids"]
+    assert torch.equal(pending({"task": "reach"})["input_ids"], truth)
+
+    pending.save(late)  # it is here now, so the folder gets it
+    assert (late / "tokenizer_config.json").exists()
+    assert torch.equal(Pipeline.load(late)({"task": "reach"})["input_ids"], truth)
+    # A tokenizer that was put beside the settings outranks the name in them.
+    tokenizer.save_pretrained(early)
+    assert not isinstance(Pipeline.load(early).transforms[0].tokenizer, LazyTokenizer)
+
+
+def test_an_unfit_tokenizer_that_is_fetched_late_is_refused_then(tokenizer, tmp_path: Path):
+    tokenizer.save_pretrained(tmp_path)
+    transform = TokenizePrompt(LazyTokenizer(str(tmp_path)), 2)
+    with pytest.raises(ConfigError, match="max_length=2 leaves no room"):
+        transform.forward({"task": "reach"})

@@ -1,6 +1,7 @@
 import functools
 import io
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla.errors import ConfigError
-from vla.transforms.tokenizer import load_tokenizer, train_tokenizer
+from vla.transforms.tokenizer import LazyTokenizer, holds_tokenizer, load_tokenizer, train_tokenizer
 
 TEXTS = ["pick up the red cup", "put the cup 12 cm left of the box", "déjà vu\nthen stop", "reach the target"]
 
@@ -178,3 +179,34 @@ def test_importing_the_transforms_is_light():
     code = f"import sys, vla.transforms; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_lazy_tokenizer_opens_at_first_use_and_is_the_tokenizer(tmp_path: Path):
+    lazy = LazyTokenizer(str(tmp_path))
+    assert not holds_tokenizer(tmp_path)
+    truth = train_tokenizer(TEXTS, folder=tmp_path)
+    assert holds_tokenizer(tmp_path)
+    assert not lazy.is_loaded
+    assert lazy.encode("reach", add_special_tokens=False) == truth.encode("reach", add_special_tokens=False)
+    assert lazy.is_loaded
+    assert len(lazy) == len(truth)
+    assert lazy.bos_token_id == 2
+    assert lazy("reach").input_ids == truth("reach").input_ids
+    with pytest.raises(AttributeError):
+        _ = lazy.no_such_thing
+
+
+def test_a_lazy_tokenizer_travels_without_being_opened():
+    lazy = LazyTokenizer("nobody/nothing")
+    copy = pickle.loads(pickle.dumps(lazy))
+    assert copy == lazy
+    assert hash(copy) == hash(lazy)
+    assert lazy != LazyTokenizer("nobody/else")
+    assert not copy.is_loaded
+    assert repr(copy) == "LazyTokenizer('nobody/nothing')"
+    assert not hasattr(copy, "_private")
+
+
+def test_a_lazy_tokenizer_that_cannot_be_opened_says_what_to_do():
+    with pytest.raises(ConfigError, match=r"google/nothing.*hf auth login.*tokenizer=FOLDER"):
+        LazyTokenizer("google/nothing").encode("reach")

@@ -2,21 +2,33 @@
 
 from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.base import Pipeline, Transform
+from vla.transforms.cameras import RenameCameras, RotateImages
+from vla.transforms.grippers import FlipSigns, LinearMap, SliderCrank
 from vla.transforms.images import AugmentImages, ResizeImages, resize_with_pad
-from vla.transforms.normalize import FeatureStats, Normalize, Statistics
+from vla.transforms.normalize import Normalize
 from vla.transforms.prompt import TokenizePrompt
+from vla.transforms.prompt_state import TokenizeStatePrompt
+from vla.transforms.statistics import FeatureStats, Statistics
+from vla.transforms.task import DefaultTask
 from vla.transforms.tokenizer import load_tokenizer, train_tokenizer
 
 __all__ = [
     "AugmentImages",
+    "DefaultTask",
     "DeltaActions",
     "FeatureStats",
+    "FlipSigns",
+    "LinearMap",
     "Normalize",
     "PadDimensions",
     "Pipeline",
+    "RenameCameras",
     "ResizeImages",
+    "RotateImages",
+    "SliderCrank",
     "Statistics",
     "TokenizePrompt",
+    "TokenizeStatePrompt",
     "Transform",
     "load_tokenizer",
     "resize_with_pad",

@@ -17,7 +17,7 @@ import torch
 
 from vla.errors import ConfigError
 from vla.transforms.base import Transform
-from vla.transforms.tokenizer import load_tokenizer
+from vla.transforms.tokenizer import LazyTokenizer, holds_tokenizer, load_tokenizer
 from vla.types import Sample, check_shape
 
 if TYPE_CHECKING:
@@ -44,9 +44,11 @@ class TokenizePrompt(Transform):
 
     Attributes:
         tokenizer: A `transformers` tokenizer with begin and end tokens; saved into the pipeline's folder.
+            A `LazyTokenizer` that was not needed so far is saved as its name.
         max_length: Length l of every output.
         response: Whether to append the sample's `response`, where it has one (an empty one is none), and to
             give `labels`. Without, no text is trained.
+        verbatim: Whether to leave the instruction as it is (LeRobot's pi-0) instead of cleaning it.
 
     Raises:
         ConfigError: The tokenizer lacks a token, `max_length` is too short for any instruction, or a
@@ -55,20 +57,15 @@ class TokenizePrompt(Transform):
 
     name: ClassVar[str] = "tokenize_prompt"
 
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase | LazyTokenizer"
     max_length: int
     response: bool = True
+    verbatim: bool = False
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for token in ("bos_token_id", "eos_token_id"):
-            if getattr(self.tokenizer, token) is None:
-                raise ConfigError(f"The tokenizer has no {token}; prompts begin and responses end with one.")
-        shortest = 2 + len(self._newline)
-        if self.max_length < shortest:
-            raise ConfigError(
-                f"max_length={self.max_length} leaves no room for an instruction; at least {shortest} needed."
-            )
+        if not isinstance(self.tokenizer, LazyTokenizer):
+            self._check()
 
     @property
     def eos_id(self) -> int:
@@ -87,7 +84,8 @@ class TokenizePrompt(Transform):
         with `self.response` also `labels`, the id itself in the response (the model shifts them) and -100
         elsewhere.
         """
-        prompt = self._prompt(_text(sample, "task"))
+        self._check()
+        prompt = self._prompt(sample)
         response = []
         if self.response and sample.get("response"):
             response = self._response(_text(sample, "response"), room=self.max_length - len(prompt))
@@ -119,42 +117,74 @@ class TokenizePrompt(Transform):
         return self._decode([token for token in ids if token not in silent])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings; the tokenizer has its own files."""
-        return {"max_length": self.max_length, "response": self.response}
+        """Return the settings, and the tokenizer's name where it has no files yet."""
+        values: dict[str, Any] = {
+            "max_length": self.max_length,
+            "response": self.response,
+            "verbatim": self.verbatim,
+        }
+        pending = _pending(self.tokenizer)
+        return values if pending is None else values | {"tokenizer": pending}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], folder: Path) -> Self:
-        """Rebuild from the settings and the folder's tokenizer."""
-        return cls(tokenizer=load_tokenizer(folder), **values)
+        """Rebuild from the settings and the tokenizer: the folder's, else the one that they name."""
+        values = dict(values)
+        named = values.pop("tokenizer", None)
+        if named is not None and not holds_tokenizer(folder):
+            return cls(LazyTokenizer(named), **values)
+        return cls(load_tokenizer(folder), **values)
 
     def save_files(self, folder: Path) -> None:
-        """Write the tokenizer's files."""
-        self.tokenizer.save_pretrained(folder)
+        """Write the tokenizer's files, unless it is yet to be fetched: the settings hold its name then."""
+        if _pending(self.tokenizer) is None:
+            self.tokenizer.save_pretrained(folder)
 
-    def _prompt(self, task: str) -> list[int]:
-        instruction = self._encode(clean(task))
-        room = self.max_length - 1 - len(self._newline)
+    def _check(self) -> None:
+        for token in ("bos_token_id", "eos_token_id"):
+            if getattr(self.tokenizer, token) is None:
+                raise ConfigError(f"The tokenizer has no {token}; prompts begin and responses end with one.")
+        if self.max_length <= self._empty:
+            raise ConfigError(
+                f"max_length={self.max_length} leaves no room for an instruction; at least {self._empty + 1} "
+                "needed."
+            )
+
+    @cached_property
+    def _empty(self) -> int:
+        """Number of tokens of a prompt without an instruction."""
+        return 1 + len(self._newline)
+
+    def _instruction(self, sample: Sample) -> str:
+        task = _text(sample, "task")
+        return task.removesuffix("\n") if self.verbatim else clean(task)
+
+    def _prompt(self, sample: Sample) -> list[int]:
+        text = self._instruction(sample)
+        if self.verbatim and len(whole := self._encode(text + "\n")) < self.max_length:
+            return [self.bos_id, *whole]  # one text, in which a trailing space may join the newline
+        instruction = self._encode(text)
+        room = self.max_length - self._empty
         if len(instruction) > room:
-            self._warn_of_loss("instruction", task, instruction[room:])
+            self._warn_of_loss("instruction", text, self._decode(instruction[room:]))
         return [self.bos_id, *instruction[:room], *self._newline]
 
     def _response(self, text: str, room: int) -> list[int]:
         response = [*self._encode(text), self.eos_id]
         if len(response) > room:
-            self._warn_of_loss("response", text, response[room:])
+            self._warn_of_loss("response", text, self._decode(response[room:]))
         return response[:room]
 
-    def _warn_of_loss(self, what: str, text: str, lost: list[int]) -> None:
+    def _warn_of_loss(self, what: str, text: str, lost: str) -> None:
         if text in self._warned:
             return
         self._warned.add(text)
         logger.warning(
-            "The %s %r does not fit into max_prompt_length=%d tokens; its last %d are lost: %r",
+            "The %s %r does not fit into max_prompt_length=%d tokens; its end is lost: %r",
             what,
             text,
             self.max_length,
-            len(lost),
-            self._decode(lost),
+            lost,
         )
 
     @cached_property
@@ -169,6 +199,11 @@ class TokenizePrompt(Transform):
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
+
+
+def _pending(tokenizer: Any) -> str | None:
+    """Return where a tokenizer is yet to be fetched from, None where it is there."""
+    return tokenizer.source if isinstance(tokenizer, LazyTokenizer) and not tokenizer.is_loaded else None
 
 
 def _text(sample: Sample, key: str) -> str:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vla.errors import ConfigError
 
@@ -59,6 +59,70 @@ def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerBase":
     if (path / MODEL_FILE).exists():
         return _from_sentencepiece(path / MODEL_FILE)
     raise ConfigError(f"{path} holds no tokenizer: neither {CONFIG_FILE} nor {MODEL_FILE} is there.")
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds a tokenizer that `load_tokenizer` would open."""
+    return (folder / CONFIG_FILE).exists() or (folder / MODEL_FILE).exists()
+
+
+class LazyTokenizer:
+    """A tokenizer that is opened when it is first used, as if it were that tokenizer.
+
+    The one of the published weights lies in a gated repository: opening it with the weights would keep
+    everybody without access from looking at them, converting them, or bringing another tokenizer.
+
+    Attributes:
+        source: As `load_tokenizer` takes it, "google/paligemma-3b-pt-224".
+
+    Raises:
+        ConfigError: At first use: the tokenizer cannot be opened, and what to do about it.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it was needed before."""
+        return self._tokenizer is not None
+
+    def load(self) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer itself."""
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = load_tokenizer(self.source)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"The checkpoint's tokenizer could not be opened: {error} If {self.source} is a gated "
+                    "repository of the hub, accept its terms there and log in with `hf auth login`; or name "
+                    "a folder that holds the tokenizer: tokenizer=FOLDER where a checkpoint is loaded, "
+                    "policy.tokenizer=FOLDER in a recipe."
+                ) from error
+        return self._tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        # Copying and pickling ask for private names before there is anything to ask.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.load(), name)
+
+    def __len__(self) -> int:
+        return len(self.load())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the tokenizer."""
+        return self.load()(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"LazyTokenizer({self.source!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LazyTokenizer) and self.source == other.source
+
+    def __hash__(self) -> int:
+        return hash(self.source)
 
 
 def train_tokenizer(
