@@ -36,7 +36,8 @@ ALWAYS = ("errors", "types", "atomic", "__version__")
 """Names of `vla` that are open to all."""
 
 POLICY_MODULES = (
-    "base", "card", "convert", "flow_checks", "flow_config", "flow_policy", "flow_text", "flow_time", "hub", "initialise",
+    "base", "card", "convert", "flow_checks", "flow_config", "flow_config_files", "flow_config_written",
+    "flow_formats", "flow_pipeline", "flow_policy", "flow_text", "flow_time", "hub", "initialise",
     "lerobot_files", "loading", "openpi_files", "pipelines", "published", "registry", "robot",
 )  # fmt: skip
 """Modules of `policies/` that know no particular policy; every other name in it is a policy's folder."""
@@ -51,6 +52,7 @@ ROOMS: dict[str, Room] = {
     "nn.vision": Room(packages=("torch", "transformers")),
     "objectives": Room(packages=("torch",)),
     "transforms": Room(packages=("torch", "numpy", "PIL", "transformers", "tokenizers", "sentencepiece")),
+    "transforms.robot_file": Room(packages=("pydantic", "yaml")),
     "weights": Room(packages=("torch", "numpy", "safetensors", "huggingface_hub", "tensorstore", "yaml")),
     "data": Room(
         rooms=("transforms",), packages=("torch", "numpy", "PIL", "pyarrow", "av", "huggingface_hub")

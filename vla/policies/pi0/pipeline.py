@@ -1,16 +1,16 @@
 """From a robot's sample to pi-0's tensors and back: which transforms, in which order."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from vla.policies.flow_pipeline import flow_pipeline
 from vla.policies.pi0.config import Pi0Config
-from vla.transforms.actions import DeltaActions, PadDimensions
-from vla.transforms.base import Pipeline, Transform
-from vla.transforms.images import AugmentImages, ResizeImages
-from vla.transforms.normalize import Normalize, Statistics
+from vla.transforms.base import Pipeline
+from vla.transforms.normalize import VLA_RULE, NormalizationMode, Rule
 from vla.transforms.prompt import TokenizePrompt
+from vla.transforms.statistics import Statistics
 
-DEFAULT_NORMALIZATION = "zscore"
+DEFAULT_NORMALIZATION: NormalizationMode = "zscore"
 
 
 def make_pipeline(
@@ -21,7 +21,8 @@ def make_pipeline(
     state_dim: int,
     action_dim: int,
     delta_mask: Sequence[bool] | None = None,
-    normalization: Literal["zscore", "quantile"] | None = None,
+    normalization: NormalizationMode | Mapping[str, NormalizationMode] | None = None,
+    rule: Rule = VLA_RULE,
     augment: bool = True,
     text: bool = True,
 ) -> Pipeline:
@@ -34,20 +35,19 @@ def make_pipeline(
         state_dim: Width of the robot's state.
         action_dim: Width of the robot's actions.
         delta_mask: True for dimensions that become differences to the state; None leaves actions absolute.
-        normalization: "zscore" (pi-0's own, the default) or "quantile".
+        normalization: "zscore" (pi-0's own, the default), another mode, or a mode for "state" and "actions".
+        rule: Whose formulas normalise; published weights keep theirs.
         augment: Whether training crops, turns and recolours the pictures.
         text: Whether training predicts the samples' responses.
     """
-    mode = normalization or DEFAULT_NORMALIZATION
-    steps: list[Transform] = []
-    if delta_mask is not None and any(delta_mask):
-        steps.append(DeltaActions(tuple(delta_mask)))
-    steps.append(Normalize(statistics, {"state": mode, "actions": mode}))
-    if augment:
-        steps.append(AugmentImages(wrist_slots=tuple(config.wrist_cameras or ()), size=config.image_size))
-    steps += [
-        ResizeImages(tuple(config.cameras), config.image_size),
+    return flow_pipeline(
+        config,
         TokenizePrompt(tokenizer, config.max_prompt_length, response=text),
-        PadDimensions(state_dim, action_dim, config.max_state_dim, config.max_action_dim),
-    ]
-    return Pipeline(steps)
+        statistics=statistics,
+        state_dim=state_dim,
+        action_dim=action_dim,
+        delta_mask=delta_mask,
+        normalization=normalization or DEFAULT_NORMALIZATION,
+        rule=rule,
+        augment=augment,
+    )
