@@ -3,16 +3,11 @@
 from typing import Any
 
 import torch
-from transformers import (
-    GemmaConfig,
-    PaliGemmaConfig,
-    PI0Config,
-    PI0ForConditionalGeneration,
-    SiglipVisionConfig,
-)
+from transformers import PI0Config, PI0ForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from vla.errors import ConfigError
+from vla.policies.flow_config_written import transformers_fields
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.policy import Pi0Policy
 from vla.policies.pi0.weights import to_transformers
@@ -79,36 +74,4 @@ class TransformersReference:
 
 def transformers_config(config: Pi0Config) -> PI0Config:
     """Return the config of `transformers`' PI0 with a policy's sizes."""
-
-    def gemma(sizes: dict[str, int] | None, vocab_size: int) -> dict[str, object]:
-        assert sizes is not None
-        return GemmaConfig(
-            hidden_size=sizes["width"],
-            intermediate_size=sizes["mlp_width"],
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_width,
-            vocab_size=vocab_size,
-        ).to_dict()
-
-    assert config.vision is not None
-    assert config.vlm is not None
-    vision_sizes: dict[str, Any] = dict(config.vision)
-    vision = SiglipVisionConfig(vision_use_head=False, **vision_sizes)
-    vlm_sizes: dict[str, Any] = {"image_token_id": config.vocab_size}
-    vlm = PaliGemmaConfig(
-        text_config=gemma(config.vlm, config.vocab_size),
-        vision_config=vision.to_dict(),
-        projection_dim=config.vlm["width"],
-        **vlm_sizes,
-    )
-    return PI0Config(
-        vlm_config=vlm.to_dict(),
-        dit_config=gemma(config.expert, 8),  # the expert's token table is never read
-        chunk_size=config.action_horizon,
-        max_state_dim=config.max_state_dim,
-        max_action_dim=config.max_action_dim,
-        min_period=config.min_period,
-        max_period=config.max_period,
-    )
+    return PI0Config(**transformers_fields(config))

@@ -1,0 +1,111 @@
+"""The published formats of pi-0's family: which tables and spellings, and how a folder shows its format."""
+
+from collections.abc import Callable, Iterable
+
+from vla.weights.formats import Format, Stored, Zeros
+from vla.weights.keymap import KeyTable, Rule, Spelling
+from vla.weights.paligemma import (
+    EMBED_TOKENS,
+    EXPERT_LM_HEAD,
+    JAX_SPELLINGS,
+    LM_HEAD,
+    TOKEN_TABLE,
+    TORCH_JUNK,
+    TORCH_SPELLINGS,
+    WITHOUT_VISION_MODEL,
+    jax_rules,
+    our_rules,
+    torch_rules,
+)
+
+NUMERICS = {"openpi-jax": "openpi", "openpi": "float64", "lerobot": "float64", "transformers": "transformers"}
+"""Whose rounding of time the weights of a format were trained with."""
+
+_EXPERT_READOUT = Zeros(
+    EXPERT_LM_HEAD, ((TOKEN_TABLE, 0), ("model.expert.layers.0.self_attn.q_proj.weight", 1))
+)
+"""Strict readers of these formats expect it, though nothing uses it."""
+
+_TRANSFORMERS_LEADS = ("model.vlm.", "model.dit.", "vlm.", "dit.", "embed_action_time.")
+
+
+def claimed_by_vla(stored: Stored) -> bool:
+    """Whether `config.json` is one of ours."""
+    return str(stored.config.get("model_type", "")).startswith("vla_")
+
+
+def claimed_by_lerobot(stored: Stored) -> bool:
+    """Whether the folder is LeRobot's: its config names a `type`, or its processors lie beside it."""
+    return "type" in stored.config or (stored.folder / "policy_preprocessor.json").exists()
+
+
+def claimed_by_transformers(stored: Stored) -> bool:
+    """Whether the folder was saved by `transformers`: by its config, or by the names of its modules."""
+    if claimed_by_lerobot(stored) or claimed_by_vla(stored):
+        return False
+    return (
+        stored.config.get("model_type") == "pi0"
+        or "dit_config" in stored.config
+        or any(name.startswith(_TRANSFORMERS_LEADS) for name in stored.reader.infos)
+    )
+
+
+def claimed_by_openpi(stored: Stored) -> bool:
+    """Whether nothing says that somebody else saved it: openpi's own trainer writes no config at all."""
+    return not (claimed_by_vla(stored) or claimed_by_lerobot(stored) or claimed_by_transformers(stored))
+
+
+def flow_formats(
+    expert: Iterable[str],
+    maps: Iterable[str],
+    jax_expert_norms: Iterable[Rule],
+    *,
+    old_names: Iterable[Spelling] = (),
+    in_transformers: bool = False,
+) -> tuple[Format, ...]:
+    """Return the formats of one policy.
+
+    Args:
+        expert: Tails of the expert's stack in our names.
+        maps: Names of the linear maps around the stacks.
+        jax_expert_norms: The expert's norms in openpi's trees.
+        old_names: Further spellings of the policy's own maps.
+        in_transformers: Whether `transformers` has a class for it.
+    """
+    expert, maps = tuple(expert), tuple(maps)
+    spellings = (*TORCH_SPELLINGS, *old_names)
+    torch_table = KeyTable(torch_rules(expert, maps))
+
+    def torch_format(
+        name: str, claims: Callable[[Stored], bool], table: KeyTable, written: tuple[Spelling, ...]
+    ) -> Format:
+        return Format(
+            name,
+            table,
+            claims,
+            spellings,
+            junk=TORCH_JUNK,
+            written=written,
+            zeros=(_EXPERT_READOUT,),
+            crops_rows=True,
+        )
+
+    formats = [
+        Format("vla", KeyTable(our_rules(expert, maps)), claimed_by_vla, written=()),
+        torch_format(
+            "lerobot", claimed_by_lerobot, torch_table, (WITHOUT_VISION_MODEL, Spelling("^", "model."))
+        ),
+        torch_format("openpi", claimed_by_openpi, torch_table, (WITHOUT_VISION_MODEL,)),
+        Format(
+            "openpi-jax",
+            KeyTable(jax_rules(jax_expert_norms, maps)),
+            lambda stored: True,
+            JAX_SPELLINGS,
+            crops_rows=True,
+        ),
+    ]
+    if in_transformers:
+        table = KeyTable(torch_rules(expert, maps, token_table=(EMBED_TOKENS, LM_HEAD)))
+        written = Spelling(r"paligemma\.model\.language_model\.", "paligemma.model.language_model.model.")
+        formats.insert(2, torch_format("transformers", claimed_by_transformers, table, (written,)))
+    return tuple(formats)

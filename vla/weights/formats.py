@@ -1,0 +1,328 @@
+"""Published formats and ours: what a folder holds, by which names, and the strict plan to load or write it.
+
+A `Format` is data: a table of names, the spellings that bring a file's names to those of the table, and what
+may be left out. `plan_load` says how every tensor of a model is made of what is stored, or raises with all
+that is wrong; no tensor is read for it but the two names of a tied pair.
+"""
+
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from vla.errors import ShapeError, WeightsError
+from vla.weights.keymap import KeyTable, Rule, Spelling, respell
+from vla.weights.report import check_complete, check_dtypes
+from vla.weights.tensors import Piece, TensorInfo, TensorReader, open_tensors
+
+if TYPE_CHECKING:
+    from vla.weights.stream import Fill
+
+logger = logging.getLogger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+LORA = re.compile(r"(^|[._])lora_[abAB]($|[._])|\.lora_(embedding|magnitude)")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An opened checkpoint folder.
+
+    Args:
+        folder: Where it lies.
+        reader: Its tensors.
+        config: Its `config.json`; empty where it has none.
+    """
+
+    folder: Path
+    reader: TensorReader
+    config: dict[str, Any]
+
+
+@contextmanager
+def open_stored(folder: Path | str) -> Iterator[Stored]:
+    """Open a checkpoint folder, whatever its format.
+
+    Raises:
+        WeightsError: It holds no weights, pickled weights, or an adapter instead of a model; or its files
+            are damaged.
+    """
+    folder = Path(folder)
+    _refuse_other_contents(folder)
+    config = _read_config_file(folder / "config.json")
+    with open_tensors(folder) as reader:
+        lora = next((name for name in reader.infos if LORA.search(name)), None)
+        if lora is not None:
+            raise WeightsError(
+                f"{folder} holds LoRA matrices ({lora}). They say nothing without the scale that they were "
+                "trained with: merge them into the base model where they were trained, and open the result."
+            )
+        yield Stored(folder, reader, config)
+
+
+def _refuse_other_contents(folder: Path) -> None:
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is no folder; give the folder that holds the weights.")
+    names = sorted(path.name for path in folder.iterdir())
+    if not names:
+        raise WeightsError(f"{folder} is empty.")
+    if "adapter_config.json" in names or any(name.startswith("adapter_model.") for name in names):
+        raise WeightsError(
+            f"{folder} holds a LoRA adapter (adapter_config.json), not a whole model: merge it into its base "
+            "model first (peft: merge_and_unload, then save_pretrained), and open the result."
+        )
+    has_safetensors = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    is_tree = "_METADATA" in names or "manifest.ocdbt" in names or "params" in names
+    if pickles and not has_safetensors and not is_tree:
+        raise WeightsError(
+            f"{folder} holds pickled weights ({pickles[0]}), and opening a pickle can run any code: save "
+            "them as safetensors where they come from."
+        )
+
+
+def _read_config_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} does not hold a JSON object.")
+    return config
+
+
+class Zeros(NamedTuple):
+    """A tensor that other readers of a format expect though nothing uses it; it is written as zeros.
+
+    Attributes:
+        name: In the format's one spelling.
+        sizes: Each axis as (one of our tensors, its axis).
+    """
+
+    name: str
+    sizes: tuple[tuple[str, int], ...]
+
+
+class Source(NamedTuple):
+    """One tensor of ours as found in a file.
+
+    Attributes:
+        piece: How it is made.
+        canonical: The stored name in the format's one spelling.
+        is_stacked: Whether the stored array holds all layers.
+    """
+
+    piece: Piece
+    canonical: str
+    is_stacked: bool
+
+
+@dataclass
+class Names:
+    """A file's names, read by a format's table.
+
+    Args:
+        found: Our name -> where it is stored; more than one entry for a tied pair, or a duplicate.
+        canonical: Stored name -> its one spelling.
+        junk: Stored name -> why it is left out.
+        unknown: Stored names that the table does not have.
+        misfits: Stored name -> why its shape cannot be what the table says.
+    """
+
+    found: dict[str, list[Source]] = field(default_factory=lambda: defaultdict(list))
+    canonical: dict[str, str] = field(default_factory=dict)
+    junk: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    misfits: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of ours that was found."""
+        return {name: sources[0].piece.info.shape for name, sources in self.found.items()}
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of one policy's checkpoints.
+
+    Args:
+        name: "vla", "lerobot", "transformers", "openpi" or "openpi-jax".
+        table: Our names and the format's, in one spelling.
+        claims: Whether a folder's files besides the tensors speak for this format.
+        spellings: From the names in a file to the one spelling.
+        junk: Patterns in the one spelling, each with the reason why such a tensor is left out.
+        written: From the one spelling to what is written; None where the format cannot be written.
+        zeros: Tensors to write besides ours.
+        crops_rows: Whether rows of the token table beyond the model's are left out.
+    """
+
+    name: str
+    table: KeyTable
+    claims: Callable[[Stored], bool]
+    spellings: tuple[Spelling, ...] = ()
+    junk: tuple[Spelling, ...] = ()
+    written: tuple[Spelling, ...] | None = None
+    zeros: tuple[Zeros, ...] = ()
+    crops_rows: bool = False
+
+    def read_names(self, infos: Mapping[str, TensorInfo]) -> Names:
+        """Bring a file's names to ours; no tensor is read."""
+        names = Names()
+        for stored, info in infos.items():
+            canonical = names.canonical[stored] = respell(stored, self.spellings)
+            reason = next((why for pattern, why in self.junk if re.search(pattern, canonical)), None)
+            rules = self.table.of_theirs(canonical)
+            if reason is not None:
+                names.junk[stored] = reason
+            elif not rules:
+                names.unknown.append(stored)
+            for rule, index in [] if reason is not None else rules:
+                try:
+                    for ours, piece in _pieces(rule, index, stored, info):
+                        names.found[ours].append(Source(piece, canonical, rule.is_stacked))
+                except ShapeError as error:
+                    names.misfits[stored] = str(error)
+        return names
+
+    def matches(self, stored: Stored) -> bool:
+        """Whether the folder is of this format: its other files say so, and most tensors have names of it."""
+        names = self.read_names(stored.reader.infos)
+        return self.claims(stored) and len(names.unknown) * 2 < len(names.canonical)
+
+
+def _pieces(rule: Rule, index: str | None, stored: str, info: TensorInfo) -> Iterator[tuple[str, Piece]]:
+    """Yield our tensors that one row of the table makes of one stored array."""
+    shape = info.shape
+    if rule.is_stacked:
+        if not shape:
+            raise ShapeError("it is a scalar, where a stack of layers was expected.")
+        shape = shape[1:]
+    made = TensorInfo(shape if rule.layout is None else rule.layout.shape(shape), info.dtype)
+    if not rule.is_stacked:
+        yield rule.ours.replace("{i}", index or ""), Piece(stored, made, op=rule.layout)
+        return
+    for layer in range(info.shape[0]):
+        yield rule.ours.replace("{i}", str(layer)), Piece(stored, made, index=layer, op=rule.layout)
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """How every tensor of a model is made.
+
+    Args:
+        pieces: Our name -> piece, for exactly the tensors that were wanted.
+        dropped: Stored name -> why it is left out.
+        notes: What else the user should know, in sentences.
+    """
+
+    pieces: dict[str, Piece]
+    dropped: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def plan_load(format: Format, stored: Stored, wanted: Shapes) -> LoadPlan:
+    """Say how each wanted tensor is made of what a folder holds.
+
+    Args:
+        format: The folder's format.
+        stored: The opened folder.
+        wanted: Our names and shapes, exactly those of the model.
+
+    Raises:
+        WeightsError: A tensor is missing, unknown, of the wrong shape or dtype, stored twice, or the two
+            names of the token table hold different values; all such tensors are named, with the nearest
+            names.
+    """
+    names = format.read_names(stored.reader.infos)
+    notes = _crop_rows(names, wanted) if format.crops_rows else []
+    check_complete(format, stored.folder, names, wanted)
+    pieces = {ours: names.found[ours][0].piece for ours in wanted}
+    check_dtypes(stored.folder, pieces)
+    dropped = dict(names.junk)
+    for ours in wanted:
+        first, *others = names.found[ours]
+        for other in others:
+            _refuse_difference(stored.reader, first.piece, other.piece)
+            dropped[other.piece.stored] = f"the same values as {first.piece.stored}, to which it is tied"
+    for name, reason in dropped.items():
+        logger.info("%s: left out %s (%s).", stored.folder, name, reason)
+    for note in notes:
+        logger.info("%s: %s", stored.folder, note)
+    return LoadPlan(pieces, dropped, tuple(notes))
+
+
+def _crop_rows(names: Names, wanted: Shapes) -> list[str]:
+    """Shorten token tables that have more rows than the model; say so."""
+    notes = []
+    for ours in (name for name in wanted if name.endswith("embed_tokens.weight")):
+        for at, source in enumerate(names.found.get(ours, [])):
+            piece, rows = source.piece, wanted[ours][0]
+            if len(piece.info.shape) == 2 and piece.info.shape[0] > rows:
+                info = TensorInfo((rows, piece.info.shape[1]), piece.info.dtype)
+                names.found[ours][at] = source._replace(piece=Piece(piece.stored, info, rows=rows))
+                notes.append(
+                    f"{piece.stored} has {piece.info.shape[0]} rows, of which the first {rows} are the "
+                    "model's tokens; the others are left out."
+                )
+    return notes
+
+
+def _refuse_difference(reader: TensorReader, one: Piece, other: Piece) -> None:
+    """Compare two stored names of one tensor, block by block, as far as the model reads them."""
+    rows = one.info.shape[0]
+    for a, b in zip(reader.blocks(one.stored), reader.blocks(other.stored), strict=False):
+        count = min(len(a), len(b), rows)
+        if not torch.equal(a[:count], b[:count].to(a.dtype)):
+            raise WeightsError(
+                f"{one.stored} and {other.stored} in {reader.folder} are two names of one tensor, but they "
+                "hold different values, so it is unclear which is meant. Remove the one that is wrong."
+            )
+        rows -= count
+        if rows <= 0:
+            return
+
+
+def plan_write(format: Format, shapes: Shapes, dtype: torch.dtype = torch.float32) -> "dict[str, str | Fill]":
+    """Say under which names our tensors are written.
+
+    Args:
+        format: The format to write.
+        shapes: Our names and shapes.
+        dtype: Of tensors that are not ours and written as zeros.
+
+    Returns:
+        Name in the file -> our name, or zeros.
+
+    Raises:
+        WeightsError: The format cannot be written, or has no name for one of the tensors.
+    """
+    from vla.weights.stream import Fill
+
+    if format.written is None:
+        raise WeightsError(f"The format '{format.name}' can be read, but not written.")
+    plan: dict[str, str | Fill] = {}
+    for ours in shapes:
+        theirs = format.table.of_ours(ours)
+        if not theirs:
+            raise WeightsError(f"The format '{format.name}' has no name for {ours}.")
+        plan[respell(theirs[0], format.written)] = ours
+    for zeros in format.zeros:
+        shape = tuple(shapes[name][axis] for name, axis in zeros.sizes)
+        plan[respell(zeros.name, format.written)] = Fill(shape, dtype)
+    return plan
+
+
+def format_names(formats: Iterable[Format]) -> list[str]:
+    """Return the formats' names, in order."""
+    return [format.name for format in formats]
