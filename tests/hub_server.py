@@ -24,6 +24,7 @@ _ROUTES = {
     "preupload": re.compile(rf"/api/models/{_ID}/preupload/(?P<rev>[^/]+)"),
     "commit": re.compile(rf"/api/models/{_ID}/commit/(?P<rev>[^/]+)"),
     "branch": re.compile(rf"/api/models/{_ID}/branch/(?P<rev>[^/]+)"),
+    "whoami": re.compile(r"/api/whoami-v2"),
     "create": re.compile(r"/api/repos/create"),
     "check_card": re.compile(r"/api/validate-yaml"),
     "file": re.compile(rf"/{_ID}/resolve/(?P<rev>[^/]+)/(?P<path>.+)"),
@@ -161,14 +162,21 @@ class _Handler(BaseHTTPRequestHandler):
             data, status = data[first : last + 1], 206
         return self._send(data, status, headers)
 
+    def _whoami(self):
+        return self._json({"name": "me"}) if self._may() else self._json({"error": "Invalid username"}, 401)
+
     def _create(self):
         if not self._may():
             return self._json({"error": "Invalid username or password."}, 401)
         wanted = json.loads(self._body)
         id = f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
         if id in self.hub.repos:
-            return self._json({"error": "You already created this model repo"}, 409)
-        self.hub.add(id, {".gitattributes": b""}, needs_token=bool(wanted.get("private")))
+            return self._json({"error": "You already created this repo", "url": f"{self.hub.url}/{id}"}, 409)
+        self.hub.add(
+            id,
+            {".gitattributes": b""},
+            needs_token=wanted.get("private") or wanted.get("visibility") == "private",
+        )
         return self._json({"url": f"{self.hub.url}/{id}", "id": id})
 
     def _branch(self, id, rev):

@@ -65,9 +65,8 @@ def explain(error: Exception, repo_id: str, revision: str | None = None, verb: s
         return f"'{repo_id}' is no name that the hub allows: {first_line(error)}"
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
         # Where local_files_only forbids to ask, nothing stands behind the cache's own error.
-        return _unreached(
-            repo_id, verb, "only the cache was looked at (offline mode), and it does not hold it"
-        )
+        cached = ", and the cache does not hold all of it" if verb == "downloaded" else ""
+        return _unreached(repo_id, verb, f"it was not asked (offline mode){cached}")
     if isinstance(error, errors.HTTPError | ConnectionError | TimeoutError):
         text = first_line(error)
         kind = type(error).__name__
