@@ -1,0 +1,276 @@
+"""What a robot file (`recipes/robots/*.yaml`) may say, typed and checked; `robots.py` gives it a meaning.
+
+docs/add_a_robot.md explains every field with an example.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from vla.errors import ConfigError, did_you_mean
+
+Angle = Literal[0, 90, 180, 270]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Camera(_Section):
+    """One camera slot of the policy and what fills it."""
+
+    robot: str
+    """What the robot calls the camera: `observation.images.<robot>` in an observation."""
+    dataset: str
+    """The camera's key in the robot's datasets."""
+    wrist: bool = False
+    """It rides on a gripper: training never crops or rotates its pictures."""
+    rotate: Angle = 0
+    """Degrees clockwise by which the robot's picture is turned for the policy."""
+    dataset_rotate: Angle | None = None
+    """The same for the dataset's picture; null is as `rotate`."""
+
+    @model_validator(mode="after")
+    def _name_says_the_side(self) -> Self:
+        if not self.robot or not self.dataset:
+            raise ValueError("robot and dataset must not be empty")
+        return self
+
+
+class LinearScale(_Section):
+    """Two values of the robot's and the same two as the policy counts them."""
+
+    map: Literal["linear"]
+    robot: tuple[float, float]
+    policy: tuple[float, float]
+
+
+class SliderCrankScale(_Section):
+    """An opening against the angle of the motor behind it; see `vla.transforms.grippers.SliderCrank`."""
+
+    map: Literal["slider_crank"]
+    stroke: tuple[float, float]
+    """Distance of the finger at 0 and at 1, metres."""
+    arm_length: PositiveFloat
+    """Metres."""
+    horn_radius: PositiveFloat
+    """Metres."""
+    angle: tuple[float, float]
+    """The motor's angle at the policy's 0 and 1, radians."""
+
+
+Scale = Annotated[LinearScale | SliderCrankScale, Field(discriminator="map")]
+
+
+class Group(_Section):
+    """Consecutive dimensions of one kind and unit."""
+
+    kind: Literal["joint", "gripper", "position", "orientation", "base"]
+    unit: str
+    """In the robot's own terms: "rad", "deg", "m", "rad/s", "0 closed, 1 open"."""
+    names: tuple[str, ...] = Field(min_length=1)
+    range: tuple[float, float] | None = None
+    """What the values can be; null where it is not known or not bounded."""
+
+
+class Vector(_Section):
+    """The state, or one step of the actions."""
+
+    key: str
+    """The dataset's column."""
+    dimensions: tuple[Group, ...] = Field(min_length=1)
+    """In the order of the column."""
+    flip: tuple[str, ...] = ()
+    """Dimensions whose sign the policy counts the other way round."""
+    scales: dict[str, Scale] = {}
+    """Dimensions, grippers usually, that the policy counts on another scale."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every dimension's name, in order."""
+        return tuple(name for group in self.dimensions for name in group.names)
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        _check_names(self.names, ())
+        _check_names((*self.flip,), self.names)
+        _check_names((*self.scales,), self.names)
+        return self
+
+
+class ActionVector(Vector):
+    """One step of the actions."""
+
+    delta: tuple[int, ...] | tuple[str, ...] = ()
+    """Dimensions learned relative to the state: their names, or counts in order, positive relative and
+    negative absolute ([6, -1] is six relative, then one absolute)."""
+
+    @model_validator(mode="after")
+    def _delta_fits(self) -> Self:
+        if _is_counted(self.delta):
+            width = sum(abs(int(count)) for count in self.delta)
+            if 0 in self.delta or width > len(self.names):
+                raise ValueError(
+                    f"delta counts {width} dimensions, the actions have {len(self.names)}; counts are not 0"
+                )
+        else:
+            _check_names(tuple(str(name) for name in self.delta), self.names)
+        return self
+
+    @property
+    def delta_mask(self) -> tuple[bool, ...]:
+        """True for every dimension that is learned relative to the state."""
+        if not _is_counted(self.delta):
+            return tuple(name in self.delta for name in self.names)
+        mask = tuple(int(count) > 0 for count in self.delta for _ in range(abs(int(count))))
+        return mask + (False,) * (len(self.names) - len(mask))
+
+
+class Execution(_Section):
+    """How the published policies are run on this robot; advice for a client, not part of the pipeline."""
+
+    open_loop_steps: PositiveInt | None = None
+    """Steps of a chunk that are executed before the next one is predicted."""
+    gripper_threshold: float | None = None
+    """Gripper actions above become 1, the others 0."""
+    clip: tuple[float, float] | None = None
+    """Every action is clipped to this range."""
+
+
+class RobotFile(_Section):
+    """One robot."""
+
+    name: str = Field(min_length=1)
+    frequency: PositiveFloat
+    """Control steps per second."""
+    cameras: dict[str, Camera | None]
+    """Camera slot of the policy -> the robot's camera; null where it has none."""
+    state: Vector
+    action: ActionVector
+    execution: Execution = Execution()
+    asset_id: str | None = None
+    """Under this name openpi's base checkpoints hold statistics of the robot."""
+    default_prompt: str | None = Field(default=None, min_length=1)
+    """The instruction where an observation brings none."""
+    sources: tuple[str, ...] = Field(min_length=1)
+    """Where the facts come from."""
+    choices: tuple[str, ...] = ()
+    """What is no fact but a choice made here."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        cameras = {slot: camera for slot, camera in self.cameras.items() if camera is not None}
+        if not cameras:
+            raise ValueError("cameras: the policy needs at least one picture")
+        for what in ("robot", "dataset"):
+            named = [getattr(camera, what) for camera in cameras.values()]
+            if len(set(named)) < len(named):
+                raise ValueError(f"cameras: two slots are filled by one {what} camera: {named}")
+        for slot, camera in cameras.items():
+            if camera.robot in self.cameras and camera.robot != slot:
+                raise ValueError(f"cameras.{slot}: '{camera.robot}' is the name of another slot")
+            if camera.robot == slot and camera.dataset_rotate not in (None, camera.rotate):
+                raise ValueError(
+                    f"cameras.{slot}: rotate and dataset_rotate differ, and only a camera name other than "
+                    "the slot's can tell a picture of the robot from one of the dataset"
+                )
+        relative = [
+            name for name, flag in zip(self.action.names, self.action.delta_mask, strict=True) if flag
+        ]
+        state = self.state.names
+        misplaced = [name for name in relative if self.action.names.index(name) >= len(state)]
+        if misplaced:
+            raise ValueError(f"action.delta: {misplaced} have no state of the same place to be relative to")
+        return self
+
+
+def read_robot_file(path: Path) -> RobotFile:
+    """Read and check a robot file.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, a key is unknown (the nearest is named) or missing, or
+            a value does not fit.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no robot file {path}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The robot file {path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The robot file {path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"The robot file {path} must be a mapping with the keys name, cameras, state, ...")
+    try:
+        # By way of JSON, where a list is a fine tuple: in Python's own types, strict would refuse it.
+        return RobotFile.model_validate_json(json.dumps(values))
+    except TypeError as error:
+        raise ConfigError(f"The robot file {path} holds a value that is not plain data: {error}.") from error
+    except ValidationError as error:
+        raise ConfigError(f"Robot file {path}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """Say every complaint of pydantic in the file's own terms, on one line."""
+    said: dict[str, None] = {}  # a union complains once per member
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"] if "tuple[" not in str(part))
+        last = str(problem["loc"][-1]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            said[f"unknown key '{key}'.{did_you_mean(last, _siblings(problem['loc']))}"] = None
+        elif problem["type"] == "missing":
+            said[f"'{key}' is missing."] = None
+        elif problem["type"] == "value_error":
+            where = f"'{key}': " if key else ""
+            message = problem["msg"].removeprefix("Value error, ")
+            said[f"{where}{message}{'' if message[-1] in '.?' else '.'}"] = None
+        else:
+            expected = problem["msg"].removeprefix("Input should be ").replace("an object", "a mapping")
+            said[f"'{key}' is {problem['input']!r}, expected {expected}."] = None
+    return " ".join(said)
+
+
+def _siblings(place: tuple[int | str, ...]) -> list[str]:
+    """The keys that pydantic's `place` could have been meant for: those of the section it lies in."""
+    sections = {RobotFile}
+    for part in place[:-1]:
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if fields:  # else an index, a dictionary's own key or a union's tag: the same section still
+            sections = {section for field in fields for section in _sections(field.annotation)}
+    return sorted({name for section in sections for name in section.model_fields})
+
+
+def _sections(kind: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation speaks of, without those below them."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _sections(part)
+
+
+def _is_counted(delta: tuple[Any, ...]) -> bool:
+    return any(isinstance(entry, int) for entry in delta)
+
+
+def _check_names(names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Raise unless the names differ from one another and, where any are `known`, are among those."""
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"the dimension '{twice[0]}' is named twice")
+    for name in names if known else ():
+        if name not in known:
+            raise ValueError(
+                f"there is no dimension '{name}', only {', '.join(known)}.{did_you_mean(name, known)}"
+            )
