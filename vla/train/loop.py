@@ -20,6 +20,7 @@ from vla.train.folder import RunFolder, describe_run
 from vla.train.metrics import MetricsLog, ProgressDisplay, RunningMeans
 from vla.train.optim import learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.recipe import Recipe
+from vla.train.robot import with_robot
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
 from vla.train.setup import Job, make_accelerator, set_up
 from vla.train.signals import StopRequest, signals_held
@@ -70,6 +71,7 @@ def train(
         DatasetError: The dataset is missing or damaged.
         WeightsError: The pretrained policy is missing or damaged.
     """
+    recipe = with_robot(recipe)
     folder = RunFolder(recipe.output)
     checkpoint = folder.checkpoint_to_resume(recipe) if resume else folder.check_free()
     loop = Loop(recipe, folder, checkpoint, open_loop)

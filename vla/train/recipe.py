@@ -66,6 +66,9 @@ class DataSection(_Section):
 
     path: str
     """A LeRobot dataset, v2.1 or v3.0: folder or hub id."""
+    robot: str | None = None
+    """Robot file (recipes/robots/*.yaml): its signs and gripper scales come before normalisation, and it
+    supplies cameras, wrist_cameras, delta_mask, state_key and action_key where the recipe gives none."""
     episodes: tuple[int, ...] | None = None
     """Episodes to use, the held-out ones included; null is all of them."""
     cameras: dict[str, str] | None = None

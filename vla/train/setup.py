@@ -26,6 +26,7 @@ from vla.errors import ConfigError, TrainingError, did_you_mean
 from vla.policies.base import Policy
 from vla.policies.registry import AutoPolicy, make_config, make_policy, policy_entry
 from vla.train.recipe import DataSection, Recipe, TrainSection
+from vla.train.robot import robot_of, with_robot
 from vla.train.seeds import INITIALISATION, derive_seed
 from vla.transforms.actions import DeltaActions
 from vla.transforms.base import Pipeline
@@ -119,6 +120,7 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
         TrainingError: The dataset is not the one that the checkpoint was trained on.
         WeightsError: The checkpoint or the pretrained policy is missing or damaged.
     """
+    recipe = with_robot(recipe)
     data, train = recipe.data, recipe.train
     start = str(checkpoint) if checkpoint is not None else recipe.policy.pretrained
     policy = _open_policy(start, recipe.policy.type) if start is not None else None
@@ -234,11 +236,13 @@ def _tokenizer(recipe: Recipe, policy: Policy | None, dataset: LeRobotDataset) -
 def _make_pipeline(recipe: Recipe, policy: Policy, dataset: LeRobotDataset, tokenizer: Any) -> Pipeline:
     """Compute the statistics of the training episodes and build the policy's pipeline around them."""
     data = recipe.data
+    robot = robot_of(data, dataset)
+    conventions = [] if robot is None else robot.transforms()
     delta = [DeltaActions(data.delta_mask)] if data.delta_mask is not None and any(data.delta_mask) else []
     logger.info("computing the statistics of %d frames", len(dataset))
-    return policy_entry(recipe.policy.type).make_pipeline(
+    pipeline = policy_entry(recipe.policy.type).make_pipeline(
         policy.config,
-        statistics=compute_statistics(dataset, Pipeline(delta)),
+        statistics=compute_statistics(dataset, Pipeline([*conventions, *delta])),
         tokenizer=tokenizer,
         state_dim=dataset.state_dim,
         action_dim=dataset.action_dim,
@@ -247,6 +251,7 @@ def _make_pipeline(recipe: Recipe, policy: Policy, dataset: LeRobotDataset, toke
         augment=data.augment,
         text=data.response_key is not None,
     )
+    return Pipeline([*conventions, *pipeline.transforms])
 
 
 def _check_same_data(checkpoint: Path, policy: Policy | None, dataset: LeRobotDataset) -> None:

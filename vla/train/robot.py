@@ -1,0 +1,88 @@
+"""A recipe's robot (`data.robot`): what it supplies to the recipe, and whether it fits the dataset."""
+
+import logging
+from typing import Any
+
+from vla.data.dataset import LeRobotDataset
+from vla.errors import ConfigError, did_you_mean
+from vla.train.recipe import DataSection, Recipe
+from vla.transforms.robots import Robot, load_robot
+
+logger = logging.getLogger(__name__)
+
+
+def with_robot(recipe: Recipe) -> Recipe:
+    """Return the recipe with what its robot file supplies written out; the recipe's own values outrank it.
+
+    Cameras, wrist cameras, delta mask and the columns of state and actions are supplied; the robot's
+    transforms are not written out, since they follow from the file. Doing it twice changes nothing.
+
+    Raises:
+        ConfigError: The robot file is missing or wrong, or the recipe asks for what the robot has not got.
+    """
+    if recipe.data.robot is None:
+        return recipe
+    data, robot = recipe.data, load_robot(recipe.data.robot)
+    supplied: dict[str, Any] = {}
+    if data.cameras is None:
+        supplied["cameras"] = robot.cameras
+    for slot in data.cameras or ():
+        if slot not in robot.cameras:
+            absent = " (the robot has no camera for it)" if slot in robot.absent_cameras else ""
+            raise ConfigError(
+                f"data.cameras fills the slot '{slot}', but {robot.path} fills {', '.join(robot.cameras)}"
+                f"{absent}.{did_you_mean(slot, robot.cameras)}"
+            )
+    slots = data.cameras or robot.cameras
+    if data.wrist_cameras is None:
+        supplied["wrist_cameras"] = tuple(slot for slot in robot.wrist_cameras if slot in slots)
+    elif unknown := set(data.wrist_cameras) - set(slots):
+        raise ConfigError(f"data.wrist_cameras {sorted(unknown)} are not among the cameras {list(slots)}.")
+    if data.delta_mask is None:
+        supplied["delta_mask"] = robot.delta_mask
+    elif len(data.delta_mask) > robot.action_dim:
+        raise ConfigError(
+            f"data.delta_mask has {len(data.delta_mask)} flags, but {robot.name} ({robot.path}) has "
+            f"{robot.action_dim} action dimensions: {', '.join(robot.action_names)}."
+        )
+    for key, column in (("state_key", robot.state_key), ("action_key", robot.action_key)):
+        if key not in data.model_fields_set:
+            supplied[key] = column
+    return recipe.model_copy(update={"data": data.model_copy(update=supplied)})
+
+
+def robot_of(data: DataSection, dataset: LeRobotDataset) -> Robot | None:
+    """Return the recipe's robot, checked against the dataset; None where the recipe names none.
+
+    A frequency that differs from the dataset's is logged as a warning: a chunk then lasts another time.
+
+    Raises:
+        ConfigError: The dataset's state or actions are not the robot's.
+    """
+    if data.robot is None:
+        return None
+    robot = load_robot(data.robot)
+    for what, key, names, width in (
+        ("state", data.state_key, robot.state_names, dataset.state_dim),
+        ("actions", data.action_key, robot.action_names, dataset.action_dim),
+    ):
+        if width != len(names):
+            raise ConfigError(
+                f"{robot.name} ({robot.path}) has {len(names)} {what} dimensions, but the dataset's '{key}' "
+                f"has {width}."
+            )
+        recorded = dataset.info.features[key].names
+        if recorded is not None and set(recorded) == set(names) and tuple(recorded) != tuple(names):
+            raise ConfigError(
+                f"The dataset's '{key}' has the dimensions of {robot.name} in another order: "
+                f"{', '.join(recorded)}. {robot.path} says {', '.join(names)}."
+            )
+    if robot.frequency != dataset.info.fps:
+        logger.warning(
+            "%s runs at %g Hz, but the dataset was recorded at %g frames per second: a chunk lasts another "
+            "time on the robot than in the data",
+            robot.name,
+            robot.frequency,
+            dataset.info.fps,
+        )
+    return robot
