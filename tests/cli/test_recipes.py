@@ -10,7 +10,7 @@ from vla.cli import main
 from vla.policies.registry import make_config
 from vla.train.recipe import load_recipe
 
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml")) + sorted((ROOT / "vla").rglob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml")) + sorted((ROOT / "vla" / "demo").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 
 from vla.cli import main
 from vla.data import LeRobotDataset
@@ -43,3 +44,29 @@ def test_episodes_are_chosen(dataset, capsys):
     assert "state (36 values per dimension)" in capsys.readouterr().out
     assert main(["stats", str(dataset), "--episodes", "7"]) == 1
     assert "7" in capsys.readouterr().err
+
+
+def test_a_robot_file_brings_its_conventions_along(dataset, tmp_path, capsys):
+    joints = [{"kind": "joint", "unit": "rad", "names": ["a", "b", "c"]}]
+    robot = {
+        "name": "arm",
+        "frequency": 10,
+        "cameras": {"base": {"robot": "top", "dataset": "observation.images.top"}},
+        "state": {"key": "observation.state", "dimensions": joints, "flip": ["a"]},
+        "action": {"key": "action", "dimensions": joints, "delta": [1]},
+        "sources": ["made up"],
+    }
+    (tmp_path / "arm.yaml").write_text(yaml.safe_dump(robot))
+    out = tmp_path / "out"
+    options = ["--robot", str(tmp_path / "arm.yaml"), "--action-horizon", "1", "--output", str(out)]
+    assert main(["stats", str(dataset), *options]) == 0
+    assert "after rename_cameras, flip_signs, delta_actions" in " ".join(capsys.readouterr().out.split())
+    opened = LeRobotDataset(dataset, action_horizon=1)
+    state, action = opened.low_dim("observation.state"), opened.low_dim("action")
+    saved = Statistics.load(out).features
+    assert saved["state"].mean[0] == pytest.approx(-state[:, 0].mean(), abs=1e-6)
+    assert saved["actions"].mean[0] == pytest.approx((action + state)[:, 0].mean(), abs=1e-6)
+    robot["state"]["dimensions"] = [{**joints[0], "names": ["a", "b"]}]
+    (tmp_path / "arm.yaml").write_text(yaml.safe_dump(robot))
+    assert main(["stats", str(dataset), *options[:4]]) == 1
+    assert "has 2 state dimensions" in " ".join(capsys.readouterr().err.split())

@@ -126,7 +126,7 @@ def test_the_dataset_must_be_of_the_robot(make, data):
     state, action = ROBOT["state"], ROBOT["action"]
     with pytest.raises(ConfigError, match=r"arm .* has 4 state dimensions.*'observation.state' has 3"):
         robot_of(make(robot={"state": wider(state, ["s0", "s1", "s2", "s3"])}).data, dataset)
-    with pytest.raises(ConfigError, match=r"4 actions dimensions, but the dataset's 'action' has 3"):
+    with pytest.raises(ConfigError, match=r"4 action dimensions, but the dataset's 'action' has 3"):
         robot_of(make(robot={"action": wider(action, ["a0", "a1", "a2", "a3"])}).data, dataset)
     with pytest.raises(ConfigError, match=r"another order: s0, s1, s2\. .* says s2, s0, s1"):
         robot_of(make(robot={"state": wider(state, ["s2", "s0", "s1"])}).data, dataset)

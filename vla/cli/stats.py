@@ -31,6 +31,13 @@ DeltaOption = Annotated[
     typer.Option(help="Action dimensions learned relative to the state: 1,1,1,0.", metavar="FLAGS"),
 ]
 EpisodesOption = Annotated[str | None, typer.Option(help="Only these: 0,2,5-7.", metavar="LIST")]
+RobotOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Robot file, recipes/robots/*.yaml: what training with it would count.", metavar="FILE"
+    ),
+]
+KeyOption = Annotated[str | None, typer.Option(help="The dataset's column, as LeRobot calls it by default.")]
 OutputOption = Annotated[
     Path | None, typer.Option(help="New folder to write statistics.json into.", show_default=False)
 ]
@@ -41,14 +48,16 @@ def stats(
     action_horizon: HorizonOption = None,
     delta_mask: DeltaOption = None,
     episodes: EpisodesOption = None,
-    state_key: Annotated[str, typer.Option(help="The dataset's key of the state.")] = "observation.state",
-    action_key: Annotated[str, typer.Option(help="The dataset's key of the actions.")] = "action",
+    state_key: KeyOption = None,
+    action_key: KeyOption = None,
+    robot: RobotOption = None,
     output: OutputOption = None,
 ) -> None:
     """Compute exact statistics of states and actions: mean, std, min, max and the 1 % and 99 % quantiles.
 
     Every frame's state counts once, every action as often as it occurs in a chunk inside its episode, after
-    the delta to the state where one is asked for: the numbers that training normalises with.
+    the robot's conventions and the delta to the state where they are asked for: the numbers that training
+    normalises with. A robot file brings its delta mask and its columns along.
 
     Example: vla stats bridge_mini_v3 --action-horizon 8 --output runs/statistics
     """
@@ -62,6 +71,11 @@ def stats(
     from vla.data.stats import compute_statistics
     from vla.transforms.actions import DeltaActions
     from vla.transforms.base import Pipeline
+    from vla.transforms.robots import load_robot
+
+    arm = None if robot is None else load_robot(robot)
+    state_key = state_key or (arm.state_key if arm else "observation.state")
+    action_key = action_key or (arm.action_key if arm else "action")
 
     def open_dataset(horizon: int) -> LeRobotDataset:
         return LeRobotDataset(
@@ -72,9 +86,16 @@ def stats(
         longest = max(episode.length for episode in open_dataset(1).episodes)
         action_horizon = min(DEFAULT_HORIZON, longest)
     opened = open_dataset(action_horizon)
-    before = None if flags is None else Pipeline([DeltaActions(mask=flags)])
+    before = []
+    if arm is not None:
+        from vla.train.robot import check_robot
+
+        check_robot(arm, opened)
+        before, flags = arm.transforms(), flags or arm.delta_mask
+    if flags is not None:
+        before = [*before, DeltaActions(mask=flags)]
     with progress_bar("statistics") as progress:
-        statistics = compute_statistics(opened, before, progress=progress)
+        statistics = compute_statistics(opened, Pipeline(before), progress=progress)
     keys = {"state": state_key, "actions": action_key}
     for feature, values in statistics.features.items():
         console().print(_table(feature, values, opened.info.features[keys[feature]].names))

@@ -52,19 +52,25 @@ def with_robot(recipe: Recipe) -> Recipe:
 
 
 def robot_of(data: DataSection, dataset: LeRobotDataset) -> Robot | None:
-    """Return the recipe's robot, checked against the dataset; None where the recipe names none.
+    """Return the recipe's robot, checked against the dataset (`check_robot`); None where it names none."""
+    if data.robot is None:
+        return None
+    robot = load_robot(data.robot)
+    check_robot(robot, dataset)
+    return robot
+
+
+def check_robot(robot: Robot, dataset: LeRobotDataset) -> None:
+    """Check that a dataset's state and actions are a robot's.
 
     A frequency that differs from the dataset's is logged as a warning: a chunk then lasts another time.
 
     Raises:
-        ConfigError: The dataset's state or actions are not the robot's.
+        ConfigError: They have other dimensions, or the same in another order.
     """
-    if data.robot is None:
-        return None
-    robot = load_robot(data.robot)
     for what, key, names, width in (
-        ("state", data.state_key, robot.state_names, dataset.state_dim),
-        ("actions", data.action_key, robot.action_names, dataset.action_dim),
+        ("state", dataset.state_key, robot.state_names, dataset.state_dim),
+        ("action", dataset.action_key, robot.action_names, dataset.action_dim),
     ):
         if width != len(names):
             raise ConfigError(
@@ -85,4 +91,3 @@ def robot_of(data: DataSection, dataset: LeRobotDataset) -> Robot | None:
             robot.frequency,
             dataset.info.fps,
         )
-    return robot
