@@ -61,6 +61,8 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     cards: list[str] = field(default_factory=list)
     pull_requests: int = 0
+    sent: int = 0
+    """Bytes of files."""
     url: str = ""
 
     def add(self, repo_id: str, files: dict[str, bytes] | Path, **access: bool) -> Repo:
@@ -160,6 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
             first, last = int(match[1]), min(int(match[2] or len(data) - 1), len(data) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
             data, status = data[first : last + 1], 206
+        if self.command == "GET":
+            self.hub.sent += len(data)
         return self._send(data, status, headers)
 
     def _whoami(self):

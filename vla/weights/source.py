@@ -28,7 +28,7 @@ _ORBAX = (
     "params/*", "d/*", "ocdbt.process_*/*", "array_metadatas/*", "manifest.ocdbt", "_sharding", "_METADATA",
     "_CHECKPOINT_METADATA",
 )  # fmt: skip
-_NEVER = (
+NEVER = (
     "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.mp4", "*optimizer*", "*training_state*", "*train_state*",
     "*rng_state*",
 )  # fmt: skip
@@ -64,25 +64,25 @@ def local_folder(
     path = Path(name_or_path).expanduser()
     if _SCHEME.match(str(name_or_path)):
         raise WeightsError(_how_to_fetch(str(name_or_path)))
-    if path.is_dir():
+    if path.is_dir() and str(name_or_path):
         if revision is not None:
             raise WeightsError(
                 f"{path} is a local folder, so revision '{revision}' means nothing: leave it out, or give "
                 "the hub id of a folder that is not here."
             )
         return path
-    if path.exists():
+    if path.is_file():
         raise WeightsError(f"{path} is a file; give the folder that holds config.json and the weights.")
     name = hub_id(str(name_or_path))
     cache = None if cache_dir is None else str(cache_dir)
     with hub_errors(name, revision):
         folder = _snapshot(
-            name, revision, [*_TOP_LEVEL], ["*/*", *_NEVER], token, cache, local_files_only=local_files_only
+            name, revision, [*_TOP_LEVEL], ["*/*", *NEVER], token, cache, local_files_only=local_files_only
         )
         commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
         wanted = [*_BELOW, *(() if _has_safetensors(folder) else _ORBAX)]
-        _snapshot(name, commit, wanted, [*_NEVER], token, cache, local_files_only=local_files_only)
-    if not _has_weights(folder):
+        _snapshot(name, commit, wanted, [*NEVER], token, cache, local_files_only=local_files_only)
+    if not has_weights(folder):
         raise WeightsError(_what_is_there_instead(name, commit, token))
     return folder
 
@@ -133,7 +133,8 @@ def _has_safetensors(folder: Path) -> bool:
     return next(folder.glob("*.safetensors"), None) is not None
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds safetensors files or an orbax tree."""
     return _has_safetensors(folder) or any(
         (base / file).exists()
         for base in (folder, folder / "params")
