@@ -39,7 +39,7 @@ class Piece:
 
     Args:
         stored: Name of the stored tensor.
-        info: Shape of the result, and the dtype that is stored.
+        info: Shape of the result (with all rows or with `rows` of them), and the dtype that is stored.
         index: Take this one entry of axis 0 alone (orbax stacks layers).
         op: Applied to what was read, before `rows`; None where the values are taken as they are.
         rows: Keep only the first rows of axis 0; None keeps all.
@@ -51,14 +51,21 @@ class Piece:
     op: Callable[[Tensor], Tensor] | None = None
     rows: int | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result."""
+        return self.info.shape if self.rows is None else (self.rows, *self.info.shape[1:])
+
 
 class TensorReader(ABC):
     """The tensors of one folder; a context manager that holds its files open.
 
     Attributes:
         folder: Where the files lie.
-        infos: Shape and dtype of every tensor by name, from the headers alone.
+        infos: Shape and dtype of every tensor by name, from the headers alone; in the order in which reading
+            all of them is cheapest.
         metadata: Free text beside the tensors (safetensors' `__metadata__`); empty where there is none.
+        is_parallel: Whether several threads may read at once, and gain by it.
 
     Every read raises `WeightsError`, naming file and tensor, where a value is NaN or infinite or where the
     file does not hold what its header promises.
@@ -67,6 +74,7 @@ class TensorReader(ABC):
     folder: Path
     infos: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    is_parallel: bool = False
 
     @property
     def total_bytes(self) -> int:
@@ -192,6 +200,6 @@ def open_tensors(folder: Path | str) -> TensorReader:
             f"{SINGLE_FILE} nor {INDEX_FILE}, which says what lies where; download the folder whole."
         )
     raise WeightsError(
-        f"{folder} holds no weights: no {SINGLE_FILE}, no {INDEX_FILE} and no orbax tree (_METADATA) in it or "
-        "in params/ below it."
+        f"{folder} holds no weights: no {SINGLE_FILE}, no {INDEX_FILE} and no orbax tree (_METADATA) in it "
+        "or in params/ below it."
     )
