@@ -15,15 +15,12 @@ from huggingface_hub.errors import StrictDataclassError
 from vla.errors import ConfigError, WeightsError, did_you_mean
 from vla.policies.flow_config import FlowConfig
 from vla.policies.flow_formats import NUMERICS
-from vla.weights.formats import Format, Names, Stored
+from vla.weights.formats import VLA_CONFIG, Format, Names, Stored
 from vla.weights.sizes import Side, most_common, read_sizes
 
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config", bound=FlowConfig)
-
-VLA_CONFIG = "vla_config"
-"""Key of the tensors' metadata under which files of other formats carry our config."""
 
 SIGLIP_HEADS = 16
 """Heads of every published SigLIP So400m, which is what no format but `transformers`' records."""
@@ -70,6 +67,11 @@ RECORDED: dict[str, dict[str, str]] = {
         "discrete_state": "discrete_state_input",
     },
     "openpi-jax": {},
+    "paligemma": {
+        name: path.removeprefix("vlm_config.")
+        for name, path in _SIZES_IN_TRANSFORMERS.items()
+        if path.startswith("vlm_config.") and name != "vocab_size"
+    },
 }
 """Our field -> where a format's `config.json` has it. Dots lead into nested objects on either side."""
 

@@ -8,6 +8,7 @@ import torch
 
 from vla.errors import ConfigError
 from vla.policies.flow_config import FlowConfig
+from vla.weights.dtypes import short_name
 from vla.weights.formats import Format
 
 _PUBLISHED = {
@@ -68,7 +69,7 @@ def write_flow_config(
         "lerobot": lambda: _lerobot(policy, config, dtype, features),
         "transformers": lambda: {
             "architectures": ["PI0ForConditionalGeneration"],
-            "dtype": _short(dtype),
+            "dtype": short_name(dtype),
             **transformers_fields(config),
         },
         "openpi": lambda: {
@@ -76,7 +77,7 @@ def write_flow_config(
             "action_horizon": config.action_horizon,
             "paligemma_variant": "gemma_2b",
             "action_expert_variant": "gemma_300m",
-            "precision": _short(dtype),
+            "precision": short_name(dtype),
         },
     }
     if format.name not in writers:
@@ -90,7 +91,7 @@ def has_published_sizes(config: FlowConfig) -> bool:
 
 
 def _vla(config: FlowConfig, dtype: torch.dtype) -> dict[str, Any]:
-    return {**json.loads(config.to_json_string(use_diff=False)), "dtype": _short(dtype)}
+    return {**json.loads(config.to_json_string(use_diff=False)), "dtype": short_name(dtype)}
 
 
 def _lerobot(
@@ -181,10 +182,6 @@ def _gemma(config: FlowConfig, width: int, mlp_width: int) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "hidden_act": "gelu_pytorch_tanh",
     }
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 _NORMALIZATION = {"pi0": ("zscore", "zscore"), "pi05": ("quantile", "quantile")}

@@ -13,21 +13,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from vla.errors import ShapeError, WeightsError
+from vla.weights.dtypes import check_dtypes, short_name
 from vla.weights.keymap import KeyTable, Rule, Spelling, respell
-from vla.weights.report import check_complete, check_dtypes
+from vla.weights.report import check_complete
+from vla.weights.stream import Fill
 from vla.weights.tensors import Piece, TensorInfo, TensorReader, open_tensors
-
-if TYPE_CHECKING:
-    from vla.weights.stream import Fill
 
 logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+VLA_CONFIG = "vla_config"
+"""Key of the tensors' metadata under which files of other formats carry our config."""
 
 LORA = re.compile(r"(^|[._])lora_[abAB]($|[._])|\.lora_(embedding|magnitude)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -280,10 +282,15 @@ def _crop_rows(names: Names, wanted: Shapes) -> list[str]:
 
 def _refuse_difference(reader: TensorReader, one: Piece, other: Piece) -> None:
     """Compare two stored names of one tensor, block by block, as far as the model reads them."""
+    if one.info.dtype != other.info.dtype:
+        raise WeightsError(
+            f"{one.stored} and {other.stored} in {reader.folder} are two names of one tensor, but one is "
+            f"{short_name(one.info.dtype)} and the other {short_name(other.info.dtype)}."
+        )
     rows = one.info.shape[0]
     for a, b in zip(reader.blocks(one.stored), reader.blocks(other.stored), strict=False):
         count = min(len(a), len(b), rows)
-        if not torch.equal(a[:count], b[:count].to(a.dtype)):
+        if not torch.equal(a[:count], b[:count]):
             raise WeightsError(
                 f"{one.stored} and {other.stored} in {reader.folder} are two names of one tensor, but they "
                 "hold different values, so it is unclear which is meant. Remove the one that is wrong."
@@ -293,7 +300,7 @@ def _refuse_difference(reader: TensorReader, one: Piece, other: Piece) -> None:
             return
 
 
-def plan_write(format: Format, shapes: Shapes, dtype: torch.dtype = torch.float32) -> "dict[str, str | Fill]":
+def plan_write(format: Format, shapes: Shapes, dtype: torch.dtype = torch.float32) -> dict[str, str | Fill]:
     """Say under which names our tensors are written.
 
     Args:
@@ -307,8 +314,6 @@ def plan_write(format: Format, shapes: Shapes, dtype: torch.dtype = torch.float3
     Raises:
         WeightsError: The format cannot be written, or has no name for one of the tensors.
     """
-    from vla.weights.stream import Fill
-
     if format.written is None:
         raise WeightsError(f"The format '{format.name}' can be read, but not written.")
     plan: dict[str, str | Fill] = {}

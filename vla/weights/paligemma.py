@@ -103,10 +103,13 @@ TORCH_SPELLINGS = (
 WITHOUT_VISION_MODEL = Spelling(r"\.vision_tower\.", ".vision_tower.vision_model.")
 """From the one spelling to that of openpi and LeRobot."""
 
+BUFFERS = (
+    Spelling(r"(^|\.)embeddings\.position_ids$", "counts from 0 upwards, no weight"),
+    Spelling(r"(^|\.)rotary_emb\.inv_freq$", "computed, no weight"),
+)
 TORCH_JUNK = (
     Spelling(r"^paligemma_with_expert\.gemma_expert\.lm_head\.weight$", "no implementation reads it"),
-    Spelling(r"\.embeddings\.position_ids$", "counts from 0 upwards, no weight"),
-    Spelling(r"\.rotary_emb\.inv_freq$", "computed, no weight"),
+    *BUFFERS,
     Spelling(
         r"^(normalize_inputs|normalize_targets|unnormalize_outputs)\.buffer_",
         "statistics of an early LeRobot file, which are not read from there",

@@ -2,24 +2,19 @@
 
 import difflib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from vla.errors import WeightsError
 from vla.weights.keymap import split_index
-from vla.weights.tensors import Piece
 
 if TYPE_CHECKING:
     from vla.weights.formats import Format, Names
 
 SHOWN = 5
 """Names of one kind that a message holds; the others are counted."""
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -151,50 +146,6 @@ def spell_like(canonical: str, spelled: Mapping[str, str]) -> str:
             return spelled[relative].removesuffix(tail) + canonical.removeprefix(start)
     leads = {stored.removesuffix(name) for name, stored in spelled.items() if stored.endswith(name)}
     return (leads.pop() if len(leads) == 1 else "") + canonical
-
-
-def check_dtypes(folder: Path, pieces: Mapping[str, Piece]) -> None:
-    """Raise where a single tensor has another dtype than its kind.
-
-    Files are float32 throughout, or 16-bit with some parts kept in float32. All layers of one kind have the
-    same dtype.
-
-    Raises:
-        WeightsError: Names the tensor, its dtype and the one that was expected.
-    """
-    sizes: Counter[torch.dtype] = Counter()
-    kinds: dict[str, list[Piece]] = defaultdict(list)
-    for ours, piece in pieces.items():
-        if piece.info.dtype not in FLOATS:
-            raise WeightsError(
-                f"{piece.stored} in {folder} is of dtype {_short(piece.info.dtype)}; weights are "
-                f"{', '.join(_short(dtype) for dtype in FLOATS)}. Quantised checkpoints are not read."
-            )
-        sizes[piece.info.dtype] += torch.Size(piece.info.shape).numel()
-        kinds[split_index(ours)[0]].append(piece)
-    for kind in kinds.values():
-        counts = Counter(piece.info.dtype for piece in kind)
-        usual = counts.most_common(1)[0][0]
-        _refuse_odd(folder, kind, (usual,), "the other layers are")
-    if sizes:
-        main = sizes.most_common(1)[0][0]
-        allowed = (main,) if main == torch.float32 else (main, torch.float32)
-        _refuse_odd(folder, pieces.values(), allowed, "most of the file is")
-
-
-def _refuse_odd(
-    folder: Path, pieces: Iterable[Piece], allowed: tuple[torch.dtype, ...], compared: str
-) -> None:
-    for piece in pieces:
-        if piece.info.dtype not in allowed:
-            raise WeightsError(
-                f"{piece.stored} in {folder} is {_short(piece.info.dtype)}, where {compared} "
-                f"{_short(allowed[0])}: the file was changed after it was saved. Nothing was loaded."
-            )
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _some(phrases: list[str]) -> str:

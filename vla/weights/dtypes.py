@@ -1,0 +1,84 @@
+"""Dtypes of weights: which are accepted, and which a user may ask for."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from vla.errors import ConfigError, WeightsError
+from vla.weights.keymap import split_index
+from vla.weights.tensors import Piece
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return the dtype that a user asks for; None and "auto" ask for none.
+
+    Raises:
+        ConfigError: It is none that weights may have.
+    """
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in FLOATS:
+        raise ConfigError(
+            f"dtype must be one of {', '.join(short_name(one) for one in FLOATS)}, got {dtype!r}."
+        )
+    return found
+
+
+def main_dtype(pieces: Mapping[str, Piece]) -> torch.dtype:
+    """Return the dtype of most stored values."""
+    return _sizes(pieces).most_common(1)[0][0]
+
+
+def _sizes(pieces: Mapping[str, Piece]) -> Counter[torch.dtype]:
+    sizes: Counter[torch.dtype] = Counter()
+    for piece in pieces.values():
+        sizes[piece.info.dtype] += torch.Size(piece.info.shape).numel()
+    return sizes
+
+
+def check_dtypes(folder: Path, pieces: Mapping[str, Piece]) -> None:
+    """Raise where a single tensor has another dtype than its kind.
+
+    Files are float32 throughout, or 16-bit with some parts kept in float32. All layers of one kind have the
+    same dtype.
+
+    Raises:
+        WeightsError: Names the tensor, its dtype and the one that was expected.
+    """
+    kinds: dict[str, list[Piece]] = defaultdict(list)
+    for ours, piece in pieces.items():
+        if piece.info.dtype not in FLOATS:
+            raise WeightsError(
+                f"{piece.stored} in {folder} is of dtype {short_name(piece.info.dtype)}; weights are "
+                f"{', '.join(short_name(dtype) for dtype in FLOATS)}. Quantised checkpoints are not read."
+            )
+        kinds[split_index(ours)[0]].append(piece)
+    for kind in kinds.values():
+        counts = Counter(piece.info.dtype for piece in kind)
+        usual = counts.most_common(1)[0][0]
+        _refuse_odd(folder, kind, (usual,), "the other layers are")
+    if pieces:
+        main = main_dtype(pieces)
+        allowed = (main,) if main == torch.float32 else (main, torch.float32)
+        _refuse_odd(folder, pieces.values(), allowed, "most of the file is")
+
+
+def _refuse_odd(
+    folder: Path, pieces: Iterable[Piece], allowed: tuple[torch.dtype, ...], compared: str
+) -> None:
+    for piece in pieces:
+        if piece.info.dtype not in allowed:
+            raise WeightsError(
+                f"{piece.stored} in {folder} is {short_name(piece.info.dtype)}, where {compared} "
+                f"{short_name(allowed[0])}: the file was changed after it was saved. Nothing was loaded."
+            )
+
+
+def short_name(dtype: torch.dtype) -> str:
+    """Return `float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
