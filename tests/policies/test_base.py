@@ -94,7 +94,7 @@ def edit(folder, change):
 
 def test_a_missing_tensor_is_named(folder):
     edit(folder, lambda tensors: tensors.pop("model.state_proj.bias"))
-    with pytest.raises(WeightsError, match=r"missing model\.state_proj\.bias"):
+    with pytest.raises(WeightsError, match=r"1 missing: model\.state_proj\.bias\."):
         Pi0Policy.from_pretrained(folder)
 
 
@@ -103,7 +103,8 @@ def test_a_renamed_tensor_is_named_with_its_nearest_neighbour(folder):
         folder, lambda tensors: tensors.update({"model.state_prj.bias": tensors.pop("model.state_proj.bias")})
     )
     with pytest.raises(
-        WeightsError, match=r"unexpected model\.state_prj\.bias\. Did you mean 'model\.state_proj"
+        WeightsError,
+        match=r"unexpected: model\.state_prj\.bias \(nearest missing name: model\.state_proj\.bias\)",
     ):
         Pi0Policy.from_pretrained(folder)
 
@@ -111,7 +112,7 @@ def test_a_renamed_tensor_is_named_with_its_nearest_neighbour(folder):
 def test_a_wrong_shape_is_named(folder):
     edit(folder, lambda tensors: tensors.update({"model.state_proj.bias": torch.zeros(3)}))
     with pytest.raises(
-        WeightsError, match=r"wrong shape model\.state_proj\.bias: stored \[3\], the model has \[16\]"
+        WeightsError, match=r"wrong shape: model\.state_proj\.bias: stored \[3\], expected \[16\]"
     ):
         Pi0Policy.from_pretrained(folder)
 
@@ -119,19 +120,19 @@ def test_a_wrong_shape_is_named(folder):
 def test_a_truncated_file_is_an_error(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match="could not be loaded"):
+    with pytest.raises(WeightsError, match=r"is cut off.*download it again"):
         Pi0Policy.from_pretrained(folder)
 
 
 def test_a_folder_without_weights_is_an_error(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(WeightsError, match="could not be loaded"):
+    with pytest.raises(WeightsError, match="holds no weights"):
         Pi0Policy.from_pretrained(folder)
 
 
 def test_config_that_is_not_json(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(WeightsError, match="could not be loaded"):
+    with pytest.raises(WeightsError, match=r"config\.json is not JSON"):
         Pi0Policy.from_pretrained(folder)
 
 

@@ -79,9 +79,9 @@ def test_load_refuses_to_act_without_statistics(robot_ready, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (None, "holds no config.json"),
-        ("{", "is not a config"),
-        (json.dumps({"model_type": "bert"}), "model_type 'bert'; this version opens vla_pi0"),
+        (None, "is empty"),
+        ("{", "config.json is not JSON"),
+        (json.dumps({"model_type": "bert"}), "holds no weights"),
     ],
 )
 def test_folders_that_are_no_policy(tmp_path, config, message):

@@ -59,7 +59,16 @@ ROOMS: dict[str, Room] = {
     ),
     "policies": Room(
         rooms=("nn", "objectives", "transforms", "weights"),
-        packages=("torch", "numpy", "PIL", "transformers", "safetensors", "huggingface_hub", "yaml"),
+        packages=(
+            "torch",
+            "numpy",
+            "PIL",
+            "transformers",
+            "accelerate",
+            "safetensors",
+            "huggingface_hub",
+            "yaml",
+        ),  # fmt: skip
     ),
     "train": Room(
         rooms=("data", "transforms", "policies.base", "policies.registry", "weights"),

@@ -97,7 +97,7 @@ def test_choices_that_exclude_each_other():
     assert "augment=false" in complaint("data.cache=samples")
     assert load("data.cache=samples", "data.augment=false").data.cache == "samples"
     assert "preset" in complaint("policy.pretrained=a/b", "policy.preset=tiny")
-    assert "config" in complaint("policy.pretrained=a/b", "policy.config.depth=3")
+    assert "not from both" in complaint("policy.pretrained=a/b", "policy.paligemma=c/d")
 
 
 def test_unreadable_recipes(tmp_path):

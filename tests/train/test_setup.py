@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.data.make import make_dataset
-from vla.errors import ConfigError, DatasetError, TrainingError
-from vla.policies.base import Policy
+from vla.errors import ConfigError, DatasetError, TrainingError, WeightsError
+from vla.policies.registry import make_policy
 from vla.train import setup
 from vla.train.recipe import load_recipe
 from vla.train.setup import make_accelerator, set_up
@@ -102,14 +102,17 @@ def test_cameras_that_end_alike_need_names(tmp_path):
     assert list(made.policy.config.cameras) == ["left"]
 
 
-def test_pretrained_policy_must_be_of_the_kind(tiny, monkeypatch):
-    class Other(Policy):
-        def __init__(self):
-            pass
+def test_pretrained_policy_must_be_of_the_kind(tiny, tmp_path):
+    make_policy("pi05", preset="tiny").save_pretrained(tmp_path / "other")
+    with pytest.raises(WeightsError, match=r"holds a Pi05Policy, not a Pi0Policy"):
+        job(tiny("policy.preset=null", f"policy.pretrained={tmp_path / 'other'}"))
 
-    monkeypatch.setattr(setup.AutoPolicy, "from_pretrained", lambda *_, **__: Other())
-    with pytest.raises(ConfigError, match=r"is a Other, but policy\.type is 'pi0'"):
-        job(tiny("policy.preset=null", "policy.pretrained=some/where"))
+
+def test_pretrained_policy_keeps_its_size_and_takes_other_settings(tiny, tmp_path):
+    make_policy("pi0", preset="tiny").save_pretrained(tmp_path / "base")
+    overrides = ["policy.preset=null", f"policy.pretrained={tmp_path / 'base'}"]
+    with pytest.raises(ConfigError, match="depth"):
+        job(tiny(*overrides, "policy.config={depth: 5}"))
 
 
 def test_processes_that_would_train_alone_are_refused(tiny, monkeypatch):

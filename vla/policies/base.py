@@ -1,18 +1,17 @@
 """What every policy offers: a loss, samples, and one folder that holds all it needs to meet a robot."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from vla.atomic import SaveError, atomic_folder
-from vla.errors import WeightsError, did_you_mean
-from vla.transforms.base import PIPELINE_FILE, Pipeline
+from vla.errors import WeightsError
+from vla.transforms.base import Pipeline
+from vla.weights.source import local_folder
 
 
 class Policy(PreTrainedModel):
@@ -61,63 +60,84 @@ class Policy(PreTrainedModel):
             raise SaveError(f"Could not write {save_directory}: {error}. Nothing was changed.") from error
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Load weights and pipeline; all of the weights, or an error that names what is wrong.
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        config: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
+        asset_id: str | None = None,
+    ) -> Self:
+        """Load weights and pipeline from any known format: exactly this policy, or an error that says why.
 
         Args:
-            pretrained_model_name_or_path: Folder or hub id in this project's format.
-            *args: As in `transformers`.
-            **kwargs: `dtype`, `revision`, `token`, `cache_dir` and the like, as in `transformers`.
+            pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`.
+            dtype: Of the weights, such as `torch.bfloat16`; None keeps that of most of the stored ones.
+            device: Where to put them.
+            revision: Branch, tag or commit on the hub.
+            token: Hub token, for private and gated repositories.
+            cache_dir: Where hub snapshots are kept.
+            local_files_only: Take the hub's files from the cache alone.
+            config: Fields of the config to change, such as `{"action_horizon": 10}`; not those that the
+                tensors decide.
+            tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.
+            asset_id: Which statistics to take where the checkpoint holds those of several robots.
 
         Raises:
-            WeightsError: A tensor is missing, superfluous, of the wrong shape, or unreadable.
+            WeightsError: Not reachable, not this policy, or a tensor is missing, superfluous, of the wrong
+                shape or dtype, or damaged. Nothing is loaded partially.
+            StatisticsError: The statistics are damaged, or several and none was chosen.
+            ConfigError: `config` does not fit.
         """
-        from vla.weights.source import local_folder
+        from vla.policies.loading import load_policy
 
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        folder = local_folder(pretrained_model_name_or_path, **hub)
-        # Every gap is let through there and refused here, in one line that names it.
-        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        try:
-            with _quiet_reports():
-                loaded: Any = super().from_pretrained(str(folder), *args, **kwargs)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise WeightsError(f"{folder} could not be loaded: {_first_line(error)}") from error
-        policy, report = loaded
-        _refuse_gaps(folder, policy, report)
-        if (folder / PIPELINE_FILE).exists():
-            policy.pipeline = Pipeline.load(folder)
+        folder = local_folder(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        expected = None if cls is Policy else cls
+        policy: Any = load_policy(
+            folder,
+            expected,
+            dtype=dtype,
+            device=device,
+            config=config,
+            tokenizer=tokenizer,
+            asset_id=asset_id,
+        )
         return policy
 
+    @classmethod
+    def from_paligemma(
+        cls, name_or_path: str | Path, config: Mapping[str, Any] | None = None, **options: Any
+    ) -> Self:
+        """Return a policy whose vision-language model is a PaliGemma's and whose expert is fresh.
 
-@contextmanager
-def _quiet_reports() -> Iterator[None]:
-    """Keep `transformers`' own table of loading problems off the screen; ours is the error."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
+        Args:
+            name_or_path: Folder or hub id, `google/paligemma-3b-pt-224` for one.
+            config: Fields of the config that the PaliGemma does not decide.
+            **options: See `vla.policies.initialise.from_paligemma`: dtype, device, revision, token.
+        """
+        from vla.policies.initialise import from_paligemma
 
+        return from_paligemma(cls, name_or_path, dict(config or {}), **options)
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
+        """Upload weights, pipeline and model card as one commit; returns the address.
 
+        Args:
+            repo_id: `"owner/name"`.
+            **options: See `vla.policies.hub.push`: private, token, revision, max_shard_size, run, ...
+        """
+        from vla.policies.hub import push
 
-def _refuse_gaps(folder: Path, policy: torch.nn.Module, report: dict[str, Any]) -> None:
-    """Raise `WeightsError` unless every tensor was found, fitted, and used."""
-    known = [name for name, _ in policy.named_parameters()]
-    problems = [f"missing {name}" for name in sorted(report["missing_keys"])]
-    problems += [
-        f"unexpected {name}.{did_you_mean(name, known)}" for name in sorted(report["unexpected_keys"])
-    ]
-    problems += [
-        f"wrong shape {name}: stored {list(stored)}, the model has {list(wanted)}"
-        for name, stored, wanted in sorted(report["mismatched_keys"])
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise WeightsError(
-            f"{folder} does not hold exactly this model's weights: {shown}. Nothing was loaded."
-        )
+        return push(self, repo_id, **options)

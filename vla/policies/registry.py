@@ -2,22 +2,20 @@
 
 import importlib
 import importlib.util
-import json
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 import vla.policies
-from vla.errors import ConfigError, WeightsError, did_you_mean
+from vla.errors import ConfigError, did_you_mean
 from vla.policies.base import Policy
 from vla.policies.robot import RobotPolicy
 from vla.transforms.base import Pipeline
-from vla.weights.source import local_folder
+from vla.transforms.robots import apply_robot, load_robot
 
 
 class PolicyEntry(NamedTuple):
@@ -106,65 +104,32 @@ def reference_of(policy: Policy, library: str) -> Any:
 
 
 class AutoPolicy:
-    """Opens any policy folder or hub repository as the class that its config names."""
+    """Opens any known checkpoint as the policy that its content says it is."""
 
-    @staticmethod
-    def from_pretrained(
-        name_or_path: str | Path,
-        *,
-        dtype: torch.dtype | str | None = None,
-        device: torch.device | str | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-    ) -> Policy:
-        """Load a policy in evaluation mode.
-
-        Args:
-            name_or_path: Folder or hub id.
-            dtype: What to convert the weights to; as stored where not given.
-            device: Where to put them.
-            revision: Branch, tag or commit on the hub.
-            token: Hub token, for private repositories.
-            cache_dir: Where hub snapshots are kept.
-
-        Raises:
-            WeightsError: Not a policy of this project, or not exactly its weights.
-        """
-        folder = local_folder(name_or_path, revision, token, cache_dir)
-        policy = policy_entry(_policy_of(folder)).policy.from_pretrained(folder, dtype=dtype or "auto")
-        return policy.to(device) if device is not None else policy  # type: ignore[arg-type]
+    from_pretrained = staticmethod(Policy.from_pretrained)
+    """See `vla.policies.base.Policy.from_pretrained`."""
 
 
 def load(
     name_or_path: str | Path,
     *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
-    revision: str | None = None,
+    robot: str | Path | None = None,
+    **options: Any,
 ) -> RobotPolicy:
-    """Load weights and pipeline: robot units in, robot units out. Arguments as in `AutoPolicy`.
+    """Load weights and pipeline: robot units in, robot units out.
+
+    Args:
+        name_or_path: Folder, hub id, or short name from `vla info known`.
+        robot: Description of the robot (`recipes/robots/<robot>.yaml`), for checkpoints that record neither
+            cameras nor conventions, such as openpi's.
+        **options: As of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, ...
 
     Raises:
         WeightsError: As `AutoPolicy.from_pretrained`.
-        StatisticsError: The checkpoint has no pipeline, so its actions could not be denormalised.
+        StatisticsError: The checkpoint has no statistics, so its actions could not be denormalised.
+        ConfigError: The robot's description does not fit.
     """
-    return RobotPolicy(
-        AutoPolicy.from_pretrained(name_or_path, dtype=dtype, device=device, revision=revision)
-    )
-
-
-def _policy_of(folder: Path) -> str:
-    path = folder / "config.json"
-    if not path.exists():
-        raise WeightsError(f"{folder} holds no config.json, so it is no checkpoint of a policy.")
-    try:
-        model_type = json.loads(path.read_text()).get("model_type")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise WeightsError(f"{path} is not a config: {error}.") from error
-    by_type = {policy_entry(name).config.model_type: name for name in policy_names()}
-    if model_type not in by_type:
-        raise WeightsError(
-            f"{path} says model_type '{model_type}'; this version opens {', '.join(sorted(by_type))}."
-        )
-    return by_type[model_type]
+    policy = AutoPolicy.from_pretrained(name_or_path, **options)
+    if robot is not None and policy.pipeline is not None:
+        policy.pipeline = apply_robot(policy.pipeline, load_robot(robot))
+    return RobotPolicy(policy)

@@ -43,21 +43,25 @@ class PolicySection(_Section):
     type: str = "pi0"
     """The policy's folder in `vla.policies`."""
     pretrained: str | None = None
-    """Folder or hub id of the policy to start from; null starts from random weights."""
+    """Folder, hub id or known name of the policy to start from, in any format; null is random weights."""
+    paligemma: str | None = None
+    """Folder or hub id of a PaliGemma to start from: the expert beside it is fresh. Not together with
+    `pretrained`."""
     preset: str | None = None
-    """A named size of the policy's config ("tiny"); null is its full size."""
+    """A named size of the policy's config ("tiny"); null is its full size, or that of the weights."""
     config: dict[str, Any] = {}
-    """Values of the policy's config that differ from the preset. Not together with `pretrained`."""
+    """Values of the policy's config that differ from the preset, or from that of the pretrained weights; not
+    those that the weights decide."""
     tokenizer: str | None = None
     """Folder or hub id. Null takes the pretrained policy's tokenizer, or, from scratch, trains a small one
     on the dataset's task and response texts."""
 
     @model_validator(mode="after")
-    def _pretrained_has_its_config(self) -> Self:
-        if self.pretrained is not None and (self.preset is not None or self.config):
-            raise ValueError(
-                "pretrained weights come with their config, so preset and config must stay empty"
-            )
+    def _weights_have_their_size(self) -> Self:
+        if self.pretrained is not None and self.paligemma is not None:
+            raise ValueError("training starts from `pretrained` or from `paligemma`, not from both")
+        if self.preset is not None and (self.pretrained or self.paligemma):
+            raise ValueError("preset must stay empty where weights are given: they decide the size")
         return self
 
 
@@ -83,7 +87,8 @@ class DataSection(_Section):
     action_key: str = "action"
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of the episodes that is held out, at least one of them; 0 holds out none."""
-    normalization: Literal["zscore", "quantile"] = "zscore"
+    normalization: Literal["zscore", "quantile"] | None = None
+    """Null is the policy's own: z-score for pi-0, quantiles for pi-0.5."""
     delta_mask: tuple[bool, ...] | None = None
     """Action dimensions learned relative to the state, one flag each, missing ones false; null is none."""
     augment: bool = True
@@ -162,7 +167,8 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        # By its own writer, which quotes what its reader would take for a number ("0E0").
+        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
 
 
 def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recipe:

@@ -24,7 +24,7 @@ from vla.data.split import split_episodes
 from vla.data.stats import compute_statistics
 from vla.errors import ConfigError, TrainingError, did_you_mean
 from vla.policies.base import Policy
-from vla.policies.registry import AutoPolicy, make_config, make_policy, policy_entry
+from vla.policies.registry import make_config, make_policy, policy_entry
 from vla.train.recipe import DataSection, Recipe, TrainSection
 from vla.train.robot import robot_of, with_robot
 from vla.train.seeds import INITIALISATION, derive_seed
@@ -122,8 +122,7 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
     """
     recipe = with_robot(recipe)
     data, train = recipe.data, recipe.train
-    start = str(checkpoint) if checkpoint is not None else recipe.policy.pretrained
-    policy = _open_policy(start, recipe.policy.type) if start is not None else None
+    policy = _start(recipe, checkpoint)
     config = policy.config if policy is not None else _config(recipe)
     dataset, held_out = _open_datasets(data, config.action_horizon, train.seed)
     cameras = _camera_slots(data, dataset)
@@ -163,12 +162,17 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
     return Job(policy, dataset, held_out, cameras, loader, validation)
 
 
-def _open_policy(name_or_path: str, kind: str) -> Policy:
-    """Return a pretrained policy in float32, which must be of the recipe's kind."""
-    policy = AutoPolicy.from_pretrained(name_or_path, dtype=torch.float32)
-    if type(policy) is not policy_entry(kind).policy:
-        raise ConfigError(f"{name_or_path} is a {type(policy).__name__}, but policy.type is '{kind}'.")
-    return policy
+def _start(recipe: Recipe, checkpoint: Path | None) -> Policy | None:
+    """Return the policy to start from, in float32; None where its weights are to be random."""
+    wanted, expected = recipe.policy, policy_entry(recipe.policy.type).policy
+    if checkpoint is not None:
+        return expected.from_pretrained(checkpoint, dtype=torch.float32)
+    if wanted.pretrained is not None:
+        return expected.from_pretrained(wanted.pretrained, dtype=torch.float32, config=wanted.config)
+    if wanted.paligemma is not None:
+        torch.manual_seed(derive_seed(recipe.train.seed, INITIALISATION))
+        return expected.from_paligemma(wanted.paligemma, wanted.config, dtype=torch.float32)
+    return None
 
 
 def _config(recipe: Recipe, **derived: Any) -> Any:
@@ -221,10 +225,13 @@ def _tokenizer(recipe: Recipe, policy: Policy | None, dataset: LeRobotDataset) -
     """Return the recipe's tokenizer, else the pretrained policy's, else a small one of the data's texts."""
     if recipe.policy.tokenizer is not None:
         return load_tokenizer(recipe.policy.tokenizer)
+    if recipe.policy.paligemma is not None:
+        return load_tokenizer(recipe.policy.paligemma)
     if policy is not None:
         if policy.pipeline is None:
             raise ConfigError(
-                f"{recipe.policy.pretrained} comes without a tokenizer; name one with policy.tokenizer."
+                f"{recipe.policy.pretrained} comes without a tokenizer; name one with policy.tokenizer "
+                "(published weights read google/paligemma-3b-pt-224's)."
             )
         return policy.pipeline.find(TokenizePrompt).tokenizer
     texts = {clean(task) for task in dataset.tasks}

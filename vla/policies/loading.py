@@ -1,0 +1,100 @@
+"""One way to load a policy, whatever format its checkpoint has: recognise, check, build empty, stream.
+
+Nothing is read but headers until the whole plan has been found right, and a policy is handed out whole or
+not at all.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+
+from vla.errors import ConfigError, WeightsError
+from vla.policies.base import Policy
+from vla.policies.pipelines import read_pipeline
+from vla.policies.published import recognise, weights_module
+from vla.policies.registry import policy_entry
+from vla.weights.formats import Format, Stored, open_stored, plan_load
+from vla.weights.stream import fill_module
+
+
+def load_policy(
+    folder: Path,
+    expected: type[Policy] | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    config: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+    asset_id: str | None = None,
+) -> Policy:
+    """Return the policy of a checkpoint folder, in evaluation mode.
+
+    Args:
+        folder: Of any format that is known.
+        expected: The class that the checkpoint must hold; None takes what it holds.
+        dtype: Of the weights; None keeps that of most of the stored ones.
+        device: Where to put them.
+        config: Fields of the config to change; not those that the tensors decide.
+        tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.
+        asset_id: Which statistics to take where the checkpoint holds those of several robots.
+
+    Raises:
+        WeightsError: Not a policy, not the expected one, or not exactly its weights.
+        StatisticsError: Its statistics are damaged, or several and none was chosen.
+        ConfigError: A field of `config` does not exist, or contradicts the weights.
+    """
+    with ExitStack() as stack:
+        stored = stack.enter_context(open_stored(folder))
+        name, fmt = recognise(stored)
+        policy_class = policy_entry(name).policy
+        if expected is not None and policy_class is not expected:
+            raise WeightsError(
+                f"{folder} holds a {policy_class.__name__}, not a {expected.__name__}: open it with "
+                f"{policy_class.__name__}.from_pretrained or vla.AutoPolicy.from_pretrained."
+            )
+        settings = weights_module(name).read_config(stored, fmt, dict(config or {}))
+        policy = _fill(policy_class, settings, stored, fmt, dtype, device)
+        policy.pipeline = read_pipeline(
+            folder,
+            fmt.name,
+            name,
+            settings,
+            stored_config=stored.config,
+            tokenizer=tokenizer,
+            asset_id=asset_id,
+        )
+    return policy.eval()
+
+
+def _fill(
+    policy_class: type[Policy],
+    settings: Any,
+    stored: Stored,
+    fmt: Format,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+) -> Policy:
+    with init_empty_weights(include_buffers=False):
+        policy = policy_class(settings)
+    plan = plan_load(fmt, stored, {name: tuple(p.shape) for name, p in policy.named_parameters()})
+    held = Counter[torch.dtype]()
+    for piece in plan.pieces.values():
+        held[piece.info.dtype] += torch.Size(piece.info.shape).numel()
+    wanted = _dtype(dtype) or held.most_common(1)[0][0]
+    fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
+    policy.config.dtype = wanted
+    return policy if device is None else policy.to(device)  # type: ignore[arg-type]
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"dtype must be a floating-point type such as 'bfloat16', got {dtype!r}.")
+    return found
