@@ -24,6 +24,7 @@ _ROUTES = {
     "preupload": re.compile(rf"/api/models/{_ID}/preupload/(?P<rev>[^/]+)"),
     "commit": re.compile(rf"/api/models/{_ID}/commit/(?P<rev>[^/]+)"),
     "branch": re.compile(rf"/api/models/{_ID}/branch/(?P<rev>[^/]+)"),
+    "dataset": re.compile(r"/api/datasets/.+"),
     "whoami": re.compile(r"/api/whoami-v2"),
     "create": re.compile(r"/api/repos/create"),
     "check_card": re.compile(r"/api/validate-yaml"),
@@ -165,6 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.hub.sent += len(data)
         return self._send(data, status, headers)
+
+    def _dataset(self):
+        return self._json({"error": "Repository not found"}, 401, X_Error_Code="RepoNotFound")
 
     def _whoami(self):
         return self._json({"name": "me"}) if self._may() else self._json({"error": "Invalid username"}, 401)

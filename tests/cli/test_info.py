@@ -4,10 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save_file
 
+from tests.cli.info_rows import rows
 from tests.data.make import make_dataset
+from tests.hub_server import TOKEN, serving, speak_to
 from vla.cli import main
+from vla.weights.known import known_checkpoints
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
 
 
 @pytest.fixture
@@ -20,25 +29,19 @@ def checkpoint(tmp_path):
     return folder
 
 
-def lines(capsys):
-    return {
-        cells[1].strip(): cells[2].strip()
-        for line in capsys.readouterr().out.splitlines()
-        if len(cells := line.split("│")) == 4
-    }
-
-
 def test_checkpoint_is_described_from_its_files(checkpoint, capsys):
     (checkpoint / "pipeline.json").write_text(json.dumps({"steps": [{"type": "one"}, {"type": "two"}]}))
     assert main(["info", str(checkpoint)]) == 0
-    rows = lines(capsys)
-    assert rows["policy"] == "some_policy"
-    assert rows["action horizon"] == "7"
-    assert rows["cameras"] == "top, wrist"
-    assert rows["parameters"] == "17 in 2 tensors"
-    assert rows["weights"].startswith("F32")
-    assert rows["pipeline"] == "one -> two"
-    assert rows["statistics"] == "none"
+    found = rows(capsys)
+    assert found["format"] == "unknown"
+    assert "is no checkpoint of a policy known here" in found["does not load"]
+    assert found["policy"] == "some_policy"
+    assert found["action horizon"] == "7"
+    assert found["cameras"] == "top, wrist"
+    assert found["parameters"] == "17 in 2 tensors"
+    assert found["weights"].startswith("float32; 0.0 MB in 1 file(s)")
+    assert found["pipeline"] == "one -> two"
+    assert found["statistics"] == "none"
 
 
 def test_run_folder_stands_for_its_last_checkpoint(checkpoint, tmp_path, capsys):
@@ -46,24 +49,26 @@ def test_run_folder_stands_for_its_last_checkpoint(checkpoint, tmp_path, capsys)
     run.mkdir(parents=True)
     (run / "last").symlink_to(checkpoint)
     assert main(["info", str(run.parent)]) == 0
-    assert lines(capsys)["policy"] == "some_policy"
+    assert rows(capsys)["policy"] == "some_policy"
 
 
 def test_checkpoint_without_weights_or_pipeline_says_so(checkpoint, capsys):
     (checkpoint / "model.safetensors").unlink()
     assert main(["info", str(checkpoint)]) == 0
-    rows = lines(capsys)
-    assert rows["weights"] == "none"
-    assert rows["pipeline"].startswith("none")
+    found = rows(capsys)
+    assert found["weights"] == "none"
+    assert found["does not load"] == "There are no weights in it."
+    assert found["pipeline"].startswith("none")
 
 
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
         ("config.json", b"{", "config.json is not JSON"),
-        ("config.json", b"[]", "must hold an object"),
+        ("config.json", b"[]", "does not hold a JSON object"),
         ("pipeline.json", b"nonsense", "pipeline.json is not JSON"),
-        ("model.safetensors", b"short", "not a whole safetensors file"),
+        ("statistics.json", b"{}", "statistics.json does not hold statistics"),
+        ("model.safetensors", b"short", "model.safetensors"),
     ],
 )
 def test_damaged_checkpoint_is_one_line(checkpoint, file, content, says, capsys):
@@ -78,31 +83,45 @@ def test_truncated_weights_are_one_line(checkpoint, capsys):
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
     assert main(["info", str(checkpoint)]) == 1
-    assert "not a whole safetensors file" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "model.safetensors" in error
+    assert error.count("\n") == 1
+
+
+def test_pickles_and_adapters_are_refused_by_name(tmp_path, capsys):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    assert main(["info", str(tmp_path)]) == 1
+    assert "pytorch_model.bin" in capsys.readouterr().err
+    save_file({"lora_A": np.zeros(3)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert main(["info", str(tmp_path)]) == 1
+    assert "LoRA adapter" in capsys.readouterr().err
 
 
 def test_folder_that_is_neither(tmp_path, capsys):
     assert main(["info", str(tmp_path)]) == 1
-    assert "no checkpoint (config.json) and no dataset (meta/info.json)" in capsys.readouterr().err
+    assert "no checkpoint (config.json, weights) and no dataset (meta/info.json)" in capsys.readouterr().err
 
 
 def test_nothing_there(tmp_path, capsys):
     assert main(["info", str(tmp_path / "none" / "at" / "all")]) == 1
-    assert "There is no" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "none/at/all is no folder here" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_dataset_is_described(version, tmp_path, capsys):
     make_dataset(tmp_path / "data", version=version, episodes=3, length=[5, 7, 6], state_dim=3, action_dim=2)
     assert main(["info", str(tmp_path / "data")]) == 0
-    rows = lines(capsys)
-    assert rows["version"] == version
-    assert rows["episodes"] == "3, of 5 to 7 frames, median 6"
-    assert rows["frames"] == "18"
-    assert rows["cameras"] == "observation.images.top, observation.images.wrist"
-    assert rows["state"] == "3 values"
-    assert rows["action"] == "2 values"
-    assert rows["tasks"] == "put the cup on the plate; open the drawer"
+    found = rows(capsys)
+    assert found["version"] == version
+    assert found["episodes"] == "3, of 5 to 7 frames, median 6"
+    assert found["frames"] == "18"
+    assert found["cameras"] == "observation.images.top, observation.images.wrist"
+    assert found["state"] == "3 values"
+    assert found["action"] == "2 values"
+    assert found["tasks"] == "put the cup on the plate; open the drawer"
 
 
 def test_damaged_dataset_is_one_line(tmp_path, capsys):
@@ -112,3 +131,87 @@ def test_damaged_dataset_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert ".parquet" in error
     assert error.count("\n") == 1
+
+
+def test_dataset_as_json(tmp_path, capsys):
+    make_dataset(tmp_path / "data", episodes=2, length=5, state_dim=3, action_dim=2)
+    assert main(["info", str(tmp_path / "data"), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["kind"] == "dataset"
+    assert values["episodes"] == 2
+    assert values["episode_length"] == {"min": 5, "median": 5, "max": 5}
+    assert values["action_dim"] == 2
+
+
+def test_memory_is_not_asked_of_a_dataset(tmp_path, capsys):
+    make_dataset(tmp_path / "data", episodes=1, length=5)
+    assert main(["info", str(tmp_path / "data"), "--memory"]) == 1
+    assert "--memory is about checkpoints" in capsys.readouterr().err
+
+
+class TestKnown:
+    def test_table_lists_all(self, capsys):
+        assert main(["info", "known"]) == 0
+        printed = capsys.readouterr().out
+        for name, known in known_checkpoints().items():
+            line = next(line for line in printed.splitlines() if f"│ {name} " in line)
+            assert known.id in line
+            assert known.format in line
+        assert "│ 14.5 GB │ gemma" in printed
+
+    def test_json_has_the_notes(self, capsys):
+        assert main(["info", "known", "--json"]) == 0
+        values = json.loads(capsys.readouterr().out)
+        assert [one["name"] for one in values] == list(known_checkpoints())
+        assert all(one["notes"] and one["provenance"] for one in values)
+
+    def test_folder_of_that_name(self, checkpoint, monkeypatch, capsys):
+        checkpoint.rename(checkpoint.parent / "known")
+        monkeypatch.chdir(checkpoint.parent)
+        assert main(["info", "./known"]) == 0
+        assert rows(capsys)["policy"] == "some_policy"
+
+    def test_bucket_says_how_to_download(self, capsys):
+        assert main(["info", "openpi_pi0_base"]) == 1
+        assert "gsutil -m cp -r gs://openpi-assets/checkpoints/pi0_base" in capsys.readouterr().err
+
+
+class TestHub:
+    @pytest.fixture
+    def hub(self, monkeypatch, tmp_path):
+        with serving() as hub:
+            speak_to(hub.url, monkeypatch, tmp_path / "cache")
+            yield hub
+
+    def test_model_is_described_by_its_headers(self, hub, checkpoint, capsys):
+        (checkpoint / "README.md").write_text("---\nlicense: mit\n---\n# It\n")
+        hub.add("a/policy", checkpoint)
+        assert main(["info", "a/policy"]) == 0
+        found = rows(capsys)
+        assert found["policy"] == "some_policy"
+        assert found["parameters"] == "17 in 2 tensors"
+        assert found["licence"] == "mit"
+
+    def test_short_name_revision_and_token(self, hub, checkpoint, capsys, monkeypatch):
+        repo = hub.add("lerobot/pi0_base", {"README.md": b""}, needs_token=True)
+        repo.branches["v2"] = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+        assert main(["info", "pi0_base", "--revision", "v2", "--token", TOKEN]) == 0
+        assert rows(capsys)["policy"] == "some_policy"
+        assert main(["info", "pi0_base", "--revision", "v2"]) == 1
+        assert "hf auth login" in capsys.readouterr().err
+
+    def test_name_that_is_neither_model_nor_dataset(self, hub, capsys):
+        assert main(["info", "a/none"]) == 1
+        error = capsys.readouterr().err
+        assert "a/none is no folder here, and neither a model nor a dataset on the hub" in error
+        assert error.count("\n") == 1
+
+    def test_gated_model_is_not_taken_for_a_dataset(self, hub, checkpoint, capsys):
+        hub.add("a/gated", checkpoint, gated=True)
+        assert main(["info", "a/gated"]) == 1
+        assert "a/gated is gated" in capsys.readouterr().err
+
+    def test_offline(self, hub, monkeypatch, capsys):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert main(["info", "a/policy"]) == 1
+        assert "offline mode" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from vla.cli.bench import bench
+from vla.cli.convert import convert
 from vla.cli.demo import demo
 from vla.cli.eval import evaluate
 from vla.cli.info import info
@@ -39,6 +40,7 @@ for _name, _function in {
     "train": train,
     "stats": stats,
     "info": info,
+    "convert": convert,
     "eval": evaluate,
     "bench": bench,
 }.items():

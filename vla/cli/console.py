@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from vla.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 
 def console(stderr: bool = False) -> "Console":
@@ -19,6 +19,18 @@ def console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=not stderr)
+
+
+def print_rows(title: str, rows: "Mapping[str, str]") -> None:
+    """Print names and values as a table of two columns."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console().print(table)
 
 
 @contextmanager
@@ -29,14 +41,24 @@ def progress_bar(description: str) -> "Iterator[Callable[[int, int], None]]":
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _progress() -> "Progress":
+@contextmanager
+def byte_bar(description: str) -> "Iterator[Callable[[int, int], None]]":
+    """Show a progress bar for bytes on stderr; call what is yielded with (done, total)."""
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    with _progress(DownloadColumn(), TransferSpeedColumn()) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _progress(*columns: "ProgressColumn") -> "Progress":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     err = console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        *(columns or (MofNCompleteColumn(),)),
         TimeRemainingColumn(),
         console=err,
         transient=True,

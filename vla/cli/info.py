@@ -1,134 +1,128 @@
-"""`vla info PATH`: what a checkpoint folder or a dataset holds, without loading a tensor or a frame."""
+"""`vla info WHAT`: what a checkpoint or a dataset holds, without loading a tensor or a frame."""
 
-import json
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vla.cli.console import checkpoint_folder, console
-from vla.errors import ConfigError, WeightsError
+from vla.cli.console import checkpoint_folder
+from vla.errors import ConfigError, DatasetError, WeightsError
+
+KNOWN = "known"
+
+WhatArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Checkpoint: folder, hub id or short name. Dataset: folder or hub id. Or the word known.",
+        metavar="WHAT",
+        show_default=False,
+    ),
+]
+DiffOption = Annotated[
+    str | None, typer.Option(help="Compare with this checkpoint, tensor by tensor.", metavar="OTHER")
+]
+MemoryOption = Annotated[
+    bool, typer.Option("--memory", help="Predict the memory of acting and of training, by precision.")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Samples of a batch, for --memory.")]
+CamerasOption = Annotated[
+    int | None, typer.Option(min=1, help="Cameras that are there, for --memory; all of them by default.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(help="Hub token; what `hf auth login` stored where not given.", envvar="HF_TOKEN"),
+]
 
 
 def info(
-    path: Annotated[
-        str,
-        typer.Argument(
-            help="Checkpoint folder, or dataset folder or hub id.", metavar="PATH", show_default=False
-        ),
-    ],
+    what: WhatArgument,
+    diff: DiffOption = None,
+    memory: MemoryOption = False,
+    batch_size: BatchOption = 1,
+    cameras: CamerasOption = None,
+    as_json: JsonOption = False,
+    revision: RevisionOption = None,
+    token: TokenOption = None,
 ) -> None:
-    """Describe a checkpoint (parameters, pipeline, statistics) or a dataset (version, episodes, keys).
+    """Describe a checkpoint of any format, or a dataset.
 
-    A folder with config.json is a checkpoint, and a training run's folder stands for its last one; a folder
-    with meta/info.json, or a hub id, is a dataset.
+    A checkpoint: format, policy, dimensions, parameters by part, dtypes, cameras, pipeline, statistics,
+    licence. Only headers are read, and of a hub repository only headers are downloaded, except to compare.
+    A training run's folder stands for its last checkpoint. The word known lists the published checkpoints
+    that have a short name; a folder called so is ./known.
 
-    Example: vla info bridge_mini_v3
+    Example: vla info lerobot/pi0_base --memory
     """
-    folder = checkpoint_folder(path)
-    if (folder / "config.json").is_file():
-        _print("checkpoint", path, _checkpoint_rows(folder))
-    elif (folder / "meta" / "info.json").is_file() or (not folder.exists() and path.count("/") == 1):
-        _print("dataset", path, _dataset_rows(path))
-    elif folder.exists():
-        raise ConfigError(f"{path} is no checkpoint (config.json) and no dataset (meta/info.json).")
-    else:
-        raise ConfigError(f"There is no {path}.")
+    if what == KNOWN:
+        from vla.cli.info_known import print_known
 
+        print_known(as_json)
+        return
+    name = str(checkpoint_folder(what))
+    if diff is not None:
+        from vla.cli.info_diff import print_diff
 
-def _print(kind: str, path: str, rows: dict[str, str]) -> None:
-    from rich.table import Table
+        print_diff(name, str(checkpoint_folder(diff)), revision=revision, token=token, as_json=as_json)
+        return
+    if not _is_dataset(what):
+        from vla.cli.info_checkpoint import print_checkpoint
 
-    table = Table(title=f"{kind} {path}", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console().print(table)
-
-
-def _dataset_rows(path: str) -> dict[str, str]:
-    from vla.data import LeRobotDataset
-
-    dataset = LeRobotDataset(path, action_horizon=1)
-    about = dataset.info
-    lengths = sorted(episode.length for episode in dataset.episodes)
-    return {
-        "version": str(about.version),
-        "robot": str(about.robot_type),
-        "frames per second": f"{about.fps:g}",
-        "episodes": f"{len(lengths)}, of {lengths[0]} to {lengths[-1]} frames, median {median(lengths):g}",
-        "frames": str(len(dataset)),
-        "cameras": ", ".join(about.cameras) or "none",
-        "state": f"{dataset.state_dim} values",
-        "action": f"{dataset.action_dim} values",
-        "tasks": "; ".join(list(dataset.tasks)[:5]) + ("; ..." if len(dataset.tasks) > 5 else ""),
-        "fingerprint": dataset.fingerprint,
-    }
-
-
-def _checkpoint_rows(folder: Path) -> dict[str, str]:
-    config = _read_json(folder / "config.json")
-    rows = {"policy": str(config.get("model_type", "unknown"))}
-    for key in ("action_horizon", "max_action_dim", "max_state_dim", "max_prompt_length", "image_size"):
-        if key in config:
-            rows[key.replace("_", " ")] = str(config[key])
-    if config.get("cameras"):
-        rows["cameras"] = ", ".join(config["cameras"])
-    rows |= _weights_rows(folder)
-    if (folder / "pipeline.json").is_file():
-        steps = _read_json(folder / "pipeline.json").get("steps", [])
-        rows["pipeline"] = " -> ".join(str(step.get("type")) for step in steps)
-    else:
-        rows["pipeline"] = "none: loads as a model, not as a robot policy"
-    if (folder / "statistics.json").is_file():
-        from vla.transforms.normalize import Statistics
-
-        statistics = Statistics.load(folder)
-        rows["statistics"] = ", ".join(
-            f"{name}: {len(values.mean)} dimensions from {values.count} values"
-            for name, values in statistics.features.items()
-        )
-        rows["counted"] = statistics.convention
-        rows["from dataset"] = statistics.source
-    else:
-        rows["statistics"] = "none"
-    return rows
-
-
-def _weights_rows(folder: Path) -> dict[str, str]:
-    """Count the parameters from the files' headers; no tensor is read."""
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    count, tensors, dtypes = 0, 0, set()
-    for file in files:
+        sizes = (batch_size, cameras) if memory else None
         try:
-            with safe_open(file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 (a safetensors handle is no dictionary)
-                    view = opened.get_slice(name)
-                    size = 1
-                    for side in view.get_shape():
-                        size *= side
-                    count, tensors = count + size, tensors + 1
-                    dtypes.add(str(view.get_dtype()))
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{file} is not a whole safetensors file: {error}.") from error
-    if not files:
-        return {"weights": "none"}
-    bytes_on_disk = sum(file.stat().st_size for file in files)
-    return {
-        "parameters": f"{count:,} in {tensors} tensors",
-        "weights": f"{', '.join(sorted(dtypes))}; {bytes_on_disk / 1e6:,.1f} MB in {len(files)} file(s)",
-    }
+            print_checkpoint(what, name, revision=revision, token=token, memory=sizes, as_json=as_json)
+            return
+        except WeightsError as error:
+            if not _may_be_dataset(what, error):
+                raise
+    if memory:
+        raise ConfigError(f"--memory is about checkpoints, and there is no checkpoint {what}.")
+    _print_dataset(what, revision, as_json)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _is_dataset(what: str) -> bool:
+    folder = Path(what).expanduser()
+    if not folder.exists():
+        return False
+    if (folder / "meta" / "info.json").is_file():
+        return True
+    kinds = (
+        "config.json",
+        "*.safetensors",
+        "*.safetensors.index.json",
+        "_METADATA",
+        "params",
+        "*.bin",
+        "*.pt",
+    )
+    inside = checkpoint_folder(what)
+    if inside.is_dir() and not any(next(inside.glob(kind), None) for kind in kinds):
+        raise ConfigError(f"{what} is no checkpoint (config.json, weights) and no dataset (meta/info.json).")
+    return False
+
+
+def _may_be_dataset(what: str, error: WeightsError) -> bool:
+    """Whether the hub says that it has no model of that name, so that a dataset may be meant."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    from vla.weights.source import HUB_ID
+
+    absent = isinstance(error.__cause__, RepositoryNotFoundError)
+    return absent and not isinstance(error.__cause__, GatedRepoError) and bool(HUB_ID.fullmatch(what))
+
+
+def _print_dataset(what: str, revision: str | None, as_json: bool) -> None:
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    from vla.cli.info_dataset import print_dataset
+
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold an object, got {type(values).__name__}.")
-    return values
+        print_dataset(what, revision, as_json)
+    except DatasetError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            raise DatasetError(
+                f"{what} is no folder here, and neither a model nor a dataset on the hub. If it is private, "
+                "log in with `hf auth login`, or pass --token."
+            ) from error
+        raise

@@ -1,0 +1,264 @@
+"""`vla info CHECKPOINT`: format, policy, sizes, parameters by part, pipeline: from headers alone."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from vla.cli.console import console, print_rows
+from vla.cli.info_text import in_words
+from vla.errors import ConfigError, StatisticsError, WeightsError
+from vla.policies.card import license_of
+from vla.policies.hub import CARD_FILE
+from vla.policies.published import recognise, weights_module
+from vla.policies.registry import policy_entry
+from vla.transforms.base import PIPELINE_FILE
+from vla.transforms.statistics import STATISTICS_FILE, Statistics
+from vla.weights.formats import Format, Stored, open_stored, plan_load
+from vla.weights.headers import HeadersAlone, header_folder
+from vla.weights.source import has_weights
+from vla.weights.tensors import TensorInfo
+
+PARTS = {
+    "vision tower": "model.vision_tower.",
+    "projector": "model.multi_modal_projector.",
+    "token table": "model.language_model.embed_tokens.",
+    "language model": "model.language_model.",
+    "expert": "model.expert.",
+    "heads": "",
+}
+"""What the parameters are counted by: the first prefix that fits a name of ours."""
+
+_FIELDS = (
+    "action_horizon", "max_action_dim", "max_state_dim", "max_prompt_length", "image_size",
+    "num_inference_steps", "numerics", "discrete_state",
+)  # fmt: skip
+
+
+@dataclass
+class CheckpointInfo:
+    """What the headers and the small files of a checkpoint say.
+
+    Attributes:
+        policy: Its name here, or what the config calls it.
+        format: Name of the format; None where it is none that is known.
+        problem: Why it would not load; None where nothing speaks against it.
+        config: Of the policy; None where it would not load.
+        dimensions: By name, as far as they are known.
+        cameras: Camera slots.
+        tensors: Number of stored tensors.
+        parameters: Stored numbers, unused ones included.
+        parts: Numbers of the policy by part.
+        unused: Numbers that the policy does not have, by stored name.
+        dtypes: Numbers by dtype.
+        notes: What loading would say.
+        files: Files with weights.
+        bytes: Their size on disk.
+        pipeline: Names of the transforms; None where there are none.
+        pipeline_problem: Why there are none.
+        statistics: What was counted; None where there are none.
+        license: As its README says.
+    """
+
+    policy: str = "unknown"
+    format: str | None = None
+    problem: str | None = None
+    config: Any = None
+    dimensions: dict[str, Any] = field(default_factory=dict)
+    cameras: list[str] = field(default_factory=list)
+    tensors: int = 0
+    parameters: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0
+    pipeline: list[str] | None = None
+    pipeline_problem: str | None = None
+    statistics: dict[str, Any] | None = None
+    license: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the config object."""
+        return {name: value for name, value in vars(self).items() if name != "config"}
+
+
+def print_checkpoint(
+    what: str,
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    memory: tuple[int, int | None] | None = None,
+    as_json: bool = False,
+) -> None:
+    """Describe a checkpoint.
+
+    Args:
+        what: What the user calls it.
+        name: Folder, hub id or short name.
+        revision: Branch, tag or commit on the hub.
+        token: Hub token.
+        memory: Batch size and cameras to predict the memory for; None leaves it out.
+        as_json: Print JSON instead of tables.
+
+    Raises:
+        WeightsError: It is missing, damaged or cannot be reached.
+        ConfigError: Its config or pipeline is damaged, or the memory of what would not load is asked for.
+    """
+    from vla.cli.info_memory import memory_rows, memory_table
+
+    with header_folder(name, revision, token) as folder:
+        found = inspect(folder)
+    rows = None if memory is None else memory_rows(found.config, found.problem, *memory)
+    if as_json:
+        extra = {} if rows is None else {"memory": rows}
+        typer.echo(json.dumps({"kind": "checkpoint", "path": what, **found.to_json(), **extra}, indent=2))
+        return
+    print_rows(f"checkpoint {what}", in_words(found))
+    if rows is not None and memory is not None:
+        console().print(memory_table(rows, *memory))
+
+
+def inspect(folder: Path) -> CheckpointInfo:
+    """Look at a folder's headers and small files; see `print_checkpoint` for what it raises."""
+    found = CheckpointInfo()
+    readme = folder / CARD_FILE
+    if readme.is_file():
+        found.license = license_of(readme.read_text(encoding="utf-8", errors="replace"))
+    if not has_weights(folder) and (folder / "config.json").is_file():
+        found.problem = "There are no weights in it."
+        _take_config(found, _read_json(folder / "config.json"))
+        _read_our_pipeline(found, folder)
+        return found
+    with open_stored(folder) as stored:
+        found.tensors = len(stored.reader.infos)
+        sizes = {name: prod(info.shape) for name, info in stored.reader.infos.items()}
+        found.parameters = sum(sizes.values())
+        found.dtypes = _by_dtype(stored.reader.infos)
+        files = {file for name in stored.reader.infos for file in _files(stored.reader.file_of(name))}
+        found.files, found.bytes = len(files), sum(file.stat().st_size for file in files)
+        _take_config(found, stored.config)
+        try:
+            policy, format = recognise(stored)
+            found.policy, found.format = policy, format.name
+            found.config = weights_module(policy).read_config(stored, format)
+        except WeightsError as error:
+            found.problem = str(error)
+            found.parts = {}
+            _read_our_pipeline(found, folder)
+            return found
+        _take_policy(found, stored, format, sizes)
+        if format.name == "vla":
+            _read_our_pipeline(found, folder)
+        else:
+            _read_their_pipeline(found, stored, policy, format)
+    return found
+
+
+def meta_shapes(policy: str, config: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter of a policy, without memory for any."""
+    with torch.device("meta"):
+        model = policy_entry(policy).policy(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _take_config(found: CheckpointInfo, values: Mapping[str, Any]) -> None:
+    """Take what `config.json` says of itself, whoever wrote it."""
+    found.policy = str(values.get("model_type") or values.get("type") or "unknown")
+    found.dimensions = {name: values[name] for name in _FIELDS if name in values}
+    found.cameras = list(values.get("cameras") or ())
+
+
+def _take_policy(found: CheckpointInfo, stored: Stored, format: Format, sizes: Mapping[str, int]) -> None:
+    """Take what the policy's config says, and count parameters by part."""
+    config = found.config
+    found.dimensions = {name: getattr(config, name) for name in _FIELDS if hasattr(config, name)}
+    found.dimensions |= {"vision": config.vision, "depth": config.depth, "heads": config.num_heads}
+    found.dimensions |= {"language_model": config.vlm, "expert": config.expert}
+    found.dimensions |= {"head_width": config.head_width, "key_value_heads": config.num_kv_heads}
+    found.dimensions |= {"vocabulary": config.vocab_size}
+    found.cameras = list(config.cameras)
+    wanted = meta_shapes(found.policy, config)
+    headers = Stored(stored.folder, HeadersAlone(stored.reader), stored.config)
+    try:
+        plan = plan_load(format, headers, wanted)
+    except WeightsError as error:
+        found.problem = str(error)
+        return
+    parts: Counter[str] = Counter()
+    for name, piece in plan.pieces.items():
+        parts[part_of(name)] += prod(piece.shape)
+    found.parts = {part: parts[part] for part in PARTS}
+    found.unused = {name: sizes[name] for name in plan.dropped}
+    found.notes = list(plan.notes)
+
+
+def part_of(name: str) -> str:
+    """Return the part that a tensor of ours belongs to."""
+    return next(part for part, prefix in PARTS.items() if name.startswith(prefix))
+
+
+def _by_dtype(infos: Mapping[str, TensorInfo]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for info in infos.values():
+        counts[str(info.dtype).removeprefix("torch.")] += prod(info.shape)
+    return dict(counts.most_common())
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
+
+
+def _read_our_pipeline(found: CheckpointInfo, folder: Path) -> None:
+    if (folder / PIPELINE_FILE).is_file():
+        steps = _read_json(folder / PIPELINE_FILE).get("steps", [])
+        found.pipeline = [str(step.get("type")) for step in steps]
+    if (folder / STATISTICS_FILE).is_file():
+        found.statistics = _of_statistics(Statistics.load(folder))
+
+
+def _read_their_pipeline(found: CheckpointInfo, stored: Stored, policy: str, format: Format) -> None:
+    from vla.policies.pipelines import read_pipeline
+
+    try:
+        pipeline = read_pipeline(
+            stored.folder, format.name, policy, found.config, stored_config=stored.config
+        )
+    except (ConfigError, StatisticsError) as error:
+        found.pipeline_problem = str(error)
+        return
+    if pipeline is None:
+        return
+    found.pipeline = [transform.name for transform in pipeline.transforms]
+    held = (getattr(transform, "statistics", None) for transform in pipeline.transforms)
+    statistics = next((one for one in held if one is not None), None)
+    found.statistics = None if statistics is None else _of_statistics(statistics)
+
+
+def _of_statistics(statistics: Statistics) -> dict[str, Any]:
+    return {
+        "features": {
+            name: {"width": values.width, "count": values.count, "held": list(values.held)}
+            for name, values in statistics.features.items()
+        },
+        "convention": statistics.convention,
+        "source": statistics.source,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold an object, got {type(values).__name__}.")
+    return values
