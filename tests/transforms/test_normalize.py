@@ -218,6 +218,44 @@ def test_lerobots_zscore_does_not_come_back_quite():
         assert normalize.inverse(z)["state"].item() == pytest.approx(back)
 
 
+@pytest.mark.parametrize("mode", ["zscore", "quantile", "minmax"])
+@pytest.mark.parametrize("plain", [Rule("openpi"), Rule("lerobot", 1e-6)])
+def test_statistics_without_guard_do_the_same_by_a_plain_formula(mode: str, plain: Rule):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(1000, 4)).astype(np.float32)
+    x[:, 1], x[:, 2] = 0.7, 1.0
+    x[:5, 2] = 0.0  # a gripper that rarely moves
+    x[:, 3] = -30.0
+    ours = normalize_of(x, mode)
+    statistics, changed = ours.without_guard()
+    assert changed == dict.fromkeys(("state", "actions"), [1, 2, 3] if mode == "quantile" else [1, 3])
+    other = Normalize(statistics, ours.modes, plain)
+    state, actions = torch.from_numpy(x), torch.randn(50, 4)
+    state[:, 1] += 1e-6
+    torch.testing.assert_close(
+        other.forward({"state": state})["state"],
+        ours.forward({"state": state})["state"],
+        atol=2e-5,
+        rtol=1e-5,
+    )
+    torch.testing.assert_close(
+        other.inverse({"actions": actions})["actions"],
+        ours.inverse({"actions": actions})["actions"],
+        atol=1e-5,
+        rtol=1e-5,
+    )
+    kept = [0] if mode == "quantile" else [0, 2]
+    for vector in ours.statistics.features["state"].held:
+        before, after = (getattr(s.features["state"], vector) for s in (ours.statistics, statistics))
+        assert [before[i] for i in kept] == [after[i] for i in kept]
+
+
+def test_without_a_guard_statistics_stay_what_they_are():
+    stats = stats_of(np.ones((5, 2)))
+    plain = Normalize(Statistics({"state": stats}), {"state": "zscore"}, LEROBOT_RULE)
+    assert plain.without_guard() == (plain.statistics, {})
+
+
 def test_minmax_guards_a_constant_dimension_too():
     x = np.array([[0.1, -2.0], [0.1, 3.0], [0.1, 1.0]], np.float32)
     normalize = normalize_of(x, "minmax")

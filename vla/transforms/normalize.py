@@ -21,7 +21,7 @@ the constant.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args
@@ -220,6 +220,40 @@ class Normalize(Transform):
     def save_files(self, folder: Path) -> None:
         """Write `statistics.json`."""
         self.statistics.save(folder)
+
+    def without_guard(self) -> tuple[Statistics, dict[str, list[int]]]:
+        """Return statistics with which a plain formula does what the rule's guard does, for other libraries.
+
+        A dimension that the guard treats gets other values in the vectors of its mode: a constant one such
+        that its noise stays noise on the way in (state) and every answer becomes the constant to a millionth
+        on the way out (actions), a rarely moving one such that the plain formula is the guard's. All others
+        keep theirs.
+
+        Returns:
+            The statistics, and the changed dimensions by feature, where there are any.
+        """
+        features, changed = dict(self.statistics.features), {}
+        for feature, law in self._laws.items():
+            if not isinstance(law, _Guarded) or not law.is_flat.any():
+                continue
+            changed[feature] = law.is_flat.nonzero()[:, 0].tolist()
+            still = torch.ones_like(law.scale)
+            if feature == "actions":
+                still = EPSILON * law.center.abs().clamp(min=1.0)
+            scale = torch.where(law.is_constant, still, law.scale)
+            ends = {"mean": law.center, "std": scale}
+            if self.modes[feature] in _ENDS:
+                low, high = _ENDS[self.modes[feature]]
+                ends = {low: law.center - scale, high: law.center + scale}
+            stats = features[feature]
+            features[feature] = replace(
+                stats,
+                **{
+                    name: tuple(torch.where(law.is_flat, value, _tensor(getattr(stats, name))).tolist())
+                    for name, value in ends.items()
+                },
+            )
+        return replace(self.statistics, features=features), changed
 
     @cached_property
     def _laws(self) -> dict[str, _Law]:

@@ -16,6 +16,9 @@ from vla.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PALIGEMMA = "google/paligemma-3b-pt-224"
+"""Whose tokenizer every published pi-0 and pi-0.5 reads with; a gated repository."""
+
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
 VOCABULARY_FILE = "tokenizer.json"
@@ -51,7 +54,7 @@ def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerBase":
     if path.is_file():
         return _from_sentencepiece(path)
     if not path.is_dir():
-        if isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "/", "~")):
+        if isinstance(source, Path) or not is_hub_id(source):
             raise ConfigError(f"{source} does not exist, so it holds no tokenizer.")
         return _open(source, is_local=False)
     if (path / CONFIG_FILE).exists():
@@ -59,6 +62,16 @@ def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerBase":
     if (path / MODEL_FILE).exists():
         return _from_sentencepiece(path / MODEL_FILE)
     raise ConfigError(f"{path} holds no tokenizer: neither {CONFIG_FILE} nor {MODEL_FILE} is there.")
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name can only be meant as an id on the hub."""
+    return (
+        bool(name)
+        and name.count("/") <= 1
+        and not name.startswith((".", "/", "~"))
+        and not Path(name).exists()
+    )
 
 
 def holds_tokenizer(folder: Path) -> bool:
@@ -123,6 +136,26 @@ class LazyTokenizer:
 
     def __hash__(self) -> int:
         return hash(self.source)
+
+
+def find_tokenizer(folder: Path, given: Any = None, named: str = PALIGEMMA) -> Any:
+    """Return a checkpoint's tokenizer: the one in its folder, else the given one, else the named one.
+
+    Args:
+        folder: The checkpoint.
+        given: A tokenizer, or what `load_tokenizer` takes.
+        named: What the checkpoint's files call it, a hub id or a folder within the checkpoint; opened when it
+            is first used.
+
+    Raises:
+        ConfigError: The folder's or the given tokenizer cannot be read.
+    """
+    if holds_tokenizer(folder):
+        return load_tokenizer(folder)
+    if given is not None:
+        return load_tokenizer(given) if isinstance(given, str | Path) else given
+    inside = folder / named
+    return LazyTokenizer(str(inside) if holds_tokenizer(inside) else named)
 
 
 def train_tokenizer(
