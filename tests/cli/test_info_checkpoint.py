@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from tests.cli.info_rows import rows
 from tests.policies.conftest import make_robot_policy
-from tests.weights.published import renamed
+from tests.weights.published import as_paligemma, renamed
 from vla.cli import main
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.policy import Pi0Policy
@@ -195,3 +195,30 @@ def test_golden_checkpoints(shared_dir, capsys):
         assert values["dimensions"]["expert"] == {"width": 48, "mlp_width": 96}
         assert values["dimensions"]["depth"] == 3
         assert values["dimensions"]["vocabulary"] == 512
+
+
+def test_paligemma_is_called_so_and_is_no_policy(tmp_path, capsys):
+    tensors = as_paligemma(make_policy("pi0").state_dict(), "as on the hub")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "model.safetensors")
+    values = described(tmp_path, capsys)
+    assert values["format"] == "paligemma"
+    assert "no policy" in values["problem"]
+    assert values["parts"] == {}
+
+
+def test_statistics_of_openpi(tmp_path, capsys):
+    folder = save_as(
+        make_policy("pi0"), tmp_path / "theirs", "openpi", {"action_dim": 8, "action_horizon": 6}
+    )
+    feature = {"mean": [0.0, 1.0], "std": [1.0, 2.0], "q01": [-1.0, -2.0], "q99": [1.0, 2.0]}
+    for robot in ("trossen", "ur5e"):
+        (folder / "assets" / robot).mkdir(parents=True)
+        text = json.dumps({"norm_stats": {"state": feature, "actions": feature}})
+        (folder / "assets" / robot / "norm_stats.json").write_text(text)
+    values = described(folder, capsys)
+    assert values["statistics"] is None
+    assert "several robots: trossen, ur5e" in values["pipeline_problem"]
+    assert main(["info", str(folder), "--asset-id", "ur5e"]) == 0
+    found = rows(capsys)
+    assert found["statistics"] == "state: 2 dimensions, actions: 2 dimensions"
+    assert found["pipeline"].startswith("normalize -> ")

@@ -29,6 +29,9 @@ CamerasOption = Annotated[
     int | None, typer.Option(min=1, help="Cameras that are there, for --memory; all of them by default.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+AssetOption = Annotated[
+    str | None, typer.Option(help="Whose statistics to describe where there are those of several robots.")
+]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 TokenOption = Annotated[
     str | None,
@@ -42,6 +45,7 @@ def info(
     memory: MemoryOption = False,
     batch_size: BatchOption = 1,
     cameras: CamerasOption = None,
+    asset_id: AssetOption = None,
     as_json: JsonOption = False,
     revision: RevisionOption = None,
     token: TokenOption = None,
@@ -68,10 +72,12 @@ def info(
         return
     if not _is_dataset(what):
         from vla.cli.info_checkpoint import print_checkpoint
+        from vla.weights.headers import header_folder
 
         sizes = (batch_size, cameras) if memory else None
         try:
-            print_checkpoint(what, name, revision=revision, token=token, memory=sizes, as_json=as_json)
+            with header_folder(name, revision, token) as folder:
+                print_checkpoint(what, folder, memory=sizes, asset_id=asset_id, as_json=as_json)
             return
         except WeightsError as error:
             if not _may_be_dataset(what, error):

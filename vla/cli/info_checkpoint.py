@@ -16,12 +16,14 @@ from vla.cli.info_text import in_words
 from vla.errors import ConfigError, StatisticsError, WeightsError
 from vla.policies.card import license_of
 from vla.policies.hub import CARD_FILE
-from vla.policies.published import recognise, weights_module
+from vla.policies.initialise import PALIGEMMA
+from vla.policies.pipelines import read_pipeline
+from vla.policies.published import is_paligemma, recognise, weights_module
 from vla.policies.registry import policy_entry
 from vla.transforms.base import PIPELINE_FILE
 from vla.transforms.statistics import STATISTICS_FILE, Statistics
 from vla.weights.formats import Format, Stored, open_stored, plan_load
-from vla.weights.headers import HeadersAlone, header_folder
+from vla.weights.headers import HeadersAlone
 from vla.weights.source import has_weights
 from vla.weights.tensors import TensorInfo
 
@@ -92,31 +94,28 @@ class CheckpointInfo:
 
 def print_checkpoint(
     what: str,
-    name: str,
+    folder: Path,
     *,
-    revision: str | None = None,
-    token: str | None = None,
     memory: tuple[int, int | None] | None = None,
+    asset_id: str | None = None,
     as_json: bool = False,
 ) -> None:
     """Describe a checkpoint.
 
     Args:
         what: What the user calls it.
-        name: Folder, hub id or short name.
-        revision: Branch, tag or commit on the hub.
-        token: Hub token.
+        folder: Where it lies, or its headers.
         memory: Batch size and cameras to predict the memory for; None leaves it out.
+        asset_id: Whose statistics to describe where there are those of several robots.
         as_json: Print JSON instead of tables.
 
     Raises:
-        WeightsError: It is missing, damaged or cannot be reached.
+        WeightsError: It is damaged, or what it holds is refused by name.
         ConfigError: Its config or pipeline is damaged, or the memory of what would not load is asked for.
     """
     from vla.cli.info_memory import memory_rows, memory_table
 
-    with header_folder(name, revision, token) as folder:
-        found = inspect(folder)
+    found = inspect(folder, asset_id)
     rows = None if memory is None else memory_rows(found.config, found.problem, *memory)
     if as_json:
         extra = {} if rows is None else {"memory": rows}
@@ -127,7 +126,7 @@ def print_checkpoint(
         console().print(memory_table(rows, *memory))
 
 
-def inspect(folder: Path) -> CheckpointInfo:
+def inspect(folder: Path, asset_id: str | None = None) -> CheckpointInfo:
     """Look at a folder's headers and small files; see `print_checkpoint` for what it raises."""
     found = CheckpointInfo()
     readme = folder / CARD_FILE
@@ -152,14 +151,15 @@ def inspect(folder: Path) -> CheckpointInfo:
             found.config = weights_module(policy).read_config(stored, format)
         except WeightsError as error:
             found.problem = str(error)
-            found.parts = {}
+            if found.format is None and is_paligemma(list(stored.reader.infos)):
+                found.format = PALIGEMMA.name
             _read_our_pipeline(found, folder)
             return found
         _take_policy(found, stored, format, sizes)
         if format.name == "vla":
             _read_our_pipeline(found, folder)
         else:
-            _read_their_pipeline(found, stored, policy, format)
+            _read_their_pipeline(found, stored, policy, format, asset_id)
     return found
 
 
@@ -225,14 +225,19 @@ def _read_our_pipeline(found: CheckpointInfo, folder: Path) -> None:
         found.statistics = _of_statistics(Statistics.load(folder))
 
 
-def _read_their_pipeline(found: CheckpointInfo, stored: Stored, policy: str, format: Format) -> None:
-    from vla.policies.pipelines import read_pipeline
-
+def _read_their_pipeline(
+    found: CheckpointInfo, stored: Stored, policy: str, format: Format, asset_id: str | None
+) -> None:
     try:
         pipeline = read_pipeline(
-            stored.folder, format.name, policy, found.config, stored_config=stored.config
+            stored.folder,
+            format.name,
+            policy,
+            found.config,
+            stored_config=stored.config,
+            asset_id=asset_id,
         )
-    except (ConfigError, StatisticsError) as error:
+    except (ConfigError, StatisticsError, WeightsError) as error:
         found.pipeline_problem = str(error)
         return
     if pipeline is None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Tensors in the printed table, those that differ most first; --json has all."""
 
+_AT_ONCE = 2**20  # values: what is computed on the way stays in the processor's cache
+
 _IGNORED = (
     "transformers_version",
     "dtype",
@@ -187,12 +189,12 @@ def _compare_one(found: Difference, name: str, a: Side, b: Side) -> None:
         return
     largest, squares, reference = 0.0, 0.0, 0.0
     for x, y in _aligned(_blocks(a, name), _blocks(b, name)):
-        x, y = x.double(), y.double()
-        difference = x - y
-        if difference.numel():
+        for start in range(0, len(x), _AT_ONCE):
+            part, other_part = (_wide(side[start : start + _AT_ONCE]) for side in (x, y))
+            difference = part - other_part
             largest = max(largest, difference.abs().max().item())
-        squares += difference.square().sum().item()
-        reference += x.square().sum().item()
+            squares += torch.linalg.vector_norm(difference, dtype=torch.float64).item() ** 2
+            reference += torch.linalg.vector_norm(part, dtype=torch.float64).item() ** 2
     if largest == 0:
         found.equal += 1
         return
@@ -232,6 +234,11 @@ def _aligned(
             return
         yield x[:length], y[:length]
         x, y = x[length:], y[length:]
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """Return values in which differences are exact enough: float32 for weights, float64 for all else."""
+    return x.float() if x.dtype in (torch.float32, torch.bfloat16, torch.float16) else x.double()
 
 
 def _short(piece: Piece) -> str:
