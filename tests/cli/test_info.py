@@ -171,8 +171,9 @@ class TestKnown:
         assert main(["info", "./known"]) == 0
         assert rows(capsys)["policy"] == "some_policy"
 
-    def test_bucket_says_how_to_download(self, capsys):
-        assert main(["info", "openpi_pi0_base"]) == 1
+    @pytest.mark.parametrize("name", ["openpi_pi0_base", "gs://openpi-assets/checkpoints/pi0_base"])
+    def test_bucket_says_how_to_download(self, name, capsys):
+        assert main(["info", name]) == 1
         assert "gsutil -m cp -r gs://openpi-assets/checkpoints/pi0_base" in capsys.readouterr().err
 
 

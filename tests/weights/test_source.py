@@ -1,6 +1,7 @@
 """A checkpoint is a folder, or comes from a hub: a real one on this machine, and every way to be refused."""
 
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -85,7 +86,7 @@ class TestFolder:
 
 
 class TestName:
-    @pytest.mark.parametrize("name", ["no/such/folder", "./x", "nothing", "a b/c", "/absolute"])
+    @pytest.mark.parametrize("name", ["no/such/folder", "./x", "nothing", "a b/c", "/absolute", ""])
     def test_that_is_nothing(self, name):
         assert "is no folder here" in refusal(name)
         assert "owner/name" in refusal(name)
@@ -97,7 +98,15 @@ class TestName:
     def test_short_name_with_a_typo(self):
         assert "Did you mean 'pi05_base'" in refusal("pi05_bsae")
 
-    @pytest.mark.parametrize("name", ["gs://openpi-assets/checkpoints/pi0_droid", "openpi_pi0_droid"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "gs://openpi-assets/checkpoints/pi0_droid",
+            "gs://openpi-assets/checkpoints/pi0_droid/",
+            Path("gs://openpi-assets/checkpoints/pi0_droid"),
+            "openpi_pi0_droid",
+        ],
+    )
     def test_bucket_says_how_to_download(self, name):
         said = refusal(name)
         assert "`gsutil -m cp -r gs://openpi-assets/checkpoints/pi0_droid .`" in said
@@ -111,8 +120,9 @@ class TestName:
 
     def test_address_of_a_page(self):
         said = refusal("https://huggingface.co/lerobot/pi0_base/tree/main")
-        assert "give lerobot/pi0_base" in said
-        assert "is an address" in refusal("s3://bucket")
+        assert "give lerobot/pi0_base." in said
+        assert "give lerobot/pi0_base." in refusal("hf://lerobot/pi0_base")
+        assert refusal("s3://bucket") == "s3://bucket is an address, not a folder or a hub id."
 
     def test_name_that_the_hub_does_not_allow(self, hub):
         assert "'a/b--c' is no name that the hub allows" in refusal("a/b--c")

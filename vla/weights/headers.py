@@ -8,7 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
 from vla.errors import WeightsError
 from vla.weights.hub_errors import hub_errors
@@ -46,7 +46,7 @@ def header_folder(
         yield local_folder(name_or_path, revision)
         return
     name = hub_id(str(name_or_path))
-    if huggingface_hub.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         yield local_folder(name, revision, token, cache_dir)
         return
     api = HfApi(token=token)

@@ -13,7 +13,7 @@ from vla.weights.known import known_checkpoints
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*?)/*")  # a Path keeps one slash of two
 
 # Patterns do not stop at slashes. Files of the top level and files below it are asked for apart, so that a
 # repository full of intermediate checkpoints costs no more than the one that it is about.
@@ -62,8 +62,6 @@ def local_folder(
             without weights that may be opened; says which and what to do.
     """
     path = Path(name_or_path).expanduser()
-    if _SCHEME.match(str(name_or_path)):
-        raise WeightsError(_how_to_fetch(str(name_or_path)))
     if path.is_dir() and str(name_or_path):
         if revision is not None:
             raise WeightsError(
@@ -94,16 +92,16 @@ def hub_id(name: str) -> str:
         WeightsError: It is neither; names the nearest short name, or says how to get what lies elsewhere.
     """
     known = known_checkpoints().get(name)
-    if known is not None:
-        if _SCHEME.match(known.id):
-            raise WeightsError(f"{name}: {_how_to_fetch(known.id)}")
-        return known.id
-    if not HUB_ID.fullmatch(name):
+    id = name if known is None else known.id
+    if address := _ADDRESS.fullmatch(id):
+        said = _how_to_fetch(*address.groups())
+        raise WeightsError(said if known is None else f"{name}: {said}")
+    if not HUB_ID.fullmatch(id):
         raise WeightsError(
             f"{name} is no folder here, no hub id of the form owner/name, and no short name of "
             f"`vla info known`.{did_you_mean(name, known_checkpoints())}"
         )
-    return name
+    return id
 
 
 def _snapshot(
@@ -167,11 +165,11 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _how_to_fetch(url: str) -> str:
-    scheme, _, rest = url.rstrip("/").partition("://")
+def _how_to_fetch(scheme: str, rest: str) -> str:
+    url = f"{scheme}://{rest}"
     if scheme != "gs":
-        parts = rest.split("/")
-        hint = f" For a repository on the hub, give {'/'.join(parts[1:3])}." if len(parts) > 2 else ""
+        parts = rest.split("/") if scheme == "hf" else rest.split("/")[1:]
+        hint = f" For a repository on the hub, give {'/'.join(parts[:2])}." if len(parts) > 1 else ""
         return f"{url} is an address, not a folder or a hub id.{hint}"
     name = rest.rpartition("/")[2]
     cached = Path(os.environ.get("OPENPI_DATA_HOME", "~/.cache/openpi")).expanduser() / rest
