@@ -38,7 +38,7 @@ def lerobot_tensors(normalize: Normalize) -> dict[str, torch.Tensor]:
 def note_of(normalize: Normalize) -> dict[str, str]:
     """Return the metadata that goes with the tensors."""
     note = {**asdict(normalize.statistics), "rule": asdict(normalize.rule)}
-    return {"format": "pt", METADATA_KEY: json.dumps(note)}
+    return {METADATA_KEY: json.dumps(note)}  # alone: safetensors writes several in any order
 
 
 def same_tensors(stored: Mapping[str, torch.Tensor], written: Mapping[str, torch.Tensor]) -> bool:
