@@ -168,6 +168,15 @@ def test_what_would_not_load_is_described_with_the_reason(tmp_path, capsys):
     assert found["parameters"].startswith(f"{sum(t.numel() for t in tensors.values()):,} in ")
 
 
+def test_config_that_contradicts_the_tensors_is_a_reason(tmp_path, capsys):
+    make_policy("pi0").save_pretrained(tmp_path / "policy")
+    path = tmp_path / "policy" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_heads": 3}))
+    values = described(tmp_path / "policy", capsys)
+    assert values["format"] == "vla"
+    assert "num_heads" in values["problem"]
+
+
 def test_pipeline_statistics_and_licence(tmp_path, capsys):
     make_robot_policy().save_pretrained(tmp_path / "policy")
     (tmp_path / "policy" / "README.md").write_text("---\nlicense: gemma\n---\n# Mine\n")

@@ -49,6 +49,12 @@ def test_what_was_pushed_loads_as_it_was(robot_ready, hub):
     assert loaded.pipeline is not None
 
 
+def test_the_policy_pushes_itself(robot_ready, hub):
+    url = robot_ready.push_to_hub("me/cup", token=TOKEN, private=True, commit_message="First")
+    assert url == f"{hub.url}/me/cup"
+    assert "model.safetensors" in main(hub)
+
+
 def test_it_is_one_commit_and_the_card_was_checked(robot_ready, hub):
     push(robot_ready, "me/cup", token=TOKEN, base_model="lerobot/pi05_base", dataset="me/cups")
     assert sum("/commit/" in request for request in hub.requests) == 1

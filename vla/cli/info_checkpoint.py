@@ -149,7 +149,7 @@ def inspect(folder: Path, asset_id: str | None = None) -> CheckpointInfo:
             policy, format = recognise(stored)
             found.policy, found.format = policy, format.name
             found.config = weights_module(policy).read_config(stored, format)
-        except WeightsError as error:
+        except (ConfigError, WeightsError) as error:
             found.problem = str(error)
             if found.format is None and is_paligemma(list(stored.reader.infos)):
                 found.format = PALIGEMMA.name
