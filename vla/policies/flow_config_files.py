@@ -60,7 +60,6 @@ RECORDED: dict[str, dict[str, str]] = {
         "max_prompt_length": "tokenizer_max_length",
     },
     "openpi": {
-        "max_state_dim": "action_dim",
         "max_action_dim": "action_dim",
         "action_horizon": "action_horizon",
         "max_prompt_length": "max_token_len",
@@ -85,6 +84,9 @@ JAX_HEADS = {
     ),
 }
 """Axes of openpi's arrays that show the heads, which matrices do not."""
+
+_NO_FIELDS = ("query_width", "key_width", "expert.depth")
+"""Dimensions of tensors that are no fields of a config."""
 
 PALIGEMMA_ROWS = {257_216: 257_152}
 """Rows of a published token table -> rows that the policies use: an image token and padding are left out."""
@@ -113,16 +115,16 @@ def read_flow_config(
     _refuse_contradiction(asked, shown, "You asked for", format, ConfigError)
     _refuse_contradiction(file, shown, f"{stored.folder / 'config.json'} says", format, WeightsError)
 
-    defaults = {"numerics": NUMERICS[format.name]} if format.name in NUMERICS else {}
-    fields = {**defaults, **_carried(stored, shown), **file, **asked}
-    fields = {**{name: size for name, size in shown.items() if name not in _NO_FIELDS}, **fields}
-    if format.crops_rows and "vocab_size" not in {**file, **asked} and "vocab_size" in fields:
+    fields: dict[str, Any] = {"numerics": NUMERICS[format.name]} if format.name in NUMERICS else {}
+    if format.name == "openpi" and "max_action_dim" in file:
+        fields["max_state_dim"] = file["max_action_dim"]  # openpi pads both to one width
+    carried = _carried(stored, shown)
+    fields |= {name: size for name, size in shown.items() if name not in _NO_FIELDS}
+    fields |= {**carried, **file, **asked}
+    if format.crops_rows and "vocab_size" not in {**carried, **file, **asked} and "vocab_size" in fields:
         fields["vocab_size"] = PALIGEMMA_ROWS.get(fields["vocab_size"], fields["vocab_size"])
     fields |= _heads(stored, shown, fields)
     return make_config(config_class, fields, stored)
-
-
-_NO_FIELDS = ("query_width", "key_width", "expert.depth")
 
 
 def _flat_overrides(config_class: type[FlowConfig], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,13 +72,7 @@ def write_flow_config(
             "dtype": short_name(dtype),
             **transformers_fields(config),
         },
-        "openpi": lambda: {
-            "action_dim": config.max_action_dim,
-            "action_horizon": config.action_horizon,
-            "paligemma_variant": "gemma_2b",
-            "action_expert_variant": "gemma_300m",
-            "precision": short_name(dtype),
-        },
+        "openpi": lambda: _openpi(policy, config, dtype),
     }
     if format.name not in writers:
         raise ConfigError(f"The format '{format.name}' can be read, but not written.")
@@ -129,6 +123,21 @@ def _lerobot(
         sizes = transformers_fields(config)
         fields |= {name: sizes[name] for name in ("model_type", "vlm_config", "dit_config", "loss_reduction")}
     return fields
+
+
+def _openpi(policy: str, config: FlowConfig, dtype: torch.dtype) -> dict[str, Any]:
+    if policy == "pi0" and config.max_state_dim != config.max_action_dim:
+        raise ConfigError(
+            f"openpi pads states and actions to one width, but this policy's are {config.max_state_dim} and "
+            f"{config.max_action_dim} wide, so openpi could not open it."
+        )
+    return {
+        "action_dim": config.max_action_dim,
+        "action_horizon": config.action_horizon,
+        "paligemma_variant": "gemma_2b",
+        "action_expert_variant": "gemma_300m",
+        "precision": short_name(dtype),
+    }
 
 
 def _flow_fields(config: FlowConfig) -> dict[str, Any]:
