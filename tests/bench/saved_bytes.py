@@ -1,0 +1,138 @@
+"""What a training step really holds, counted tensor by tensor: the truth for the memory formulas.
+
+`saved_bytes` is what autograd keeps of one forward pass; `StepBytes` follows every tensor of a whole step,
+from its creation to its end. Both count storages, each once, without the weights.
+"""
+
+import weakref
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vla.policies.registry import make_config, policy_entry
+
+
+def make(name, preset="tiny", dtype=torch.float32, **overrides):
+    """A policy in training mode."""
+    torch.manual_seed(0)
+    return policy_entry(name).policy(make_config(name, overrides, preset)).to(dtype).train()
+
+
+def make_batch(config, batch, cameras, prompt):
+    """Random input whose first cameras are there, without padding."""
+    slots, size = len(config.cameras), config.image_size
+    return {
+        "pixel_values": torch.rand(batch, slots, 3, size, size) * 2 - 1,
+        "pixel_mask": (torch.arange(slots) < cameras).expand(batch, -1).clone(),
+        "input_ids": torch.randint(4, config.vocab_size, (batch, prompt)),
+        "attention_mask": torch.ones(batch, prompt, dtype=torch.long),
+        "state": torch.randn(batch, config.max_state_dim),
+        "actions": torch.randn(batch, config.action_horizon, config.max_action_dim),
+    }
+
+
+def loss_of(policy, batch, autocast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        return policy(**batch).loss
+
+
+def saved_bytes(policy, batch, autocast=False):
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    seen, alive = {}, []
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # or a later tensor might get its address
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss_of(policy, batch, autocast)
+    return sum(seen.values())
+
+
+class StepBytes(TorchDispatchMode):
+    """Bytes of all living tensors: `now`, and the most that there ever were, `peak`."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes = {}
+
+    def add(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._sizes:
+            self._sizes[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._remove, storage._cdata)
+
+    def _remove(self, key):
+        self.now -= self._sizes.pop(key)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self.add(leaf)
+        return out
+
+
+def step_peak(policy, batch, autocast=False):
+    """The most bytes of a step of AdamW whose state is there already, weights and state included."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
+
+    def step():
+        loss_of(policy, batch, autocast).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    with StepBytes() as count:
+        for parameter in policy.parameters():
+            count.add(parameter)
+        for state in optimizer.state.values():
+            for value in state.values():
+                count.add(value)
+        step()
+    return count.peak
+
+
+class Adapted(nn.Module):
+    """LoRA as PEFT computes it: the frozen map, and two small ones beside it in their own dtype."""
+
+    def __init__(self, base, rank):
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x.to(self.down.weight.dtype))).to(x.dtype)
+
+
+def adapt(policy, ranks, dtype):
+    """Freeze a policy in a dtype; adapters on both stacks, and the heads, are trained in float32."""
+    trained = torch.float32
+    policy.requires_grad_(False).to(dtype)
+    for stack, rank in (
+        (policy.model.language_model, ranks["language"]),
+        (policy.model.expert, ranks["expert"]),
+    ):
+        for layer in stack.layers:
+            for block, names in (
+                (layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")),
+                (layer.mlp, ("gate_proj", "up_proj", "down_proj")),
+            ):
+                for name in names:
+                    setattr(block, name, Adapted(getattr(block, name), rank).to(trained))
+                    getattr(block, name).base.to(dtype).requires_grad_(False)
+    for name, child in policy.model.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(policy.model, name, child.to(trained).requires_grad_(True))
+    return policy
