@@ -11,13 +11,9 @@ from accelerate import init_empty_weights
 
 from vla.atomic import atomic_folder, atomic_write
 from vla.errors import ConfigError
-from vla.policies.flow_config_written import Features
 from vla.policies.pipelines import read_pipeline, write_pipeline
 from vla.policies.published import format_of, recognise, weights_module
 from vla.policies.registry import policy_entry
-from vla.transforms.actions import PadDimensions
-from vla.transforms.base import Pipeline
-from vla.transforms.normalize import Normalize
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import VLA_CONFIG, Format, open_stored, plan_load, plan_write
 from vla.weights.source import local_folder
@@ -112,8 +108,7 @@ def convert(
             tokenizer=tokenizer,
             asset_id=asset_id,
         )
-        features = None if pipeline is None else _features(pipeline)
-        config_file = module.write_config(settings, target, written_dtype, features)
+        config_file = module.write_config(settings, target, written_dtype)
         with atomic_folder(dst) as folder:
             write_tensors(
                 folder,
@@ -165,16 +160,6 @@ def _metadata(settings: Any, target: Format) -> dict[str, str]:
     if target.name == "vla":
         return {"format": "pt"}
     return {"format": "pt", VLA_CONFIG: json.dumps(json.loads(settings.to_json_string(use_diff=False)))}
-
-
-def _features(pipeline: Pipeline) -> Features | None:
-    pad, normalize = pipeline.find(PadDimensions), pipeline.find(Normalize)
-    if pad is None or normalize is None:
-        return None
-    modes = normalize.modes
-    return Features(
-        pad.state_dim, pad.action_dim, (modes.get("state", "identity"), modes.get("actions", "identity"))
-    )
 
 
 def _report(

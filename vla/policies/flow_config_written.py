@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -31,26 +31,11 @@ _PUBLISHED = {
 """The only sizes that LeRobot and openpi have names for ("gemma_2b", "gemma_300m")."""
 
 
-class Features(NamedTuple):
-    """What a robot's pipeline adds to a config.
-
-    Attributes:
-        state_dim: Width of the robot's state.
-        action_dim: Width of the robot's actions.
-        normalization: "zscore" or "quantile" for the state, and for the actions.
-    """
-
-    state_dim: int
-    action_dim: int
-    normalization: tuple[str, str]
-
-
 def write_flow_config(
     policy: str,
     config: FlowConfig,
     format: Format,
     dtype: torch.dtype = torch.float32,
-    features: Features | None = None,
 ) -> dict[str, Any]:
     """Return the `config.json` of a format.
 
@@ -59,14 +44,13 @@ def write_flow_config(
         config: The policy's config.
         format: The format to write.
         dtype: Of the weights.
-        features: Of the robot; the padded widths where there is none.
 
     Raises:
         ConfigError: The format has no such config.
     """
     writers: dict[str, Callable[[], dict[str, Any]]] = {
         "vla": lambda: _vla(config, dtype),
-        "lerobot": lambda: _lerobot(policy, config, dtype, features),
+        "lerobot": lambda: _lerobot(policy, config, dtype),
         "transformers": lambda: {
             "architectures": ["PI0ForConditionalGeneration"],
             "dtype": short_name(dtype),
@@ -88,12 +72,9 @@ def _vla(config: FlowConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {**json.loads(config.to_json_string(use_diff=False)), "dtype": short_name(dtype)}
 
 
-def _lerobot(
-    policy: str, config: FlowConfig, dtype: torch.dtype, features: Features | None
-) -> dict[str, Any]:
+def _lerobot(policy: str, config: FlowConfig, dtype: torch.dtype) -> dict[str, Any]:
     size = config.image_size
-    robot = features or Features(config.max_state_dim, config.max_action_dim, _NORMALIZATION[policy])
-    state, actions = (_LEROBOT_MODES[mode] for mode in robot.normalization)
+    mode = _LEROBOT_NORMALIZATION[policy]
     fields: dict[str, Any] = {
         "type": policy,
         "n_obs_steps": 1,
@@ -102,9 +83,9 @@ def _lerobot(
                 f"observation.images.{name}": {"type": "VISUAL", "shape": [3, size, size]}
                 for name in config.cameras
             },
-            "observation.state": {"type": "STATE", "shape": [robot.state_dim]},
+            "observation.state": {"type": "STATE", "shape": [config.max_state_dim]},
         },
-        "output_features": {"action": {"type": "ACTION", "shape": [robot.action_dim]}},
+        "output_features": {"action": {"type": "ACTION", "shape": [config.max_action_dim]}},
         **_LEROBOT_COMMON,
         "paligemma_variant": "gemma_2b",
         "action_expert_variant": "gemma_300m",
@@ -114,12 +95,10 @@ def _lerobot(
         **_flow_fields(config),
         "image_resolution": [size, size],
         "tokenizer_max_length": config.max_prompt_length,
-        "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": state, "ACTION": actions},
+        "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode},
         **_LEROBOT_TRAINING,
     }
-    if not has_published_sizes(
-        config
-    ):  # LeRobot cannot build such a model; `transformers` can, and so can we
+    if not has_published_sizes(config):  # LeRobot cannot build such a model, but `transformers` can
         sizes = transformers_fields(config)
         fields |= {name: sizes[name] for name in ("model_type", "vlm_config", "dit_config", "loss_reduction")}
     return fields
@@ -193,16 +172,10 @@ def _gemma(config: FlowConfig, width: int, mlp_width: int) -> dict[str, Any]:
     }
 
 
-_NORMALIZATION = {"pi0": ("zscore", "zscore"), "pi05": ("quantile", "quantile")}
-_LEROBOT_MODES = {
-    "zscore": "MEAN_STD",
-    "quantile": "QUANTILES",
-    "minmax": "MIN_MAX",
-    "identity": "IDENTITY",
-}
+_LEROBOT_NORMALIZATION = {"pi0": "MEAN_STD", "pi05": "QUANTILES"}
 
 _LEROBOT_COMMON: dict[str, Any] = {
-    "device": "cpu",
+    "device": None,  # LeRobot takes what it finds
     "use_amp": False,
     "use_peft": False,
     "push_to_hub": True,
@@ -233,4 +206,4 @@ _LEROBOT_TRAINING: dict[str, Any] = {
     "scheduler_decay_steps": 30000,
     "scheduler_decay_lr": 2.5e-06,
 }
-"""LeRobot's defaults, which its parser wants to see; none of them touches the weights."""
+"""LeRobot's defaults; what a robot decides (features, normalisation) is set with its pipeline."""

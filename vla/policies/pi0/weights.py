@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from vla.policies.flow_config_files import read_flow_config
-from vla.policies.flow_config_written import Features, write_flow_config
+from vla.policies.flow_config_written import write_flow_config
 from vla.policies.flow_formats import flow_formats
 from vla.policies.pi0.config import Pi0Config
 from vla.weights.formats import Format, Stored
@@ -55,7 +55,6 @@ def write_config(
     config: Pi0Config,
     format: Format,
     dtype: torch.dtype = torch.float32,
-    features: Features | None = None,
 ) -> dict[str, Any]:
     """Return `config.json` in a format; see `write_flow_config`."""
-    return write_flow_config("pi0", config, format, dtype, features)
+    return write_flow_config("pi0", config, format, dtype)
