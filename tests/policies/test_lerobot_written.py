@@ -153,16 +153,14 @@ def test_it_comes_back_as_it_was(tmp_path, tokenizer, policy, rule):
     statistics = Statistics({"state": state, "actions": still}, "every frame", "abc")
     pipeline, config = make(policy, tokenizer, rule=rule, statistics=statistics, augment=False)
     names = RenameCameras({"top": "base_0_rgb"})
-    steps = [
-        replace(step, verbatim=True) if type(step) is TokenizePrompt else step for step in pipeline.transforms
-    ]
-    pipeline = Pipeline([names, *steps])
+    pipeline = Pipeline([names, *pipeline.transforms])
     write_lerobot(pipeline, tmp_path, config)
     assert not (tmp_path / "pipeline.json").exists()
     back = read_lerobot(tmp_path, config, {}, POLICIES[policy][1])
     assert back is not None
     for kind in (Normalize, DeltaActions, PadDimensions, RenameCameras):
         assert back.find(kind) == pipeline.find(kind)
+    assert back.find(TokenizePrompt).to_json() == pipeline.find(TokenizePrompt).to_json()
     assert [step.name for step in back.transforms] == [step.name for step in pipeline.transforms]
     again = tmp_path / "again"
     again.mkdir()
@@ -183,11 +181,13 @@ def test_tensors_that_somebody_replaced_outrank_our_note(tmp_path, tokenizer):
         tensors = load_file(path)
         tensors["action.mean"] += 1
         save_file(tensors, path, notes[path])
-    back = read_lerobot(tmp_path, config, {}, make_pi0).find(Normalize)
+    changed = read_lerobot(tmp_path, config, {}, make_pi0)
+    assert changed.find(TokenizePrompt).verbatim
+    back = changed.find(Normalize)
     assert back.rule == Rule("lerobot", 1e-6)
     assert back.statistics.features["actions"].mean == pytest.approx((1.03, 1.06))
     for path, note in notes.items():
-        save_file(load_file(path), path, {**note, "vla_normalize": '{"features": 3}'})
+        save_file(load_file(path), path, {**note, "vla_pipeline": '{"statistics": 3}'})
     assert read_lerobot(tmp_path, config, {}, make_pi0).find(Normalize).rule.name == "lerobot"
 
 

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla.errors import ConfigError
-from vla.transforms.tokenizer import LazyTokenizer, holds_tokenizer, load_tokenizer, train_tokenizer
+from vla.transforms.tokenizer import (
+    PALIGEMMA,
+    LazyTokenizer,
+    find_tokenizer,
+    holds_tokenizer,
+    is_hub_id,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 TEXTS = ["pick up the red cup", "put the cup 12 cm left of the box", "déjà vu\nthen stop", "reach the target"]
 
@@ -210,3 +218,30 @@ def test_a_lazy_tokenizer_travels_without_being_opened():
 def test_a_lazy_tokenizer_that_cannot_be_opened_says_what_to_do():
     with pytest.raises(ConfigError, match=r"google/nothing.*hf auth login.*tokenizer=FOLDER"):
         LazyTokenizer("google/nothing").encode("reach")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "google/paligemma-3b-pt-224"])
+def test_hub_ids(name: str):
+    assert is_hub_id(name)
+
+
+@pytest.mark.parametrize("name", ["", "/a/b", "./a", "~/a", "a/b/c"])
+def test_what_cannot_be_a_hub_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert not is_hub_id(name)
+    (tmp_path / "org" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not is_hub_id("org/here"), "a folder of that name is meant"
+
+
+def test_a_checkpoints_tokenizer_is_the_folders_the_given_or_the_named(tmp_path: Path):
+    assert find_tokenizer(tmp_path) == LazyTokenizer(PALIGEMMA)
+    assert find_tokenizer(tmp_path, named="a/b") == LazyTokenizer("a/b")
+    given = train_tokenizer(TEXTS, folder=tmp_path / "inside")
+    assert find_tokenizer(tmp_path, given) is given
+    assert len(find_tokenizer(tmp_path, tmp_path / "inside")) == len(given)
+    assert len(find_tokenizer(tmp_path, named="inside")) == len(given)
+    with pytest.raises(ConfigError, match="does not exist"):
+        find_tokenizer(tmp_path, tmp_path / "nowhere")
+    train_tokenizer(TEXTS, vocab_size=400, folder=tmp_path)
+    assert not isinstance(find_tokenizer(tmp_path, given), LazyTokenizer)
+    assert find_tokenizer(tmp_path, given) is not given

@@ -9,16 +9,15 @@ into the prompt, which no file records; read is what LeRobot does now, and openp
 dimensions. And pictures are resized as everywhere in this project, antialiased; LeRobot's are not.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla.errors import ConfigError, StatisticsError, WeightsError
+from vla.errors import StatisticsError, WeightsError
 from vla.policies.flow_config import FlowConfig
-from vla.policies.lerobot_equivalent import METADATA_KEY, lerobot_tensors, same_tensors
+from vla.policies.lerobot_equivalent import read_note
 from vla.policies.lerobot_steps import (
     ABSOLUTE,
     ACTION_KEY,
@@ -43,7 +42,7 @@ from vla.transforms.cameras import RenameCameras
 from vla.transforms.normalize import NormalizationMode, Normalize, Rule
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt
-from vla.transforms.statistics import FeatureStats, Statistics
+from vla.transforms.statistics import Statistics
 from vla.transforms.tokenizer import PALIGEMMA, find_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -85,7 +84,10 @@ def read_lerobot(
     normalize = _normalize(processors)
     if normalize is None:
         return None
-    prompt = _prompt(processors.before, tokenizer, folder)
+    steps = (processors.before.get(NORMALIZE), processors.after.get(UNNORMALIZE))
+    note = read_note([step for step in steps if step is not None], normalize)
+    normalize = normalize if note is None else note.normalize
+    prompt = _prompt(processors.before, tokenizer, folder, note is None or note.verbatim)
     if hasattr(config, "discrete_state"):
         config.discrete_state = isinstance(prompt, TokenizeStatePrompt)
     widths = {name: _width(name, normalize, processors, stored_config, config) for name in FEATURE_KEYS}
@@ -101,8 +103,8 @@ def read_lerobot(
         augment=False,
         text=False,
     )
-    steps = [prompt if isinstance(step, TokenizePrompt) else step for step in pipeline.transforms]
-    return Pipeline([*_renames(processors.before.get(RENAME), config), *steps])
+    transforms = [prompt if isinstance(one, TokenizePrompt) else one for one in pipeline.transforms]
+    return Pipeline([*_renames(processors.before.get(RENAME), config), *transforms])
 
 
 def lerobot_tokenizer_name(folder: Path, stored_config: Mapping[str, Any]) -> str:
@@ -199,10 +201,9 @@ def _normalize(processors: _Processors) -> Normalize | None:
     rule = Rule("lerobot", _epsilon(*ways, processors))
     statistics = Statistics(features, convention="LeRobot's processors")
     try:
-        plain = Normalize(statistics, modes, rule)
+        return Normalize(statistics, modes, rule)
     except StatisticsError as error:
         raise StatisticsError(f"{processors.before.path.parent}: {error}") from error
-    return _ours(ways, plain) or plain
 
 
 def _asked_modes(
@@ -262,25 +263,6 @@ def _epsilon(forward: Step | None, back: Step | None, processors: _Processors) -
     return next(iter(given), DEFAULT_EPSILON)
 
 
-def _ours(ways: tuple[Step | None, Step | None], plain: Normalize) -> Normalize | None:
-    """Return the normalisation of ours that the files were written from, where they still say the same."""
-    texts = {step.metadata.get(METADATA_KEY) for step in ways if step is not None}
-    text = texts.pop() if len(texts) == 1 else None
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-        features = {name: FeatureStats(**stats) for name, stats in values["features"].items()}
-        statistics = Statistics(features, values["convention"], values["source"])
-        ours = Normalize(statistics, plain.modes, Rule(**values["rule"]))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ConfigError, StatisticsError) as error:
-        logger.warning("Our own note in LeRobot's files is not understood and not used: %s.", error)
-        return None
-    written = lerobot_tensors(ours)
-    is_current = all(same_tensors(step.tensors, written) for step in ways if step is not None)
-    return ours if is_current and ours.rule.epsilon == plain.rule.epsilon else None
-
-
 def _width(
     name: str,
     normalize: Normalize,
@@ -307,7 +289,7 @@ def _delta_mask(step: Step | None, width: int) -> tuple[bool, ...] | None:
     return relative_mask(step.setting("exclude_joints", []), step.setting("action_names", []), width)
 
 
-def _prompt(steps: Steps, tokenizer: Any, folder: Path) -> TokenizePrompt:
+def _prompt(steps: Steps, tokenizer: Any, folder: Path, verbatim: bool) -> TokenizePrompt:
     step, state = steps.get(TOKENIZE), steps.get(STATE_PROMPT)
     if step is None:
         raise WeightsError(
@@ -328,7 +310,7 @@ def _prompt(steps: Steps, tokenizer: Any, folder: Path) -> TokenizePrompt:
     length = step.setting("max_length", 512)
     if state is not None:
         return TokenizeStatePrompt(found, length, response=False)
-    return TokenizePrompt(found, length, response=False, verbatim=True)
+    return TokenizePrompt(found, length, response=False, verbatim=verbatim)
 
 
 def _renames(step: Step | None, config: FlowConfig) -> list[Transform]:

@@ -11,7 +11,7 @@ import safetensors.torch
 from vla.atomic import atomic_write
 from vla.errors import ConfigError
 from vla.policies.flow_config import FlowConfig
-from vla.policies.lerobot_equivalent import lerobot_tensors, note_of
+from vla.policies.lerobot_equivalent import Note, lerobot_tensors, write_note
 from vla.policies.lerobot_files import IMAGE_PREFIX
 from vla.policies.lerobot_steps import (
     ABSOLUTE,
@@ -63,14 +63,15 @@ def write_lerobot(pipeline: Pipeline, folder: Path, config: FlowConfig) -> None:
     _refuse_inexpressible(pipeline, config)
     before, after = _before(pipeline), _after(pipeline)
     normalize: Normalize = pipeline.find(Normalize)
-    state = safetensors.torch.save(lerobot_tensors(normalize), note_of(normalize))
+    prompt: TokenizePrompt = pipeline.find(TokenizePrompt)
+    note = write_note(Note(normalize, prompt.verbatim))
+    state = safetensors.torch.save(lerobot_tensors(normalize), note)
     for path, name, steps in ((PREPROCESSOR, NORMALIZE, before), (POSTPROCESSOR, UNNORMALIZE, after)):
         index = [step["registry_name"] for step in steps].index(name)
         stem = path.removesuffix(".json")
         steps[index]["state_file"] = f"{stem}_step_{index}_{name}.safetensors"
         atomic_write(folder / steps[index]["state_file"], state)
         atomic_write(folder / path, json.dumps({"name": stem, "steps": steps}, indent=2) + "\n")
-    prompt: TokenizePrompt = pipeline.find(TokenizePrompt)
     if _hub_name(prompt.tokenizer) is None:
         prompt.tokenizer.save_pretrained(folder)
         logger.warning(

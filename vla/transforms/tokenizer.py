@@ -144,8 +144,8 @@ def find_tokenizer(folder: Path, given: Any = None, named: str = PALIGEMMA) -> A
     Args:
         folder: The checkpoint.
         given: A tokenizer, or what `load_tokenizer` takes.
-        named: What the checkpoint's files call it, a hub id or a folder within the checkpoint; opened when it
-            is first used.
+        named: What the checkpoint's files call it: a folder within the checkpoint, or a hub id, which is
+            opened when it is first used.
 
     Raises:
         ConfigError: The folder's or the given tokenizer cannot be read.
@@ -154,8 +154,7 @@ def find_tokenizer(folder: Path, given: Any = None, named: str = PALIGEMMA) -> A
         return load_tokenizer(folder)
     if given is not None:
         return load_tokenizer(given) if isinstance(given, str | Path) else given
-    inside = folder / named
-    return LazyTokenizer(str(inside) if holds_tokenizer(inside) else named)
+    return load_tokenizer(folder / named) if holds_tokenizer(folder / named) else LazyTokenizer(named)
 
 
 def train_tokenizer(
