@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.bench.saved_bytes import adapt, loss_of, make, make_batch, step_peak
+from tests.bench.saved_bytes import StepBytes, adapt, loss_of, make, make_batch, step_peak
 from vla.bench.activations import Load
 from vla.bench.memory import (
     FLOAT32,
@@ -120,6 +120,22 @@ def test_the_peak_of_a_step_with_adapters(name, precision):
     peak = step_peak(policy, make_batch(policy.config, 4, 3, 12), precision.autocast)
     load = Load(4, 3, 12, fused_norms=False)
     assert predicted(policy, load, precision, LORA) == pytest.approx(peak, rel=0.15)
+
+
+@each_policy
+@pytest.mark.parametrize("precision", DTYPES, ids=lambda precision: precision.name)
+@pytest.mark.parametrize("preset", ["tiny", "middle"])
+def test_the_peak_of_acting(name, precision, preset):
+    policy = make(name, preset, DTYPES[precision]).eval()
+    batch = make_batch(policy.config, 1 if preset == "middle" else 8, 3, 12)
+    del batch["actions"]
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast)
+    with StepBytes() as count, torch.no_grad(), autocast:
+        for parameter in policy.parameters():
+            count.add(parameter)
+        policy.sample_actions(**batch, num_steps=2)
+    table = rows(policy.config, batch_size=len(batch["state"]), prompt_tokens=12)
+    assert table["inference", precision.name, "none"].total_gb * 1e9 == pytest.approx(count.peak, rel=0.15)
 
 
 # -- the table ----------------------------------------------------------------------------------------

@@ -117,11 +117,12 @@ def acting_bytes(config: Any, load: Load, arithmetic: Arithmetic) -> float:
     queries = prefix + 1 + config.action_horizon
     cache = 2 * c * load.batch * queries * vlm.depth * vlm.num_kv_heads * vlm.head_width
     stream = arithmetic.trained if arithmetic.autocast else c
-    # The residual stream, its norm, and the MLP's gate, value and product.
-    prefix_work = load.batch * prefix * ((stream + FLOAT) * vlm.width + 3 * c * vlm.mlp_width)
+    # Pictures' tokens, embedded prefix, residual stream, its norm; the MLP's gate, value and product.
+    prefix_work = load.batch * prefix * ((3 * stream + FLOAT + c) * vlm.width + 3 * c * vlm.mlp_width)
     sizes, images = config.vision, load.batch * load.cameras
-    wide = (stream + FLOAT) * sizes["hidden_size"] + 2 * c * sizes["intermediate_size"]
-    pictures = FLOAT * images * 3 * sizes["image_size"] ** 2
+    wide = (2 * stream + FLOAT) * sizes["hidden_size"] + 2 * c * sizes["intermediate_size"]
+    # Cameras that are there, then rows that have them, then the tower's dtype: a copy each.
+    pictures = (2 * FLOAT + (c if c != FLOAT else 0)) * images * 3 * sizes["image_size"] ** 2
     return max(cache + prefix_work, pictures + images * config.tokens_per_image * wide)
 
 
