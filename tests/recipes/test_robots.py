@@ -14,11 +14,23 @@ from tests.data.make import make_dataset
 from tests.rules.source import ROOT
 from vla.data import LeRobotDataset
 from vla.data.stats import compute_statistics
-from vla.policies.pi0 import Pi0Config
+from vla.policies.pi0 import Pi0Config, Pi0Policy
+from vla.policies.robot import RobotPolicy
 from vla.train.loop import train
 from vla.train.recipe import load_recipe
-from vla.transforms import DeltaActions, Pipeline
-from vla.transforms.robots import load_robot
+from vla.transforms import (
+    DeltaActions,
+    FeatureStats,
+    Normalize,
+    PadDimensions,
+    Pipeline,
+    ResizeImages,
+    Statistics,
+    TokenizePrompt,
+    train_tokenizer,
+)
+from vla.transforms.normalize import OPENPI_RULE
+from vla.transforms.robots import apply_robot, load_robot
 
 FILES = {path.stem: path for path in sorted((ROOT / "recipes" / "robots").glob("*.yaml"))}
 ROBOTS = {name: load_robot(path) for name, path in FILES.items()}
@@ -294,3 +306,54 @@ def test_widowx_on_bridgedata(tmp_path, request):
         recipe_for(robot, path, tmp_path / "run", "policy.config.action_horizon=5"), progress=False
     )
     assert result.step == 2
+
+
+# -- in front of published weights --------------------------------------------------------------------
+
+
+def test_aloha_acts_with_weights_that_record_statistics_only():
+    """What the network would have learned to say for some actions comes back as these actions."""
+    robot = ROBOTS["aloha"]
+    policy = Pi0Policy(
+        Pi0Config.tiny(max_state_dim=32, max_action_dim=32, cameras=tuple(robot.about.cameras))
+    )
+    ramp = tuple(0.1 * (dim + 1) if dim < 14 else 0.0 for dim in range(32))  # padded, as openpi stores it
+    stats = FeatureStats(mean=ramp, std=(0.5,) * 14 + (1.0,) * 18)
+    modes = dict.fromkeys(("state", "actions"), "zscore")
+    bare = Pipeline(
+        [
+            Normalize(Statistics({"state": stats, "actions": stats}), modes, OPENPI_RULE),
+            ResizeImages(tuple(policy.config.cameras), policy.config.image_size),
+            TokenizePrompt(train_tokenizer(["fold the towel"], vocab_size=300), 16),
+            PadDimensions(32, 32, 32, 32),
+        ]
+    )
+    policy.pipeline = apply_robot(bare, robot)
+    sample = random_sample(robot, seed=3, steps=policy.config.action_horizon)
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    said = policy.pipeline.forward({**sample, "images": {"cam_high": image}, "task": "x"})["actions"]
+    policy.sample_actions = lambda **_: said[None]
+    answer = RobotPolicy(policy).infer(
+        {
+            "observation.images.base_0_rgb": image.permute(1, 2, 0).numpy(),
+            "observation.state": sample["state"].numpy(),
+            "task": "fold the towel",
+        }
+    )["actions"]
+    assert answer.shape == (policy.config.action_horizon, 14)
+    assert_close(torch.from_numpy(answer), sample["actions"])
+
+
+# -- the page that explains it ------------------------------------------------------------------------
+
+
+def test_the_page_s_example_is_valid_and_says_true_numbers(tmp_path):
+    page = (ROOT / "docs" / "add_a_robot.md").read_text()
+    (tmp_path / "arm.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    robot = load_robot(tmp_path / "arm.yaml")
+    pipeline = Pipeline(robot.transforms())
+    state = torch.tensor([0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 1.0])
+    there = pipeline.forward({"state": state, "actions": state[None]})
+    assert there["state"].tolist() == [0.0, -0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert torch.equal(pipeline.inverse(there)["actions"][0], state)
+    assert robot.delta_mask == (True,) * 6 + (False,)

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from vla.errors import ConfigError, ShapeError
-from vla.transforms import Pipeline, RenameCameras, RotateImages
+from vla.transforms import Pipeline, RenameCameras, ResizeImages, RotateImages
+from vla.transforms.cameras import camera_names
 
 
 @pytest.mark.parametrize(("degrees", "quarters"), [(90, 3), (180, 2), (270, 1)])
@@ -60,3 +61,11 @@ def test_what_makes_no_sense_is_refused():
     image = torch.zeros(3, 2, 2)
     with pytest.raises(ShapeError, match="'a' is the camera for the slot 'base'"):
         RenameCameras({"a": "base"}).forward({"images": {"a": image, "base": image}})
+
+
+def test_a_picture_may_come_under_the_slot_s_name_or_the_robot_s():
+    resize = ResizeImages(("base", "wrist"), 4)
+    assert camera_names(Pipeline([resize])) == ("base", "wrist")
+    rename = RenameCameras({"front": "base", "wrist": "wrist"})
+    assert camera_names(Pipeline([rename, resize])) == ("base", "wrist", "front")
+    assert camera_names(Pipeline([])) == ()

@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 
 from vla.errors import ConfigError, ShapeError
-from vla.transforms.base import Transform
+from vla.transforms.base import Pipeline, Transform
+from vla.transforms.images import ResizeImages
 from vla.types import Sample
 
 
@@ -98,3 +99,10 @@ class RenameCameras(Transform):
         if not any(name in images for name in names):
             return sample
         return sample | {"images": {names.get(name, name): image for name, image in images.items()}}
+
+
+def camera_names(pipeline: Pipeline) -> tuple[str, ...]:
+    """Return every name under which a pipeline takes a picture: its slots, and its robot's names for them."""
+    resize, rename = pipeline.find(ResizeImages), pipeline.find(RenameCameras)
+    slots = () if resize is None else resize.slots
+    return (*slots, *(() if rename is None else [name for name in rename.slots if name not in slots]))
