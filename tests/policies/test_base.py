@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.parity.transformers_pi0 import make_batch
 from vla.atomic import SaveError
-from vla.errors import WeightsError
+from vla.errors import ConfigError, WeightsError
 from vla.policies.pi0.policy import Pi0Policy
+from vla.transforms.prompt import TokenizePrompt
 
 
 def test_round_trip_is_exact(robot_ready, tmp_path):
@@ -124,6 +125,27 @@ def test_a_truncated_file_is_an_error(folder):
         Pi0Policy.from_pretrained(folder)
 
 
+def test_a_shard_that_the_index_does_not_list_is_an_error(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "policy", max_shard_size="50KB")
+    index = tmp_path / "policy" / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    lost = sorted(set(values["weight_map"].values()))[1]
+    values["weight_map"] = {name: file for name, file in values["weight_map"].items() if file != lost}
+    index.write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match=rf"holds {lost}, of which model\.safetensors\.index\.json says"):
+        Pi0Policy.from_pretrained(tmp_path / "policy")
+
+
+def test_other_cameras_bring_their_own_wrists(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "policy")
+    changed = Pi0Policy.from_pretrained(
+        tmp_path / "policy", config={"cameras": ["a", "b_wrist"], "action_horizon": 3}
+    )
+    assert (changed.config.wrist_cameras, changed.config.action_horizon) == (("b_wrist",), 3)
+    with pytest.raises(ConfigError, match="depth"):
+        Pi0Policy.from_pretrained(tmp_path / "policy", config={"depth": 7})
+
+
 def test_a_folder_without_weights_is_an_error(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match="holds no weights"):
@@ -141,3 +163,13 @@ def test_weights_without_a_pipeline_load_for_fine_tuning(robot_ready, tmp_path):
     robot_ready.save_pretrained(tmp_path / "policy")
     assert Pi0Policy.from_pretrained(tmp_path / "policy").pipeline is None
     assert json.loads((tmp_path / "policy" / "config.json").read_text())["model_type"] == "vla_pi0"
+
+
+def test_weights_without_a_pipeline_keep_their_tokenizer_for_fine_tuning(robot_ready, tmp_path):
+    tokenizer = robot_ready.pipeline.find(TokenizePrompt).tokenizer
+    robot_ready.pipeline = None
+    robot_ready.save_pretrained(tmp_path / "policy")
+    assert Pi0Policy.from_pretrained(tmp_path / "policy").tokenizer is None
+    tokenizer.save_pretrained(tmp_path / "policy")
+    found = Pi0Policy.from_pretrained(tmp_path / "policy").tokenizer
+    assert found.encode("pick up") == tokenizer.encode("pick up")

@@ -9,6 +9,7 @@ import torch
 from vla.errors import ShapeError
 from vla.policies.robot import RobotPolicy
 from vla.transforms.base import Pipeline
+from vla.transforms.cameras import RenameCameras
 from vla.transforms.normalize import FeatureStats, Normalize
 
 
@@ -49,6 +50,18 @@ def test_infer_equals_the_transforms_by_hand(robot):
     want = chunk * (np.array([0.5, 1.0]) + 1e-6) + np.array([0.05, 0.1])
     want[:, 0] += observation["observation.state"][0]
     np.testing.assert_allclose(actions, want, atol=1e-5)
+
+
+def test_cameras_may_come_under_the_robots_own_names(robot_ready):
+    plain = RobotPolicy(robot_ready).infer(make_observation(), noise=np.zeros((6, 8)))["actions"]
+    transforms = robot_ready.pipeline.transforms
+    robot_ready.pipeline = Pipeline([RenameCameras({"cam_high": "top"}), *transforms])
+    robot = RobotPolicy(robot_ready)
+    observation = make_observation()
+    observation["observation.images.cam_high"] = observation.pop("observation.images.top")
+    np.testing.assert_array_equal(robot.infer(observation, noise=np.zeros((6, 8)))["actions"], plain)
+    with pytest.raises(ShapeError, match=r"no camera 'cam_hi'.*Did you mean 'cam_high'"):
+        robot.infer(make_observation(**{"observation.images.cam_hi": np.zeros((2, 2, 3), np.uint8)}))
 
 
 def test_delta_actions_start_from_the_state_that_was_measured(robot_ready):

@@ -69,7 +69,7 @@ ROOMS: dict[str, Room] = {
             "safetensors",
             "huggingface_hub",
             "yaml",
-        ),  # fmt: skip
+        ),
     ),
     "train": Room(
         rooms=("data", "transforms", "policies.base", "policies.registry", "weights"),

@@ -30,6 +30,8 @@ class Policy(PreTrainedModel):
         super().__init__(config)
         self.pipeline: Pipeline | None = None
         """Robot units to model space and back; None for weights that have met no dataset yet."""
+        self.tokenizer: Any = None
+        """Where there is no pipeline: what the checkpoint's prompts were tokenised with, for fine-tuning."""
 
     def sample_actions(self, **observation: Any) -> torch.Tensor:
         """Return chunks `[b, a, m]` in model space for the observation's tensors."""

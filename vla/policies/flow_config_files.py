@@ -121,6 +121,8 @@ def read_flow_config(
     carried = _carried(stored, shown)
     fields |= {name: size for name, size in shown.items() if name not in _NO_FIELDS}
     fields |= {**carried, **file, **asked}
+    if "cameras" in asked and "wrist_cameras" not in asked:
+        fields.pop("wrist_cameras", None)  # those of other cameras; the config tells the new ones by name
     if format.crops_rows and "vocab_size" not in {**carried, **file, **asked} and "vocab_size" in fields:
         fields["vocab_size"] = PALIGEMMA_ROWS.get(fields["vocab_size"], fields["vocab_size"])
     fields |= _heads(stored, shown, fields)

@@ -4,7 +4,6 @@ Nothing is read but headers until the whole plan has been found right, and a pol
 not at all.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
-from vla.errors import ConfigError, WeightsError
+from vla.errors import WeightsError
 from vla.policies.base import Policy
-from vla.policies.pipelines import read_pipeline
+from vla.policies.pipelines import read_pipeline, read_tokenizer
 from vla.policies.published import recognise, weights_module
 from vla.policies.registry import policy_entry
+from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import Format, Stored, open_stored, plan_load
 from vla.weights.stream import fill_module
 
@@ -68,6 +68,10 @@ def load_policy(
             tokenizer=tokenizer,
             asset_id=asset_id,
         )
+        if policy.pipeline is None:
+            policy.tokenizer = read_tokenizer(
+                folder, fmt.name, stored_config=stored.config, tokenizer=tokenizer
+            )
     return policy.eval()
 
 
@@ -82,19 +86,7 @@ def _fill(
     with init_empty_weights(include_buffers=False):
         policy = policy_class(settings)
     plan = plan_load(fmt, stored, {name: tuple(p.shape) for name, p in policy.named_parameters()})
-    held = Counter[torch.dtype]()
-    for piece in plan.pieces.values():
-        held[piece.info.dtype] += torch.Size(piece.info.shape).numel()
-    wanted = _dtype(dtype) or held.most_common(1)[0][0]
+    wanted = as_dtype(dtype) or main_dtype(plan.pieces)
     fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
     policy.config.dtype = wanted
     return policy if device is None else policy.to(device)  # type: ignore[arg-type]
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if dtype is None or dtype == "auto":
-        return None
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(f"dtype must be a floating-point type such as 'bfloat16', got {dtype!r}.")
-    return found

@@ -83,8 +83,8 @@ def _refuse_strangers(stored: Stored, best: _Candidate) -> None:
     if not has_expert and is_paligemma(stored_names):
         raise WeightsError(
             f"{stored.folder} holds a PaliGemma without an action expert, so it is no policy. It can be the "
-            "start of one: vla.policies.initialise.from_paligemma puts a fresh expert beside it, to be "
-            "trained."
+            "start of one: vla.Pi0Policy.from_paligemma, or policy.paligemma in a recipe, puts a fresh "
+            "expert beside it, to be trained."
         )
     if len(best.names.unknown) * 2 >= len(stored_names):
         raise WeightsError(

@@ -9,7 +9,7 @@ import torch
 from vla.errors import ShapeError, StatisticsError, did_you_mean
 from vla.policies.base import Policy
 from vla.transforms.actions import REFERENCE_STATE, PadDimensions
-from vla.transforms.images import ResizeImages
+from vla.transforms.cameras import camera_names
 from vla.transforms.prompt import TokenizePrompt
 from vla.types import Sample
 
@@ -36,7 +36,7 @@ class RobotPolicy:
             )
         self.policy = policy.eval()
         self.pipeline = policy.pipeline
-        self._slots = self.pipeline.find(ResizeImages).slots
+        self._cameras = camera_names(self.pipeline)
         self._action_dim = self.pipeline.find(PadDimensions).action_dim
 
     def reset(self) -> None:
@@ -113,13 +113,15 @@ class RobotPolicy:
         for key, value in observation.items():
             if not key.startswith(IMAGE_PREFIX):
                 continue
-            slot = key.removeprefix(IMAGE_PREFIX)
-            if slot not in self._slots:
-                hint = did_you_mean(slot, self._slots)
-                raise ShapeError(f"The checkpoint has no camera '{slot}', only {list(self._slots)}.{hint}")
+            camera = key.removeprefix(IMAGE_PREFIX)
+            if camera not in self._cameras:
+                hint = did_you_mean(camera, self._cameras)
+                raise ShapeError(
+                    f"The checkpoint has no camera '{camera}', only {list(self._cameras)}.{hint}"
+                )
             image = np.asarray(value)
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ShapeError(f"{key} must be uint8 [h, w, 3], got {image.dtype} {list(image.shape)}.")
-            images[slot] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            images[camera] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         state = torch.from_numpy(np.array(observation[STATE_KEY], dtype=np.float32))
         return {"images": images, "state": state, "task": str(observation[TASK_KEY])}

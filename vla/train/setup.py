@@ -37,6 +37,8 @@ from vla.types import Sample
 
 logger = logging.getLogger(__name__)
 
+IMAGE_TOKEN = "<image>"
+
 TINY_VOCABULARY = 512
 """Tokens to aim for where a tokenizer is trained on a dataset's few texts; it grows if they need more."""
 
@@ -142,8 +144,8 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
     if data.cache == "frames":
         dataset.preload()  # before workers are forked, so that they share the memory
     prompt = policy.pipeline.find(TokenizePrompt)
-    for task in dataset.tasks:
-        prompt.forward({"task": task})  # warns of what is too long, here once instead of in every worker
+    for task in dataset.tasks:  # warns of what is too long, here once instead of in every worker
+        prompt.forward({"task": task, "state": torch.zeros(dataset.state_dim)})
 
     make_loader = partial(
         ResumableLoader,
@@ -228,12 +230,14 @@ def _tokenizer(recipe: Recipe, policy: Policy | None, dataset: LeRobotDataset) -
     if recipe.policy.paligemma is not None:
         return load_tokenizer(recipe.policy.paligemma)
     if policy is not None:
-        if policy.pipeline is None:
+        if policy.pipeline is not None:
+            return policy.pipeline.find(TokenizePrompt).tokenizer
+        if policy.tokenizer is None:
             raise ConfigError(
                 f"{recipe.policy.pretrained} comes without a tokenizer; name one with policy.tokenizer "
                 "(published weights read google/paligemma-3b-pt-224's)."
             )
-        return policy.pipeline.find(TokenizePrompt).tokenizer
+        return policy.tokenizer
     texts = {clean(task) for task in dataset.tasks}
     if recipe.data.response_key is not None:
         texts |= set(dataset.texts(recipe.data.response_key))
@@ -283,7 +287,9 @@ def _check_fit(policy: Policy, cameras: Mapping[str, str]) -> None:
                 f"Map them with data.cameras.<slot>={key}.{did_you_mean(slot, config.cameras)}"
             )
     assert policy.pipeline is not None
-    tokens = len(policy.pipeline.find(TokenizePrompt).tokenizer)
+    vocabulary = policy.pipeline.find(TokenizePrompt).tokenizer.get_vocab()
+    # PaliGemma's image token has no row in the table; pictures come without one here.
+    tokens = 1 + max(number for token, number in vocabulary.items() if token != IMAGE_TOKEN)
     if tokens > config.vocab_size:
         raise ConfigError(
             f"The tokenizer has {tokens} tokens, but the policy's vocab_size is {config.vocab_size}."

@@ -22,9 +22,10 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is None or dtype == "auto":
         return None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in FLOATS:
+    askable = (*FLOATS, torch.float64)
+    if found not in askable:
         raise ConfigError(
-            f"dtype must be one of {', '.join(short_name(one) for one in FLOATS)}, got {dtype!r}."
+            f"dtype must be one of {', '.join(short_name(one) for one in askable)}, got {dtype!r}."
         )
     return found
 

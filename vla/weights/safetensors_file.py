@@ -9,6 +9,7 @@ is 8 bytes of little-endian header length, a JSON header, then the values withou
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,6 +47,7 @@ DTYPES = {
 """The format's name of each dtype that is read and written."""
 
 _AGAIN = "download it again"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 class Entry(NamedTuple):
@@ -146,6 +148,13 @@ def open_safetensors(folder: Path) -> SafetensorsReader:
         raise WeightsError(
             f"{folder} lacks {len(absent)} of the {len(shards)} shards that {INDEX_FILE} lists: "
             f"{_some(absent)}. The download is incomplete, download the folder again."
+        )
+    listed = {_SHARD.sub("", name) for name in shards if _SHARD.search(name)}
+    beside = [path.name for path in sorted(folder.glob("*.safetensors")) if _SHARD.search(path.name)]
+    if unlisted := [name for name in beside if _SHARD.sub("", name) in listed and name not in shards]:
+        raise WeightsError(
+            f"{folder} holds {_some(unlisted)}, of which {INDEX_FILE} says nothing: the index is damaged or "
+            "of another checkpoint, download the folder again."
         )
     reader = SafetensorsReader(folder, shards)
     try:
