@@ -335,7 +335,7 @@ def test_aloha_acts_with_weights_that_record_statistics_only():
     policy.sample_actions = lambda **_: said[None]
     answer = RobotPolicy(policy).infer(
         {
-            "observation.images.base_0_rgb": image.permute(1, 2, 0).numpy(),
+            "observation.images.cam_high": image.permute(1, 2, 0).numpy(),
             "observation.state": sample["state"].numpy(),
             "task": "fold the towel",
         }
