@@ -16,6 +16,7 @@ from vla.policies.base import Policy
 from vla.policies.robot import RobotPolicy
 from vla.transforms.base import Pipeline
 from vla.transforms.robots import apply_robot, load_robot
+from vla.weights.source import local_folder
 
 
 class PolicyEntry(NamedTuple):
@@ -103,6 +104,9 @@ def reference_of(policy: Policy, library: str) -> Any:
     return make(policy)
 
 
+_WHERE = ("revision", "token", "cache_dir", "local_files_only")
+
+
 class AutoPolicy:
     """Opens any known checkpoint as the policy that its content says it is."""
 
@@ -121,7 +125,7 @@ def load(
     Args:
         name_or_path: Folder, hub id, or short name from `vla info known`.
         robot: Description of the robot (`recipes/robots/<robot>.yaml`), for checkpoints that record neither
-            cameras nor conventions, such as openpi's.
+            cameras nor conventions, such as openpi's. It also chooses among the statistics of several robots.
         **options: As of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, ...
 
     Raises:
@@ -129,7 +133,14 @@ def load(
         StatisticsError: The checkpoint has no statistics, so its actions could not be denormalised.
         ConfigError: The robot's description does not fit.
     """
-    policy = AutoPolicy.from_pretrained(name_or_path, **options)
-    if robot is not None and policy.pipeline is not None:
-        policy.pipeline = apply_robot(policy.pipeline, load_robot(robot))
+    if robot is None:
+        return RobotPolicy(AutoPolicy.from_pretrained(name_or_path, **options))
+    described = load_robot(robot)
+    where = {key: options.pop(key) for key in _WHERE if key in options}
+    folder = local_folder(name_or_path, **where)
+    if described.asset_id is not None and (folder / "assets" / described.asset_id).is_dir():
+        options.setdefault("asset_id", described.asset_id)
+    policy = AutoPolicy.from_pretrained(folder, **options)
+    if policy.pipeline is not None:
+        policy.pipeline = apply_robot(policy.pipeline, described)
     return RobotPolicy(policy)

@@ -11,6 +11,7 @@ from vla.policies.base import Policy
 from vla.transforms.actions import REFERENCE_STATE, PadDimensions
 from vla.transforms.cameras import camera_names
 from vla.transforms.prompt import TokenizePrompt
+from vla.transforms.task import DefaultTask
 from vla.types import Sample
 
 IMAGE_PREFIX = "observation.images."
@@ -54,7 +55,8 @@ class RobotPolicy:
 
         Args:
             observation: `"observation.images.<camera>"` uint8 `[h, w, 3]` each (absent cameras left out),
-                `"observation.state"` `[d]` in robot units, `"task"` the instruction.
+                `"observation.state"` `[d]` in robot units, `"task"` the instruction (may be left out
+                where the robot's description has one).
             noise: `[a, m]` in model space, where the flow starts; drawn where not given.
             generator: Source of the noise.
             text: Whether to generate the response text as well.
@@ -106,8 +108,8 @@ class RobotPolicy:
 
     def _canonical(self, observation: Mapping[str, Any]) -> Sample:
         """Turn a robot's observation into the sample that the pipeline starts from."""
-        if STATE_KEY not in observation or TASK_KEY not in observation:
-            missing = [key for key in (STATE_KEY, TASK_KEY) if key not in observation]
+        needed = (STATE_KEY,) if self.pipeline.find(DefaultTask) is not None else (STATE_KEY, TASK_KEY)
+        if missing := [key for key in needed if key not in observation]:
             raise ShapeError(f"The observation lacks {' and '.join(missing)}; it has {sorted(observation)}.")
         images = {}
         for key, value in observation.items():
@@ -124,4 +126,4 @@ class RobotPolicy:
                 raise ShapeError(f"{key} must be uint8 [h, w, 3], got {image.dtype} {list(image.shape)}.")
             images[camera] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         state = torch.from_numpy(np.array(observation[STATE_KEY], dtype=np.float32))
-        return {"images": images, "state": state, "task": str(observation[TASK_KEY])}
+        return {"images": images, "state": state, "task": str(observation.get(TASK_KEY, ""))}
