@@ -91,8 +91,8 @@ class SafetensorsReader(TensorReader):
                 for key, entry in header.entries.items():
                     if key in self._tensors:
                         raise WeightsError(
-                            f"'{key}' lies in {self.file_of(key)} and in {path} as well; {_AGAIN} into an "
-                            "empty folder."
+                            f"'{key}' lies in {self._tensors[key][0]} and in {path} as well; {_AGAIN} "
+                            "into an empty folder."
                         )
                     self._tensors[key] = (path, file, entry)
             self._stack = stack.pop_all()
