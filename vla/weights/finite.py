@@ -5,6 +5,7 @@ integer that is smallest-to-largest in magnitude, so one maximum per chunk decid
 read still lies in the cache, and numpy lets other threads run meanwhile.
 """
 
+import math
 import threading
 from pathlib import Path
 
@@ -59,17 +60,23 @@ def first_not_finite(raw: np.ndarray, dtype: torch.dtype) -> int | None:
     return None
 
 
-def refuse_not_finite(tensor: Tensor, name: str, file: Path) -> None:
+def refuse_not_finite(
+    rows: Tensor, name: str, file: Path, shape: tuple[int, ...] | None = None, start: int = 0
+) -> None:
     """Raise `WeightsError` naming tensor, file, place and value where a value is NaN or infinite.
 
     Args:
-        tensor: Contiguous CPU tensor of any dtype and shape.
+        rows: Contiguous CPU tensor of any dtype and shape.
         name: The key, for the message.
         file: Where it was read from.
+        shape: Of the tensor that they are rows of; None means that they are all of it.
+        start: Which row of it is the first.
     """
-    at = first_not_finite(raw_bytes(tensor), tensor.dtype)
+    at = first_not_finite(raw_bytes(rows), rows.dtype)
     if at is not None:
-        raise not_finite_error(name, file, tensor.reshape(-1)[at].item(), at, tuple(tensor.shape))
+        shape = tuple(rows.shape) if shape is None else shape
+        position = start * math.prod(shape[1:]) + at
+        raise not_finite_error(name, file, rows.reshape(-1)[at].item(), position, shape)
 
 
 def not_finite_error(

@@ -41,6 +41,7 @@ _DTYPES = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+_PLACES_BYTES = 100 * 2**20
 _AGAIN = "download or copy it again, whole"
 
 
@@ -101,6 +102,8 @@ class OrbaxReader(TensorReader):
         self.folder = root
         self.metadata = {}
         self._ts = _tensorstore()
+        # Keeps where everything lies in a database; the values have caches of their own.
+        self._context = self._ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": _PLACES_BYTES}})
         content = _read_metadata(root / METADATA_FILE)
         self._is_ocdbt = (root / MANIFEST_FILE).is_file()
         if not self._is_ocdbt and content.get("use_ocdbt"):
@@ -136,7 +139,7 @@ class OrbaxReader(TensorReader):
             store = store[start : start + len(out)].translate_to[0]
         with self._readable(name):
             self._ts.array(_as_numpy(out, self._ts)).write(store).result()
-        refuse_not_finite(out, name, self.file_of(name))
+        refuse_not_finite(out, name, self.file_of(name), info.shape, start)
 
     def _store(self, name: str, *, caches: bool) -> Any:
         """Return the array, opened for reading its values; the one used last stays open.
@@ -147,7 +150,7 @@ class OrbaxReader(TensorReader):
         if self._open is None or self._open[0] != (name, caches):
             self._open = None
             limit = self._bytes_of_a_row_of_chunks(name) if caches else 0
-            context = self._ts.Context({"cache_pool": {"total_bytes_limit": limit}})
+            context = self._ts.Context({"cache_pool": {"total_bytes_limit": limit}}, self._context)
             self._open = ((name, caches), self._open_store(name, context))
         return self._open[1]
 
@@ -177,20 +180,21 @@ class OrbaxReader(TensorReader):
             "driver": self._driver[name],
             "kvstore": self._kvstore(self._paths[name] + "/"),
             "fill_missing_data_reads": self._skips_zeros,
+            "recheck_cached_data": "open",  # what was decoded counts, without a look at the file
         }
         with self._readable(name):
-            return self._ts.open(spec, read=True, context=context or self._ts.Context()).result()
+            return self._ts.open(spec, read=True, context=context or self._context).result()
 
     def _kvstore(self, below: str = "") -> dict[str, Any]:
         if self._is_ocdbt:
             base = {"driver": "file", "path": f"{self.folder}/"}
-            return {"driver": "ocdbt", "base": base, "path": below}
+            return {"driver": "ocdbt", "base": base, "path": below, "cache_pool": "cache_pool#ocdbt"}
         return {"driver": "file", "path": f"{self.folder}/{below}"}
 
     def _find_drivers(self) -> dict[str, str]:
         """Return the zarr version of every array, by the files that are there."""
         with self._readable("the list of arrays"):
-            keys = self._ts.KvStore.open(self._kvstore()).result().list().result()
+            keys = self._ts.KvStore.open(self._kvstore(), context=self._context).result().list().result()
         present = {key.decode(errors="replace") for key in keys}
         drivers = {}
         for name, path in self._paths.items():
