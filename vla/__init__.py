@@ -21,7 +21,9 @@ _ROOMS = tuple(
     )
 )
 
-__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+# fmt: off
+__all__ = ["AutoPolicy", "Pi0Config", "Pi0Policy", "Pi05Config", "Pi05Policy", "__version__", "data", "errors", "load"]  # noqa: E501  # pyright: ignore[reportUnsupportedDunderAll]
+# fmt: on
     "AutoPolicy",
     "Pi0Config",
     "Pi0Policy",

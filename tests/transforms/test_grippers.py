@@ -30,7 +30,7 @@ def test_a_line_goes_through_both_points_and_beyond():
 
 
 def test_the_horn_in_three_positions_that_geometry_knows():
-    """At a right angle between horn and rail, L^2 + r^2 = a^2; stretched out, L = a + r; folded, L = a - r."""
+    """At a right angle of horn and rail L^2 + r^2 = a^2; stretched out L = a + r; folded L = a - r."""
     r, a = 3.0, 5.0
     crank = SliderCrank("state", (0,), stroke=(2.0, 8.0), arm_length=a, horn_radius=r, angle=(0.0, 1.0))
     openings = torch.tensor([[(4.0 - 2.0) / 6.0], [1.0], [0.0]], dtype=torch.float64)
