@@ -24,16 +24,6 @@ _ROOMS = tuple(
 # fmt: off
 __all__ = ["AutoPolicy", "Pi0Config", "Pi0Policy", "Pi05Config", "Pi05Policy", "__version__", "data", "errors", "load"]  # noqa: E501  # pyright: ignore[reportUnsupportedDunderAll]
 # fmt: on
-    "AutoPolicy",
-    "Pi0Config",
-    "Pi0Policy",
-    "Pi05Config",
-    "Pi05Policy",
-    "__version__",
-    "data",
-    "errors",
-    "load",
-]
 
 
 def __getattr__(name: str) -> Any:
