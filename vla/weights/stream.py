@@ -258,7 +258,7 @@ def _copy(target: Tensor, values: Tensor) -> None:
     if not values.is_contiguous() or values.numel() == 0:
         target.copy_(values)
         return
-    parts = (one.reshape(-1).split(_SERIAL_NUMEL) for one in (target, values))
+    parts = (one.view(-1).split(_SERIAL_NUMEL) for one in (target, values))
     for to, part in zip(*parts, strict=True):
         to.copy_(part)
 
