@@ -4,7 +4,7 @@ One stack of layers serves both weight sets of a pi-0-style policy. A pass may r
 of earlier tokens from a cache, and returns its own; it never decides who sees whom (see `nn.masks`).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -105,12 +105,13 @@ class GemmaLayer(nn.Module):
 
 
 class LayerStack(nn.Module):
-    """Layers that share attention with a cache, each called exactly once per pass."""
+    """Layers that share attention with a cache, each called exactly once per pass; subclasses make them."""
 
-    def __init__(self, config: GemmaConfig, layers: Iterable[nn.Module]) -> None:
+    layers: nn.ModuleList
+
+    def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList(layers)
         # Set by `PreTrainedModel.gradient_checkpointing_enable`.
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
@@ -141,8 +142,9 @@ class GemmaDecoder(LayerStack):
     """A stack of `GemmaLayer`s; with a token table where it reads text."""
 
     def __init__(self, config: GemmaConfig, vocab_size: int | None = None) -> None:
-        super().__init__(config, (GemmaLayer(config) for _ in range(config.depth)))
+        super().__init__(config)
         self.embed_tokens = None if vocab_size is None else TiedEmbedding(vocab_size, config.width)
+        self.layers = nn.ModuleList(GemmaLayer(config) for _ in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
 
     def forward(

@@ -87,7 +87,8 @@ class AdaptiveGemmaDecoder(LayerStack):
     """A stack of `AdaptiveGemmaLayer`s, for suffix tokens only: it has no token table."""
 
     def __init__(self, config: GemmaConfig) -> None:
-        super().__init__(config, (AdaptiveGemmaLayer(config) for _ in range(config.depth)))
+        super().__init__(config)
+        self.layers = nn.ModuleList(AdaptiveGemmaLayer(config) for _ in range(config.depth))
         self.norm = AdaptiveRMSNorm(config.width, config.width, config.norm_eps)
 
     def modulations(self, condition: torch.Tensor) -> StackModulation:
