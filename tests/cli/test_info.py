@@ -154,10 +154,10 @@ class TestKnown:
         assert main(["info", "known"]) == 0
         printed = capsys.readouterr().out
         for name, known in known_checkpoints().items():
-            line = next(line for line in printed.splitlines() if f"│ {name} " in line)
-            assert known.id in line
+            line = next(line for line in printed.splitlines() if line.startswith(f"{name}: "))
             assert known.format in line
-        assert "│ 14.5 GB │ gemma" in printed
+            assert f"    {known.id}\n" in printed
+        assert "14.5 GB, licence gemma" in printed
 
     def test_json_has_the_notes(self, capsys):
         assert main(["info", "known", "--json"]) == 0

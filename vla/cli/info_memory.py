@@ -7,6 +7,13 @@ from vla.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+_HEADS = {
+    "weights_gb": "weights",
+    "gradients_gb": "grad.",
+    "optimizer_gb": "optim.",
+    "activations_gb": "activ.",
+    "total_gb": "total",
+}
 _COLUMNS = ("weights_gb", "gradients_gb", "optimizer_gb", "activations_gb", "total_gb")
 
 
@@ -37,19 +44,31 @@ def memory_rows(
 
 def memory_table(rows: list[dict[str, Any]], batch_size: int, cameras: int | None) -> "Table":
     """Return the prediction as a table; numbers in GB of 10^9 bytes."""
+    from rich import box
     from rich.table import Table
 
     seen = "all cameras" if cameras is None else f"{cameras} camera(s)"
     table = Table(
         title=f"memory in GB, batches of {batch_size}, {seen}",
         title_justify="left",
-        caption="total: the peak, without the driver's context and what the allocator keeps in reserve",
+        box=box.SIMPLE,
+        pad_edge=False,
+        caption="bf16 / f32: computed in bfloat16 over float32 weights. total: the peak, without the "
+        "driver's context and what the allocator keeps in reserve",
         caption_justify="left",
     )
     for column in ("use", "precision", "optimizer", *_COLUMNS):
         justify = "right" if column in _COLUMNS else "left"
-        table.add_column(column.removesuffix("_gb"), justify=justify)
+        table.add_column(_HEADS.get(column, column), justify=justify, no_wrap=True)
     for row in rows:
-        numbers = (f"{row[column]:.3g}" if row[column] < 10 else f"{row[column]:.1f}" for column in _COLUMNS)
-        table.add_row(str(row["use"]), str(row["precision"]), str(row["optimizer"] or "-"), *numbers)
+        numbers = (_short(row[column]) for column in _COLUMNS)
+        use, precision = str(row["use"]).replace(" fine-tuning", ""), str(row["precision"])
+        precision = precision.replace(" compute, float32 master", " / f32")
+        table.add_row(use, precision, str(row["optimizer"] or "-").replace("8-bit AdamW", "8-bit"), *numbers)
     return table
+
+
+def _short(gigabytes: float) -> str:
+    if 0 < gigabytes < 0.01:
+        return "<0.01"
+    return f"{gigabytes:.2f}" if gigabytes < 10 else f"{gigabytes:.1f}"
