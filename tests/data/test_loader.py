@@ -114,6 +114,34 @@ def test_processes_share_an_epoch(length, batch_size, world_size, drop_last, see
         assert len(seen) - length < world_size
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    batch_size=st.integers(1, 5),
+    world_size=st.integers(2, 4),
+    length=st.integers(20, 40),
+    started=st.integers(0, 9),
+    before=st.sampled_from([1, 2, 4]),
+)
+def test_processes_deal_out_the_stream_of_one(batch_size, world_size, length, started, before):
+    """Also from a position that another number of processes has left, and over the epoch's end."""
+
+    def loaders(count):
+        return [
+            ResumableLoader(Frames(length), augment, batch_size, 7, rank=r, world_size=count)
+            for r in range(count)
+        ]
+
+    alone = values(take(loaders(1)[0], started * before + 12 * world_size))
+    (first, *_) = loaders(before)
+    take(first, started)
+    ours = loaders(world_size)
+    for loader in ours:
+        loader.load_state_dict(first.state_dict())
+    dealt = [values(take(loader, 12)) for loader in ours]
+    assert [batch for turn in zip(*dealt, strict=True) for batch in turn] == alone[started * before :]
+    assert len({tuple(loader.state_dict().items()) for loader in ours}) == 1
+
+
 def test_a_sample_is_augmented_by_seed_epoch_and_index_alone():
     def noise(**options):
         loader = ResumableLoader(Frames(12), augment, **{"batch_size": 4, "seed": 1, **options})

@@ -2,7 +2,9 @@
 
 Which frames make up batch b of epoch e, and the random numbers each of them is augmented with, are pure
 functions of (seed, e, b). So a resumed run, and a run with another number of workers, sees the very same
-batches. The position counts batches handed out, not those that workers have prepared in advance.
+batches. Several training processes deal the batches of one such stream out in turn: two processes together
+read what one process reads in twice the time. The position counts batches handed out to all processes, not
+those that workers have prepared in advance.
 """
 
 import math
@@ -97,18 +99,16 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[tuple[Batch, Where]]:
         batches = self._from_cache() if self._cache_samples else self._from_items()
         for batch in batches:
-            self._batch += 1
-            if self._batch == self._order.batches_per_epoch:
-                self._epoch, self._batch = self._epoch + 1, 0
+            self._epoch, self._batch = self._order.wrap(self._epoch, self._batch + self._order.stride)
             yield batch
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches that this process gets in one pass over the dataset."""
-        return self._order.batches_per_epoch
+        """Batches that every process gets in one pass over the dataset, at least."""
+        return self._order.per_epoch // self._order.stride
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position: batches handed out of which epoch."""
+        """Return the position: batches handed out of which epoch, to all processes together."""
         return {"epoch": self._epoch, "batch": self._batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -118,10 +118,10 @@ class ResumableLoader:
             ConfigError: The position lies outside an epoch, as when batch size or dataset have changed.
         """
         epoch, batch = int(state["epoch"]), int(state["batch"])
-        if epoch < 0 or not 0 <= batch < self._order.batches_per_epoch:
+        if epoch < 0 or not 0 <= batch < self._order.per_epoch:
             raise ConfigError(
                 f"The saved position is batch {batch} of epoch {epoch}, but an epoch has "
-                f"{self._order.batches_per_epoch} batches: dataset or batch size have changed."
+                f"{self._order.per_epoch} batches: dataset or batch size have changed."
             )
         self._epoch, self._batch = epoch, batch
 
@@ -166,7 +166,12 @@ class ResumableLoader:
 
 
 class _Order:
-    """Which samples make up which batch: a pure function of the seed and the epoch."""
+    """Which samples make up which batch: a pure function of the seed and the epoch.
+
+    With `drop_last`, batches are those of a single process, and process r takes every `stride`-th one from
+    number r on, whatever epoch that falls into. Otherwise each batch of `world_size` times the size is
+    shared out among the processes.
+    """
 
     def __init__(
         self,
@@ -179,14 +184,19 @@ class _Order:
         drop_last: bool,
     ) -> None:
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
         together = batch_size * world_size
-        self.batches_per_epoch = length // together if drop_last else math.ceil(length / together)
-        if self.batches_per_epoch == 0:
+        if length < (together if drop_last else 1):
             raise DatasetError(
                 f"The dataset has {length} samples, fewer than one batch of {batch_size} on each of "
                 f"{world_size} processes: choose a smaller batch, or drop_last=False."
             )
+        self.per_epoch = length // batch_size if drop_last else math.ceil(length / together)
+        self.stride = world_size if drop_last else 1
+
+    def wrap(self, epoch: int, number: int) -> tuple[int, int]:
+        """Return the epoch and the number in it of batch `number`, counted from the start of `epoch`."""
+        return epoch + number // self.per_epoch, number % self.per_epoch
 
     def permutation(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
@@ -194,6 +204,8 @@ class _Order:
         return np.random.default_rng([self.seed, epoch]).permutation(self.length)
 
     def batch(self, permutation: np.ndarray, number: int) -> list[int]:
+        if self.drop_last:
+            return permutation[number * self.batch_size : (number + 1) * self.batch_size].tolist()
         together = self.batch_size * self.world_size
         chosen = permutation[number * together : (number + 1) * together]
         short = -len(chosen) % self.world_size
@@ -210,12 +222,15 @@ class _Position:
         self.order, self.epoch, self.batch = order, epoch, batch
 
     def __iter__(self) -> Iterator[list[_Key]]:
-        epoch, number = self.epoch, self.batch
+        order = self.order
+        first = order.rank if order.drop_last else 0
+        epoch, number = order.wrap(self.epoch, self.batch + first)
+        permuted, permutation = epoch, order.permutation(epoch)
         while True:
-            permutation = self.order.permutation(epoch)
-            for n in range(number, self.order.batches_per_epoch):
-                yield [(epoch, index) for index in self.order.batch(permutation, n)]
-            epoch, number = epoch + 1, 0
+            if epoch != permuted:
+                permuted, permutation = epoch, order.permutation(epoch)
+            yield [(epoch, index) for index in order.batch(permutation, number)]
+            epoch, number = order.wrap(epoch, number + order.stride)
 
 
 class _TransformedItems(TorchDataset):
