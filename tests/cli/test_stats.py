@@ -3,9 +3,12 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.data.make import make_dataset
 from vla.cli import main
 from vla.data import LeRobotDataset
 from vla.transforms.normalize import Statistics
@@ -70,3 +73,15 @@ def test_a_robot_file_brings_its_conventions_along(dataset, tmp_path, capsys):
     (tmp_path / "arm.yaml").write_text(yaml.safe_dump(robot))
     assert main(["stats", str(dataset), *options[:4]]) == 1
     assert "has 2 state dimensions" in " ".join(capsys.readouterr().err.split())
+
+
+def test_oddities_are_named_and_no_video_is_needed(tmp_path, capsys):
+    folder = make_dataset(tmp_path / "set", length=12, cameras=["observation.images.top"])
+    for table in folder.glob("data/**/*.parquet"):
+        rows = pq.read_table(table)
+        still = pa.array([[0.5, *action[1:]] for action in rows["action"].to_pylist()], rows["action"].type)
+        pq.write_table(rows.set_column(rows.schema.get_field_index("action"), "action", still), table)
+    for video in folder.glob("videos/**/*.mp4"):
+        video.unlink()
+    assert main(["stats", str(folder), "--action-horizon", "2"]) == 0
+    assert "warning: actions dimension 0 (a0) is constant at 0.5" in capsys.readouterr().out

@@ -121,3 +121,32 @@ def test_bridge_against_numpy(shared_dir):
     state, actions = expanded(dataset, np.zeros(7, bool))
     check(statistics.features["state"], state)
     check(statistics.features["actions"], actions)
+
+
+@settings(deadline=None, max_examples=15)
+@given(threads=st.integers(2, 9), block=st.sampled_from([12, 30, 100]))
+def test_threads_change_no_bit(tiny_datasets, threads, block):
+    dataset = LeRobotDataset(tiny_datasets["v3.0"], action_horizon=H)
+    pipeline = Pipeline([DeltaActions((True, True, False))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stats, "_BLOCK", block)
+        seen = []
+        serial = compute_statistics(dataset, pipeline, threads=1)
+        parallel = compute_statistics(dataset, pipeline, lambda *done: seen.append(done), threads=threads)
+    assert parallel == serial
+    assert seen == [(i, len(seen)) for i in range(1, len(seen) + 1)]
+
+
+def test_an_error_in_a_thread_comes_out(tiny, monkeypatch):
+    monkeypatch.setattr(stats, "_BLOCK", 12)
+    dataset = LeRobotDataset(tiny, action_horizon=H)
+    dataset.low_dim("action")[-1, 2] = np.inf
+    with pytest.raises(DatasetError, match="Dimension 2 of actions is not finite"):
+        compute_statistics(dataset, threads=3)
+
+
+def test_threads_only_where_there_is_much_to_count(tiny, monkeypatch):
+    dataset = LeRobotDataset(tiny, action_horizon=H)
+    assert stats._worthwhile_threads(dataset) == 1
+    monkeypatch.setattr(stats, "_BLOCK", 30)
+    assert 1 <= stats._worthwhile_threads(dataset) <= 8

@@ -22,6 +22,7 @@ from vla.data.loader import ResumableLoader
 from vla.data.sample import to_canonical
 from vla.data.split import split_episodes
 from vla.data.stats import compute_statistics
+from vla.data.stats_warnings import warn_of_statistics
 from vla.errors import ConfigError, TrainingError, did_you_mean
 from vla.policies.base import Policy
 from vla.policies.registry import make_config, make_policy, policy_entry
@@ -251,9 +252,13 @@ def _make_pipeline(recipe: Recipe, policy: Policy, dataset: LeRobotDataset, toke
     conventions = [] if robot is None else robot.transforms()
     delta = [DeltaActions(data.delta_mask)] if data.delta_mask is not None and any(data.delta_mask) else []
     logger.info("computing the statistics of %d frames", len(dataset))
+    before = Pipeline([*conventions, *delta])
+    statistics = compute_statistics(dataset, before)
+    for warning in warn_of_statistics(statistics, dataset, before):
+        logger.warning(warning.message)
     pipeline = policy_entry(recipe.policy.type).make_pipeline(
         policy.config,
-        statistics=compute_statistics(dataset, Pipeline([*conventions, *delta])),
+        statistics=statistics,
         tokenizer=tokenizer,
         state_dim=dataset.state_dim,
         action_dim=dataset.action_dim,
