@@ -111,6 +111,20 @@ class TestOnePath:
             assert torch.equal(k, longer_k[:, :, : one.length])
             assert torch.equal(v, longer_v[:, :, : one.length])
 
+    def test_features_that_were_kept_stand_in_for_pictures(self, policy):
+        batch = make_batch(policy.config, absent=((0, 1), (2, 2)))
+        pictures, mask = batch["pixel_values"], batch["pixel_mask"]
+        with torch.no_grad():
+            features = policy.model.look(pictures.flatten(0, 1)).unflatten(0, mask.shape)
+            kept = batch | {"pixel_values": features}
+            assert torch.equal(policy(**kept).velocity, policy(**batch).velocity)
+            got, want = (
+                policy.sample_actions(**observation(one), noise=batch["noise"]) for one in (kept, batch)
+            )
+        torch.testing.assert_close(got, want)
+        with pytest.raises(ShapeError, match=r"pixel_values \(features\) must have shape"):
+            policy(**batch | {"pixel_values": features[..., 1:]})
+
 
 class TestWhatCannotMatter:
     def test_content_of_absent_cameras_and_of_padding(self, policy):

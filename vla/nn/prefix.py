@@ -14,6 +14,9 @@ from vla.nn.gemma import GemmaConfig, GemmaDecoder
 from vla.nn.masks import GroupRules, Tokens
 from vla.nn.vision import Projector, make_vision_tower, num_image_tokens
 
+FEATURE_AXES = 4
+"""Axes of pictures that have been looked at already, `[b, v, p, d]`; pictures themselves have five."""
+
 
 class Prefix(NamedTuple):
     """What a pass over images and text leaves behind.
@@ -63,7 +66,8 @@ class PrefixModel(nn.Module):
         """Run images and text once.
 
         Args:
-            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1], or what `look` made of it, `[b, v, p, vision
+                width]`, where that was kept from an earlier pass.
             pixel_mask: bool `[b, v]`, True where the camera exists. Absent cameras are never encoded.
             input_ids: long `[b, l]`, right-padded.
             attention_mask: `[b, l]`, non-zero where `input_ids` is real.
@@ -103,18 +107,24 @@ class PrefixModel(nn.Module):
         """Return image tokens `[b, v' * p, d]` of the slots that any row fills, and their validity."""
         filled_v = pixel_mask.any(dim=0)
         pixel_values, mask_bv = pixel_values[:, filled_v], pixel_mask[:, filled_v]
-        images = pixel_values[mask_bv].to(self.vision_tower.dtype)
+        images = pixel_values[mask_bv]
         batch, slots = mask_bv.shape
         size = self.tokens_per_image
         if images.shape[0] == 0:
-            tokens = images.new_zeros(0, size, self.language_model.config.width)
+            width, dtype = self.language_model.config.width, self.vision_tower.dtype
+            tokens = images.new_zeros(0, size, width, dtype=dtype)
         else:
-            tokens = self.multi_modal_projector(self.vision_tower(images).last_hidden_state)
+            seen = images if pixel_values.ndim == FEATURE_AXES else self.look(images)
+            tokens = self.multi_modal_projector(seen.to(self.multi_modal_projector.linear.weight.dtype))
         if tokens.shape[0] < batch * slots:
             absent = tokens.new_zeros(batch, slots, size, tokens.shape[-1])
             tokens = absent.masked_scatter(mask_bv[:, :, None, None], tokens)
         valid_bp = mask_bv.repeat_interleave(size, dim=1)
         return tokens.reshape(batch, slots * size, tokens.shape[-1]), valid_bp
+
+    def look(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the vision tower's features `[n, p, vision width]` of pictures `[n, 3, size, size]`."""
+        return self.vision_tower(images.to(self.vision_tower.dtype)).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Read hidden states `[..., d]` out through the tied token table: float32 `[..., vocab]`."""

@@ -3,6 +3,7 @@
 import torch
 
 from vla.errors import ShapeError
+from vla.nn.prefix import FEATURE_AXES
 from vla.policies.flow_config import FlowConfig
 from vla.types import check_shape
 
@@ -17,7 +18,11 @@ def check_observation(
 ) -> None:
     """Raise `ShapeError` unless an observation's tensors have the shapes of `FlowPolicy.forward`."""
     batch, size = input_ids.shape[0], config.image_size
-    check_shape(pixel_values, f"b v 3 {size} {size}", "pixel_values", b=batch)
+    if pixel_values.ndim == FEATURE_AXES:
+        seen = {"p": config.tokens_per_image, "d": config.siglip["hidden_size"]}
+        check_shape(pixel_values, "b v p d", "pixel_values (features)", b=batch, **seen)
+    else:
+        check_shape(pixel_values, f"b v 3 {size} {size}", "pixel_values", b=batch)
     check_shape(pixel_mask, "b v", "pixel_mask", b=batch, v=pixel_values.shape[1])
     check_shape(input_ids, "b l", "input_ids", b=batch)
     check_shape(attention_mask, "b l", "attention_mask", b=batch, l=input_ids.shape[1])

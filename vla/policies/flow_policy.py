@@ -102,7 +102,8 @@ class FlowPolicy(Policy):
         """Compute the Transfusion loss of a batch.
 
         Args:
-            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1]; or the vision tower's features of it
+                (`model.look`), `[b, v, p, vision width]`, where the tower is frozen and they were kept.
             pixel_mask: bool `[b, v]`, True where the camera exists.
             input_ids: long `[b, l]`, right-padded text: prompt, then response.
             attention_mask: `[b, l]`, non-zero where the text is real.
