@@ -2,7 +2,8 @@
 
     checkpoints/
       step-000100/           a policy folder (`vla.load` takes it) plus what training needs to go on:
-        training_state.pt      optimiser, position in the data, running means
+        training_state.pt      optimiser, position in the data, running means; and, where the policy folder
+                               has averaged weights, those that training goes on with
         recipe.yaml            the recipe that wrote it
         versions.json          the packages that wrote it
       last -> step-000100    always the newest

@@ -7,7 +7,7 @@ step: a run that was killed and resumed has the losses of one that was not, to t
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from vla.errors import TrainingError
 from vla.train.checkpoint import checkpoint_name, load_training_state, prune_checkpoints, save_checkpoint
+from vla.train.ema import WeightAverage
 from vla.train.folder import RunFolder, describe_run
 from vla.train.metrics import MetricsLog, ProgressDisplay, RunningMeans
 from vla.train.optim import learning_rate_at, make_optimizer, set_learning_rate
@@ -90,6 +91,8 @@ class Loop:
         self.job = set_up(recipe, checkpoint, self.rank, self.world)
         optimizer = make_optimizer(self.job.policy, recipe.train)
         self.model, self.optimizer = self.accelerator.prepare(self.job.policy, optimizer)
+        decay = recipe.train.ema
+        self.average = None if decay is None else WeightAverage(self.job.policy, decay)
         self.checkpoint, self.step, self.means = checkpoint, 0, RunningMeans()
         self.metrics: dict[str, float] = {}
         if checkpoint is not None:
@@ -109,9 +112,11 @@ class Loop:
                 if self._due(settings.log_every) or finished:
                     self._record(log, display.report(self.step, self.means.take()))
                 if self._due(settings.validate_every) and not stopped:
-                    self._record(log, self._validate())
+                    with self._averaged():
+                        self._record(log, self._validate())
                 if self._due(settings.open_loop_every) and not stopped:
-                    self._record(log, self._evaluate_open_loop())
+                    with self._averaged():
+                        self._record(log, self._evaluate_open_loop())
                 if self._due(settings.save_every) or finished or stopped:
                     self._save()
         assert self.checkpoint is not None
@@ -136,6 +141,8 @@ class Loop:
             raise self._non_finite(values, losses, places)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
         self.step += 1
         return values | {"learning_rate": rate}
 
@@ -180,6 +187,10 @@ class Loop:
             values = self.open_loop(self.job.policy.eval(), self.job)
         self.accelerator.wait_for_everyone()
         return dict(values)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Let the policy have its averaged weights for a while, where there is an average."""
+        return nullcontext() if self.average is None else self.average.averaged()
 
     def _non_finite(
         self, values: dict[str, float], losses: list[dict[str, torch.Tensor]], places: list[Where]
@@ -243,11 +254,14 @@ class Loop:
             "loader": self.job.loader.state_dict(),
             "means": self.means.state_dict(),
         }
-        if self.accelerator.is_main_process:
-            texts = describe_run(self.recipe)
-            save = self.job.policy.save_pretrained
-            save_checkpoint(self.folder.checkpoints, self.step, save, state, texts)
-            prune_checkpoints(self.folder.checkpoints, self.settings.keep_last)
+        if self.average is not None:
+            state["raw_weights"] = self.average.state_dict()
+        with self._averaged():
+            if self.accelerator.is_main_process:
+                texts = describe_run(self.recipe)
+                save = self.job.policy.save_pretrained
+                save_checkpoint(self.folder.checkpoints, self.step, save, state, texts)
+                prune_checkpoints(self.folder.checkpoints, self.settings.keep_last)
         self.checkpoint = self.folder.checkpoints / checkpoint_name(self.step)
         self.accelerator.wait_for_everyone()
 
@@ -261,6 +275,8 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.job.loader.load_state_dict(state["loader"])
         self.means.load_state_dict(state["means"])
+        if self.average is not None:
+            self.average.load_state_dict(state["raw_weights"])
         self.step = state["step"]
 
 

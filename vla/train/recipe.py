@@ -142,6 +142,10 @@ class TrainSection(_Section):
     save_every: PositiveInt = 1000
     keep_last: PositiveInt | None = 3
     """Checkpoints to keep; null keeps all."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of the average of the trained weights (openpi takes 0.99); null keeps none. Validation,
+    open-loop evaluation and the saved policy then have the averaged weights; `training_state.pt` has those
+    that training goes on with."""
     threads: PositiveInt | None = None
     """CPU threads of torch; null is torch's own choice."""
     tensorboard: bool = True
