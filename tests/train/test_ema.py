@@ -1,3 +1,9 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -80,6 +86,24 @@ def test_unreachable_weights_are_refused():
     partitioned.weight.ds_id = 0
     with pytest.raises(ConfigError, match="ZeRO-3"):
         WeightAverage(partitioned, 0.9)
+
+
+def test_sharded_average_is_the_average():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.train.sharded_average", port],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout.splitlines()[-1])
+    # 26 weights; the larger half of axis 0 is rank 0's: 3 of 5 rows and 1 of 1.
+    assert report.pop("held") == 18 / 26
+    assert max(report.values()) < 1e-6, report
 
 
 def test_a_checkpoint_holds_both(tiny):
