@@ -5,6 +5,7 @@ say where each episode lives, `columns` reads and checks the numbers once, `fram
 demand, `windows` says which rows make up a chunk.
 """
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -102,6 +103,12 @@ class LeRobotDataset:
         self._fetch_files(source)
         self.fingerprint = self._fingerprint(storage.metadata_files(self.root))
         self._load_rows(tolerance_s, cache_frames)
+
+    def without_pictures(self) -> "LeRobotDataset":
+        """Return the same frames without decoding a picture; columns and fingerprint are shared."""
+        blind = copy.copy(self)
+        blind.cameras = ()
+        return blind
 
     def __len__(self) -> int:
         return len(self._actions)

@@ -97,6 +97,9 @@ class DataSection(_Section):
     """Processes that read ahead; 0 reads in the training process. The samples are the same."""
     cache: Literal["none", "frames", "samples"] = "none"
     """Keep decoded frames, or finished samples (only without augmentation), in memory: for small datasets."""
+    feature_cache: str | None = None
+    """Folder for what the vision tower makes of every frame, computed once, where the tower is frozen
+    (`policy.freeze`) and `augment` is off. Training then reads no video and never runs the tower."""
     tolerance_s: float | None = Field(default=None, gt=0)
     """Largest distance of a video frame from its timestamp, seconds; null is the dataset room's default."""
 

@@ -26,6 +26,7 @@ from vla.data.stats_warnings import warn_of_statistics
 from vla.errors import ConfigError, TrainingError, did_you_mean
 from vla.policies.base import Policy
 from vla.policies.registry import make_config, make_policy, policy_entry
+from vla.train.feature_cache import FeatureCache, cached_features, without_pictures
 from vla.train.recipe import DataSection, Recipe, TrainSection
 from vla.train.robot import robot_of, with_robot
 from vla.train.seeds import INITIALISATION, derive_seed
@@ -73,12 +74,14 @@ class SampleTransform:
     data: DataSection
     pipeline: Pipeline
     augment: bool = True
+    features: FeatureCache | None = None
 
     def __call__(self, item: Sample, generator: torch.Generator | None) -> Sample:
         """Return the tensors of one sample; `generator` is its source of augmentation."""
         data = self.data
         sample = to_canonical(item, self.cameras, data.state_key, data.action_key, data.response_key)
-        return self.pipeline.forward(sample, generator if self.augment else None)
+        tensors = self.pipeline.forward(sample, generator if self.augment else None)
+        return tensors if self.features is None else tensors | self.features.read(int(item["index"]))
 
 
 def make_accelerator(train: TrainSection) -> Accelerator:
@@ -156,13 +159,39 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
         world_size=processes,
         cache="samples" if data.cache == "samples" else "none",
     )
-    transform = SampleTransform(cameras, data, policy.pipeline)
-    loader = make_loader(dataset, transform, train.batch_size, augmented=data.augment)
+    transform, training, validating = SampleTransform(cameras, data, policy.pipeline), dataset, held_out
+    if data.feature_cache is not None:
+        transform = _with_features(recipe, policy, dataset, held_out, cameras)
+        training = dataset.without_pictures()
+        validating = None if held_out is None else held_out.without_pictures()
+    loader = make_loader(training, transform, train.batch_size, augmented=data.augment)
     validation = None
-    if held_out is not None:
-        size = min(train.batch_size, max(1, len(held_out) // processes))
-        validation = make_loader(held_out, replace(transform, augment=False), size, shuffle=False)
+    if validating is not None:
+        size = min(train.batch_size, max(1, len(validating) // processes))
+        validation = make_loader(validating, replace(transform, augment=False), size, shuffle=False)
     return Job(policy, dataset, held_out, cameras, loader, validation)
+
+
+def _with_features(
+    recipe: Recipe,
+    policy: Policy,
+    dataset: LeRobotDataset,
+    held_out: LeRobotDataset | None,
+    cameras: Mapping[str, str],
+) -> SampleTransform:
+    """Return the transform that reads what the frozen vision tower made of a frame, instead of the frame."""
+    assert recipe.data.feature_cache is not None
+    assert policy.pipeline is not None
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    features = cached_features(
+        recipe.data.feature_cache,
+        policy,
+        [one for one in (dataset, held_out) if one is not None],
+        cameras,
+        precision=recipe.train.precision,
+        device=device or "cpu",
+    )
+    return SampleTransform({}, recipe.data, without_pictures(policy.pipeline), features=features)
 
 
 def _start(recipe: Recipe, checkpoint: Path | None) -> Policy | None:
