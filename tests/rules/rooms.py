@@ -37,9 +37,9 @@ ALWAYS = ("errors", "types", "atomic", "__version__")
 
 POLICY_MODULES = (
     "base", "card", "convert", "flow_checks", "flow_config", "flow_config_files", "flow_config_written",
-    "flow_formats", "flow_pipeline", "flow_policy", "flow_text", "flow_time", "hub", "initialise",
-    "lerobot_equivalent", "lerobot_files", "lerobot_steps", "lerobot_written", "loading", "openpi_files",
-    "pipelines", "published", "registry", "robot", "transformers_files",
+    "flow_formats", "flow_output", "flow_pipeline", "flow_policy", "flow_text", "flow_time", "hub",
+    "initialise", "lerobot_equivalent", "lerobot_files", "lerobot_steps", "lerobot_written", "loading",
+    "openpi_files", "pipelines", "published", "registry", "robot", "transformers_files",
 )  # fmt: skip
 """Modules of `policies/` that know no particular policy; every other name in it is a policy's folder."""
 

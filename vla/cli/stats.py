@@ -1,5 +1,6 @@
 """`vla stats DATASET`: what the policy's normalisation would be, as a table and as statistics.json."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from vla.cli.console import console, parse_flags, parse_numbers, progress_bar, r
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from vla.data import LeRobotDataset
     from vla.transforms.normalize import FeatureStats
 
 DEFAULT_HORIZON = 50
@@ -70,7 +72,6 @@ def stats(
         refuse_existing(output)
 
     from vla.atomic import atomic_folder
-    from vla.data import LeRobotDataset
     from vla.data.stats import compute_statistics
     from vla.data.stats_warnings import warn_of_statistics
     from vla.transforms.actions import DeltaActions
@@ -81,20 +82,7 @@ def stats(
     state_key = state_key or (arm.state_key if arm else "observation.state")
     action_key = action_key or (arm.action_key if arm else "action")
 
-    def open_dataset(horizon: int) -> LeRobotDataset:
-        return LeRobotDataset(
-            dataset,
-            action_horizon=horizon,
-            episodes=chosen,
-            cameras=[],
-            state_key=state_key,
-            action_key=action_key,
-        )
-
-    if action_horizon is None:
-        longest = max(episode.length for episode in open_dataset(1).episodes)
-        action_horizon = min(DEFAULT_HORIZON, longest)
-    opened = open_dataset(action_horizon)
+    opened = _open(dataset, action_horizon, chosen, state_key, action_key)
     before = []
     if arm is not None:
         from vla.train.robot import check_robot
@@ -116,6 +104,21 @@ def stats(
         with atomic_folder(output) as folder:
             statistics.save(folder)
         console().print(f"written: {output / 'statistics.json'}")
+
+
+def _open(
+    dataset: str, horizon: int | None, episodes: list[int] | None, state_key: str, action_key: str
+) -> "LeRobotDataset":
+    """Open the dataset without its videos; without a horizon, for the default or the longest episode."""
+    from vla.data import LeRobotDataset
+
+    open_dataset = partial(
+        LeRobotDataset, dataset, episodes=episodes, cameras=[], state_key=state_key, action_key=action_key
+    )
+    if horizon is None:
+        longest = max(episode.length for episode in open_dataset(action_horizon=1).episodes)
+        horizon = min(DEFAULT_HORIZON, longest)
+    return open_dataset(action_horizon=horizon)
 
 
 def _table(feature: str, values: "FeatureStats", names: tuple[str, ...] | None) -> "Table":

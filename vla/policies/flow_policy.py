@@ -11,14 +11,12 @@ A subclass names its config and makes `self.model`, which offers
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from vla.errors import ConfigError
 from vla.nn.attention import KeyValueCache
@@ -30,31 +28,12 @@ from vla.objectives.solvers import SOLVERS, Solver, Velocity
 from vla.policies.base import Policy
 from vla.policies.flow_checks import check_observation
 from vla.policies.flow_config import FlowConfig
+from vla.policies.flow_output import FlowOutput
 from vla.policies.flow_text import generate
 from vla.policies.flow_time import sampling_times
 from vla.types import check_shape
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class FlowOutput(ModelOutput):
-    """What a training pass returns.
-
-    Attributes:
-        loss: Scalar: action_loss_weight * action_loss + text_loss_weight * text_loss.
-        action_loss: Scalar: flow matching over the entries that count.
-        text_loss: Scalar: cross-entropy per response token; None without labels.
-        velocity: `[b, a, m]`, or `[b, n, a, m]` with several draws per observation.
-        logits: float32 `[b, l, vocab]`; None without labels, and in training, where only the supervised
-            positions are read out.
-    """
-
-    loss: torch.Tensor | None = None
-    action_loss: torch.Tensor | None = None
-    text_loss: torch.Tensor | None = None
-    velocity: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
 
 
 class FlowPolicy(Policy):
@@ -78,6 +57,10 @@ class FlowPolicy(Policy):
             init.zeros_(module.weight)
         elif isinstance(module, TiedEmbedding):
             init.normal_(module.weight, std=0.01)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token table, which reads the logits out as well."""
+        return self.model.language_model.embed_tokens
 
     # -- training -------------------------------------------------------------------------------------
 
@@ -139,13 +122,23 @@ class FlowPolicy(Policy):
         counts = self._counts(actions, action_is_pad, action_dim_is_pad)
         action_loss = flow_loss(velocity, point.velocity, counts)
         loss = config.action_loss_weight * action_loss
-        text_loss = logits = None
+        text_loss = logits = text_accuracy = None
         if train_text:
             assert labels is not None
-            text_loss, logits = self._text_loss(prefix, labels)
+            text_loss, text_accuracy, logits = self._text_loss(prefix, labels)
             loss = loss + config.text_loss_weight * text_loss
-        velocity = velocity[:, 0] if velocity.shape[1] == 1 else velocity
-        return FlowOutput(loss, action_loss, text_loss, velocity, logits)
+        one = velocity.shape[1] == 1
+        return FlowOutput(
+            loss=loss,
+            action_loss=action_loss,
+            text_loss=text_loss,
+            velocity=velocity[:, 0] if one else velocity,
+            logits=logits,
+            text_accuracy=text_accuracy,
+            target=point.velocity[:, 0] if one else point.velocity,
+            tau=tau[:, 0] if one else tau,
+            counts=counts if counts is None or not one else counts[:, 0],
+        )
 
     def _noise_and_tau(
         self,
@@ -196,8 +189,10 @@ class FlowPolicy(Policy):
             counts = counts & ~action_dim_is_pad.bool()[:, None, :]
         return counts[:, None]
 
-    def _text_loss(self, prefix: Prefix, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the mean cross-entropy per supervised token, and in evaluation all text logits."""
+    def _text_loss(
+        self, prefix: Prefix, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return mean cross-entropy and accuracy per supervised token, and in evaluation all text logits."""
         assert prefix.text_hidden is not None
         longest = prefix.text_hidden.shape[1]
         targets = labels[:, 1:longest]
@@ -209,7 +204,9 @@ class FlowPolicy(Policy):
             read_out = logits[:, :-1][supervised]
             logits = F.pad(logits, (0, 0, 0, labels.shape[1] - longest))
         total = F.cross_entropy(read_out, targets[supervised], reduction="sum")
-        return total / supervised.sum().clamp(min=1), logits
+        number = supervised.sum().clamp(min=1)
+        correct = (read_out.detach().argmax(-1) == targets[supervised]).sum()
+        return total / number, correct / number, logits
 
     # -- acting ---------------------------------------------------------------------------------------
 
