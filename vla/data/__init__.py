@@ -3,6 +3,7 @@
 from vla.data.dataset import LeRobotDataset
 from vla.data.episodes import Episode
 from vla.data.loader import ResumableLoader
+from vla.data.mixture import Member, Mixture
 from vla.data.sample import to_canonical
 from vla.data.schema import DatasetInfo, Feature
 from vla.data.split import split_episodes
@@ -15,6 +16,8 @@ __all__ = [
     "Feature",
     "LeRobotDataset",
     "LeRobotWriter",
+    "Member",
+    "Mixture",
     "ResumableLoader",
     "compute_statistics",
     "split_episodes",

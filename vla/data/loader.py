@@ -19,8 +19,8 @@ from torch.utils.data import Dataset as TorchDataset
 from vla.errors import ConfigError, DatasetError, VlaError
 from vla.types import Batch
 
-Where = list[tuple[int, int]]
-"""(episode, frame) of every sample of a batch."""
+Where = list[tuple[Any, int]]
+"""(episode, frame) of every sample of a batch; episodes are numbers, or text where the items' are."""
 
 _Key = tuple[int, int]  # (epoch, index in the dataset)
 
@@ -31,6 +31,19 @@ class MapDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+class Epochs(Protocol):
+    """Which samples an epoch holds, in which order, where it is not each of them once."""
+
+    @property
+    def length(self) -> int:
+        """Samples in every epoch."""
+        ...
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return an epoch's samples as indices of the dataset, long `[length]`."""
+        ...
 
 
 class ResumableLoader:
@@ -47,6 +60,7 @@ class ResumableLoader:
         seed: Of the order and of all augmentation.
         num_workers: Processes that prepare batches; 0 prepares them in this one.
         shuffle: A new order each epoch, or the dataset's own.
+        epochs: Decides what an epoch holds, and its order, instead of `shuffle` (`Mixture.epochs`).
         rank: This process among `world_size`; each gets its own part of every epoch.
         world_size: Number of training processes.
         drop_last: Leave out what does not fill a batch on every process. Otherwise the last batch is
@@ -70,6 +84,7 @@ class ResumableLoader:
         *,
         num_workers: int = 0,
         shuffle: bool = True,
+        epochs: Epochs | None = None,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
@@ -88,7 +103,9 @@ class ResumableLoader:
             raise ConfigError(
                 "cache='samples' would freeze the random augmentation: use cache='none', or do not augment."
             )
-        self._order = _Order(len(dataset), batch_size, seed, shuffle, rank, world_size, drop_last)
+        if epochs is None:
+            epochs = _WholeDataset(len(dataset), seed, shuffle)
+        self._order = _Order(epochs, batch_size, rank, world_size, drop_last)
         self._items = _TransformedItems(dataset, transform, None if cache == "samples" else seed)
         self._num_workers = num_workers
         self._cache_samples = cache == "samples"
@@ -165,6 +182,18 @@ class ResumableLoader:
         return tensors, where
 
 
+class _WholeDataset:
+    """Every sample once an epoch, in a new order each time or in the dataset's own."""
+
+    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+
+    def order(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.length)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
+
+
 class _Order:
     """Which samples make up which batch: a pure function of the seed and the epoch.
 
@@ -173,18 +202,10 @@ class _Order:
     shared out among the processes.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-        rank: int,
-        world_size: int,
-        drop_last: bool,
-    ) -> None:
-        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+    def __init__(self, epochs: Epochs, batch_size: int, rank: int, world_size: int, drop_last: bool) -> None:
+        self.epochs, self.batch_size = epochs, batch_size
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        length = epochs.length
         together = batch_size * world_size
         if length < (together if drop_last else 1):
             raise DatasetError(
@@ -197,11 +218,6 @@ class _Order:
     def wrap(self, epoch: int, number: int) -> tuple[int, int]:
         """Return the epoch and the number in it of batch `number`, counted from the start of `epoch`."""
         return epoch + number // self.per_epoch, number % self.per_epoch
-
-    def permutation(self, epoch: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.length)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
 
     def batch(self, permutation: np.ndarray, number: int) -> list[int]:
         if self.drop_last:
@@ -225,10 +241,10 @@ class _Position:
         order = self.order
         first = order.rank if order.drop_last else 0
         epoch, number = order.wrap(self.epoch, self.batch + first)
-        permuted, permutation = epoch, order.permutation(epoch)
+        permuted, permutation = epoch, order.epochs.order(epoch)
         while True:
             if epoch != permuted:
-                permuted, permutation = epoch, order.permutation(epoch)
+                permuted, permutation = epoch, order.epochs.order(epoch)
             yield [(epoch, index) for index in order.batch(permutation, number)]
             epoch, number = order.wrap(epoch, number + order.stride)
 
@@ -239,14 +255,15 @@ class _TransformedItems(TorchDataset):
     def __init__(self, dataset: MapDataset, transform: Callable[..., Batch], seed: int | None) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __getitem__(self, key: _Key) -> tuple[Batch, tuple[int, int]]:
+    def __getitem__(self, key: _Key) -> tuple[Batch, tuple[Any, int]]:
         epoch, index = key
         item = self.dataset[index]
         generator = None
         if self.seed is not None:
             state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state[0] >> 1))
-        where = (int(item["episode_index"]), int(item["frame_index"]))
+        episode = item["episode_index"]
+        where = (episode if isinstance(episode, str) else int(episode), int(item["frame_index"]))
         return self.transform(item, generator), where
 
     def __getitems__(self, keys: Sequence[_Key]) -> tuple[Batch, Where] | VlaError:
