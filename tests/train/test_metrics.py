@@ -1,12 +1,13 @@
 import json
 import logging
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vla.errors import TrainingError
-from vla.train.metrics import MetricsLog, ProgressDisplay, RunningMeans, read_metrics
+from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans, read_metrics
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.integers(0, 20))
@@ -22,6 +23,15 @@ def test_means_survive_a_restart_exactly(values, cut):
     mean = whole.take()
     assert mean == after.take()
     assert mean["x"] == pytest.approx(sum(values) / len(values), abs=1e-6)
+
+
+def test_the_share_of_waiting():
+    wait = DataWait()
+    with wait:
+        time.sleep(0.05)
+    time.sleep(0.05)
+    assert 0.1 < wait.take()["data_wait_share"] < 0.9
+    assert wait.take()["data_wait_share"] == 0
 
 
 def test_records_after_the_checkpoint_are_dropped(tmp_path):

@@ -18,7 +18,7 @@ from vla.errors import TrainingError
 from vla.train.checkpoint import checkpoint_name, load_training_state, prune_checkpoints, save_checkpoint
 from vla.train.ema import WeightAverage
 from vla.train.folder import RunFolder, describe_run
-from vla.train.metrics import MetricsLog, ProgressDisplay, RunningMeans
+from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
 from vla.train.optim import learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.recipe import Recipe
 from vla.train.robot import with_robot
@@ -95,6 +95,7 @@ class Loop:
         self.average = None if decay is None else WeightAverage(self.job.policy, decay)
         self.checkpoint, self.step, self.means = checkpoint, 0, RunningMeans()
         self.metrics: dict[str, float] = {}
+        self.data_wait = DataWait()
         if checkpoint is not None:
             self._restore(load_training_state(checkpoint))
         self.batches = iter(self.job.loader)
@@ -110,7 +111,7 @@ class Loop:
                 stopped = self._anywhere(stop.requested)
                 finished = self.step == settings.steps
                 if self._due(settings.log_every) or finished:
-                    self._record(log, display.report(self.step, self.means.take()))
+                    self._record(log, display.report(self.step, self.means.take() | self.data_wait.take()))
                 if self._due(settings.validate_every) and not stopped:
                     with self._averaged():
                         self._record(log, self._validate())
@@ -147,7 +148,7 @@ class Loop:
         return values | {"learning_rate": rate}
 
     def _next_batch(self) -> tuple[dict[str, torch.Tensor], Where]:
-        with signals_held():
+        with signals_held(), self.data_wait:
             batch, where = next(self.batches)
         return self._to_device(batch), where
 

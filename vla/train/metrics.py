@@ -46,6 +46,27 @@ class RunningMeans:
         self._sums, self._count = dict(state["sums"]), state["count"]
 
 
+class DataWait:
+    """How much of the time was spent waiting for batches: a context manager around each wait."""
+
+    def __init__(self) -> None:
+        self._waited, self._since, self._entered = 0.0, time.perf_counter(), 0.0
+
+    def __enter__(self) -> Self:
+        self._entered = time.perf_counter()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._waited += time.perf_counter() - self._entered
+
+    def take(self) -> dict[str, float]:
+        """Return `data_wait_share`, in [0, 1], of the wall-clock since the last call, and start anew."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return {"data_wait_share": share}
+
+
 def read_metrics(path: Path | str) -> list[dict[str, float]]:
     """Return the records of a `metrics.jsonl`, without a last line that a killed process left unfinished."""
     text = Path(path).read_text() if Path(path).exists() else ""
