@@ -75,6 +75,7 @@ ROOMS: dict[str, Room] = {
         rooms=("data", "transforms", "policies.base", "policies.registry", "weights"),
         packages=("torch", "numpy", "safetensors", "accelerate", "omegaconf", "pydantic", "yaml", "rich"),
     ),
+    "train.optim": Room(packages=("torch", "bitsandbytes")),
     "serve": Room(rooms=("policies.registry",), packages=("numpy", "msgpack", "websockets")),
     "serve.chunking": Room(packages=("numpy",)),
     "eval": Room(

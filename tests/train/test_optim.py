@@ -1,10 +1,23 @@
+import importlib.util
+import sys
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 
-from vla.train.optim import learning_rate_at, make_optimizer, parameter_groups, set_learning_rate
+from tests.train.conftest import numbers
+from vla.errors import ConfigError, MissingDependencyError
+from vla.train import train
+from vla.train.optim import (
+    check_sharding,
+    learning_rate_at,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 from vla.train.recipe import TrainSection
 
 
@@ -74,3 +87,72 @@ def test_optimizer_follows_the_recipe():
     for group, decay in zip(optimizer.param_groups, (0.2, 0.0), strict=True):
         assert (group["lr"], group["betas"], group["eps"]) == (0.125, (0.5, 0.6), 1e-3)
         assert group["weight_decay"] == decay
+
+
+def has_bitsandbytes():
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+needs_bitsandbytes = pytest.mark.skipif(not has_bitsandbytes(), reason="needs the extra quant: bitsandbytes")
+
+
+def take_steps(optimizer, model, count):
+    """Steps down a fixed slope, so that two optimisers see the same gradients."""
+    for number in range(count):
+        for parameter in model.parameters():
+            generator = torch.Generator().manual_seed(number)
+            parameter.grad = 1 + 0.1 * torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+@needs_bitsandbytes
+def test_8bit_adamw_keeps_its_moments_in_bytes_and_steps_alike():
+    section = TrainSection(learning_rate=1e-3, warmup_steps=0, optimizer="adamw8bit")
+    torch.manual_seed(0)
+    start = nn.Linear(64, 64).state_dict()
+    ours, theirs = nn.Linear(64, 64), nn.Linear(64, 64)
+    ours.load_state_dict(start)
+    theirs.load_state_dict(start)
+    eight = make_optimizer(ours, section, min_8bit_size=0)
+    take_steps(eight, ours, 10)
+    take_steps(make_optimizer(theirs, section.model_copy(update={"optimizer": "adamw"})), theirs, 10)
+    for state in eight.state.values():
+        assert {state["state1"].dtype, state["state2"].dtype} == {torch.uint8}
+    assert ours.weight.dtype == torch.float32
+    # 10 steps of about the learning rate each, of which eight bits keep all but a few percent.
+    moved = start["weight"] - theirs.weight
+    assert moved.mean().item() == pytest.approx(1e-2, rel=0.05)
+    assert (ours.weight - theirs.weight).abs().max() < 0.05 * moved.abs().max()
+
+
+@needs_bitsandbytes
+def test_small_tensors_keep_float32_moments():
+    model = nn.Linear(64, 64)
+    optimizer = make_optimizer(model, TrainSection(optimizer="adamw8bit"))
+    take_steps(optimizer, model, 1)
+    assert optimizer.state[model.weight]["state1"].dtype == torch.uint8
+    assert optimizer.state[model.bias]["state1"].dtype == torch.float32
+
+
+@needs_bitsandbytes
+def test_8bit_adamw_resumes_bit_for_bit(tiny):
+    overrides = ["train.optimizer=adamw8bit", "train.decay_steps=4", "train.validate_every=null"]
+    whole = train(tiny(*overrides, "train.steps=4", output="whole"), progress=False)
+    train(tiny(*overrides, "train.steps=2"), progress=False)
+    resumed = train(tiny(*overrides, "train.steps=4"), resume=True, progress=False)
+    assert numbers(resumed.folder) == numbers(whole.folder)
+    ours, theirs = (load_file(run.checkpoint / "model.safetensors") for run in (resumed, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_8bit_adamw_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'vla\[quant\]'"):
+        make_optimizer(Toy(), TrainSection(optimizer="adamw8bit"))
+
+
+def test_8bit_adamw_refuses_shards(monkeypatch):
+    monkeypatch.setattr("vla.train.optim.DTensor", nn.Parameter)
+    check_sharding(Toy(), TrainSection())
+    with pytest.raises(ConfigError, match="FSDP2"):
+        check_sharding(Toy(), TrainSection(optimizer="adamw8bit"))

@@ -19,7 +19,8 @@ from vla.train.checkpoint import checkpoint_name, load_training_state, prune_che
 from vla.train.ema import WeightAverage
 from vla.train.folder import RunFolder, describe_run
 from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
-from vla.train.optim import learning_rate_at, make_optimizer, set_learning_rate
+from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
+from vla.train.precision import set_matmul_precision
 from vla.train.recipe import Recipe
 from vla.train.robot import with_robot
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
@@ -87,10 +88,12 @@ class Loop:
     ) -> None:
         self.recipe, self.settings, self.folder, self.open_loop = recipe, recipe.train, folder, open_loop
         self.accelerator = make_accelerator(recipe.train)
+        set_matmul_precision(recipe.train)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.job = set_up(recipe, checkpoint, self.rank, self.world)
         optimizer = make_optimizer(self.job.policy, recipe.train)
         self.model, self.optimizer = self.accelerator.prepare(self.job.policy, optimizer)
+        check_sharding(self.job.policy, recipe.train)
         decay = recipe.train.ema
         self.average = None if decay is None else WeightAverage(self.job.policy, decay)
         self.checkpoint, self.step, self.means = checkpoint, 0, RunningMeans()

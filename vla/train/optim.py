@@ -7,7 +7,10 @@ import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from vla.errors import ConfigError, MissingDependencyError
+from vla.train.precision import check_trained_weights
 from vla.train.recipe import TrainSection
 
 
@@ -49,9 +52,36 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def make_optimizer(model: nn.Module, train: TrainSection) -> torch.optim.AdamW:
-    """Return AdamW over the model's trainable parameters."""
+def make_optimizer(model: nn.Module, train: TrainSection, min_8bit_size: int = 4096) -> torch.optim.Optimizer:
+    """Return AdamW over the model's trainable parameters.
+
+    Args:
+        model: Its trainable parameters are float32.
+        train: Says which AdamW, and with which numbers.
+        min_8bit_size: Tensors with fewer elements have float32 moments under `adamw8bit`, too.
+
+    Raises:
+        ConfigError: A trainable parameter is not float32.
+        MissingDependencyError: `adamw8bit` without bitsandbytes.
+    """
+    check_trained_weights(model)
     groups = [group for group in parameter_groups(model, train.weight_decay) if group["params"]]
-    return torch.optim.AdamW(
-        groups, lr=learning_rate_at(0, train), betas=train.betas, eps=train.eps, fused=True
-    )
+    rate = learning_rate_at(0, train)
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=train.betas, eps=train.eps, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise MissingDependencyError(
+            "train.optimizer=adamw8bit needs bitsandbytes: pip install 'vla[quant]'."
+        ) from error
+    return AdamW8bit(groups, lr=rate, betas=train.betas, eps=train.eps, min_8bit_size=min_8bit_size)
+
+
+def check_sharding(model: nn.Module, train: TrainSection) -> None:
+    """Raise `ConfigError` where the optimiser cannot step weights that an engine has sharded."""
+    if train.optimizer == "adamw8bit" and any(isinstance(p, DTensor) for p in model.parameters()):
+        raise ConfigError(
+            "train.optimizer=adamw8bit steps whole tensors, but this engine (FSDP2) shards them. Use "
+            "train.optimizer=adamw, whose moments are sharded as well, or launch with DDP or ZeRO."
+        )

@@ -128,9 +128,13 @@ class TrainSection(_Section):
     weight_decay: float = Field(default=1e-10, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps AdamW's moments in 2 bytes per weight, not in 8 (bitsandbytes, the extra `quant`)."""
     clip_norm: PositiveFloat = 1.0
     precision: Literal["no", "bf16"] = "bf16"
     """Compute dtype of the forward pass; weights and optimiser stay float32."""
+    tf32: bool = True
+    """On CUDA, what is multiplied in float32 may round its factors to TF32's 11 bits; faster."""
     seed: int = Field(default=42, ge=0)
     draws_per_observation: PositiveInt | None = None
     """Noise draws that share one prefix; null is the policy config's own."""
