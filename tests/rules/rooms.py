@@ -36,10 +36,11 @@ ALWAYS = ("errors", "types", "atomic", "__version__")
 """Names of `vla` that are open to all."""
 
 POLICY_MODULES = (
-    "base", "card", "convert", "flow_checks", "flow_config", "flow_config_files", "flow_config_written",
-    "flow_formats", "flow_output", "flow_pipeline", "flow_policy", "flow_text", "flow_time", "hub",
-    "initialise", "lerobot_equivalent", "lerobot_files", "lerobot_steps", "lerobot_written", "loading",
-    "openpi_files", "pipelines", "published", "registry", "robot", "transformers_files",
+    "adapter_files", "adapters", "base", "card", "convert", "flow_adapters",
+    "flow_checks", "flow_config", "flow_config_files", "flow_config_written",
+    "flow_formats", "flow_output", "flow_parts", "flow_pipeline", "flow_policy", "flow_text", "flow_time",
+    "hub", "initialise", "lerobot_equivalent", "lerobot_files", "lerobot_steps", "lerobot_written",
+    "loading", "openpi_files", "pipelines", "published", "registry", "robot", "transformers_files",
 )  # fmt: skip
 """Modules of `policies/` that know no particular policy; every other name in it is a policy's folder."""
 
@@ -66,13 +67,14 @@ ROOMS: dict[str, Room] = {
             "PIL",
             "transformers",
             "accelerate",
+            "peft",
             "safetensors",
             "huggingface_hub",
             "yaml",
         ),
     ),
     "train": Room(
-        rooms=("data", "transforms", "policies.base", "policies.registry", "weights"),
+        rooms=("data", "transforms", "policies.adapters", "policies.base", "policies.registry", "weights"),
         packages=("torch", "numpy", "safetensors", "accelerate", "omegaconf", "pydantic", "yaml", "rich"),
     ),
     "train.optim": Room(packages=("torch", "bitsandbytes")),

@@ -15,6 +15,7 @@ from vla.cli.convert import convert
 from vla.cli.demo import demo
 from vla.cli.eval import evaluate
 from vla.cli.info import info
+from vla.cli.merge import merge
 from vla.cli.stats import stats
 from vla.cli.train import train
 from vla.errors import VlaError
@@ -41,6 +42,7 @@ for _name, _function in {
     "stats": stats,
     "info": info,
     "convert": convert,
+    "merge": merge,
     "eval": evaluate,
     "bench": bench,
 }.items():

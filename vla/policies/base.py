@@ -1,6 +1,8 @@
 """What every policy offers: a loss, samples, and one folder that holds all it needs to meet a robot."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +14,35 @@ from vla.atomic import SaveError, atomic_folder
 from vla.errors import WeightsError
 from vla.transforms.base import Pipeline
 from vla.weights.source import local_folder
+
+_SNAPSHOT = re.compile(r"/models--(.+?)--(.+)/snapshots/([0-9a-f]{40})$")
+
+
+@dataclass(frozen=True)
+class LoadedFrom:
+    """The checkpoint that a policy's weights came from.
+
+    Attributes:
+        name: Hub id, or absolute path of a folder.
+        revision: Commit on the hub; None for a folder.
+        config: Fields of the config that were given beside it.
+        asset_id: Whose statistics were taken.
+    """
+
+    name: str
+    revision: str | None
+    config: dict[str, Any]
+    asset_id: str | None = None
+
+    @classmethod
+    def of_folder(
+        cls, folder: Path, config: Mapping[str, Any] | None = None, asset_id: str | None = None
+    ) -> Self:
+        """Return the hub id and commit of a folder in the hub's cache, or the path of any other."""
+        folder = folder.resolve()
+        snapshot = _SNAPSHOT.search(folder.as_posix())
+        name, revision = (f"{snapshot[1]}/{snapshot[2]}", snapshot[3]) if snapshot else (str(folder), None)
+        return cls(name, revision, dict(config or {}), asset_id)
 
 
 class Policy(PreTrainedModel):
@@ -32,6 +63,12 @@ class Policy(PreTrainedModel):
         """Robot units to model space and back; None for weights that have met no dataset yet."""
         self.tokenizer: Any = None
         """Where there is no pipeline: what the checkpoint's prompts were tokenised with, for fine-tuning."""
+        self.loaded_from: LoadedFrom | None = None
+        """Which checkpoint the weights came from; None where they are fresh."""
+        self.adapter: str | None = None
+        """Name of the active adapter; None is the base alone. See `vla.policies.adapters`."""
+        self.adapter_pipelines: dict[str | None, Pipeline | None] = {}
+        """Every adapter's pipeline, and under None the base's; the active one's is in `pipeline`."""
 
     def sample_actions(self, **observation: Any) -> torch.Tensor:
         """Return chunks `[b, a, m]` in model space for the observation's tensors."""
@@ -44,18 +81,27 @@ class Policy(PreTrainedModel):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write weights, config, pipeline, statistics and tokenizer into one folder, whole or not at all.
 
+        Of a policy with an active adapter, the adapter takes the place of weights and config, and the base is
+        only named.
+
         Args:
             save_directory: Must not exist, or be empty: nothing is overwritten.
             **kwargs: `max_shard_size` and the like, for `transformers`.
 
         Raises:
             SaveError: The folder is not empty, or the disk is full.
+            WeightsError: It has an adapter, but its base came from no checkpoint.
         """
         if kwargs.pop("push_to_hub", False):
             raise WeightsError("Save first, then call push_to_hub(repo_id).")
         try:
             with atomic_folder(save_directory) as folder:
-                super().save_pretrained(folder, **kwargs)
+                if self.adapter is not None:
+                    from vla.policies.adapter_files import write_adapter
+
+                    write_adapter(self, folder, kwargs.get("state_dict"))
+                else:
+                    super().save_pretrained(folder, **kwargs)
                 if self.pipeline is not None:
                     self.pipeline.save(folder)
         except SafetensorError as error:  # what becomes of a full disk in there
@@ -79,7 +125,8 @@ class Policy(PreTrainedModel):
         """Load weights and pipeline from any known format: exactly this policy, or an error that says why.
 
         Args:
-            pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`.
+            pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`. Where it holds
+                an adapter that was trained here, its base is found and loaded first.
             dtype: Of the weights, such as `torch.bfloat16`; None keeps that of most of the stored ones.
             device: Where to put them.
             revision: Branch, tag or commit on the hub.
@@ -115,7 +162,10 @@ class Policy(PreTrainedModel):
             config=config,
             tokenizer=tokenizer,
             asset_id=asset_id,
+            hub={"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only},
         )
+        if policy.loaded_from is None:
+            policy.loaded_from = LoadedFrom.of_folder(folder, config, asset_id)
         return policy
 
     @classmethod

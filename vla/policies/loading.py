@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 
-from vla.errors import WeightsError
+from vla.errors import ConfigError, WeightsError
 from vla.policies.base import Policy
 from vla.policies.pipelines import read_pipeline, read_tokenizer
 from vla.policies.published import recognise, weights_module
 from vla.policies.registry import policy_entry
 from vla.weights.dtypes import as_dtype, main_dtype
-from vla.weights.formats import Format, Stored, open_stored, plan_load
+from vla.weights.formats import BASE_FILE, Format, Stored, open_stored, plan_load
 from vla.weights.stream import fill_module
 
 
@@ -31,6 +31,7 @@ def load_policy(
     config: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     asset_id: str | None = None,
+    hub: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Return the policy of a checkpoint folder, in evaluation mode.
 
@@ -42,12 +43,21 @@ def load_policy(
         config: Fields of the config to change; not those that the tensors decide.
         tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.
         asset_id: Which statistics to take where the checkpoint holds those of several robots.
+        hub: How to reach an adapter's base: `token`, `cache_dir`, `local_files_only`.
 
     Raises:
         WeightsError: Not a policy, not the expected one, or not exactly its weights.
         StatisticsError: Its statistics are damaged, or several and none was chosen.
         ConfigError: A field of `config` does not exist, or contradicts the weights.
     """
+    if (folder / BASE_FILE).is_file():
+        if config or asset_id is not None:
+            raise ConfigError(f"{folder} holds an adapter: config and statistics are those of its training.")
+        from vla.policies.adapter_files import load_with_base
+
+        return load_with_base(
+            folder, expected, dtype=dtype, device=device, tokenizer=tokenizer, **(hub or {})
+        ).eval()
     with ExitStack() as stack:
         stored = stack.enter_context(open_stored(folder))
         name, fmt = recognise(stored)

@@ -31,6 +31,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 VLA_CONFIG = "vla_config"
 """Key of the tensors' metadata under which files of other formats carry our config."""
 
+BASE_FILE = "adapter_base.json"
+"""Names the base of an adapter that was trained here; beside `peft`'s own two files."""
+
 LORA = re.compile(r"(^|[._])lora_[abAB]($|[._])|\.lora_(embedding|magnitude)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -77,6 +80,11 @@ def _refuse_other_contents(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         raise WeightsError(f"{folder} is empty.")
+    if BASE_FILE in names:
+        raise WeightsError(
+            f"{folder} holds an adapter alone, and this needs a whole model: `vla merge {folder} DST` writes "
+            "one. (vla.AutoPolicy.from_pretrained opens adapter and base together.)"
+        )
     if "adapter_config.json" in names or any(name.startswith("adapter_model.") for name in names):
         raise WeightsError(
             f"{folder} holds a LoRA adapter (adapter_config.json), not a whole model: merge it into its base "

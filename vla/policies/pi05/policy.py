@@ -6,16 +6,18 @@ import torch
 
 from vla.nn.attention import KeyValueCache
 from vla.objectives.solvers import Velocity
+from vla.policies.flow_adapters import FlowAdapters
 from vla.policies.flow_policy import FlowPolicy
 from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.model import Pi05Model
 
 
-class Pi05Policy(FlowPolicy):
+class Pi05Policy(FlowAdapters, FlowPolicy):
     """pi-0.5 (arXiv 2504.16054) on `transformers`' `PreTrainedModel`."""
 
     config_class = Pi05Config
     config: Pi05Config
+    _no_split_modules = ["GemmaLayer", "AdaptiveGemmaLayer", "SiglipEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: Pi05Config) -> None:
         super().__init__(config)

@@ -1,0 +1,58 @@
+"""`vla merge ADAPTER DST`: base and adapter as one whole checkpoint."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vla.cli.console import print_rows, quiet_loading
+from vla.errors import ConfigError
+
+AdapterArgument = Annotated[
+    str,
+    typer.Argument(help="Adapter that vla trained: folder or hub id.", metavar="ADAPTER", show_default=False),
+]
+TargetArgument = Annotated[
+    Path, typer.Argument(help="New folder to write into.", metavar="DST", show_default=False)
+]
+BaseOption = Annotated[
+    str | None, typer.Option(help="Where the base lies, if no longer where the adapter says.")
+]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights that are written.")
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of ADAPTER on the hub.")]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(help="Hub token; what `hf auth login` stored where not given.", envvar="HF_TOKEN"),
+]
+
+
+def merge(
+    adapter: AdapterArgument,
+    dst: TargetArgument,
+    base: BaseOption = None,
+    dtype: DtypeOption = "float32",
+    revision: RevisionOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Write an adapter and its base as one whole checkpoint, which needs neither of them any more.
+
+    The base is found by what the adapter's folder says of it, and must have the fingerprint that it had in
+    training. DST is written whole or not at all, with the adapter's pipeline and statistics.
+
+    Example: vla merge runs/cube/checkpoints/last cube_policy --dtype bfloat16
+    """
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise ConfigError(f"{dst} is already there; give another DST or remove it.")
+
+    from vla.policies.adapter_files import merge as run
+
+    quiet_loading()
+    policy = run(adapter, dst, base=base, dtype=dtype, revision=revision, token=token)
+    rows = {
+        "policy": type(policy).__name__,
+        "weights": f"{sum(one.numel() for one in policy.parameters()):,} parameters, {dtype}",
+        "statistics": "none: it cannot act" if policy.pipeline is None else "the adapter's",
+    }
+    print_rows(f"{adapter} -> {dst}", rows)
