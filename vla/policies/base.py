@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from vla.atomic import SaveError, atomic_folder
 from vla.errors import WeightsError
 from vla.transforms.base import Pipeline
+from vla.transforms.named_pipelines import write_pipelines
 from vla.weights.source import local_folder
 
 _SNAPSHOT = re.compile(r"/models--(.+?)--(.+)/snapshots/([0-9a-f]{40})$")
@@ -61,6 +62,8 @@ class Policy(PreTrainedModel):
         super().__init__(config)
         self.pipeline: Pipeline | None = None
         """Robot units to model space and back; None for weights that have met no dataset yet."""
+        self.pipelines: dict[str, Pipeline] = {}
+        """Where it was trained on several robots at once: the pipeline of each, by name, and no `pipeline`."""
         self.tokenizer: Any = None
         """Where there is no pipeline: what the checkpoint's prompts were tokenised with, for fine-tuning."""
         self.loaded_from: LoadedFrom | None = None
@@ -104,6 +107,7 @@ class Policy(PreTrainedModel):
                     super().save_pretrained(folder, **kwargs)
                 if self.pipeline is not None:
                     self.pipeline.save(folder)
+                write_pipelines(self.pipelines, folder)
         except SafetensorError as error:  # what becomes of a full disk in there
             raise SaveError(f"Could not write {save_directory}: {error}. Nothing was changed.") from error
 

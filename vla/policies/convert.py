@@ -14,6 +14,7 @@ from vla.errors import ConfigError
 from vla.policies.pipelines import read_pipeline, write_pipeline
 from vla.policies.published import format_of, recognise, weights_module
 from vla.policies.registry import policy_entry
+from vla.transforms.named_pipelines import name_one, pipeline_names
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import VLA_CONFIG, Format, open_stored, plan_load, plan_write
 from vla.weights.source import local_folder
@@ -93,6 +94,10 @@ def convert(
     with open_stored(local_folder(src, revision, token)) as stored:
         policy, source = recognise(stored)
         target = format_of(policy, to)
+        if names := pipeline_names(stored.folder):
+            raise ConfigError(
+                f"{name_one(names, None)} What its .policy.save_pretrained writes can be converted."
+            )
         module = weights_module(policy)
         settings = module.read_config(stored, source, config)
         shapes = _shapes(policy, settings)

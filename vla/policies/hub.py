@@ -24,7 +24,7 @@ CARD_FILE = "README.md"
 # files it would make the folder two checkpoints at once.
 _STALE = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|pipeline\.json|statistics\.json"
-    r"|policy_(pre|post)processor.*"
+    r"|policy_(pre|post)processor.*|pipelines/.*"
 )
 
 

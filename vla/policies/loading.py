@@ -17,6 +17,8 @@ from vla.policies.base import Policy
 from vla.policies.pipelines import read_pipeline, read_tokenizer
 from vla.policies.published import recognise, weights_module
 from vla.policies.registry import policy_entry
+from vla.transforms.named_pipelines import read_pipelines
+from vla.transforms.prompt import TokenizePrompt
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import BASE_FILE, Format, Stored, open_stored, plan_load
 from vla.weights.stream import fill_module
@@ -78,7 +80,11 @@ def load_policy(
             tokenizer=tokenizer,
             asset_id=asset_id,
         )
-        if policy.pipeline is None:
+        if fmt.name == "vla":
+            policy.pipelines = read_pipelines(folder)
+        if policy.pipelines:
+            policy.tokenizer = next(iter(policy.pipelines.values())).find(TokenizePrompt).tokenizer
+        elif policy.pipeline is None:
             policy.tokenizer = read_tokenizer(
                 folder, fmt.name, stored_config=stored.config, tokenizer=tokenizer
             )

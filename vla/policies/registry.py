@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 import vla.policies
 from vla.errors import ConfigError, did_you_mean
 from vla.policies.base import Policy
-from vla.policies.robot import RobotPolicy
+from vla.policies.robot import RobotPolicy, choose_pipeline
 from vla.transforms.base import Pipeline
 from vla.transforms.robots import apply_robot, load_robot
 from vla.weights.source import local_folder
@@ -118,6 +118,7 @@ def load(
     name_or_path: str | Path,
     *,
     robot: str | Path | None = None,
+    pipeline: str | None = None,
     **options: Any,
 ) -> RobotPolicy:
     """Load weights and pipeline: robot units in, robot units out.
@@ -126,21 +127,22 @@ def load(
         name_or_path: Folder, hub id, or short name from `vla info known`.
         robot: Description of the robot (`recipes/robots/<robot>.yaml`), for checkpoints that record neither
             cameras nor conventions, such as openpi's. It also chooses among the statistics of several robots.
+        pipeline: Which robot of a checkpoint that was trained on a mixture: the name of its pipeline.
         **options: As of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, ...
 
     Raises:
         WeightsError: As `AutoPolicy.from_pretrained`.
         StatisticsError: The checkpoint has no statistics, so its actions could not be denormalised.
-        ConfigError: The robot's description does not fit.
+        ConfigError: The robot's description does not fit, or `pipeline` names none of the checkpoint's.
     """
     if robot is None:
-        return RobotPolicy(AutoPolicy.from_pretrained(name_or_path, **options))
+        return RobotPolicy(choose_pipeline(AutoPolicy.from_pretrained(name_or_path, **options), pipeline))
     described = load_robot(robot)
     where = {key: options.pop(key) for key in _WHERE if key in options}
     folder = local_folder(name_or_path, **where)
     if described.asset_id is not None and (folder / "assets" / described.asset_id).is_dir():
         options.setdefault("asset_id", described.asset_id)
-    policy = AutoPolicy.from_pretrained(folder, **options)
+    policy = choose_pipeline(AutoPolicy.from_pretrained(folder, **options), pipeline)
     if policy.pipeline is not None:
         policy.pipeline = apply_robot(policy.pipeline, described)
     return RobotPolicy(policy)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla.errors import ShapeError, StatisticsError, did_you_mean
+from vla.errors import ConfigError, ShapeError, StatisticsError, did_you_mean
 from vla.policies.base import Policy
 from vla.transforms.actions import REFERENCE_STATE, PadDimensions
 from vla.transforms.cameras import camera_names
+from vla.transforms.named_pipelines import name_one
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.task import DefaultTask
 from vla.types import Sample
@@ -17,6 +18,25 @@ from vla.types import Sample
 IMAGE_PREFIX = "observation.images."
 STATE_KEY = "observation.state"
 TASK_KEY = "task"
+
+
+def choose_pipeline(policy: Policy, name: str | None) -> Policy:
+    """Make one robot's pipeline the policy's own, where it was trained on several robots at once.
+
+    Args:
+        policy: Afterwards, and in the folder that it is saved to, it is a policy of that robot alone.
+        name: Of the pipeline; None for a policy of one robot.
+
+    Raises:
+        ConfigError: The policy has no such pipeline, or has several and none was named.
+    """
+    if policy.pipelines:
+        if name not in policy.pipelines:
+            raise name_one(policy.pipelines, name)
+        policy.pipeline, policy.pipelines = policy.pipelines[name], {}
+    elif name is not None:
+        raise ConfigError(f"This checkpoint is of one robot: load it without pipeline='{name}'.")
+    return policy
 
 
 class RobotPolicy:
@@ -27,9 +47,12 @@ class RobotPolicy:
 
     Raises:
         StatisticsError: The policy has no pipeline.
+        ConfigError: It has those of several robots; see `choose_pipeline`.
     """
 
     def __init__(self, policy: Policy) -> None:
+        if policy.pipeline is None and policy.pipelines:
+            raise name_one(policy.pipelines, None)
         if policy.pipeline is None:
             raise StatisticsError(
                 "This checkpoint carries no pipeline and no normalisation statistics, so it cannot act. "

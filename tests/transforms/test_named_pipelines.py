@@ -1,0 +1,36 @@
+import pytest
+
+from vla.errors import ConfigError
+from vla.transforms import Pipeline
+from vla.transforms.actions import PadDimensions
+from vla.transforms.named_pipelines import check_name, name_one, pipeline_names, read_pipelines, write_pipelines
+
+
+def test_each_comes_back_under_its_name(tmp_path):
+    pipelines = {name: Pipeline([PadDimensions(width, width, 8, 8)]) for name, width in (("b", 2), ("a.1", 3))}
+    write_pipelines(pipelines, tmp_path)
+    assert pipeline_names(tmp_path) == ["a.1", "b"]
+    assert not (tmp_path / "pipeline.json").exists()
+    read = read_pipelines(tmp_path)
+    assert {name: one.transforms for name, one in read.items()} == {
+        name: one.transforms for name, one in pipelines.items()
+    }
+
+
+def test_none_leaves_no_trace(tmp_path):
+    write_pipelines({}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert (pipeline_names(tmp_path), read_pipelines(tmp_path)) == ([], {})
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "-a", "a b"])
+def test_names_are_those_of_folders(name, tmp_path):
+    with pytest.raises(ConfigError, match="cannot name a pipeline"):
+        check_name(name)
+    with pytest.raises(ConfigError, match="cannot name a pipeline"):
+        write_pipelines({name: Pipeline([])}, tmp_path)
+
+
+def test_errors_list_the_names():
+    assert "aloha, widowx" in str(name_one(["aloha", "widowx"], None))
+    assert "'alohe', only: aloha, widowx. Did you mean 'aloha'?" in str(name_one(["aloha", "widowx"], "alohe"))

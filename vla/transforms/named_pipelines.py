@@ -1,0 +1,70 @@
+"""One policy, several robots: a pipeline for each, by name, in a checkpoint's folder.
+
+    pipelines/
+      aloha/         a whole pipeline: pipeline.json, statistics, tokenizer
+      widowx/
+
+Such a folder has no `pipeline.json` of its own: nothing can take one robot's statistics for another's.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from vla.errors import ConfigError, did_you_mean
+from vla.transforms.base import PIPELINE_FILE, Pipeline
+
+PIPELINES_FOLDER = "pipelines"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def check_name(name: str) -> str:
+    """Return a pipeline's name.
+
+    Raises:
+        ConfigError: It cannot be the name of a folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"'{name}' cannot name a pipeline: use letters, digits, '_', '-' and '.', and begin with a letter "
+            "or a digit."
+        )
+    return name
+
+
+def pipeline_names(folder: Path) -> list[str]:
+    """Return the names of the pipelines in a checkpoint's folder; none where it has a single one."""
+    found = (folder / PIPELINES_FOLDER).glob(f"*/{PIPELINE_FILE}")
+    return sorted(path.parent.name for path in found)
+
+
+def write_pipelines(pipelines: Mapping[str, Pipeline], folder: Path) -> None:
+    """Write pipelines into an existing folder that has none."""
+    for name, pipeline in pipelines.items():
+        own = folder / PIPELINES_FOLDER / check_name(name)
+        own.mkdir(parents=True)
+        pipeline.save(own)
+
+
+def read_pipelines(folder: Path) -> dict[str, Pipeline]:
+    """Return what `write_pipelines` wrote, by name; nothing where it wrote nothing.
+
+    Raises:
+        ConfigError: One of them is damaged.
+    """
+    return {name: Pipeline.load(folder / PIPELINES_FOLDER / name) for name in pipeline_names(folder)}
+
+
+def name_one(names: Iterable[str], asked: str | None) -> ConfigError:
+    """Return the error that lists the names, where none of them, or another one, was asked for."""
+    names = list(names)
+    listed = ", ".join(names)
+    if asked is None:
+        return ConfigError(
+            f"This checkpoint was trained on several robots, each with its own statistics: {listed}. Say "
+            f"which one it is to act on: vla.load(..., pipeline='{names[0]}')."
+        )
+    return ConfigError(
+        f"This checkpoint has no pipeline '{asked}', only: {listed}.{did_you_mean(asked, names)}"
+    )
