@@ -3,11 +3,19 @@ import pytest
 from vla.errors import ConfigError
 from vla.transforms import Pipeline
 from vla.transforms.actions import PadDimensions
-from vla.transforms.named_pipelines import check_name, name_one, pipeline_names, read_pipelines, write_pipelines
+from vla.transforms.named_pipelines import (
+    check_name,
+    name_one,
+    pipeline_names,
+    read_pipelines,
+    write_pipelines,
+)
 
 
 def test_each_comes_back_under_its_name(tmp_path):
-    pipelines = {name: Pipeline([PadDimensions(width, width, 8, 8)]) for name, width in (("b", 2), ("a.1", 3))}
+    pipelines = {
+        name: Pipeline([PadDimensions(width, width, 8, 8)]) for name, width in (("b", 2), ("a.1", 3))
+    }
     write_pipelines(pipelines, tmp_path)
     assert pipeline_names(tmp_path) == ["a.1", "b"]
     assert not (tmp_path / "pipeline.json").exists()
@@ -33,4 +41,6 @@ def test_names_are_those_of_folders(name, tmp_path):
 
 def test_errors_list_the_names():
     assert "aloha, widowx" in str(name_one(["aloha", "widowx"], None))
-    assert "'alohe', only: aloha, widowx. Did you mean 'aloha'?" in str(name_one(["aloha", "widowx"], "alohe"))
+    assert "'alohe', only: aloha, widowx. Did you mean 'aloha'?" in str(
+        name_one(["aloha", "widowx"], "alohe")
+    )

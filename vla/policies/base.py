@@ -63,7 +63,7 @@ class Policy(PreTrainedModel):
         self.pipeline: Pipeline | None = None
         """Robot units to model space and back; None for weights that have met no dataset yet."""
         self.pipelines: dict[str, Pipeline] = {}
-        """Where it was trained on several robots at once: the pipeline of each, by name, and no `pipeline`."""
+        """Where it was trained on several robots at once: each one's, by name, and no `pipeline`."""
         self.tokenizer: Any = None
         """Where there is no pipeline: what the checkpoint's prompts were tokenised with, for fine-tuning."""
         self.loaded_from: LoadedFrom | None = None

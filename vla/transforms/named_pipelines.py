@@ -27,8 +27,8 @@ def check_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"'{name}' cannot name a pipeline: use letters, digits, '_', '-' and '.', and begin with a letter "
-            "or a digit."
+            f"'{name}' cannot name a pipeline: use letters, digits, '_', '-' and '.', and begin with a "
+            "letter or a digit."
         )
     return name
 
