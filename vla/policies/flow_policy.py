@@ -29,6 +29,7 @@ from vla.policies.base import Policy
 from vla.policies.flow_checks import check_observation
 from vla.policies.flow_config import FlowConfig
 from vla.policies.flow_output import FlowOutput
+from vla.policies.flow_parts import part_of
 from vla.policies.flow_text import generate
 from vla.policies.flow_time import sampling_times
 from vla.types import check_shape
@@ -41,6 +42,7 @@ class FlowPolicy(Policy):
 
     config: FlowConfig
     model: Any
+    part_of = staticmethod(part_of)
     _remarked_on_horizon = False
 
     @torch.no_grad()

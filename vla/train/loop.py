@@ -16,6 +16,7 @@ import torch
 
 from vla.errors import TrainingError
 from vla.train.checkpoint import checkpoint_name, load_training_state, prune_checkpoints, save_checkpoint
+from vla.train.diagnostics import Diagnostics
 from vla.train.ema import WeightAverage
 from vla.train.folder import RunFolder, describe_run
 from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
@@ -33,7 +34,7 @@ OpenLoop = Callable[[Any, Job], Mapping[str, float]]
 Where = list[tuple[int, int]]
 """Episode and frame of every sample of a batch."""
 
-_LOSSES = ("loss", "action_loss", "text_loss")
+_LOSSES = ("loss", "action_loss", "text_loss", "text_accuracy")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Loop:
         self.average = None if decay is None else WeightAverage(self.job.policy, decay)
         self.checkpoint, self.step, self.means = checkpoint, 0, RunningMeans()
         self.metrics: dict[str, float] = {}
+        self.diagnostics = Diagnostics(self.job.policy, self.accelerator)
         self.data_wait = DataWait()
         if checkpoint is not None:
             self._restore(load_training_state(checkpoint))
@@ -113,8 +115,9 @@ class Loop:
                 display.advance(self.step, values["loss"])
                 stopped = self._anywhere(stop.requested)
                 finished = self.step == settings.steps
-                if self._due(settings.log_every) or finished:
-                    self._record(log, display.report(self.step, self.means.take() | self.data_wait.take()))
+                if self._is_logged(self.step):
+                    values = display.report(self.step, self.means.take() | self.data_wait.take())
+                    self._record(log, values | self.diagnostics.take())
                 if self._due(settings.validate_every) and not stopped:
                     with self._averaged():
                         self._record(log, self._validate())
@@ -131,6 +134,7 @@ class Loop:
         rate = learning_rate_at(self.step, self.settings)
         set_learning_rate(self.optimizer, rate)
         self.model.train()
+        watched = self._is_logged(self.step + 1)
         losses, places = [], []
         for micro in range(self.settings.accumulation):
             batch, where = self._next_batch()
@@ -139,6 +143,10 @@ class Loop:
                 self.accelerator.backward(output.loss)
             losses.append(_losses_of(output))
             places.append(where)
+            if watched:
+                self.diagnostics.add(output, batch)
+        if watched:
+            self.diagnostics.finish(self.model)
         norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         values = self._mean_of_processes(_mean(losses) | {"gradient_norm": norm})
         if not all(map(math.isfinite, values.values())):
@@ -209,6 +217,9 @@ class Loop:
             f"Step {self.step + 1} is not finite ({shown}), so it was not taken; {saved}. "
             f"In the batch: {_name_frames(guilty or places)}."
         )
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.settings.log_every == 0 or step == self.settings.steps
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
