@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from tests.data.make import make_dataset
-from vla.errors import ConfigError, DatasetError, TrainingError, WeightsError
+from vla.errors import ConfigError, DatasetError, WeightsError
 from vla.policies.registry import make_policy
-from vla.train import setup
 from vla.train.recipe import load_recipe
-from vla.train.setup import make_accelerator, set_up
+from vla.train.setup import set_up
 from vla.transforms.normalize import Normalize
 from vla.transforms.prompt import TokenizePrompt
 
@@ -115,8 +114,3 @@ def test_pretrained_policy_keeps_its_size_and_takes_other_settings(tiny, tmp_pat
         job(tiny(*overrides, "policy.config={depth: 5}"))
 
 
-def test_processes_that_would_train_alone_are_refused(tiny, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(setup, "Accelerator", lambda **_: type("Alone", (), {"num_processes": 1}))
-    with pytest.raises(TrainingError, match="2 processes were launched"):
-        make_accelerator(tiny().train)

@@ -25,6 +25,8 @@ MAY_CHANGE = frozenset(
     {
         "output",
         "data.num_workers",
+        "train.accumulation",  # along with the number of processes, which the loop checks
+        "train.total_batch_size",
         *(
             f"train.{key}"
             for key in ("steps", "log_every", "save_every", "validate_every", "open_loop_every")

@@ -9,15 +9,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from vla.errors import TrainingError
 from vla.train.checkpoint import checkpoint_name, load_training_state, prune_checkpoints, save_checkpoint
 from vla.train.diagnostics import Diagnostics
 from vla.train.ema import WeightAverage
+from vla.train.engine import lost_processes_named, make_engine
 from vla.train.folder import RunFolder, describe_run
 from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
@@ -25,7 +28,8 @@ from vla.train.precision import set_matmul_precision
 from vla.train.recipe import Recipe
 from vla.train.robot import with_robot
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
-from vla.train.setup import Job, make_accelerator, set_up
+from vla.train.setup import Job, set_up
+from vla.train.shards import load_optimizer_state, whole_optimizer_state, whole_weights
 from vla.train.signals import StopRequest, signals_held
 
 OpenLoop = Callable[[Any, Job], Mapping[str, float]]
@@ -77,8 +81,9 @@ def train(
     recipe = with_robot(recipe)
     folder = RunFolder(recipe.output)
     checkpoint = folder.checkpoint_to_resume(recipe) if resume else folder.check_free()
-    loop = Loop(recipe, folder, checkpoint, open_loop)
-    return loop.run(progress)
+    with lost_processes_named():
+        loop = Loop(recipe, folder, checkpoint, open_loop)
+        return loop.run(progress)
 
 
 class Loop:
@@ -88,7 +93,8 @@ class Loop:
         self, recipe: Recipe, folder: RunFolder, checkpoint: Path | None, open_loop: OpenLoop | None
     ) -> None:
         self.recipe, self.settings, self.folder, self.open_loop = recipe, recipe.train, folder, open_loop
-        self.accelerator = make_accelerator(recipe.train)
+        self.engine = make_engine(recipe.train)
+        self.accelerator = self.engine.accelerator
         set_matmul_precision(recipe.train)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.job = set_up(recipe, checkpoint, self.rank, self.world)
@@ -147,7 +153,7 @@ class Loop:
                 self.diagnostics.add(output, batch)
         if watched:
             self.diagnostics.finish(self.model)
-        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        norm = self._clip()
         values = self._mean_of_processes(_mean(losses) | {"gradient_norm": norm})
         if not all(map(math.isfinite, values.values())):
             raise self._non_finite(values, losses, places)
@@ -158,6 +164,12 @@ class Loop:
         self.step += 1
         return values | {"learning_rate": rate}
 
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradient and return its norm; DeepSpeed has clipped already, and taken its step."""
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return torch.as_tensor(norm, device=self.accelerator.device)
+
     def _next_batch(self) -> tuple[dict[str, torch.Tensor], Where]:
         with signals_held(), self.data_wait:
             batch, where = next(self.batches)
@@ -167,7 +179,8 @@ class Loop:
         return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _forward(self, batch: dict[str, torch.Tensor], micro: int) -> Any:
-        now = (self.step, micro, self.rank)
+        # Numbered over all processes: what two of them draw is what one draws in two micro-batches.
+        now = (self.step, micro * self.world + self.rank, 0)
         torch.manual_seed(derive_seed(self.settings.seed, TRAINING_LAYERS, *now))  # dropout and the like
         draws = self.settings.draws_per_observation
         options = {} if draws is None else {"draws_per_observation": draws}
@@ -188,7 +201,7 @@ class Loop:
         loader.load_state_dict({"epoch": 0, "batch": 0})
         batches = min(self.settings.validation_batches, loader.batches_per_epoch)
         for number, (batch, _) in zip(range(batches), loader, strict=False):
-            generator = self._generator(VALIDATION_NOISE, number, self.rank)
+            generator = self._generator(VALIDATION_NOISE, number * self.world + self.rank, 0)
             losses.append(_losses_of(self.model(**self._to_device(batch), generator=generator)))
         means = self._mean_of_processes(_mean(losses))
         return {f"validation_{name}": value for name, value in means.items()}
@@ -265,16 +278,19 @@ class Loop:
         state = {
             "step": self.step,
             "processes": self.world,
-            "optimizer": self.optimizer.state_dict(),
+            "accumulation": self.settings.accumulation,
+            "optimizer": whole_optimizer_state(self.engine, self.optimizer),
             "loader": self.job.loader.state_dict(),
             "means": self.means.state_dict(),
         }
         if self.average is not None:
             state["raw_weights"] = self.average.state_dict()
         with self._averaged():
+            weights = whole_weights(self.engine, self.model)
             if self.accelerator.is_main_process:
                 texts = describe_run(self.recipe)
                 save = self.job.policy.save_pretrained
+                save = save if weights is None else partial(save, state_dict=weights)
                 save_checkpoint(self.folder.checkpoints, self.step, save, state, texts)
                 prune_checkpoints(self.folder.checkpoints, self.settings.keep_last)
         self.checkpoint = self.folder.checkpoints / checkpoint_name(self.step)
@@ -282,12 +298,15 @@ class Loop:
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state; its weights are in the policy already."""
-        if state["processes"] != self.world:
+        ours, theirs = self.settings.accumulation, state.get("accumulation", self.settings.accumulation)
+        if theirs * state["processes"] != ours * self.world:
             raise TrainingError(
-                f"{self.checkpoint} was trained by {state['processes']} processes and cannot go on with "
-                f"{self.world}: launch it with as many."
+                f"{self.checkpoint} was trained by {state['processes']} processes x {theirs} accumulated "
+                f"batches, so steps of {theirs * state['processes']} batches, and cannot go on with "
+                f"{self.world} x {ours} = {self.world * ours}: the curve would break. Change "
+                "train.accumulation along with the number of processes."
             )
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.engine, self.optimizer, state["optimizer"])
         self.job.loader.load_state_dict(state["loader"])
         self.means.load_state_dict(state["means"])
         if self.average is not None:

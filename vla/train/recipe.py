@@ -37,6 +37,22 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class AdapterSection(_Section):
+    """A low-rank adapter (LoRA) that is trained in place of the weights; needs the extra `lora`."""
+
+    preset: Literal["expert", "vlm+expert", "attention", "all-linear"] = "expert"
+    """Which linear maps are adapted; those between the robot's numbers and the expert are trained whole."""
+    targets: str | None = None
+    """In place of the preset: an expression that the full names of the linear maps match."""
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 16.0
+    """The change is scaled by alpha / rank; with `rslora` by alpha / sqrt(rank)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dora: bool = False
+    """Learn magnitude and direction of the weights apart."""
+    rslora: bool = False
+
+
 class PolicySection(_Section):
     """What is trained."""
 
@@ -55,6 +71,20 @@ class PolicySection(_Section):
     tokenizer: str | None = None
     """Folder or hub id. Null takes the pretrained policy's tokenizer, or, from scratch, trains a small one
     on the dataset's task and response texts."""
+    freeze: Literal["none", "vision", "vlm"] = "none"
+    """What stays as it is: the vision tower, or the whole vision-language model ("vlm": only the expert, and
+    the maps between it and the robot's numbers, train)."""
+    adapter: AdapterSection | None = None
+    """Train an adapter of `pretrained`, and save it alone; null trains the weights. `vla merge` makes the two
+    one checkpoint."""
+
+    @model_validator(mode="after")
+    def _adapter_has_a_base(self) -> Self:
+        if self.adapter is not None and self.pretrained is None:
+            raise ValueError("adapter needs `pretrained`: an adapter is of no use without its base")
+        if self.adapter is not None and self.freeze != "none":
+            raise ValueError("adapter freezes the whole base already; leave `freeze` out")
+        return self
 
     @model_validator(mode="after")
     def _weights_have_their_size(self) -> Self:
@@ -120,6 +150,8 @@ class TrainSection(_Section):
     """Samples of one forward pass of one process."""
     accumulation: PositiveInt = 1
     """Forward passes per step."""
+    total_batch_size: PositiveInt | None = None
+    """Samples of one step, checked to be batch_size x accumulation x processes; null leaves it unchecked."""
     learning_rate: PositiveFloat = 2.5e-5
     warmup_steps: int = Field(default=1000, ge=0)
     final_learning_rate: float = Field(default=2.5e-6, ge=0)
@@ -246,6 +278,8 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + key
         if field.annotation in (PolicySection, DataSection, TrainSection):
             yield from _known_keys(field.annotation, f"{prefix}{key}.")
+        elif field.annotation == AdapterSection | None:
+            yield from _known_keys(AdapterSection, f"{prefix}{key}.")
 
 
 def _explain(error: ValidationError, path: Path | str | None) -> str:

@@ -5,7 +5,6 @@ made and before the first step.
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 
 from vla.data.dataset import LeRobotDataset
 from vla.data.loader import ResumableLoader
@@ -26,8 +22,9 @@ from vla.data.stats_warnings import warn_of_statistics
 from vla.errors import ConfigError, TrainingError, did_you_mean
 from vla.policies.base import Policy
 from vla.policies.registry import make_config, make_policy, policy_entry
+from vla.train.adapters import choose_trained
 from vla.train.feature_cache import FeatureCache, cached_features, without_pictures
-from vla.train.recipe import DataSection, Recipe, TrainSection
+from vla.train.recipe import DataSection, Recipe
 from vla.train.robot import robot_of, with_robot
 from vla.train.seeds import INITIALISATION, derive_seed
 from vla.transforms.actions import DeltaActions
@@ -84,33 +81,6 @@ class SampleTransform:
         return tensors if self.features is None else tensors | self.features.read(int(item["index"]))
 
 
-def make_accelerator(train: TrainSection) -> Accelerator:
-    """Return accelerate's view of the processes, devices and dtype.
-
-    Raises:
-        TrainingError: It was launched as several processes that would not work together.
-    """
-    if train.threads is not None:
-        torch.set_num_threads(train.threads)
-    # One process may train twice in a row, at different precision; accelerate would keep the first one's.
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        # Without it, several processes on a machine without accelerators would each train alone.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=train.precision,
-        gradient_accumulation_steps=train.accumulation,
-        # The prefix's last layer has no gradient where no text is trained.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise TrainingError(
-            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: "
-            "each would train alone."
-        )
-    return accelerator
-
-
 def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -> Job:
     """Build everything a run needs, from the recipe or, to resume, from a checkpoint and the recipe.
 
@@ -142,6 +112,7 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
         policy.pipeline = _make_pipeline(recipe, policy, dataset, tokenizer)
     assert policy is not None
     assert policy.pipeline is not None
+    choose_trained(policy, recipe, is_resumed=checkpoint is not None)
     _check_fit(policy, cameras)
     if train.gradient_checkpointing:
         policy.activation_checkpointing_enable()

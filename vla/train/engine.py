@@ -1,0 +1,210 @@
+"""Which engine distributes the training: what accelerate was launched with, checked to be what really runs.
+
+    single         one process
+    ddp            every process holds everything
+    fsdp2          parameters, gradients and optimiser state are sharded (PyTorch's `fully_shard`)
+    zero1          optimiser state is sharded (DeepSpeed)
+    zero2          ... gradients as well
+    zero3          ... parameters as well
+
+accelerate falls back without a word where it cannot do what was asked, so each of these is checked. The
+numbers are the same on all of them: weights and optimiser state are float32, and bfloat16 is autocast.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+)
+from torch.distributed import DistError
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from vla.errors import ConfigError, MissingDependencyError, TrainingError
+from vla.train.recipe import TrainSection
+
+EngineName = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What distributes the training.
+
+    Attributes:
+        name: The engine that really runs.
+        accelerator: accelerate's view of the processes, devices and dtype.
+    """
+
+    name: EngineName
+    accelerator: Accelerator
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether DeepSpeed clips and steps inside the backward pass."""
+        return self.name.startswith("zero")
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether no process holds the whole policy."""
+        return self.name in ("fsdp2", "zero3")
+
+
+def make_engine(train: TrainSection) -> Engine:
+    """Return the engine that accelerate was launched with; alone, without a launcher, a single process.
+
+    Raises:
+        ConfigError: `total_batch_size` is not what processes, accumulation and batch size give.
+        MissingDependencyError: DeepSpeed was asked for and is not installed.
+        TrainingError: accelerate runs another engine than it was launched with, or the processes that were
+            launched would each train alone.
+    """
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
+    if not torch.accelerator.is_available():
+        # Installed, DeepSpeed is imported whichever engine runs, and would report on stdout what it found.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # One process may train twice in a row, at different precision; accelerate would keep the first one's.
+    AcceleratorState._reset_state()
+    asked = _asked_for()
+    accelerator = Accelerator(
+        # Without it, several processes on a machine without accelerators would each train alone. DeepSpeed
+        # finds the processor by itself, and is left out where it is told to use it.
+        cpu=not torch.accelerator.is_available() and asked != "deepspeed",
+        gradient_accumulation_steps=train.accumulation,
+        **_options(asked, train),
+    )
+    engine = Engine(_running(accelerator), accelerator)
+    _check_is_what_was_launched(engine, asked)
+    _check_total_batch_size(train, accelerator.num_processes)
+    return engine
+
+
+def _asked_for() -> str | None:
+    """Return "fsdp" or "deepspeed", as `accelerate launch` hands it on; None for neither."""
+    for name in ("fsdp", "deepspeed"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
+            return name
+    return None
+
+
+def _options(asked: str | None, train: TrainSection) -> dict[str, Any]:
+    if asked == "deepspeed":
+        return _deepspeed_options(train)
+    options: dict[str, Any] = {"mixed_precision": train.precision}
+    if asked == "fsdp":
+        plugin = FullyShardedDataParallelPlugin()
+        # Autocast makes it bfloat16, as on every other engine; FSDP's own cast would also take the islands
+        # that must stay float32.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        return {**options, "fsdp_plugin": plugin}
+    # The prefix's last layer has no gradient where no text is trained.
+    return {**options, "kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=True)]}
+
+
+def _deepspeed_options(train: TrainSection) -> dict[str, Any]:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MissingDependencyError(
+            "accelerate was launched with DeepSpeed, which is not installed: pip install 'vla[deepspeed]', "
+            "or launch with recipes/accelerate/fsdp2.yaml, which needs nothing else."
+        )
+    plugin = DeepSpeedPlugin()
+    plugin.deepspeed_config |= {
+        "train_micro_batch_size_per_gpu": train.batch_size,
+        "gradient_accumulation_steps": train.accumulation,
+        "gradient_clipping": train.clip_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if train.precision == "bf16":
+        # DeepSpeed's own bf16 would turn the weights themselves into bfloat16.
+        plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    if plugin.zero_stage == 3:  # so that a checkpoint can be gathered; it is float32, whatever the key says
+        zero = plugin.deepspeed_config["zero_optimization"]
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    options: dict[str, Any] = {"mixed_precision": "no", "deepspeed_plugin": plugin}
+    if not torch.accelerator.is_available():
+        options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo")]
+    return options
+
+
+def _running(accelerator: Accelerator) -> EngineName:
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        stage = accelerator.deepspeed_plugin.zero_stage
+        names: dict[int, EngineName] = {1: "zero1", 2: "zero2", 3: "zero3"}
+        if stage not in names:
+            raise TrainingError(
+                f"DeepSpeed was launched with zero_stage {stage}, which shards nothing: use 1, 2 or 3, or "
+                "launch with recipes/accelerate/ddp.yaml."
+            )
+        return names[stage]
+    if kind == DistributedType.FSDP:
+        if not accelerator.is_fsdp2:
+            raise TrainingError(
+                "accelerate was launched with the first version of FSDP: set fsdp_version: 2 in its config, "
+                "as recipes/accelerate/fsdp2.yaml does."
+            )
+        return "fsdp2"
+    return "single" if accelerator.num_processes == 1 else "ddp"
+
+
+def _check_is_what_was_launched(engine: Engine, asked: str | None) -> None:
+    launched, processes = int(os.environ.get("WORLD_SIZE", "1")), engine.accelerator.num_processes
+    if processes != launched:
+        raise TrainingError(
+            f"{launched} processes were launched, but accelerate sees {processes}: each would train alone."
+        )
+    wanted = {None: ("single", "ddp"), "fsdp": ("fsdp2",), "deepspeed": ("zero1", "zero2", "zero3")}[asked]
+    if engine.name not in wanted:
+        raise TrainingError(
+            f"accelerate was launched for {asked}, but runs as {engine.name} with {processes} "
+            f"process{'es' if processes > 1 else ''} on {engine.accelerator.device.type}: nothing would be "
+            "sharded. It shards on GPUs and with several processes only; launch with "
+            "recipes/accelerate/ddp.yaml, or without a config where there is one process."
+        )
+
+
+def _check_total_batch_size(train: TrainSection, processes: int) -> None:
+    total, given = train.total_batch_size, train.batch_size * train.accumulation * processes
+    if total is None or total == given:
+        return
+    once = train.batch_size * processes
+    would = (
+        f"train.accumulation={total // once} would"
+        if total % once == 0
+        else f"no accumulation would; choose a multiple of {once}, or a batch_size that divides {total}"
+    )
+    raise ConfigError(
+        f"train.total_batch_size is {total}, but batch_size {train.batch_size} x accumulation "
+        f"{train.accumulation} x {processes} process{'es' if processes > 1 else ''} gives {given}: {would}."
+    )
+
+
+@contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Say that another process has died where a collective operation fails because of it.
+
+    Raises:
+        TrainingError: In place of what the communication library reports.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo reports a closed connection as a plain RuntimeError that names its source file.
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise TrainingError(
+            "Another process of this run has died or cannot be reached, so this one stops; the reason stands "
+            f"in that process's own output. The last checkpoint is whole: resume from it. ({error})"
+        ) from error
