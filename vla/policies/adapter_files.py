@@ -9,7 +9,6 @@ An adapter changes the weights of one base and of no other, so the base's finger
 two meet.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from vla.atomic import atomic_write
 from vla.errors import StatisticsError, VlaError, WeightsError
 from vla.policies.adapters import (
     DEFAULT_NAME,
-    base_parameters,
+    fingerprint,
     fold_in,
     import_peft,
     inject,
@@ -39,24 +38,6 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 """What `peft` puts before every name in its files."""
-
-_SAMPLES = 64
-
-
-def fingerprint(policy: Policy) -> str:
-    """Return what tells the base of a policy from others: a hash of names, shapes and some of the values.
-
-    Values are rounded to bfloat16 first, so that a base has one fingerprint in float32 and in bfloat16; up to
-    64 of every tensor count. Adapters in the policy do not.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(base_parameters(policy).items()):
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        flat = parameter.detach().flatten()
-        places = torch.arange(min(_SAMPLES, len(flat)), device=flat.device) * len(flat) // _SAMPLES
-        values = flat[places if len(flat) > _SAMPLES else slice(None)].to(torch.bfloat16)
-        digest.update(values.cpu().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def write_adapter(policy: Policy, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
@@ -94,7 +75,7 @@ def write_adapter(policy: Policy, folder: Path, state_dict: dict[str, torch.Tens
         "revision": base.revision,
         "config": base.config,
         "asset_id": base.asset_id,
-        "fingerprint": fingerprint(policy),
+        "fingerprint": policy.base_fingerprint,
     }
     atomic_write(folder / BASE_FILE, json.dumps(said, indent=2) + "\n")
 

@@ -7,12 +7,14 @@ else is frozen. Several adapters may lie in one policy; one of them, with its ow
 `vla.policies.adapter_files` saves, loads and merges them.
 """
 
+import hashlib
 import re
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from vla.errors import ConfigError, MissingDependencyError, did_you_mean
@@ -22,6 +24,8 @@ DEFAULT_NAME = "default"
 """Name of an adapter inside a policy where none is given."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SAMPLES = 64
+"""Values of a tensor that count in a fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +117,8 @@ def inject(policy: Policy, lora: Any, name: str) -> None:
         raise ConfigError(f"An adapter's name is made of letters, digits, '-' and '_'; got '{name}'.")
     if name in adapter_names(policy):
         raise ConfigError(f"The policy has an adapter '{name}' already; give another name.")
+    if not adapter_names(policy):
+        policy.base_fingerprint = fingerprint(policy)  # now: later on, the weights may be sharded
     peft: Any = import_peft()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is no accident
@@ -214,6 +220,22 @@ def base_parameters(policy: Policy) -> dict[str, nn.Parameter]:
         if ".lora_" not in name and ".modules_to_save." not in name:
             plain[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = parameter
     return plain
+
+
+def fingerprint(policy: Policy) -> str:
+    """Return what tells the base of a policy from others: a hash of names, shapes and some of the values.
+
+    Values are rounded to bfloat16 first, so that a base has one fingerprint in float32 and in bfloat16; up to
+    64 of every tensor count. Adapters in the policy do not.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(base_parameters(policy).items()):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        flat = parameter.detach().flatten()
+        places = torch.arange(min(_SAMPLES, len(flat)), device=flat.device) * len(flat) // _SAMPLES
+        values = flat[places if len(flat) > _SAMPLES else slice(None)].to(torch.bfloat16)
+        digest.update(values.cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _matching(policy: Policy, expression: str) -> str:

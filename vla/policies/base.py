@@ -70,6 +70,8 @@ class Policy(PreTrainedModel):
         """Which checkpoint the weights came from; None where they are fresh."""
         self.adapter: str | None = None
         """Name of the active adapter; None is the base alone. See `vla.policies.adapters`."""
+        self.base_fingerprint: str | None = None
+        """Of the weights that the adapters were put beside."""
         self.adapter_pipelines: dict[str | None, Pipeline | None] = {}
         """Every adapter's pipeline, and under None the base's; the active one's is in `pipeline`."""
 

@@ -1,0 +1,142 @@
+"""Training an adapter: what moves, what is saved, and that a resumed run equals an unbroken one."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vla
+from tests.train.conftest import numbers, tiny_overrides
+from tests.train.test_resume import assert_equal
+from vla.errors import ConfigError
+from vla.policies.adapter_files import merge
+from vla.train import load_recipe, train
+from vla.train.checkpoint import load_training_state
+from vla.train.setup import set_up
+
+
+@pytest.fixture(scope="module")
+def base(dataset, tmp_path_factory):
+    """A checkpoint to adapt: two steps of ordinary training."""
+    threads = torch.get_num_threads()
+    output = tmp_path_factory.mktemp("base") / "run"
+    recipe = load_recipe(None, [*tiny_overrides(dataset, output), "train.steps=2"])
+    result = train(recipe, progress=False)
+    torch.set_num_threads(threads)
+    return result.checkpoint
+
+
+@pytest.fixture
+def lora(tiny, base):
+    """Make a recipe that adapts `base`."""
+
+    def make(*overrides, output="run"):
+        pretrained = ["policy.preset=null", f"policy.pretrained={base}"]
+        return tiny(*pretrained, "policy.adapter.rank=4", *overrides, output=output)
+
+    return make
+
+
+def test_base_stays_bit_identical_and_the_checkpoint_holds_the_adapter_alone(lora, base):
+    result = train(lora("policy.adapter.dropout=0.1"), progress=False)
+    names = {path.name for path in result.checkpoint.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "pipeline.json", "statistics.json"} <= names
+    assert "model.safetensors" not in names
+    trained = vla.AutoPolicy.from_pretrained(result.checkpoint)
+    assert trained.adapter == "default"
+    stored = load_file(base / "model.safetensors")
+    inside = trained.state_dict()
+    for name, tensor in stored.items():
+        module, _, leaf = name.rpartition(".")
+        found = [inside.get(f"{module}{part}.{leaf}") for part in ("", ".base_layer", ".original_module")]
+        assert [torch.equal(tensor, one) for one in found if one is not None] == [True], name
+    for name, tensor in load_file(result.checkpoint / "adapter_model.safetensors").items():
+        name = name.removeprefix("base_model.model.")
+        if name in stored:
+            assert not torch.equal(tensor, stored[name]), name
+        elif ".lora_B." in name:
+            assert tensor.abs().sum() > 0, name
+
+
+def test_a_resumed_run_equals_the_unbroken_one(lora, tmp_path):
+    whole = train(lora("policy.adapter.dropout=0.1", output="whole"), progress=False)
+    decay = "train.decay_steps=6"
+    broken = ["policy.adapter.dropout=0.1", decay]
+    first = train(lora(*broken, "train.steps=4", output="broken"), progress=False)
+    assert first.step == 4
+    result = train(lora(*broken, output="broken"), resume=True, progress=False)
+    assert result.step == 6
+    assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
+    ours, theirs = (run.checkpoint / "adapter_model.safetensors" for run in (result, whole))
+    assert_equal(load_file(ours), load_file(theirs))
+    assert_equal(load_training_state(result.checkpoint), load_training_state(whole.checkpoint))
+
+
+def test_only_the_named_parameters_train(lora):
+    job = set_up(lora(), None, 0, 1)
+    trained = {name for name, one in job.policy.named_parameters() if one.requires_grad}
+    whole = {"state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj"}
+    for name in trained:
+        in_expert = name.startswith("model.expert.layers.") and ".lora_" in name
+        assert in_expert or name.split(".")[1] in whole and ".modules_to_save." in name, name
+    layers = len(job.policy.model.expert.layers)
+    assert len(trained) == 2 * len(whole) + layers * 7 * 2  # weight and bias; seven maps, two matrices each
+    batch, _ = next(iter(job.loader))
+    job.policy.train()(**batch).loss.backward()
+    assert {name for name, one in job.policy.named_parameters() if one.grad is not None} == trained
+
+
+@pytest.mark.parametrize(
+    ("freeze", "frozen"),
+    [
+        ("vision", {"vision_tower"}),
+        ("vlm", {"vision_tower", "multi_modal_projector", "language_model"}),
+    ],
+)
+def test_frozen_parts_stay_as_they_are(tiny, tmp_path, freeze, frozen):
+    train(tiny("train.steps=1", "train.save_every=1", output="start"), progress=False)
+    before = load_file(tmp_path / "start" / "checkpoints" / "last" / "model.safetensors")
+    pretrained = f"policy.pretrained={tmp_path / 'start' / 'checkpoints' / 'last'}"
+    result = train(
+        tiny("policy.preset=null", pretrained, f"policy.freeze={freeze}", "train.steps=2"), progress=False
+    )
+    after = load_file(result.checkpoint / "model.safetensors")
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved
+    assert not {name.split(".")[1] for name in moved} & frozen
+    stayed = {name.split(".")[1] for name in after.keys() - moved}
+    assert frozen <= stayed
+
+
+def test_adapter_of_a_run_merges(lora, tmp_path):
+    checkpoint = train(lora("train.steps=2"), progress=False).checkpoint
+    merged = merge(checkpoint, tmp_path / "merged")
+    assert merged.adapter is None
+    opened = vla.AutoPolicy.from_pretrained(tmp_path / "merged")
+    assert_equal(opened.state_dict(), merged.state_dict())
+    for file in ("pipeline.json", "statistics.json"):
+        assert (tmp_path / "merged" / file).read_text() == (checkpoint / file).read_text()
+
+
+def test_training_does_not_start_from_an_adapter(lora, tiny):
+    checkpoint = train(lora("train.steps=2"), progress=False).checkpoint
+    again = tiny("policy.preset=null", f"policy.pretrained={checkpoint}", output="again")
+    with pytest.raises(ConfigError, match=r"is an adapter.*vla merge"):
+        train(again, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["policy.adapter.rank=4"], "adapter needs `pretrained`"),
+        (
+            ["policy.preset=null", "policy.pretrained=x", "policy.freeze=vlm", "policy.adapter.rank=4"],
+            "leave",
+        ),
+        (["policy.adapter.rnak=4"], r"unknown key 'policy\.adapter\.rnak'.*policy\.adapter\.rank"),
+        (["policy.freeze=vsion"], r"policy\.freeze"),
+        (["policy.adapter.rank=0"], r"policy\.adapter\.rank"),
+    ],
+)
+def test_wrong_recipes_are_refused(tiny, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        tiny(*overrides)
