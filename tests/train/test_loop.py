@@ -18,7 +18,8 @@ from vla.train.metrics import read_metrics
 def test_a_run_leaves_what_the_docstring_says(tiny):
     result = train(tiny("train.tensorboard=true", "train.keep_last=2"), progress=False)
     assert sorted(path.name for path in result.folder.iterdir()) == [
-        *("checkpoints", "metrics.jsonl", "recipe.yaml", "tensorboard", "versions.json"),
+        *("checkpoints", "metrics.jsonl", "recipe.yaml", "reproduce.json"),
+        *("tensorboard", "versions.json"),
     ]
     assert [p.name for p in list_checkpoints(result.folder / "checkpoints")] == ["step-000004", "step-000006"]
     assert result.checkpoint == result.folder / "checkpoints" / "step-000006"

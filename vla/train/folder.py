@@ -2,7 +2,8 @@
 
 runs/cube/
   recipe.yaml        the recipe, every default spelled out
-  versions.json      the packages it started with
+  versions.json      the packages it was last started with
+  reproduce.json     every start: command, recipe, versions, commit, data, engine; see `reproduce.py`
   metrics.jsonl      one JSON object a line: {"step": 100, "loss": ..., ...}
   tensorboard/       the same numbers, unless the recipe turns them off
   checkpoints/       see `checkpoint.py`; `checkpoints/last` is the policy to use
@@ -45,6 +46,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.reproduce = self.path / "reproduce.json"
         self.tensorboard = self.path / "tensorboard"
 
     def check_free(self) -> None:

@@ -26,6 +26,7 @@ from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMean
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.precision import set_matmul_precision
 from vla.train.recipe import Recipe
+from vla.train.reproduce import record_start
 from vla.train.robot import with_robot
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
 from vla.train.setup import Job, set_up
@@ -259,6 +260,10 @@ class Loop:
         log = None
         if main:
             self.folder.create(self.recipe)
+            datasets = {self.recipe.data.path: self.job.dataset.fingerprint}
+            record_start(
+                self.folder.reproduce, self.recipe, self.step, datasets, self.engine.name, self.world
+            )
             tensorboard = self.folder.tensorboard if settings.tensorboard else None
             log = MetricsLog(self.folder.metrics, tensorboard, self.step)
         try:
