@@ -244,19 +244,6 @@ class TestLoss:
             losses.append(loss.item())
         assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
-    def test_activation_checkpointing_changes_no_gradient(self, batch, make_policy):
-        batch, gradients = with_response(batch), []
-        for checkpointing in (False, True):
-            policy = make_policy().train()
-            if checkpointing:
-                policy.activation_checkpointing_enable()
-            policy(**batch).loss.backward()
-            gradients.append({n: p.grad for n, p in policy.named_parameters() if p.grad is not None})
-        assert policy.model.expert.gradient_checkpointing
-        assert gradients[0].keys() == gradients[1].keys()
-        for name, gradient in gradients[0].items():
-            torch.testing.assert_close(gradient, gradients[1][name])
-
 
 class TestActing:
     def test_dimensions_that_the_robot_lacks_stay_on_their_known_path(self, policy, batch):

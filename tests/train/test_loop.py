@@ -59,7 +59,7 @@ def test_the_checkpoint_meets_a_robot(tiny):
     [
         ["train.precision=bf16"],
         ["train.draws_per_observation=3"],
-        ["train.gradient_checkpointing=true"],
+        ["train.activation_checkpointing=every_2"],
         ["data.cache=frames"],
         ["data.normalization=quantile", "data.delta_mask=[true,true,false]"],
         ["data.validation_fraction=0", "data.response_key=null"],
@@ -72,10 +72,10 @@ def test_every_choice_trains(tiny, overrides):
     assert np.isfinite(result.metrics["loss"])
 
 
-def test_gradient_checkpointing_and_caching_change_no_number(tiny):
+def test_activation_checkpointing_and_caching_change_no_number(tiny):
     runs = [
         train(tiny("train.steps=3", *overrides, output=str(i)), progress=False)
-        for i, overrides in enumerate([[], ["train.gradient_checkpointing=true"], ["data.cache=frames"]])
+        for i, overrides in enumerate([[], ["train.activation_checkpointing=all"], ["data.cache=frames"]])
     ]
     plain, *others = [numbers(run.folder) for run in runs]
     for other in others:

@@ -100,6 +100,21 @@ def test_choices_that_exclude_each_other():
     assert "not from both" in complaint("policy.pretrained=a/b", "policy.paligemma=c/d")
 
 
+def test_older_name_of_activation_checkpointing():
+    assert load().train.activation_checkpointing == "none"
+    assert load("train.gradient_checkpointing=true").train.activation_checkpointing == "all"
+    assert load("train.gradient_checkpointing=false").train.activation_checkpointing == "none"
+    both = load("train.gradient_checkpointing=true", "train.activation_checkpointing=all")
+    assert both == load("train.activation_checkpointing=all")
+    said = complaint("train.gradient_checkpointing=true", "train.activation_checkpointing=every_2")
+    assert "older name of train.activation_checkpointing=all, which is given as every_2" in said
+    said = complaint("train.gradient_checkpointing=false", "train.activation_checkpointing=all")
+    assert "activation_checkpointing=none, which is given as all" in said
+    assert "'train.gradient_checkpointing' is 3" in complaint("train.gradient_checkpointing=3")
+    said = complaint("train.activation_checkpointing=every_3")
+    assert "'train.activation_checkpointing' is 'every_3'" in said
+
+
 def test_unreadable_recipes(tmp_path):
     broken, listed = tmp_path / "broken.yaml", tmp_path / "list.yaml"
     broken.write_text("train: {steps: 3")

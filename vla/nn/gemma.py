@@ -112,8 +112,8 @@ class LayerStack(nn.Module):
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
         self.config = config
-        # Set by `PreTrainedModel.gradient_checkpointing_enable`.
-        self.gradient_checkpointing = False
+        # Set by `Policy.activation_checkpointing_enable`: whether, and every how many layers.
+        self.gradient_checkpointing, self.checkpoint_every = False, 1
         self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
 
     def run_layers(
@@ -130,7 +130,8 @@ class LayerStack(nn.Module):
         for index, (layer, extra) in enumerate(zip(self.layers, extras, strict=True)):
             past = None if cache is None else cache.layers[index]
             arguments = (x_btd, rotary, mask, past, extra)
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            chosen = self.gradient_checkpointing and index % self.checkpoint_every == 0
+            if chosen and self.training and torch.is_grad_enabled():
                 x_btd, new = self._gradient_checkpointing_func(layer, *arguments, use_reentrant=False)
             else:
                 x_btd, new = layer(*arguments)

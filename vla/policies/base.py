@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from vla.atomic import SaveError, atomic_folder
 from vla.errors import WeightsError
+from vla.nn.gemma import LayerStack
 from vla.transforms.base import Pipeline
 from vla.transforms.named_pipelines import write_pipelines
 from vla.weights.source import local_folder
@@ -82,6 +83,24 @@ class Policy(PreTrainedModel):
     def generate_text(self, **observation: Any) -> torch.Tensor:
         """Return generated token ids `[b, n]` for the observation's tensors."""
         raise NotImplementedError(f"{type(self).__name__} does not generate text.")
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Keep only the inputs of layers for the backward pass, which then computes the rest again.
+
+        Args:
+            activation_checkpointing_kwargs: For `torch.utils.checkpoint.checkpoint`.
+            every_n_layers: 1 treats every layer of every tower so, 2 every second, counted from the first.
+            offload: Hold those inputs in the host's memory.
+        """
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+        for module in self.modules():
+            if isinstance(module, LayerStack):  # transformers' count is of its own layers, SigLIP's, alone
+                module.checkpoint_every = every_n_layers
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write weights, config, pipeline, statistics and tokenizer into one folder, whole or not at all.

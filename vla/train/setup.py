@@ -114,8 +114,10 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
     assert policy.pipeline is not None
     choose_trained(policy, recipe, is_resumed=checkpoint is not None)
     _check_fit(policy, cameras)
-    if train.gradient_checkpointing:
-        policy.activation_checkpointing_enable()
+    if train.activation_checkpointing != "none":
+        policy.activation_checkpointing_enable(
+            every_n_layers=2 if train.activation_checkpointing == "every_2" else 1
+        )
     if data.cache == "frames":
         dataset.preload()  # before workers are forked, so that they share the memory
     prompt = policy.pipeline.find(TokenizePrompt)
