@@ -32,7 +32,8 @@ MAY_CHANGE = frozenset(
             f"train.{key}"
             for key in ("steps", "log_every", "save_every", "validate_every", "open_loop_every")
         ),
-        *(f"train.{key}" for key in ("validation_batches", "keep_last", "threads", "tensorboard")),
+        *(f"train.{key}" for key in ("validation_batches", "keep_last", "threads")),
+        *(f"train.{key}" for key in ("tensorboard", "trackers")),
     }
 )
 """What a resumed run may do differently: none of it changes a loss, except `steps` through the cosine's end

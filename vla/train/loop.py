@@ -26,12 +26,13 @@ from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMean
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.precision import set_matmul_precision
 from vla.train.recipe import Recipe
-from vla.train.reproduce import record_start
+from vla.train.reproduce import record_start, run_identity
 from vla.train.robot import with_robot
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
 from vla.train.setup import Job, set_up
 from vla.train.shards import load_optimizer_state, whole_optimizer_state, whole_weights
 from vla.train.signals import StopRequest, signals_held
+from vla.train.trackers import PACKAGED, Tracker, check_trackers
 
 OpenLoop = Callable[[Any, Job], Mapping[str, float]]
 """Given the policy in evaluation mode and the job, returns numbers to record, by name."""
@@ -80,6 +81,7 @@ def train(
         WeightsError: The pretrained policy is missing or damaged.
     """
     recipe = with_robot(recipe)
+    check_trackers(recipe.train.trackers)
     folder = RunFolder(recipe.output)
     checkpoint = folder.checkpoint_to_resume(recipe) if resume else folder.check_free()
     with lost_processes_named():
@@ -264,14 +266,20 @@ class Loop:
             record_start(
                 self.folder.reproduce, self.recipe, self.step, datasets, self.engine.name, self.world
             )
-            tensorboard = self.folder.tensorboard if settings.tensorboard else None
-            log = MetricsLog(self.folder.metrics, tensorboard, self.step)
+            wanted = settings.tensorboard or "tensorboard" in settings.trackers
+            tensorboard = self.folder.tensorboard if wanted else None
+            log = MetricsLog(self.folder.metrics, tensorboard, self.step, self._trackers())
         try:
             with ProgressDisplay(settings.steps, self.step, samples, show=progress and main) as display:
                 yield log, display
         finally:
             if log is not None:
                 log.close()
+
+    def _trackers(self) -> list[Tracker]:
+        config, identity = self.recipe.flat(), run_identity(self.folder.reproduce)
+        names = [name for name in PACKAGED if name in self.settings.trackers]
+        return [Tracker(name, self.folder.path, config, identity) for name in names]
 
     def _record(self, log: MetricsLog | None, values: dict[str, float]) -> None:
         self.metrics |= values

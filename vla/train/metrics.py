@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
+from vla.train.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +75,16 @@ def read_metrics(path: Path | str) -> list[dict[str, float]]:
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl` and, if wanted, to TensorBoard.
+    """Appends records to `metrics.jsonl` and, if wanted, to TensorBoard and other trackers.
 
     Records after `start_step`, left by a process that was killed later than its last checkpoint, are dropped:
     the resumed run writes them again.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None, start_step: int) -> None:
+    def __init__(
+        self, path: Path, tensorboard: Path | None, start_step: int, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self._trackers = trackers
         kept = [record for record in read_metrics(path) if record["step"] <= start_step]
         atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = path
@@ -103,9 +107,11 @@ class MetricsLog:
             if self._tensorboard:
                 for name, value in values.items():
                     self._tensorboard.add_scalar(name, value, step)
+            for tracker in self._trackers:
+                tracker.write(step, values)
 
     def close(self) -> None:
-        """Flush and close both.
+        """Flush and close all of them.
 
         Raises:
             TrainingError: As `write`.
@@ -114,6 +120,8 @@ class MetricsLog:
             self._file.close()
             if self._tensorboard:
                 self._tensorboard.close()
+            for tracker in self._trackers:
+                tracker.close()
 
     @contextmanager
     def _write_errors(self) -> Iterator[None]:

@@ -190,6 +190,9 @@ class TrainSection(_Section):
     threads: PositiveInt | None = None
     """CPU threads of torch; null is torch's own choice."""
     tensorboard: bool = True
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where the numbers of metrics.jsonl go besides TensorBoard (`tensorboard`, which naming it here turns on
+    as well): each is an extra of its name, and `WANDB_MODE=offline` needs no network."""
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -7,6 +7,7 @@
 The first start stays as it was written; each resumption adds its own behind it.
 """
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -61,6 +62,16 @@ def record_start(
         }
     )
     atomic_write(path, json.dumps({"starts": starts}, indent=2) + "\n")
+
+
+def run_identity(path: Path) -> str:
+    """Return 16 hex digits that tell a run from all others and stay when it is resumed.
+
+    Args:
+        path: Its `reproduce.json`, which is there.
+    """
+    first = json.dumps([str(path.resolve()), _read(path)[0]], sort_keys=True)
+    return hashlib.sha256(first.encode()).hexdigest()[:16]
 
 
 def package_versions() -> dict[str, str]:
