@@ -262,7 +262,7 @@ class Loop:
         log = None
         if main:
             self.folder.create(self.recipe)
-            datasets = {self.recipe.data.path: self.job.dataset.fingerprint}
+            datasets = self.job.fingerprints
             record_start(
                 self.folder.reproduce, self.recipe, self.step, datasets, self.engine.name, self.world
             )

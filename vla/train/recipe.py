@@ -95,11 +95,32 @@ class PolicySection(_Section):
         return self
 
 
+class MixtureMember(_Section):
+    """One dataset of a mixture. Keys that are left out have the value of the same key of `data`."""
+
+    path: str
+    name: str | None = None
+    """What its pipeline is called in the checkpoint; null is the last part of `path`."""
+    weight: PositiveFloat
+    """Its share of the samples, relative to the other members', however many frames it has."""
+    robot: str | None = None
+    episodes: tuple[int, ...] | None = None
+    cameras: dict[str, str] | None = None
+    response_key: str | None = None
+    """Null trains no text on this dataset."""
+    state_key: str = "observation.state"
+    action_key: str = "action"
+    normalization: Literal["zscore", "quantile"] | None = None
+    delta_mask: tuple[bool, ...] | None = None
+
+
 class DataSection(_Section):
     """What it is trained on."""
 
     path: str
-    """A LeRobot dataset, v2.1 or v3.0: folder or hub id."""
+    """A LeRobot dataset, v2.1 or v3.0: folder or hub id. Empty where `mixture` is given."""
+    mixture: tuple[MixtureMember, ...] | None = None
+    """Several datasets instead of `path`, each with its own weight, cameras, conventions and statistics."""
     robot: str | None = None
     """Robot file (recipes/robots/*.yaml): its signs and gripper scales come before normalisation, and it
     supplies cameras, wrist_cameras, delta_mask, state_key and action_key where the recipe gives none."""
@@ -132,6 +153,12 @@ class DataSection(_Section):
     (`policy.freeze`) and `augment` is off. Training then reads no video and never runs the tower."""
     tolerance_s: float | None = Field(default=None, gt=0)
     """Largest distance of a video frame from its timestamp, seconds; null is the dataset room's default."""
+
+    @model_validator(mode="after")
+    def _path_or_mixture(self) -> Self:
+        if (self.path == "") != (self.mixture is not None):
+            raise ValueError("give `path` or `mixture`, one of them")
+        return self
 
     @model_validator(mode="after")
     def _cached_samples_are_fixed(self) -> Self:
@@ -242,6 +269,8 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
             f"The recipe {path or ''} {list(overrides)} cannot be read: {first_line}."
         ) from error
     try:
+        if isinstance(values.get("data"), dict) and values["data"].get("mixture") is not None:
+            values["data"].setdefault("path", "")
         # By way of JSON, where a list is a fine tuple: in Python's own types, strict would refuse it.
         return Recipe.model_validate_json(json.dumps(_with_newer_names(values)))
     except TypeError as error:
@@ -302,6 +331,8 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + key
         if field.annotation in (PolicySection, DataSection, TrainSection):
             yield from _known_keys(field.annotation, f"{prefix}{key}.")
+        if key == "mixture":
+            yield from _known_keys(MixtureMember, f"{prefix}{key}.0.")
         elif field.annotation == AdapterSection | None:
             yield from _known_keys(AdapterSection, f"{prefix}{key}.")
 

@@ -20,7 +20,7 @@ def with_robot(recipe: Recipe) -> Recipe:
     Raises:
         ConfigError: The robot file is missing or wrong, or the recipe asks for what the robot has not got.
     """
-    if recipe.data.robot is None:
+    if recipe.data.robot is None or recipe.data.mixture is not None:  # each member of a mixture has its own
         return recipe
     data, robot = recipe.data, load_robot(recipe.data.robot)
     supplied: dict[str, Any] = {}

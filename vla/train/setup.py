@@ -47,12 +47,13 @@ class Job:
     """What the loop works with.
 
     Attributes:
-        policy: In float32, with its pipeline.
-        dataset: The training episodes.
-        held_out: The validation episodes, or None.
-        cameras: Camera slot of the policy -> camera key of the dataset.
+        policy: In float32, with its pipeline; for a mixture, with its pipelines.
+        dataset: The training episodes; of a mixture, those of its first member.
+        held_out: The validation episodes, or None; likewise.
+        cameras: Camera slot of the policy -> camera key of the dataset; likewise.
         loader: Endless training batches of this process.
         validation: Held-out batches in the dataset's order; None without held-out episodes.
+        fingerprints: Of what is trained on, by path; of a mixture, by the member's name.
     """
 
     policy: Policy
@@ -61,6 +62,7 @@ class Job:
     cameras: Mapping[str, str]
     loader: ResumableLoader
     validation: ResumableLoader | None
+    fingerprints: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -98,31 +100,32 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
     """
     recipe = with_robot(recipe)
     data, train = recipe.data, recipe.train
-    policy = _start(recipe, checkpoint)
-    config = policy.config if policy is not None else _config(recipe)
-    dataset, held_out = _open_datasets(data, config.action_horizon, train.seed)
-    cameras = _camera_slots(data, dataset)
+    policy = start(recipe, checkpoint)
+    if data.mixture is not None:
+        from vla.train.mixture import set_up_mixture
+
+        return set_up_mixture(recipe, policy, checkpoint, rank, processes)
+    config = policy.config if policy is not None else config_of(recipe)
+    dataset, held_out = open_datasets(data, config.action_horizon, train.seed)
+    cameras = camera_slots(data, dataset)
 
     if checkpoint is not None:
-        _check_same_data(checkpoint, policy, dataset)
+        assert policy is not None
+        check_same_data(checkpoint, policy.pipeline, dataset)
     else:
-        tokenizer = _tokenizer(recipe, policy, dataset)
+        tokenizer = tokenizer_of(recipe, policy, [(dataset, data.response_key)])
         if policy is None:
-            policy = _fresh_policy(recipe, list(cameras), len(tokenizer))
-        policy.pipeline = _make_pipeline(recipe, policy, dataset, tokenizer)
+            policy = fresh_policy(recipe, list(cameras), len(tokenizer))
+        text = data.response_key is not None
+        policy.pipeline = make_pipeline(recipe, policy, dataset, tokenizer, text=text)
+        policy.pipelines = {}  # of the robots that it came from
     assert policy is not None
     assert policy.pipeline is not None
-    choose_trained(policy, recipe, is_resumed=checkpoint is not None)
-    _check_fit(policy, cameras)
-    if train.activation_checkpointing != "none":
-        policy.activation_checkpointing_enable(
-            every_n_layers=2 if train.activation_checkpointing == "every_2" else 1
-        )
+    prepare(policy, recipe, is_resumed=checkpoint is not None)
+    check_fit(policy, policy.pipeline, cameras)
     if data.cache == "frames":
         dataset.preload()  # before workers are forked, so that they share the memory
-    prompt = policy.pipeline.find(TokenizePrompt)
-    for task in dataset.tasks:  # warns of what is too long, here once instead of in every worker
-        prompt.forward({"task": task, "state": torch.zeros(dataset.state_dim)})
+    warn_of_long_prompts(policy.pipeline, dataset)
 
     make_loader = partial(
         ResumableLoader,
@@ -142,7 +145,24 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
     if validating is not None:
         size = min(train.batch_size, max(1, len(validating) // processes))
         validation = make_loader(validating, replace(transform, augment=False), size, shuffle=False)
-    return Job(policy, dataset, held_out, cameras, loader, validation)
+    fingerprints = {data.path: dataset.fingerprint}
+    return Job(policy, dataset, held_out, cameras, loader, validation, fingerprints)
+
+
+def prepare(policy: Policy, recipe: Recipe, *, is_resumed: bool) -> None:
+    """Choose which weights are trained and which layers forget their activations."""
+    choose_trained(policy, recipe, is_resumed=is_resumed)
+    if recipe.train.activation_checkpointing != "none":
+        policy.activation_checkpointing_enable(
+            every_n_layers=2 if recipe.train.activation_checkpointing == "every_2" else 1
+        )
+
+
+def warn_of_long_prompts(pipeline: Pipeline, dataset: LeRobotDataset) -> None:
+    """Let the prompts that are too long be warned of here, once instead of in every worker."""
+    prompt = pipeline.find(TokenizePrompt)
+    for task in dataset.tasks:
+        prompt.forward({"task": task, "state": torch.zeros(dataset.state_dim)})
 
 
 def _with_features(
@@ -167,7 +187,7 @@ def _with_features(
     return SampleTransform({}, recipe.data, without_pictures(policy.pipeline), features=features)
 
 
-def _start(recipe: Recipe, checkpoint: Path | None) -> Policy | None:
+def start(recipe: Recipe, checkpoint: Path | None) -> Policy | None:
     """Return the policy to start from, in float32; None where its weights are to be random."""
     wanted, expected = recipe.policy, policy_entry(recipe.policy.type).policy
     if checkpoint is not None:
@@ -180,12 +200,13 @@ def _start(recipe: Recipe, checkpoint: Path | None) -> Policy | None:
     return None
 
 
-def _config(recipe: Recipe, **derived: Any) -> Any:
+def config_of(recipe: Recipe, **derived: Any) -> Any:
     """Return the config of a policy that is to be trained from scratch; the recipe outranks `derived`."""
     return make_config(recipe.policy.type, {**derived, **recipe.policy.config}, recipe.policy.preset)
 
 
-def _fresh_policy(recipe: Recipe, slots: Sequence[str], vocabulary: int) -> Policy:
+def fresh_policy(recipe: Recipe, slots: Sequence[str], vocabulary: int) -> Policy:
+    """Return a policy with random weights, with these camera slots where the recipe names none."""
     derived: dict[str, Any] = {"cameras": list(slots), "vocab_size": vocabulary}
     if recipe.data.wrist_cameras is not None:
         derived["wrist_cameras"] = list(recipe.data.wrist_cameras)
@@ -193,7 +214,7 @@ def _fresh_policy(recipe: Recipe, slots: Sequence[str], vocabulary: int) -> Poli
     return make_policy(recipe.policy.type, {**derived, **recipe.policy.config}, recipe.policy.preset).float()
 
 
-def _open_datasets(
+def open_datasets(
     data: DataSection, horizon: int, seed: int
 ) -> tuple[LeRobotDataset, LeRobotDataset | None]:
     """Return the training episodes and the held-out ones."""
@@ -215,7 +236,8 @@ def _open_datasets(
     return open_dataset(episodes=training), open_dataset(episodes=validation)
 
 
-def _camera_slots(data: DataSection, dataset: LeRobotDataset) -> dict[str, str]:
+def camera_slots(data: DataSection, dataset: LeRobotDataset) -> dict[str, str]:
+    """Return which camera of the dataset fills which slot of the policy."""
     if data.cameras is not None:
         return dict(data.cameras)
     slots = {key.rsplit(".", 1)[-1]: key for key in dataset.info.cameras}
@@ -226,8 +248,13 @@ def _camera_slots(data: DataSection, dataset: LeRobotDataset) -> dict[str, str]:
     return slots
 
 
-def _tokenizer(recipe: Recipe, policy: Policy | None, dataset: LeRobotDataset) -> Any:
-    """Return the recipe's tokenizer, else the pretrained policy's, else a small one of the data's texts."""
+def tokenizer_of(
+    recipe: Recipe, policy: Policy | None, spoken: Sequence[tuple[LeRobotDataset, str | None]]
+) -> Any:
+    """Return the recipe's tokenizer, else the pretrained policy's, else a small one of the data's texts.
+
+    The texts are the tasks of every dataset, and those of its response column, where one is named.
+    """
     if recipe.policy.tokenizer is not None:
         return load_tokenizer(recipe.policy.tokenizer)
     if recipe.policy.paligemma is not None:
@@ -241,13 +268,16 @@ def _tokenizer(recipe: Recipe, policy: Policy | None, dataset: LeRobotDataset) -
                 "(published weights read google/paligemma-3b-pt-224's)."
             )
         return policy.tokenizer
-    texts = {clean(task) for task in dataset.tasks}
-    if recipe.data.response_key is not None:
-        texts |= set(dataset.texts(recipe.data.response_key))
+    texts = {clean(task) for dataset, _ in spoken for task in dataset.tasks}
+    for dataset, response_key in spoken:
+        if response_key is not None:
+            texts |= set(dataset.texts(response_key))
     return train_tokenizer(sorted(texts), vocab_size=TINY_VOCABULARY)
 
 
-def _make_pipeline(recipe: Recipe, policy: Policy, dataset: LeRobotDataset, tokenizer: Any) -> Pipeline:
+def make_pipeline(
+    recipe: Recipe, policy: Policy, dataset: LeRobotDataset, tokenizer: Any, *, text: bool
+) -> Pipeline:
     """Compute the statistics of the training episodes and build the policy's pipeline around them."""
     data = recipe.data
     robot = robot_of(data, dataset)
@@ -267,21 +297,21 @@ def _make_pipeline(recipe: Recipe, policy: Policy, dataset: LeRobotDataset, toke
         delta_mask=data.delta_mask,
         normalization=data.normalization,
         augment=data.augment,
-        text=data.response_key is not None,
+        text=text,
     )
     return Pipeline([*conventions, *pipeline.transforms])
 
 
-def _check_same_data(checkpoint: Path, policy: Policy | None, dataset: LeRobotDataset) -> None:
-    assert policy is not None
-    normalize = policy.pipeline.find(Normalize) if policy.pipeline is not None else None
+def check_same_data(checkpoint: Path, pipeline: Pipeline | None, dataset: LeRobotDataset) -> None:
+    """Raise `TrainingError` unless the pipeline's statistics are of this very dataset."""
+    normalize = pipeline.find(Normalize) if pipeline is not None else None
     if normalize is None or normalize.statistics.source != dataset.fingerprint:
         raise TrainingError(
             f"{checkpoint} was trained on another state of the dataset: it has changed since."
         )
 
 
-def _check_fit(policy: Policy, cameras: Mapping[str, str]) -> None:
+def check_fit(policy: Policy, pipeline: Pipeline, cameras: Mapping[str, str]) -> None:
     """Raise `ConfigError` unless the policy has room for the cameras and the tokens.
 
     That it has room for the robot's dimensions is checked by its pipeline.
@@ -293,8 +323,7 @@ def _check_fit(policy: Policy, cameras: Mapping[str, str]) -> None:
                 f"The policy has no camera slot '{slot}' for '{key}'; its slots are {list(config.cameras)}. "
                 f"Map them with data.cameras.<slot>={key}.{did_you_mean(slot, config.cameras)}"
             )
-    assert policy.pipeline is not None
-    vocabulary = policy.pipeline.find(TokenizePrompt).tokenizer.get_vocab()
+    vocabulary = pipeline.find(TokenizePrompt).tokenizer.get_vocab()
     # PaliGemma's image token has no row in the table; pictures come without one here.
     tokens = 1 + max(number for token, number in vocabulary.items() if token != IMAGE_TOKEN)
     if tokens > config.vocab_size:

@@ -20,6 +20,7 @@ _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*?)/*")  # a Path keeps one slas
 _TOP_LEVEL = ("*.safetensors", "*.json", "*.model", "*.yaml", "README.md")
 _BELOW = (
     "assets/*",
+    "pipelines/*",
     "*norm_stats.json",
     "config.json",
     "README.md",
