@@ -214,9 +214,7 @@ def fresh_policy(recipe: Recipe, slots: Sequence[str], vocabulary: int) -> Polic
     return make_policy(recipe.policy.type, {**derived, **recipe.policy.config}, recipe.policy.preset).float()
 
 
-def open_datasets(
-    data: DataSection, horizon: int, seed: int
-) -> tuple[LeRobotDataset, LeRobotDataset | None]:
+def open_datasets(data: DataSection, horizon: int, seed: int) -> tuple[LeRobotDataset, LeRobotDataset | None]:
     """Return the training episodes and the held-out ones."""
     open_dataset = partial(
         LeRobotDataset,
