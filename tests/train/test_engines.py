@@ -1,0 +1,230 @@
+"""Every engine gives one process's numbers, holds its share, and takes up what another one left."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from tests.train.conftest import tiny_overrides
+from vla.errors import ConfigError, MissingDependencyError, TrainingError
+from vla.policies.registry import make_policy
+from vla.train import engine, train
+from vla.train.checkpoint import load_training_state
+from vla.train.recipe import TrainSection
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra: deepspeed)"
+)
+ENGINES = [
+    "ddp",
+    "fsdp2",
+    pytest.param("zero1", marks=[needs_deepspeed, pytest.mark.slow]),
+    pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow]),
+    pytest.param("zero3", marks=needs_deepspeed),
+]
+# eps: where a gradient is zero but for rounding (biases of keys), AdamW would take whole steps of noise.
+COMMON = ["train.batch_size=2", "train.total_batch_size=4", "train.steps=20", "train.eps=1e-6"]
+COMMON += ["train.decay_steps=20", "train.validate_every=null", "train.save_every=5", "train.log_every=5"]
+
+
+class Runs:
+    """Runs engines, one after the other, in processes forked from one, and keeps what they report."""
+
+    def __init__(self, dataset, folder):
+        self.dataset, self.folder, self.statuses = dataset, folder, {}
+
+    def case(self, name, engine, *extra, run=None, **options):
+        processes = 1 if engine == "single" else 2
+        recipe = [*tiny_overrides(self.dataset, self.folder / (run or name)), *COMMON, *extra]
+        recipe.append(f"train.accumulation={2 // processes}")
+        return {"name": name, "engine": engine, "processes": processes, "recipe": recipe, **options}
+
+    def __call__(self, *cases):
+        file = self.folder / "cases.json"
+        file.write_text(json.dumps(cases))
+        command = [sys.executable, "-m", "tests.train.engine_runs", str(file)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+        self.stderr = ran.stderr
+        self.statuses |= json.loads((self.folder / "statuses.json").read_text())
+
+    def report(self, name, rank=0):
+        return json.loads((self.folder / f"{name}-{rank}.json").read_text())
+
+    def weights(self, run):
+        return load_file(self.folder / run / "checkpoints" / "last" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def runs(dataset, tmp_path_factory):
+    """The unbroken run of one process, those of the usual engines, and one that changes engines."""
+    made = Runs(dataset, tmp_path_factory.mktemp("engines"))
+    case, zero = made.case, importlib.util.find_spec("deepspeed") is not None
+    made(
+        *(case(name, name) for name in ("single", "ddp", "fsdp2", *(["zero3"] if zero else []))),
+        case("killed", "single", run="chain", dies=[0, 7]),
+        case("lost", "ddp", run="chain", resume=True, dies=[1, 8]),
+        case("shards", "fsdp2", "train.steps=12", run="chain", resume=True),
+        case("last", "single", run="chain", resume=True),
+    )
+    return made
+
+
+def assert_same_curve(report, whole, first=1):
+    """Losses within 1e-5 at every step from `first` on: total, action and text."""
+    theirs = {step: losses for step, *losses in whole["losses"]}
+    ours = {step: losses for step, *losses in report["losses"]}
+    assert next(iter(ours)) == first
+    for step, losses in ours.items():
+        assert losses == pytest.approx(theirs[step], abs=1e-5)
+        assert all(loss > 0.01 for loss in losses)
+
+
+def assert_same_weights(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_same_losses_and_weights_as_one_process(runs, name):
+    if name not in runs.statuses:
+        runs(runs.case(name, name))
+    assert (runs.statuses["single"], runs.statuses[name]) == ([0], [0, 0]), runs.stderr
+    one = runs.report("single")
+    assert (one["engine"], one["world"]) == ("single", 1)
+    for rank in (0, 1):
+        report = runs.report(name, rank)
+        assert (report["engine"], report["world"], len(report["losses"])) == (name, 2, 20)
+        assert_same_curve(report, one)
+        share = (report["parameters"] + report["optimizer"]) / (one["parameters"] + one["optimizer"])
+        if name in ("fsdp2", "zero3"):
+            assert share <= 0.55
+        elif name == "ddp":
+            assert share == 1
+    assert_same_weights(runs.weights(name), runs.weights("single"))
+
+
+def test_killed_and_resumed_across_engines(runs):
+    """One process is killed, two go on and lose one of theirs, shards take over, one process finishes."""
+    statuses = [runs.statuses[name] for name in ("killed", "lost", "shards", "last")]
+    assert statuses == [[-9], [3, -9], [0, 0], [0]], runs.stderr
+    lost = runs.report("lost")
+    assert lost["error"].startswith("TrainingError: Another process of this run has died")
+    whole = runs.report("single")
+    assert_same_curve(lost, whole, first=6)
+    assert_same_curve(runs.report("shards"), whole, first=6)
+    assert_same_curve(runs.report("last"), whole, first=13)
+    assert_same_weights(runs.weights("chain"), runs.weights("single"))
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_zero_takes_up_weights_and_place(runs):
+    """AdamW's averages start anew there, so only the first loss is the unbroken run's."""
+    runs(
+        runs.case("before", "single", "train.steps=5", run="to-zero"),
+        runs.case("zero", "zero3", "train.steps=6", run="to-zero", resume=True),
+    )
+    assert runs.statuses["zero"] == [0, 0], runs.stderr
+    assert_same_curve(runs.report("zero"), runs.report("single"), first=6)
+    assert "start anew" in runs.stderr
+
+
+def test_steps_of_another_size_are_refused(tiny):
+    checkpoint = train(tiny("train.steps=2"), progress=False).checkpoint
+    assert load_training_state(checkpoint)["accumulation"] == 1
+    with pytest.raises(TrainingError, match=r"1 processes x 1 .* with 1 x 2 = 2.*train\.accumulation"):
+        train(tiny("train.accumulation=2"), resume=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("total", "says"),
+    [(16, r"gives 8: train\.accumulation=4 would"), (6, "choose a multiple of 4")],
+)
+def test_another_total_batch_size_is_refused(tiny, total, says):
+    with pytest.raises(ConfigError, match=says):
+        train(tiny("train.accumulation=2", f"train.total_batch_size={total}"), progress=False)
+
+
+@pytest.mark.parametrize("asked", ["fsdp", "deepspeed"])
+def test_what_was_launched_must_run(monkeypatch, asked):
+    if asked == "deepspeed":
+        alone = {"num_processes": 1, "distributed_type": "NO", "device": torch.device("cpu")}
+        monkeypatch.setattr(engine, "_options", lambda *_: {})
+        monkeypatch.setattr(engine, "Accelerator", lambda **_: type("Alone", (), alone))
+    monkeypatch.setenv(f"ACCELERATE_USE_{asked.upper()}", "true")
+    with pytest.raises(
+        TrainingError, match=rf"launched for {asked}, but runs as single with 1 process on cpu"
+    ):
+        engine.make_engine(TrainSection())
+
+
+def test_missing_deepspeed_is_named(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'vla\[deepspeed\]'"):
+        engine.make_engine(TrainSection())
+
+
+def test_processes_that_would_train_alone_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    alone = type("Alone", (), {"num_processes": 1, "distributed_type": "NO"})
+    monkeypatch.setattr(engine, "Accelerator", lambda **_: alone)
+    with pytest.raises(TrainingError, match="2 processes were launched"):
+        engine.make_engine(TrainSection())
+
+
+@pytest.mark.parametrize(
+    ("running", "says"),
+    [
+        ({"distributed_type": "FSDP", "is_fsdp2": False}, "fsdp_version: 2"),
+        (
+            {"distributed_type": "DEEPSPEED", "deepspeed_plugin": type("", (), {"zero_stage": 0})},
+            "zero_stage 0",
+        ),
+    ],
+)
+def test_engines_that_are_not_supported(monkeypatch, running, says):
+    monkeypatch.setattr(engine, "Accelerator", lambda **_: type("Other", (), {"num_processes": 2, **running}))
+    with pytest.raises(TrainingError, match=says):
+        engine.make_engine(TrainSection())
+
+
+def test_only_lost_connections_are_renamed():
+    with pytest.raises(TrainingError, match="Another process"), engine.lost_processes_named():
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="of our own") as caught, engine.lost_processes_named():
+        raise RuntimeError("of our own")
+    assert not isinstance(caught.value, TrainingError)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_accelerate_configs(path):
+    config = load_config_from_file(str(path))
+    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "multinode": "FSDP"}.get(path.stem, "DEEPSPEED")
+    assert config.distributed_type == kind
+    assert config.num_processes >= 2
+    assert config.mixed_precision == "no"
+    if kind == "FSDP":
+        assert config.fsdp_config["fsdp_version"] == 2
+        assert "fsdp_transformer_layer_cls_to_wrap" not in config.fsdp_config  # the policy names them
+    if kind == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
+    assert f"accelerate launch --config_file recipes/accelerate/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["pi0", "pi05"])
+def test_policies_name_their_layers(name):
+    policy = make_policy(name, preset="tiny")
+    layers = {type(module).__name__ for module in policy.modules() if type(module).__name__.endswith("Layer")}
+    assert set(policy._no_split_modules) == layers
