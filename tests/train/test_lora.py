@@ -77,7 +77,7 @@ def test_only_the_named_parameters_train(lora):
     whole = {"state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj"}
     for name in trained:
         in_expert = name.startswith("model.expert.layers.") and ".lora_" in name
-        assert in_expert or name.split(".")[1] in whole and ".modules_to_save." in name, name
+        assert in_expert or (name.split(".")[1] in whole and ".modules_to_save." in name), name
     layers = len(job.policy.model.expert.layers)
     assert len(trained) == 2 * len(whole) + layers * 7 * 2  # weight and bias; seven maps, two matrices each
     batch, _ = next(iter(job.loader))

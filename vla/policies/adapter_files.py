@@ -29,6 +29,7 @@ from vla.policies.adapters import (
 )
 from vla.policies.base import LoadedFrom, Policy
 from vla.transforms.base import PIPELINE_FILE, Pipeline
+from vla.transforms.named_pipelines import read_pipelines
 from vla.weights.dtypes import as_dtype
 from vla.weights.formats import BASE_FILE
 from vla.weights.source import local_folder
@@ -107,6 +108,7 @@ def load_adapter(policy: Policy, folder: str | Path, name: str = DEFAULT_NAME) -
         )
     lora, tensors = _read_adapter(folder)
     pipeline = Pipeline.load(folder) if (folder / PIPELINE_FILE).exists() else None
+    pipelines = read_pipelines(folder)
     try:
         inject(policy, lora, name)
     except VlaError:
@@ -129,8 +131,8 @@ def load_adapter(policy: Policy, folder: str | Path, name: str = DEFAULT_NAME) -
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(tensors[key])
-    if pipeline is not None:
-        policy.pipeline = pipeline
+    if pipeline is not None or pipelines:
+        policy.pipeline, policy.pipelines = pipeline, pipelines
 
 
 def load_with_base(

@@ -123,8 +123,8 @@ def inject(policy: Policy, lora: Any, name: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is no accident
         peft.inject_adapter_in_model(lora, policy, adapter_name=name)
-    policy.adapter_pipelines[policy.adapter] = policy.pipeline
-    policy.adapter_pipelines[name] = policy.pipeline
+    pipelines = (policy.pipeline, policy.pipelines)
+    policy.adapter_pipelines[policy.adapter] = policy.adapter_pipelines[name] = pipelines
     set_adapter(policy, name)
 
 
@@ -147,11 +147,12 @@ def set_adapter(policy: Policy, name: str | None) -> None:
     if name is not None and name not in names:
         known = f"only {', '.join(names)}" if names else "nor any other"
         raise ConfigError(f"The policy has no adapter '{name}', {known}.{did_you_mean(name, names)}")
-    policy.adapter_pipelines[policy.adapter] = policy.pipeline
+    policy.adapter_pipelines[policy.adapter] = (policy.pipeline, policy.pipelines)
     for _, part in _parts(policy):
         part.enable_adapters(name is not None)
         part.set_adapter([] if name is None else _of_this(part, name))
-    policy.adapter, policy.pipeline = name, policy.adapter_pipelines[name]
+    policy.adapter = name
+    policy.pipeline, policy.pipelines = policy.adapter_pipelines[name]
     train_adapter_only(policy)
 
 
@@ -177,7 +178,7 @@ def fold_in(policy: Policy) -> None:
     """
     if policy.adapter is None:
         raise ConfigError("No adapter is active in this policy, so there is nothing to merge.")
-    name, pipeline = policy.adapter, policy.pipeline
+    name = policy.adapter
     for path, module in _parts(policy):
         if not hasattr(module, "modules_to_save"):
             module.merge(adapter_names=_of_this(module, name))
@@ -186,7 +187,7 @@ def fold_in(policy: Policy) -> None:
             plain = module.modules_to_save[name] if _of_this(module, name) else module.original_module
         _replace(policy, path, plain)
     del policy.peft_config  # type: ignore[attr-defined]
-    policy.adapter, policy.adapter_pipelines, policy.pipeline = None, {}, pipeline
+    policy.adapter, policy.adapter_pipelines = None, {}
     policy.requires_grad_(True)
 
 

@@ -73,8 +73,8 @@ class Policy(PreTrainedModel):
         """Name of the active adapter; None is the base alone. See `vla.policies.adapters`."""
         self.base_fingerprint: str | None = None
         """Of the weights that the adapters were put beside."""
-        self.adapter_pipelines: dict[str | None, Pipeline | None] = {}
-        """Every adapter's pipeline, and under None the base's; the active one's is in `pipeline`."""
+        self.adapter_pipelines: dict[str | None, tuple[Pipeline | None, dict[str, Pipeline]]] = {}
+        """Every adapter's `pipeline` and `pipelines`, and under None the base's."""
 
     def sample_actions(self, **observation: Any) -> torch.Tensor:
         """Return chunks `[b, a, m]` in model space for the observation's tensors."""
