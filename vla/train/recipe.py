@@ -156,8 +156,8 @@ class DataSection(_Section):
 
     @model_validator(mode="after")
     def _path_or_mixture(self) -> Self:
-        if (self.path == "") != (self.mixture is not None):
-            raise ValueError("give `path` or `mixture`, one of them")
+        if self.path and self.mixture is not None:
+            raise ValueError("give `path` or `mixture`, not both")
         return self
 
     @model_validator(mode="after")
@@ -207,6 +207,8 @@ class TrainSection(_Section):
     """At most so many batches of held-out samples, always the same ones."""
     open_loop_every: PositiveInt | None = None
     """Null never runs the open-loop evaluation."""
+    plot_every: PositiveInt | None = None
+    """Draws sampled chunks against recorded ones into the run's `plots/`; null never does."""
     save_every: PositiveInt = 1000
     keep_last: PositiveInt | None = 3
     """Checkpoints to keep; null keeps all."""
@@ -262,7 +264,7 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
             raise ConfigError(f"'{override}' is not an override: write key=value, as in train.steps=200.")
     try:
         merged = OmegaConf.merge(_read(path), OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         first_line = str(error).splitlines()[0]
         raise ConfigError(
