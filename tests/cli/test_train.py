@@ -33,6 +33,15 @@ def test_open_loop_error_is_recorded_while_training(dataset, write_recipe, tmp_p
     assert any("open_loop_relative_error" in record for record in records)
 
 
+def test_chunks_are_drawn_while_training(dataset, write_recipe, tmp_path):
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    assert main(["train", recipe, "train.plot_every=2"]) == 0
+    plots = sorted(path for path in (tmp_path / "run" / "plots").iterdir())
+    assert plots
+    assert all(plot.name.startswith("step-000002_episode-") for plot in plots)
+    assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
+
+
 def test_stopped_run_says_how_to_go_on(dataset, write_recipe, tmp_path, capsys, monkeypatch):
     def stop_at_once(self):
         self.requested = True

@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.train.conftest import CAMERA, numbers
-from vla.errors import DatasetError, TrainingError
+from vla.errors import ConfigError, DatasetError, TrainingError
 from vla.policies.registry import load
 from vla.train import train
 from vla.train.checkpoint import list_checkpoints
+from vla.train.loop import _check_looks
 from vla.train.metrics import read_metrics
 
 
@@ -177,3 +179,10 @@ def test_full_disk_ends_the_run_with_the_last_checkpoint_whole(tiny, tmp_path, m
         "step-000002"
     ]
     assert train(tiny(), resume=True, progress=False).step == 6
+
+
+@pytest.mark.parametrize("key", ["open_loop_every", "plot_every"])
+def test_looking_needs_the_whole_policy(tiny, key):
+    engine = SimpleNamespace(shards_weights=True, name="fsdp2")
+    with pytest.raises(ConfigError, match=f"train.{key} needs the whole policy.*fsdp2"):
+        _check_looks(tiny(f"train.{key}=2").train, engine)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 RECIPE_FILE = "recipe.yaml"
 EPISODES_WHILE_TRAINING = 10
 """Episodes that are looked at during training: enough to see a trend."""
+PLOTS, DRAWS = 4, 8
+"""Frames that are drawn while training, and chunks sampled at each."""
 FIGURES = 5
 """Episodes that are drawn; the numbers are of all."""
 
@@ -127,6 +129,32 @@ def while_training(policy: Any, job: Any) -> dict[str, float]:
         generator=torch.Generator(policy.device).manual_seed(0),
     )
     return {"open_loop_relative_error": result.relative_error, "open_loop_total_ratio": result.total_ratio}
+
+
+def plots_while_training(policy: Any, job: Any) -> dict[str, bytes]:
+    """Return drawings of sampled chunks at a few held-out frames (training ones where none are held out).
+
+    The same frames and the same noise every time. This is the `plots` of `vla.train.loop.train`.
+    """
+    import torch
+
+    from vla.eval.chunk_plots import chunk_figure, sample_chunks
+    from vla.eval.figures import to_png
+    from vla.policies.robot import RobotPolicy
+
+    dataset = job.dataset if job.held_out is None else job.held_out
+    samples = sample_chunks(
+        RobotPolicy(policy),
+        dataset,
+        cameras=job.cameras,
+        episodes=range(min(PLOTS, len(dataset.episodes))),
+        draws=DRAWS,
+        generator=torch.Generator(policy.device).manual_seed(0),
+    )
+    return {
+        f"episode-{one.episode:04d}_frame-{one.frame:04d}": to_png(chunk_figure(one), dpi=90)
+        for one in samples
+    }
 
 
 def _table(result: "OpenLoopResult") -> tuple[list[str], list[list[str]]]:

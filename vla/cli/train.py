@@ -31,11 +31,11 @@ def train(
 
     settings = load_recipe(recipe, overrides or [])
 
-    from vla.cli.recordings import while_training
+    from vla.cli.recordings import plots_while_training, while_training
     from vla.train.loop import train as run
 
     quiet_loading()
-    result = run(settings, resume=resume, open_loop=while_training)
+    result = run(settings, resume=resume, open_loop=while_training, plots=plots_while_training)
     if result.stopped_by_signal:
         console().print(f"stopped at step {result.step}; the same command with --resume goes on")
         raise typer.Exit(130)

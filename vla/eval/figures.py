@@ -96,7 +96,7 @@ def overlay_figure(results: Mapping[str, Sequence[EpisodeResult]]) -> Figure:
     figure = Figure(figsize=(3.5 * len(results) + 0.6, 4.3), layout="constrained")
     axes = figure.subplots(1, len(results), squeeze=False)[0]
     for ax, (name, episodes) in zip(axes, results.items(), strict=True):
-        _style(ax)
+        plain_axes(ax)
         _draw_cup(ax, np.zeros(2))
         for episode in episodes:
             cup = np.asarray(episode.info["cup"])
@@ -169,7 +169,7 @@ def curves_figure(
         raise ConfigError("There are no curves to draw.")
     figure = Figure(figsize=(7.4, 3.4), layout="constrained")
     ax = figure.subplots()
-    _style(ax)
+    plain_axes(ax)
     for index, (name, (steps, values)) in enumerate(curves.items()):
         if len(steps) != len(values):
             raise ConfigError(f"Curve '{name}' has {len(steps)} steps but {len(values)} values.")
@@ -216,7 +216,7 @@ def recorded_figure(
         if dim >= dims:
             ax.set_axis_off()
             continue
-        _style(ax)
+        plain_axes(ax)
         ax.grid(color=GRID, linewidth=0.8)
         ax.plot(recorded[:, dim], color=INK, linewidth=1.5, label="recorded")
         for index, (a, b) in enumerate(pairwise(edges)):
@@ -261,7 +261,8 @@ def _running_mean(values: np.ndarray, weight: float) -> np.ndarray:
     return means
 
 
-def _style(ax: Axes) -> None:
+def plain_axes(ax: Axes) -> None:
+    """Give a panel the look of all: two quiet spines, small ticks."""
     for name, spine in ax.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(MUTED)

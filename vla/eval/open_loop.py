@@ -143,16 +143,16 @@ def open_loop(
     if stride < 1 or batch_size < 1:
         raise ConfigError(f"stride and batch_size must be at least 1, got {stride} and {batch_size}.")
     slices = _slices(dataset, episodes)
-    _check_cameras(dataset, cameras)
+    check_cameras(dataset, cameras)
     actions = np.asarray(dataset.low_dim(dataset.action_key), dtype=np.float64)
     frames = [frame for where in slices.values() for frame in range(where.start, where.stop, stride)]
     robot_policy.reset()
     chunks: dict[int, np.ndarray] = {}
     for start in range(0, len(frames), batch_size):
         group = frames[start : start + batch_size]
-        observations = [_observation(dataset, frame, cameras) for frame in group]
+        observations = [observation_at(dataset, frame, cameras) for frame in group]
         answers = robot_policy.infer_batch(observations, generator=generator)
-        chunks |= {frame: _chunk(answer, dataset) for frame, answer in zip(group, answers, strict=True)}
+        chunks |= {frame: chunk_of(answer, dataset) for frame, answer in zip(group, answers, strict=True)}
         if progress is not None:
             progress(len(chunks), len(frames))
     return _compare(dataset, slices, actions, chunks)
@@ -209,7 +209,8 @@ def _slices(dataset: "LeRobotDataset", episodes: Sequence[int] | None) -> dict[i
     return {index: slices[index] for index in wanted}
 
 
-def _check_cameras(dataset: "LeRobotDataset", cameras: Mapping[str, str]) -> None:
+def check_cameras(dataset: "LeRobotDataset", cameras: Mapping[str, str]) -> None:
+    """Raise `DatasetError` where the dataset does not decode a camera."""
     for slot, key in cameras.items():
         if key not in dataset.cameras:
             raise DatasetError(
@@ -217,14 +218,15 @@ def _check_cameras(dataset: "LeRobotDataset", cameras: Mapping[str, str]) -> Non
             )
 
 
-def _observation(dataset: "LeRobotDataset", frame: int, cameras: Mapping[str, str]) -> dict[str, Any]:
+def observation_at(dataset: "LeRobotDataset", frame: int, cameras: Mapping[str, str]) -> dict[str, Any]:
     """Return what a robot would have seen at a frame of the dataset."""
     item = dataset[frame]
     pictures = {f"{IMAGE_PREFIX}{slot}": item[key].permute(1, 2, 0).numpy() for slot, key in cameras.items()}
     return {**pictures, STATE: item[dataset.state_key].numpy(), "task": item["task"]}
 
 
-def _chunk(answer: Mapping[str, Any], dataset: "LeRobotDataset") -> np.ndarray:
+def chunk_of(answer: Mapping[str, Any], dataset: "LeRobotDataset") -> np.ndarray:
+    """Return the chunk of an answer, float64 `[a, m]`, checked to be of the dataset's shape."""
     chunk = np.asarray(answer["actions"], dtype=np.float64)
     expected = (dataset.action_horizon, dataset.action_dim)
     if chunk.shape != expected:

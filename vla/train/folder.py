@@ -6,6 +6,7 @@ runs/cube/
   reproduce.json     every start: command, recipe, versions, commit, data, engine; see `reproduce.py`
   metrics.jsonl      one JSON object a line: {"step": 100, "loss": ..., ...}
   tensorboard/       the same numbers, unless the recipe turns them off
+  plots/             sampled chunks against recorded ones, where the recipe asks for them
   checkpoints/       see `checkpoint.py`; `checkpoints/last` is the policy to use
 """
 
@@ -30,7 +31,7 @@ MAY_CHANGE = frozenset(
         "train.total_batch_size",
         *(
             f"train.{key}"
-            for key in ("steps", "log_every", "save_every", "validate_every", "open_loop_every")
+            for key in ("steps", "log_every", "save_every", "validate_every", "open_loop_every", "plot_every")
         ),
         *(f"train.{key}" for key in ("validation_batches", "keep_last", "threads")),
         *(f"train.{key}" for key in ("tensorboard", "trackers")),
@@ -49,6 +50,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.reproduce = self.path / "reproduce.json"
         self.tensorboard = self.path / "tensorboard"
+        self.plots = self.path / "plots"
 
     def check_free(self) -> None:
         """Raise `TrainingError` unless the folder is absent or empty."""

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from vla.errors import TrainingError
+from vla.atomic import atomic_write
+from vla.errors import ConfigError, TrainingError
 from vla.train.checkpoint import checkpoint_name, load_training_state, prune_checkpoints, save_checkpoint
 from vla.train.diagnostics import Diagnostics
 from vla.train.ema import WeightAverage
-from vla.train.engine import lost_processes_named, make_engine
+from vla.train.engine import Engine, lost_processes_named, make_engine
 from vla.train.folder import RunFolder, describe_run
 from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.precision import set_matmul_precision
-from vla.train.recipe import Recipe
+from vla.train.recipe import Recipe, TrainSection
 from vla.train.reproduce import record_start, run_identity
 from vla.train.robot import with_robot
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
@@ -36,6 +37,9 @@ from vla.train.trackers import PACKAGED, Tracker, check_trackers
 
 OpenLoop = Callable[[Any, Job], Mapping[str, float]]
 """Given the policy in evaluation mode and the job, returns numbers to record, by name."""
+
+Plots = Callable[[Any, Job], Mapping[str, bytes]]
+"""Given the same, returns PNG files by name."""
 
 Where = list[tuple[int, int]]
 """Episode and frame of every sample of a batch."""
@@ -63,7 +67,11 @@ class TrainResult:
 
 
 def train(
-    recipe: Recipe, resume: bool = False, open_loop: OpenLoop | None = None, progress: bool = True
+    recipe: Recipe,
+    resume: bool = False,
+    open_loop: OpenLoop | None = None,
+    progress: bool = True,
+    plots: Plots | None = None,
 ) -> TrainResult:
     """Run a recipe to its last step, or to the first SIGTERM or SIGINT, and save the policy.
 
@@ -72,6 +80,7 @@ def train(
         resume: Go on from the newest checkpoint in the output folder.
         open_loop: Called by the main process every `train.open_loop_every` steps.
         progress: Show a progress bar, or log lines where there is no terminal.
+        plots: Called by the main process every `train.plot_every` steps.
 
     Raises:
         TrainingError: The output folder is taken or holds nothing to resume, the loss is not finite, or the
@@ -85,7 +94,7 @@ def train(
     folder = RunFolder(recipe.output)
     checkpoint = folder.checkpoint_to_resume(recipe) if resume else folder.check_free()
     with lost_processes_named():
-        loop = Loop(recipe, folder, checkpoint, open_loop)
+        loop = Loop(recipe, folder, checkpoint, open_loop, plots)
         return loop.run(progress)
 
 
@@ -93,11 +102,18 @@ class Loop:
     """One run's moving parts; `run` tells the story and the other methods are its sentences."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, checkpoint: Path | None, open_loop: OpenLoop | None
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        checkpoint: Path | None,
+        open_loop: OpenLoop | None,
+        plots: Plots | None = None,
     ) -> None:
-        self.recipe, self.settings, self.folder, self.open_loop = recipe, recipe.train, folder, open_loop
+        self.recipe, self.settings, self.folder = recipe, recipe.train, folder
+        self.open_loop, self.plots = open_loop, plots
         self.engine = make_engine(recipe.train)
         self.accelerator = self.engine.accelerator
+        _check_looks(self.settings, self.engine)
         set_matmul_precision(recipe.train)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.job = set_up(recipe, checkpoint, self.rank, self.world)
@@ -133,6 +149,9 @@ class Loop:
                 if self._due(settings.open_loop_every) and not stopped:
                     with self._averaged():
                         self._record(log, self._evaluate_open_loop())
+                if self._due(settings.plot_every) and not stopped:
+                    with self._averaged():
+                        self._plot()
                 if self._due(settings.save_every) or finished or stopped:
                     self._save()
         assert self.checkpoint is not None
@@ -215,6 +234,13 @@ class Loop:
             values = self.open_loop(self.job.policy.eval(), self.job)
         self.accelerator.wait_for_everyone()
         return dict(values)
+
+    def _plot(self) -> None:
+        if self.plots is not None and self.accelerator.is_main_process:
+            self.folder.plots.mkdir(exist_ok=True)
+            for name, png in self.plots(self.job.policy.eval(), self.job).items():
+                atomic_write(self.folder.plots / f"step-{self.step:06d}_{name}.png", png)
+        self.accelerator.wait_for_everyone()
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Let the policy have its averaged weights for a while, where there is an average."""
@@ -325,6 +351,16 @@ class Loop:
         if self.average is not None:
             self.average.load_state_dict(state["raw_weights"])
         self.step = state["step"]
+
+
+def _check_looks(settings: TrainSection, engine: Engine) -> None:
+    """Raise `ConfigError` where the main process is to sample actions but holds a shard of the policy."""
+    asked = [key for key in ("open_loop_every", "plot_every") if getattr(settings, key) is not None]
+    if asked and engine.shards_weights:
+        raise ConfigError(
+            f"train.{asked[0]} needs the whole policy in one process, which {engine.name} never has: set it "
+            "to null and look at the checkpoints with `vla eval --open-loop`."
+        )
 
 
 def _losses_of(output: Any) -> dict[str, torch.Tensor]:

@@ -1,0 +1,121 @@
+"""Several draws of one chunk against what was recorded: how a policy's predictions look while it learns.
+
+The open-loop error is one number; here it can be seen whether the draws follow the demonstration, split over
+two ways of doing it, tremble, or stand still.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vla.errors import ConfigError, ShapeError
+from vla.eval.figures import GRID, INK, RIGHT_COLOUR, plain_axes
+from vla.eval.open_loop import check_cameras, chunk_of, observation_at
+from vla.eval.rollout import BatchPolicy
+
+if TYPE_CHECKING:
+    from vla.data.dataset import LeRobotDataset
+
+
+@dataclass(frozen=True)
+class ChunkSample:
+    """One frame's recorded chunk and draws of the predicted one, in robot units.
+
+    Attributes:
+        episode: The dataset's episode index.
+        frame: Frame in the episode at which the chunks begin.
+        names: A name for each dimension.
+        recorded: `[n, m]`, the steps that lie inside the episode.
+        draws: `[k, a, m]`.
+    """
+
+    episode: int
+    frame: int
+    names: tuple[str, ...]
+    recorded: np.ndarray
+    draws: np.ndarray
+
+
+def sample_chunks(
+    robot_policy: BatchPolicy,
+    dataset: "LeRobotDataset",
+    *,
+    cameras: Mapping[str, str],
+    episodes: Sequence[int],
+    draws: int,
+    generator: Any = None,
+) -> list[ChunkSample]:
+    """Draw chunks at the middle of episodes: one frame of each, which leaves room for a whole chunk.
+
+    Args:
+        robot_policy: Its horizon must be the dataset's.
+        dataset: Recorded demonstrations.
+        cameras: Camera slot of the policy to camera key of the dataset.
+        episodes: Positions among the dataset's episodes.
+        draws: Chunks of each frame, from one pass.
+        generator: Source of the policy's noise.
+
+    Raises:
+        ConfigError: Fewer than one draw.
+        DatasetError: A camera that the dataset does not decode.
+        ShapeError: The policy's chunk is not the dataset's `[a, m]`.
+    """
+    if draws < 1:
+        raise ConfigError(f"draws must be at least 1, got {draws}.")
+    check_cameras(dataset, cameras)
+    recorded = np.asarray(dataset.low_dim(dataset.action_key), dtype=np.float64)
+    names = dataset.info.features[dataset.action_key].names
+    labels = tuple(names or (f"action {index}" for index in range(dataset.action_dim)))
+    samples = []
+    for position in episodes:
+        span = dataset.episode_slices[position]
+        row = span.start + max(0, span.stop - span.start - dataset.action_horizon) // 2
+        seen = observation_at(dataset, row, cameras)
+        answers = robot_policy.infer_batch([seen] * draws, generator=generator)
+        samples.append(
+            ChunkSample(
+                episode=dataset.episodes[position].index,
+                frame=row - span.start,
+                names=labels,
+                recorded=recorded[row : min(row + dataset.action_horizon, span.stop)],
+                draws=np.stack([chunk_of(answer, dataset) for answer in answers]),
+            )
+        )
+    return samples
+
+
+def chunk_figure(sample: ChunkSample) -> Figure:
+    """Draw a panel for each dimension: the recorded chunk, and every draw of the predicted one.
+
+    Raises:
+        ShapeError: Recorded and predicted chunks do not fit each other.
+    """
+    recorded, draws = sample.recorded, sample.draws
+    if draws.ndim != 3 or recorded.ndim != 2 or draws.shape[2] != recorded.shape[1]:
+        raise ShapeError(
+            f"A chunk sample has recorded [n, m] and draws [k, a, m]; got {list(recorded.shape)} and "
+            f"{list(draws.shape)}."
+        )
+    dims = recorded.shape[1]
+    columns = 1 if dims == 1 else 2
+    rows = -(-dims // columns)
+    figure = Figure(figsize=(9.6, 1.55 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True).T.ravel()
+    for dim, ax in enumerate(grid):
+        if dim >= dims:
+            ax.set_axis_off()
+            continue
+        plain_axes(ax)
+        ax.grid(color=GRID, linewidth=0.8)
+        for number, draw in enumerate(draws):
+            label = {"label": f"{len(draws)} draws"} if number == 0 else {}
+            ax.plot(draw[:, dim], color=RIGHT_COLOUR, linewidth=1.1, alpha=0.55, **label)
+        ax.plot(recorded[:, dim], color=INK, linewidth=1.7, label="recorded")
+        ax.set_ylabel(sample.names[dim], fontsize=8.5, color=INK)
+    figure.supxlabel(f"step of the chunk from frame {sample.frame} of episode {sample.episode}", fontsize=9)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    return figure
