@@ -141,7 +141,8 @@ def _deepspeed_options(train: TrainSection) -> dict[str, Any]:
 def _running(accelerator: Accelerator) -> EngineName:
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
-        stage = accelerator.deepspeed_plugin.zero_stage
+        plugin: Any = accelerator.deepspeed_plugin
+        stage = plugin.zero_stage
         names: dict[int, EngineName] = {1: "zero1", 2: "zero2", 3: "zero3"}
         if stage not in names:
             raise TrainingError(

@@ -25,7 +25,7 @@ def gathered(value: Any, keep: bool) -> Any:
         keep: Whether this process wants the result; elsewhere they are None.
     """
     if isinstance(value, DTensor):
-        whole = value.detach().full_tensor()
+        whole = value.full_tensor().detach()
         return whole.cpu() if keep else None
     if isinstance(value, dict):
         return {key: gathered(part, keep) for key, part in value.items()}
@@ -39,7 +39,8 @@ def whole_weights(engine: Engine, model: Any) -> dict[str, torch.Tensor] | None:
 
     Every process must call it.
     """
-    return engine.accelerator.get_state_dict(model) if engine.shards_weights else None
+    weights: Any = engine.accelerator.get_state_dict(model) if engine.shards_weights else None
+    return weights
 
 
 def whole_optimizer_state(engine: Engine, optimizer: Any) -> dict[str, Any] | None:
