@@ -7,9 +7,11 @@ import pytest
 import torch
 from huggingface_hub import HfApi, constants, errors
 
+import vla
 from tests.hub_server import TOKEN, serving, speak_to
 from vla.atomic import SaveError
 from vla.errors import ConfigError, WeightsError
+from vla.policies.adapters import add_adapter
 from vla.policies.card import BEGIN, END
 from vla.policies.hub import push
 from vla.policies.pi0.policy import Pi0Policy
@@ -221,3 +223,25 @@ class TestRefusals:
         monkeypatch.setattr(robot_ready, "save_pretrained", full)
         assert "the disk is full" in self.refusal(robot_ready, "me/cup", token=TOKEN, error=SaveError)
         assert hub.repos == {}
+
+
+def test_an_adapter_and_its_base_load_by_one_id(robot_ready, hub):
+    push(robot_ready, "me/base", token=TOKEN)
+    policy = vla.AutoPolicy.from_pretrained("me/base")
+    add_adapter(policy)
+    push(policy, "me/cup", token=TOKEN)
+    assert "model.safetensors" not in main(hub)
+    loaded = vla.AutoPolicy.from_pretrained("me/cup")
+    assert (loaded.adapter, loaded.loaded_from.name) == ("default", "me/base")
+    assert len(loaded.loaded_from.revision) == 40
+    push(robot_ready, "me/cup", token=TOKEN)  # the whole policy takes the adapter's place
+    assert vla.AutoPolicy.from_pretrained("me/cup").adapter is None
+
+
+def test_an_adapter_of_a_local_base_is_not_pushed(robot_ready, hub, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "base")
+    policy = vla.AutoPolicy.from_pretrained(tmp_path / "base")
+    add_adapter(policy)
+    with pytest.raises(WeightsError, match="vla merge"):
+        push(policy, "me/cup", token=TOKEN)
+    assert hub.requests == []

@@ -31,11 +31,10 @@ from vla.policies.base import LoadedFrom, Policy
 from vla.transforms.base import PIPELINE_FILE, Pipeline
 from vla.transforms.named_pipelines import read_pipelines
 from vla.weights.dtypes import as_dtype
-from vla.weights.formats import BASE_FILE
+from vla.weights.formats import ADAPTER_FILES, BASE_FILE
 from vla.weights.source import local_folder
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+_, CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES
 
 _PREFIX = "base_model.model."
 """What `peft` puts before every name in its files."""

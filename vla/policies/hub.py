@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from vla.errors import ConfigError, WeightsError
 from vla.policies.base import Policy
 from vla.policies.card import BEGIN, END, Origin, license_of, merge_cards, model_card, read_origin
+from vla.weights.formats import ADAPTER_FILES, BASE_FILE
 from vla.weights.hub_errors import hub_errors
 from vla.weights.source import HUB_ID
 
@@ -79,6 +80,11 @@ def push(
     """
     if not HUB_ID.fullmatch(repo_id):
         raise WeightsError(f"'{repo_id}' is no hub id of the form owner/name.")
+    if policy.adapter is not None and policy.loaded_from and policy.loaded_from.revision is None:
+        raise WeightsError(
+            f"This adapter's base lies in {policy.loaded_from.name}, where nobody else can reach it. Push "
+            "what `vla merge` makes of the two; or push the base, and train the adapter on its hub id."
+        )
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise ConfigError(f"A pull request goes to main, not to '{revision}': leave out one of the two.")
     given = {"base_model": base_model, "dataset": dataset, "recipe": recipe, "metrics": metrics}
@@ -140,6 +146,8 @@ def _operations(folder: Path, there: list[str]) -> list[CommitOperationAdd | Com
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in files]
     stale = [name for name in there if _STALE.fullmatch(name) and name not in names]
+    if BASE_FILE in there and BASE_FILE not in names:  # the adapter that lay here was one of ours
+        stale += [name for name in ADAPTER_FILES if name in there]
     return [
         *(CommitOperationAdd(name, path) for name, path in zip(names, files, strict=True)),
         *(CommitOperationDelete(name) for name in stale),

@@ -33,6 +33,7 @@ VLA_CONFIG = "vla_config"
 
 BASE_FILE = "adapter_base.json"
 """Names the base of an adapter that was trained here; beside `peft`'s own two files."""
+ADAPTER_FILES = (BASE_FILE, "adapter_config.json", "adapter_model.safetensors")
 
 LORA = re.compile(r"(^|[._])lora_[abAB]($|[._])|\.lora_(embedding|magnitude)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
