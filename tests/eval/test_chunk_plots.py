@@ -49,7 +49,7 @@ def test_no_draw_is_an_error(dataset):
 
 
 def test_camera_that_is_not_decoded(dataset):
-    with pytest.raises(DatasetError, match="observation.images.other"):
+    with pytest.raises(DatasetError, match=r"observation\.images\.other"):
         sample_chunks(Echo(), dataset, cameras={"eye": "observation.images.other"}, episodes=[0], draws=1)
 
 
