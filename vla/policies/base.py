@@ -102,6 +102,19 @@ class Policy(PreTrainedModel):
             if isinstance(module, LayerStack):  # transformers' count is of its own layers, SigLIP's, alone
                 module.checkpoint_every = every_n_layers
 
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile each layer of each tower by itself, in place; parameters keep their names.
+
+        Lengths are symbols from the start, and layers of one size share their graphs: a few graphs in all,
+        whatever lengths the texts have.
+
+        Args:
+            backend: Of `torch.compile`.
+        """
+        for module in self.modules():
+            if type(module).__name__ in (self._no_split_modules or ()):
+                module.compile(backend=backend, dynamic=True)
+
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write weights, config, pipeline, statistics and tokenizer into one folder, whole or not at all.
 

@@ -150,12 +150,14 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
 
 
 def prepare(policy: Policy, recipe: Recipe, *, is_resumed: bool) -> None:
-    """Choose which weights are trained and which layers forget their activations."""
+    """Choose which weights are trained, which layers forget their activations, whether to compile."""
     choose_trained(policy, recipe, is_resumed=is_resumed)
     if recipe.train.activation_checkpointing != "none":
         policy.activation_checkpointing_enable(
             every_n_layers=2 if recipe.train.activation_checkpointing == "every_2" else 1
         )
+    if recipe.train.compile:
+        policy.compile_layers()
 
 
 def warn_of_long_prompts(pipeline: Pipeline, dataset: LeRobotDataset) -> None:
