@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from functools import partialmethod
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.train.conftest import CAMERA, numbers
 from vla.errors import ConfigError, DatasetError, TrainingError
+from vla.policies.base import Policy
 from vla.policies.registry import load
 from vla.train import train
 from vla.train.checkpoint import list_checkpoints
@@ -83,6 +85,15 @@ def test_activation_checkpointing_and_caching_change_no_number(tiny):
     for other in others:
         for ours, theirs in zip(plain, other, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_through_the_loop(tiny, monkeypatch):
+    plain = train(tiny("train.steps=2"), progress=False)
+    monkeypatch.setattr(Policy, "compile_layers", partialmethod(Policy.compile_layers, backend="eager"))
+    compiled = train(tiny("train.steps=2", "train.compile=true", output="compiled"), progress=False)
+    for name in ("loss", "gradient_norm"):
+        assert compiled.metrics[name] == pytest.approx(plain.metrics[name], rel=1e-4)
 
 
 def test_validation_is_the_same_measurement_every_time(tiny):
