@@ -212,6 +212,7 @@ def test_what_is_wrong_with_a_member_is_said_of_it(make, members, said):
     [
         ("data.path=x", "give `path` or `mixture`, not both"),
         ("train.open_loop_every=1", "open_loop_every is for one dataset"),
+        ("train.plot_every=1", "plot_every is for one dataset"),
         ("data.feature_cache=x", "feature_cache is for one dataset"),
         ("train.batch_size=64", r"16 draws.*'arm'"),
         ("policy.config.cameras=[base]", r"'hand': The policy has no camera slot 'wrist'"),
