@@ -211,8 +211,6 @@ class TrainSection(_Section):
     """Null never runs the open-loop evaluation."""
     plot_every: PositiveInt | None = None
     """Draws sampled chunks against recorded ones into the run's `plots/`; null never does."""
-    plot_every: PositiveInt | None = None
-    """Draws sampled chunks against recorded ones into the run's `plots/`; null never does."""
     save_every: PositiveInt = 1000
     keep_last: PositiveInt | None = 3
     """Checkpoints to keep; null keeps all."""
