@@ -141,7 +141,6 @@ def _alone(recipe: Recipe, member: MixtureMember) -> Recipe:
 def _check_possible(recipe: Recipe) -> None:
     for key, given, instead in (
         ("train.open_loop_every", recipe.train.open_loop_every, "evaluate its checkpoints robot by robot"),
-        ("train.plot_every", recipe.train.plot_every, "leave it out"),
         ("train.plot_every", recipe.train.plot_every, "plot its checkpoints robot by robot"),
         ("data.feature_cache", recipe.data.feature_cache, "leave it out"),
         ("policy.adapter", recipe.policy.adapter, "train the weights, or parts of them (policy.freeze)"),
