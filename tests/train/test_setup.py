@@ -112,5 +112,3 @@ def test_pretrained_policy_keeps_its_size_and_takes_other_settings(tiny, tmp_pat
     overrides = ["policy.preset=null", f"policy.pretrained={tmp_path / 'base'}"]
     with pytest.raises(ConfigError, match="depth"):
         job(tiny(*overrides, "policy.config={depth: 5}"))
-
-
