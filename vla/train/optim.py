@@ -70,7 +70,7 @@ def make_optimizer(model: nn.Module, train: TrainSection, min_8bit_size: int = 4
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=train.betas, eps=train.eps, fused=True)
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError as error:
         raise MissingDependencyError(
             "train.optimizer=adamw8bit needs bitsandbytes: pip install 'vla[quant]'."
