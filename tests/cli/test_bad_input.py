@@ -85,13 +85,14 @@ class TestDataset:
         (copied / "meta" / "info.json").write_text("{")
         assert "info.json" in refused(argv)
 
-    def test_video_missing(self, command, copied, refused):
-        argv = command(copied)
+    def test_video_missing(self, train_on, copied, refused):
+        argv = train_on(copied)
         next(copied.rglob("*.mp4")).unlink()
         assert ".mp4" in refused(argv)
+        assert main(["stats", str(copied)]) == 0, "statistics are counted without a video"
 
-    def test_video_truncated(self, command, copied, refused):
-        argv = command(copied)
+    def test_video_truncated(self, train_on, copied, refused):
+        argv = train_on(copied)
         video = next(copied.rglob("*.mp4"))
         video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
         assert ".mp4" in refused(argv)
