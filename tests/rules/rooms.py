@@ -36,7 +36,7 @@ ALWAYS = ("errors", "types", "atomic", "__version__")
 """Names of `vla` that are open to all."""
 
 POLICY_MODULES = (
-    "adapter_files", "adapters", "base", "card", "convert", "flow_adapters",
+    "adapter_files", "adapters", "base", "card", "convert", "empty", "flow_adapters",
     "flow_checks", "flow_config", "flow_config_files", "flow_config_written",
     "flow_formats", "flow_output", "flow_parts", "flow_pipeline", "flow_policy", "flow_text", "flow_time",
     "hub", "initialise", "lerobot_equivalent", "lerobot_files", "lerobot_steps", "lerobot_written",

@@ -8,13 +8,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 
 from vla.cli.console import console, print_rows
 from vla.cli.info_text import in_words
 from vla.errors import ConfigError, StatisticsError, WeightsError
 from vla.policies.card import license_of
+from vla.policies.empty import empty_policy, parameter_shapes
 from vla.policies.hub import CARD_FILE
 from vla.policies.initialise import PALIGEMMA
 from vla.policies.pipelines import read_pipeline
@@ -165,9 +165,7 @@ def inspect(folder: Path, asset_id: str | None = None) -> CheckpointInfo:
 
 def meta_shapes(policy: str, config: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter of a policy, without memory for any."""
-    with torch.device("meta"):
-        model = policy_entry(policy).policy(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return parameter_shapes(empty_policy(policy_entry(policy).policy, config))
 
 
 def _take_config(found: CheckpointInfo, values: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vla.errors import ConfigError, ShapeError
-from vla.eval.figures import GRID, INK, RIGHT_COLOUR, plain_axes
+from vla.eval.figures import INK, RIGHT_COLOUR, dimension_panels, legend_above
 from vla.eval.open_loop import check_cameras, chunk_of, observation_at
 from vla.eval.rollout import BatchPolicy
 
@@ -100,22 +100,13 @@ def chunk_figure(sample: ChunkSample) -> Figure:
             f"{list(draws.shape)}."
         )
     dims = recorded.shape[1]
-    columns = 1 if dims == 1 else 2
-    rows = -(-dims // columns)
-    figure = Figure(figsize=(9.6, 1.55 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True).T.ravel()
-    for dim, ax in enumerate(grid):
-        if dim >= dims:
-            ax.set_axis_off()
-            continue
-        plain_axes(ax)
-        ax.grid(color=GRID, linewidth=0.8)
+    figure, panels, _ = dimension_panels(dims)
+    for dim, ax in enumerate(panels):
         for number, draw in enumerate(draws):
-            label = {"label": f"{len(draws)} draws"} if number == 0 else {}
+            label: dict[str, Any] = {"label": f"{len(draws)} draws"} if number == 0 else {}
             ax.plot(draw[:, dim], color=RIGHT_COLOUR, linewidth=1.1, alpha=0.55, **label)
         ax.plot(recorded[:, dim], color=INK, linewidth=1.7, label="recorded")
         ax.set_ylabel(sample.names[dim], fontsize=8.5, color=INK)
     figure.supxlabel(f"step of the chunk from frame {sample.frame} of episode {sample.episode}", fontsize=9)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    legend_above(figure, panels[0])
     return figure

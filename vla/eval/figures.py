@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -207,28 +208,39 @@ def recorded_figure(
             f"{list(predicted.shape)}."
         )
     dims = recorded.shape[1]
-    columns = 1 if dims == 1 else 2
-    rows = -(-dims // columns)
-    figure = Figure(figsize=(9.6, 1.55 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True).T.ravel()
+    figure, panels, rows = dimension_panels(dims)
     edges = [*starts, len(recorded)]
-    for dim, ax in enumerate(grid):
-        if dim >= dims:
-            ax.set_axis_off()
-            continue
-        plain_axes(ax)
-        ax.grid(color=GRID, linewidth=0.8)
+    for dim, ax in enumerate(panels):
         ax.plot(recorded[:, dim], color=INK, linewidth=1.5, label="recorded")
         for index, (a, b) in enumerate(pairwise(edges)):
-            style = {"label": "predicted"} if index == 0 else {}
+            style: dict[str, Any] = {"label": "predicted"} if index == 0 else {}
             ax.plot(range(a, b), predicted[a:b, dim], color=RIGHT_COLOUR, linewidth=1.4, **style)
             ax.plot(a, predicted[a, dim], marker="o", markersize=2.8, color=RIGHT_COLOUR)
         ax.set_ylabel(names[dim] if names else f"action {dim}", fontsize=8.5, color=INK)
         ax.tick_params(labelbottom=dim == dims - 1 or dim % rows == rows - 1)
     figure.supxlabel("frame", fontsize=9, color=INK)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    legend_above(figure, panels[0])
     return figure
+
+
+def dimension_panels(dims: int) -> tuple[Figure, list[Axes], int]:
+    """Return a figure with a panel for each dimension, top down in two columns, and the number of rows."""
+    columns = 1 if dims == 1 else 2
+    rows = -(-dims // columns)
+    figure = Figure(figsize=(9.6, 1.55 * rows + 0.6), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharex=True).T.ravel())
+    for ax in grid[:dims]:
+        plain_axes(ax)
+        ax.grid(color=GRID, linewidth=0.8)
+    for ax in grid[dims:]:
+        ax.set_axis_off()
+    return figure, grid[:dims], rows
+
+
+def legend_above(figure: Figure, panel: Axes) -> None:
+    """Put one legend, that of a panel, above all panels."""
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
 
 
 def _check_same_layouts(results: Mapping[str, Sequence[EpisodeResult]]) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 
 from vla.atomic import atomic_folder, atomic_write
 from vla.errors import ConfigError
+from vla.policies.empty import empty_policy, parameter_shapes
 from vla.policies.pipelines import read_pipeline, write_pipeline
 from vla.policies.published import format_of, recognise, weights_module
 from vla.policies.registry import policy_entry
@@ -100,7 +100,7 @@ def convert(
             )
         module = weights_module(policy)
         settings = module.read_config(stored, source, config)
-        shapes = _shapes(policy, settings)
+        shapes = parameter_shapes(empty_policy(policy_entry(policy).policy, settings))
         plan = plan_load(source, stored, shapes)
         written_dtype = wanted_dtype or main_dtype(plan.pieces)
         items = _items(plan_write(target, shapes, written_dtype), plan.pieces)
@@ -148,12 +148,6 @@ def _shard_bytes(size: str | int | None, to: str) -> int | None:
     if not digits.isdigit() or unit not in units or int(digits) == 0:
         raise ConfigError(f"max_shard_size must be a size such as '5GB' or '500MB', got {size!r}.")
     return int(digits) * units[unit]
-
-
-def _shapes(policy: str, settings: Any) -> dict[str, tuple[int, ...]]:
-    with init_empty_weights(include_buffers=False):
-        model = policy_entry(policy).policy(settings)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _items(names: dict[str, str | Fill], pieces: dict[str, Piece]) -> dict[str, Piece | Fill]:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import init_empty_weights
 
 from vla.errors import WeightsError
 from vla.policies.base import Policy
+from vla.policies.empty import empty_policy, parameter_shapes
 from vla.policies.flow_config_files import read_flow_config
 from vla.policies.published import is_paligemma
 from vla.weights.dtypes import as_dtype, main_dtype
@@ -68,12 +68,9 @@ def from_paligemma(
         _refuse_others(stored)
         config_class: Any = policy_class.config_class
         config: Any = read_flow_config(config_class, stored, PALIGEMMA, config_overrides)
-        with init_empty_weights(include_buffers=False):
-            policy: Any = policy_class(config)
+        policy: Any = empty_policy(policy_class, config)
         shapes = {
-            name: tuple(parameter.shape)
-            for name, parameter in policy.named_parameters()
-            if PALIGEMMA.table.of_ours(name)
+            name: shape for name, shape in parameter_shapes(policy).items() if PALIGEMMA.table.of_ours(name)
         }
         plan = plan_load(PALIGEMMA, stored, shapes)
         wanted = as_dtype(dtype) or main_dtype(plan.pieces)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 
 from vla.errors import ConfigError, WeightsError
 from vla.policies.base import Policy
+from vla.policies.empty import empty_policy, parameter_shapes
 from vla.policies.pipelines import read_pipeline, read_tokenizer
 from vla.policies.published import recognise, weights_module
 from vla.policies.registry import policy_entry
@@ -99,9 +99,8 @@ def _fill(
     dtype: torch.dtype | str | None,
     device: torch.device | str | None,
 ) -> Policy:
-    with init_empty_weights(include_buffers=False):
-        policy = policy_class(settings)
-    plan = plan_load(fmt, stored, {name: tuple(p.shape) for name, p in policy.named_parameters()})
+    policy = empty_policy(policy_class, settings)
+    plan = plan_load(fmt, stored, parameter_shapes(policy))
     wanted = as_dtype(dtype) or main_dtype(plan.pieces)
     fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
     policy.config.dtype = wanted

@@ -138,8 +138,8 @@ def load(
     if robot is None:
         return RobotPolicy(choose_pipeline(AutoPolicy.from_pretrained(name_or_path, **options), pipeline))
     described = load_robot(robot)
-    where = {key: options.pop(key) for key in _WHERE if key in options}
-    folder = local_folder(name_or_path, **where)
+    folder = local_folder(name_or_path, **{key: options[key] for key in _WHERE if key in options})
+    options.pop("revision", None)  # of the folder, not of an adapter's base, which the rest may help to reach
     if described.asset_id is not None and (folder / "assets" / described.asset_id).is_dir():
         options.setdefault("asset_id", described.asset_id)
     policy = choose_pipeline(AutoPolicy.from_pretrained(folder, **options), pipeline)
