@@ -9,7 +9,7 @@ from tests.cli.conftest import CAMERA
 from tests.data.make import make_dataset
 from vla.cli import main
 from vla.cli.recordings import Keys, keys_of
-from vla.train.recipe import load_recipe
+from vla.train.recipe_file import load_recipe
 
 
 @pytest.fixture(scope="module")

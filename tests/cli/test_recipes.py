@@ -8,7 +8,7 @@ import pytest
 from tests.rules.source import ROOT
 from vla.cli import main
 from vla.policies.registry import make_config
-from vla.train.recipe import load_recipe
+from vla.train.recipe_file import load_recipe
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml")) + sorted((ROOT / "vla" / "demo").glob("*.yaml"))
 

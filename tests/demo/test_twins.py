@@ -7,7 +7,7 @@ from vla.demo import twins
 from vla.demo.run import run_demo
 from vla.demo.twins import Trained, train_side_by_side
 from vla.errors import ConfigError, TrainingError
-from vla.train.recipe import load_recipe
+from vla.train.recipe_file import load_recipe
 
 
 def recipe(tmp_path, name):

@@ -17,7 +17,7 @@ from vla.data.stats import compute_statistics
 from vla.policies.pi0 import Pi0Config, Pi0Policy
 from vla.policies.robot import RobotPolicy
 from vla.train.loop import train
-from vla.train.recipe import load_recipe
+from vla.train.recipe_file import load_recipe
 from vla.transforms import (
     DeltaActions,
     FeatureStats,

@@ -7,7 +7,7 @@ import torch
 from vla.data.frames import FrameStore
 from vla.errors import ConfigError
 from vla.train.feature_cache import cached_features
-from vla.train.recipe import load_recipe
+from vla.train.recipe_file import load_recipe
 from vla.train.setup import set_up
 
 STILL = ["data.augment=false", "policy.freeze=vision"]

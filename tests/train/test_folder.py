@@ -6,7 +6,7 @@ import torch
 from vla.errors import TrainingError
 from vla.train.checkpoint import save_checkpoint
 from vla.train.folder import MAY_CHANGE, RunFolder, describe_run
-from vla.train.recipe import load_recipe
+from vla.train.recipe_file import load_recipe
 
 
 def recipe(*overrides):

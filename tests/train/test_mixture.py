@@ -15,7 +15,7 @@ from vla.policies.convert import convert
 from vla.policies.robot import RobotPolicy
 from vla.train.loop import train
 from vla.train.mixture import member_recipes
-from vla.train.recipe import load_recipe
+from vla.train.recipe_file import load_recipe
 from vla.train.setup import set_up
 from vla.transforms import Normalize
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla.errors import ConfigError
-from vla.train.recipe import Recipe, load_recipe
+from vla.train.recipe import Recipe
+from vla.train.recipe_file import load_recipe
 
 GIVEN = ["data.path=somewhere", "output=runs/x"]
 

@@ -6,7 +6,8 @@ import torch
 
 from vla.errors import TrainingError
 from vla.train.loop import train
-from vla.train.recipe import Recipe, load_recipe
+from vla.train.recipe import Recipe
+from vla.train.recipe_file import load_recipe
 from vla.train.reproduce import git_state, package_versions, record_start
 
 

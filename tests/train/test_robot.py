@@ -11,7 +11,7 @@ from vla.data import LeRobotDataset
 from vla.errors import ConfigError
 from vla.policies.robot import RobotPolicy
 from vla.train.loop import train
-from vla.train.recipe import load_recipe
+from vla.train.recipe_file import load_recipe
 from vla.train.robot import robot_of, with_robot
 from vla.train.setup import set_up
 from vla.transforms import FlipSigns, Normalize, Pipeline

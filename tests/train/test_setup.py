@@ -6,7 +6,7 @@ import torch
 from tests.data.make import make_dataset
 from vla.errors import ConfigError, DatasetError, WeightsError
 from vla.policies.registry import make_policy
-from vla.train.recipe import load_recipe
+from vla.train.recipe_file import load_recipe
 from vla.train.setup import set_up
 from vla.transforms.normalize import Normalize
 from vla.transforms.prompt import TokenizePrompt

@@ -6,7 +6,7 @@ import pytest
 from vla.errors import ConfigError, MissingDependencyError
 from vla.train.loop import train
 from vla.train.metrics import read_metrics
-from vla.train.recipe import load_recipe
+from vla.train.recipe_file import load_recipe
 from vla.train.trackers import Tracker, check_trackers
 
 

@@ -46,7 +46,7 @@ def keys_of(checkpoint: Path, cameras: Sequence[str] | None) -> Keys:
     """
     keys = Keys()
     if (checkpoint / RECIPE_FILE).is_file():
-        from vla.train.recipe import load_recipe
+        from vla.train.recipe_file import load_recipe
 
         data = load_recipe(checkpoint / RECIPE_FILE).data
         keys = Keys(data.cameras, data.state_key, data.action_key)

@@ -27,7 +27,7 @@ def train(
 
     Example: vla train recipes/bridge_mini.yaml data.path=bridge_mini_v3 train.steps=200 output=runs/first
     """
-    from vla.train.recipe import load_recipe
+    from vla.train.recipe_file import load_recipe
 
     settings = load_recipe(recipe, overrides or [])
 

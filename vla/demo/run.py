@@ -12,7 +12,8 @@ from vla.demo.report import FLOW, REGRESSION, TITLES, DemoResults, write_results
 from vla.demo.twins import train_side_by_side
 from vla.errors import ConfigError
 from vla.policies.registry import AutoPolicy
-from vla.train.recipe import Recipe, load_recipe
+from vla.train.recipe import Recipe
+from vla.train.recipe_file import load_recipe
 
 DEMONSTRATIONS = 1000
 LAYOUTS = 200

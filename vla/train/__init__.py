@@ -5,7 +5,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from vla.train.recipe import Recipe, load_recipe
+from vla.train.recipe import Recipe
+from vla.train.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from vla.train.loop import TrainResult, train

@@ -18,7 +18,8 @@ from pathlib import Path
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
 from vla.train.checkpoint import list_checkpoints, remove_leftovers
-from vla.train.recipe import Recipe, load_recipe
+from vla.train.recipe import Recipe
+from vla.train.recipe_file import load_recipe
 
 RECIPE_FILE = "recipe.yaml"
 VERSIONS_FILE = "versions.json"
