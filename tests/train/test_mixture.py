@@ -1,5 +1,6 @@
 """`data.mixture`: two robots in one batch, each with its own statistics, all the way to acting."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -238,3 +239,18 @@ def test_a_member_that_has_changed_is_not_resumed(make, data, tmp_path):
 def test_wrist_cameras_of_all_members(make):
     assert job(make()).policy.config.wrist_cameras == ("wrist",)
     assert tuple(job(make("data.wrist_cameras=[base]")).policy.config.wrist_cameras) == ("base",)
+
+
+def test_a_mixture_goes_by_the_length_of_every_members_texts(make):
+    long = "policy.config.max_prompt_length=48"
+    made, plain = job(make("data.bucket_by_length=true", long)), job(make(long))
+    epochs = [list(itertools.islice(one.loader, one.loader.batches_per_epoch)) for one in (made, plain)]
+    assert sorted(w for _, where in epochs[0] for w in where) == sorted(
+        w for _, where in epochs[1] for w in where
+    )
+
+    def padded(epoch):
+        lengths = [batch["attention_mask"].sum(1) for batch, _ in epoch]
+        return sum(int((length.max() - length).sum()) for length in lengths)
+
+    assert 2 * padded(epochs[0]) < padded(epochs[1])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vla.data import storage_v21, storage_v30
-from vla.data.columns import read_columns
+from vla.data.columns import TextColumn, read_columns
 from vla.data.episodes import Episode
 from vla.data.frames import FrameStore, Progress
 from vla.data.hub import Source, locate
@@ -159,10 +159,21 @@ class LeRobotDataset:
         Raises:
             DatasetError: There is no such string column.
         """
+        return self._text(key).texts
+
+    def text_numbers(self, key: str) -> np.ndarray:
+        """Return, for every frame, the place of its text among `texts(key)`, `[n]`.
+
+        Raises:
+            DatasetError: There is no such string column.
+        """
+        return self._text(key).codes
+
+    def _text(self, key: str) -> TextColumn:
         if key not in self._columns.texts:
             options = sorted(self._columns.texts)
             raise DatasetError(f"There is no text column '{key}' in {options}.{did_you_mean(key, options)}")
-        return self._columns.texts[key].texts
+        return self._columns.texts[key]
 
     @property
     def action_is_pad_key(self) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from vla.data.order import Epochs, WholeDataset
 from vla.errors import ConfigError, DatasetError, VlaError
 from vla.types import Batch
 
@@ -33,19 +34,6 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
-class Epochs(Protocol):
-    """Which samples an epoch holds, in which order, where it is not each of them once."""
-
-    @property
-    def length(self) -> int:
-        """Samples in every epoch."""
-        ...
-
-    def order(self, epoch: int) -> np.ndarray:
-        """Return an epoch's samples as indices of the dataset, long `[length]`."""
-        ...
-
-
 class ResumableLoader:
     """An endless iterator over `(batch, where)`.
 
@@ -60,7 +48,8 @@ class ResumableLoader:
         seed: Of the order and of all augmentation.
         num_workers: Processes that prepare batches; 0 prepares them in this one.
         shuffle: A new order each epoch, or the dataset's own.
-        epochs: Decides what an epoch holds, and its order, instead of `shuffle` (`Mixture.epochs`).
+        epochs: Decides what an epoch holds, and its order, instead of `shuffle`: see `vla.data.order`
+            and `Mixture.epochs`.
         rank: This process among `world_size`; each gets its own part of every epoch.
         world_size: Number of training processes.
         drop_last: Leave out what does not fill a batch on every process. Otherwise the last batch is
@@ -104,7 +93,7 @@ class ResumableLoader:
                 "cache='samples' would freeze the random augmentation: use cache='none', or do not augment."
             )
         if epochs is None:
-            epochs = _WholeDataset(len(dataset), seed, shuffle)
+            epochs = WholeDataset(len(dataset), seed, shuffle)
         self._order = _Order(epochs, batch_size, rank, world_size, drop_last)
         self._items = _TransformedItems(dataset, transform, None if cache == "samples" else seed)
         self._num_workers = num_workers
@@ -180,18 +169,6 @@ class ResumableLoader:
             if self._progress is not None:
                 self._progress(len(where), total)
         return tensors, where
-
-
-class _WholeDataset:
-    """Every sample once an epoch, in a new order each time or in the dataset's own."""
-
-    def __init__(self, length: int, seed: int, shuffle: bool) -> None:
-        self.length, self.seed, self.shuffle = length, seed, shuffle
-
-    def order(self, epoch: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.length)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
 
 
 class _Order:

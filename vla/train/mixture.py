@@ -16,11 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vla.data.dataset import LeRobotDataset
 from vla.data.loader import ResumableLoader
 from vla.data.mixture import Member, Mixture
+from vla.data.order import Epochs
 from vla.errors import ConfigError, VlaError
 from vla.policies.base import Policy
+from vla.train.lengths import by_length, text_lengths
 from vla.train.recipe import MixtureMember, Recipe
 from vla.train.robot import with_robot
 from vla.train.setup import (
@@ -100,7 +104,13 @@ def set_up_mixture(
                 part.dataset.preload()  # before workers are forked, so that they share the memory
     training = Mixture([_member(part, part.dataset, policy, augment=True) for part in parts])
     loader = _loader(
-        recipe, training, recipe.train.batch_size, rank, processes, augmented=recipe.data.augment
+        recipe,
+        training,
+        recipe.train.batch_size,
+        rank,
+        processes,
+        augmented=recipe.data.augment,
+        epochs=_epochs(recipe, training, policy, parts, processes),
     )
     first = parts[0]
     validation = _validation(recipe, policy, parts, rank, processes)
@@ -199,6 +209,20 @@ def _member(part: Part, dataset: LeRobotDataset, policy: Policy, augment: bool) 
     return Member(part.name, dataset, part.weight, transform)
 
 
+def _epochs(
+    recipe: Recipe, mixture: Mixture, policy: Policy, parts: Sequence[Part], processes: int
+) -> Epochs:
+    """Return what the epochs of the training hold, in which order."""
+    epochs = mixture.epochs(recipe.train.seed, recipe.train.batch_size)
+    if not recipe.data.bucket_by_length:
+        return epochs
+    lengths = [
+        text_lengths(policy.pipelines[part.name], part.dataset, part.recipe.data.response_key)
+        for part in parts
+    ]
+    return by_length(epochs, np.concatenate(lengths), recipe.train, processes)
+
+
 def _validation(
     recipe: Recipe, policy: Policy, parts: Sequence[Part], rank: int, processes: int
 ) -> ResumableLoader | None:
@@ -211,7 +235,8 @@ def _validation(
     plain = Mixture(members)
     draws = plain.epochs(recipe.train.seed, 1).length
     size = min(recipe.train.batch_size, max(1, draws // processes))
-    return _loader(recipe, plain, size, rank, processes, augmented=False)
+    epochs = plain.epochs(recipe.train.seed, size)
+    return _loader(recipe, plain, size, rank, processes, augmented=False, epochs=epochs)
 
 
 def _loader(
@@ -223,7 +248,6 @@ def _loader(
         mixture.transform,
         size,
         seed,
-        epochs=mixture.epochs(seed, size),
         num_workers=data.num_workers,
         rank=rank,
         world_size=processes,

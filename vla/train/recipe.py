@@ -144,6 +144,9 @@ class DataSection(_Section):
     feature_cache: str | None = None
     """Folder for what the vision tower makes of every frame, computed once, where the tower is frozen
     (`policy.freeze`) and `augment` is off. Training then reads no video and never runs the tower."""
+    bucket_by_length: bool = False
+    """Let samples whose texts are about as long share a step, so that less padding is computed; the order
+    within an epoch is then random among steps, not among all samples."""
     tolerance_s: float | None = Field(default=None, gt=0)
     """Largest distance of a video frame from its timestamp, seconds; null is the dataset room's default."""
 

@@ -15,6 +15,7 @@ import torch
 
 from vla.data.dataset import LeRobotDataset
 from vla.data.loader import ResumableLoader
+from vla.data.order import WholeDataset
 from vla.data.sample import to_canonical
 from vla.data.split import split_episodes
 from vla.data.stats import compute_statistics
@@ -24,6 +25,7 @@ from vla.policies.base import Policy
 from vla.policies.registry import make_config, make_policy, policy_entry
 from vla.train.adapters import choose_trained
 from vla.train.feature_cache import FeatureCache, cached_features, without_pictures
+from vla.train.lengths import by_length, text_lengths
 from vla.train.recipe import DataSection, Recipe
 from vla.train.robot import robot_of, with_robot
 from vla.train.seeds import INITIALISATION, derive_seed
@@ -140,7 +142,11 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
         transform = _with_features(recipe, policy, dataset, held_out, cameras)
         training = dataset.without_pictures()
         validating = None if held_out is None else held_out.without_pictures()
-    loader = make_loader(training, transform, train.batch_size, augmented=data.augment)
+    epochs = WholeDataset(len(dataset), train.seed)
+    if data.bucket_by_length:
+        lengths = text_lengths(policy.pipeline, dataset, data.response_key)
+        epochs = by_length(epochs, lengths, train, processes)
+    loader = make_loader(training, transform, train.batch_size, augmented=data.augment, epochs=epochs)
     validation = None
     if validating is not None:
         size = min(train.batch_size, max(1, len(validating) // processes))

@@ -1,0 +1,109 @@
+"""Which samples an epoch holds, and in which order: pure functions of the seed and the epoch's number."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from vla.errors import ConfigError
+
+_BATCHES = 2**31  # what a random number is for, where another order has the epoch: no run reaches it
+
+
+class Epochs(Protocol):
+    """Which samples an epoch holds, in which order, where it is not each of them once."""
+
+    @property
+    def length(self) -> int:
+        """Samples in every epoch."""
+        ...
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return an epoch's samples as indices of the dataset, long `[length]`."""
+        ...
+
+
+class WholeDataset:
+    """Every sample once an epoch, in a new order each time or in the dataset's own."""
+
+    def __init__(self, length: int, seed: int, shuffle: bool = True) -> None:
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return an epoch's samples, long `[length]`."""
+        if not self.shuffle:
+            return np.arange(self.length)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
+
+
+class ByLength:
+    """The epochs of another order, rearranged so that samples of like length share a step.
+
+    A batch is padded to its longest sample. Here every stretch of `window` steps is sorted by length (those
+    of one length stay in the order they had) and cut into steps anew, and the steps are shuffled. So a sample
+    moves by less than a window, the steps of a window come by chance, and what an epoch holds stays the same.
+
+    All batches of one step are neighbours, because the processes that share it wait for the longest. How many
+    processes share it does not matter: the order is that of the batches of one process.
+
+    Args:
+        epochs: The other order.
+        lengths: Of every sample of the dataset, `[samples]`.
+        batch_size: Samples per batch.
+        seed: Of the order of the steps.
+        batches_per_step: Batches of all processes in one optimiser step.
+        window: Steps that are sorted together.
+
+    Raises:
+        ConfigError: A size is not positive.
+    """
+
+    def __init__(
+        self,
+        epochs: Epochs,
+        lengths: np.ndarray,
+        batch_size: int,
+        seed: int,
+        *,
+        batches_per_step: int = 1,
+        window: int = 32,
+    ) -> None:
+        if min(batch_size, batches_per_step, window) < 1:
+            raise ConfigError(
+                f"Batches by length need positive sizes, got batch_size={batch_size}, "
+                f"batches_per_step={batches_per_step}, window={window}."
+            )
+        self.epochs, self.lengths, self.seed = epochs, np.asarray(lengths), seed
+        self.batch_size, self.batches_per_step, self.window = batch_size, batches_per_step, window
+
+    @property
+    def length(self) -> int:
+        """Samples in every epoch."""
+        return self.epochs.length
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return an epoch's samples as indices of the dataset, long `[length]`."""
+        order = self.epochs.order(epoch).copy()
+        random = np.random.default_rng([self.seed, _BATCHES, epoch])
+        for window in self._windows(epoch):
+            chosen = order[window]
+            steps = chosen[np.argsort(self.lengths[chosen], kind="stable")].reshape(-1, self._step)
+            order[window] = random.permutation(steps).reshape(-1)
+        return order
+
+    @property
+    def _step(self) -> int:
+        """Samples of one step."""
+        return self.batch_size * self.batches_per_step
+
+    def _windows(self, epoch: int) -> Iterator[slice]:
+        """Yield the stretches of an epoch that are sorted, each of whole steps.
+
+        Batches go on from one epoch to the next, so a step may have begun in the epoch before. Its rest stays
+        where it is, and so does what fills no step at the end.
+        """
+        batches = self.length // self.batch_size
+        begun = -epoch * batches % self.batches_per_step * self.batch_size
+        end = begun + (batches * self.batch_size - begun) // self._step * self._step
+        for start in range(begun, end, self.window * self._step):
+            yield slice(start, min(start + self.window * self._step, end))
