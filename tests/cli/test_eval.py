@@ -48,6 +48,13 @@ def test_every_condition_is_run_counted_and_filmed(detour_run, tmp_path, capsys)
     assert sorted(path.name for path in out.iterdir()) == ["episodes.mp4", "report.html", "summary.json"]
 
 
+def test_the_second_robot_has_sides_too(detour_run, tmp_path):
+    argv = ["eval", str(detour_run), "--env", "vla/DetourSecond-v0", "--episodes", "2", "--film", "0"]
+    assert main([*argv, "--side", "right", "--output", str(tmp_path / "out")]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["conditions"]["right"]["stated"] == 2
+
+
 def test_same_seed_gives_the_same_numbers(detour_run, tmp_path):
     summaries = []
     for name in ("one", "two"):

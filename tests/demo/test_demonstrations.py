@@ -5,6 +5,7 @@ from vla.data import LeRobotDataset
 from vla.demo.demonstrations import record_demonstrations
 from vla.errors import DatasetError
 from vla.eval.envs.detour import CAMERA, INSTRUCTIONS, STATE, DetourEnv
+from vla.eval.envs.detour_embodiment import SECOND
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,19 @@ def test_recorded_actions_lead_round_the_cup_on_the_side_that_is_said(recorded):
             observation, *_, info = env.step(item["action"][0].numpy())
         assert info["success"]
         assert info["side_passed"] == item["response"]
+
+
+def test_the_second_robots_actions_lead_there_too(tmp_path):
+    record_demonstrations(tmp_path / "set", episodes=6, seed=3, embodiment=SECOND)
+    dataset = LeRobotDataset(tmp_path / "set", action_horizon=1)
+    assert dataset.info.fps == SECOND.fps
+    for episode, part in enumerate(dataset.episode_slices):
+        env = DetourEnv(embodiment=SECOND)
+        observation, info = env.reset(seed=3 + episode)
+        for index in range(part.start, part.stop):
+            np.testing.assert_allclose(dataset[index][STATE], observation[STATE], rtol=1e-5)
+            observation, *_, info = env.step(dataset[index]["action"][0].numpy())
+        assert info["success"]
 
 
 def test_the_seed_decides_everything(recorded, tmp_path):

@@ -7,6 +7,8 @@ from gymnasium import spaces
 
 from vla.errors import ConfigError
 from vla.eval.envs.detour import CAMERA, INSTRUCTIONS, STATE, STEP_LIMIT, DetourEnv, DetourExpert, Layout
+from vla.eval.envs.detour_embodiment import SECOND
+from vla.eval.envs.detour_layout import TOUCH_DISTANCE
 from vla.eval.rollout import rollout
 from vla.serve.chunking import RecedingHorizon
 
@@ -62,6 +64,21 @@ def test_picture_state_and_instruction_are_enough_to_solve_the_task(size):
         assert {result.side_passed for result in results} == {expected}
         assert {result.stated_side for result in results} == {side}
         assert all(20 <= result.steps <= 32 for result in results)
+
+
+def test_the_way_of_another_robot_is_in_table_units_like_its_cup_and_target():
+    """Straight ahead for a robot whose x points away: it walks into the cup from below."""
+
+    class Ahead(Seeing):
+        def infer(self, observation):
+            return {"actions": np.tile(np.float32([12.0, 0.0]), (HORIZON, 1))}
+
+    for result in rollout(lambda: DetourEnv(embodiment=SECOND), Ahead(), range(3), execute=4):
+        assert result.collided
+        np.testing.assert_allclose(
+            np.diff(result.trajectory, axis=0), [[0, 12 / 400]] * result.steps, atol=1e-6
+        )
+        assert np.hypot(*(result.trajectory[-1] - result.info["cup"])) < TOUCH_DISTANCE
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])

@@ -46,9 +46,9 @@ def choose_sides(env: str, side: str | None) -> list[str]:
     Raises:
         ConfigError: An unknown side, or a side for an environment that has none.
     """
-    from vla.eval.envs import DETOUR
+    from vla.eval.envs import DETOUR, DETOUR_SECOND
 
-    if env != DETOUR:
+    if env not in (DETOUR, DETOUR_SECOND):
         if side is not None:
             raise ConfigError(f"--side is about {DETOUR}; the environment {env} has no sides.")
         return []

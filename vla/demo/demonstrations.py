@@ -7,6 +7,7 @@ import numpy as np
 
 from vla.data.writer import LeRobotWriter
 from vla.eval.envs.detour import CAMERA, STATE, DetourEnv, DetourExpert
+from vla.eval.envs.detour_embodiment import FIRST, Embodiment
 from vla.eval.envs.detour_layout import Side
 
 SIDES: tuple[Side, Side] = ("left", "right")
@@ -15,7 +16,11 @@ STATED: tuple[Side | None, ...] = (None, "left", None, "right")
 
 
 def record_demonstrations(
-    folder: Path, episodes: int, seed: int, progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    episodes: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    embodiment: Embodiment = FIRST,
 ) -> int:
     """Record the expert; return the number of frames.
 
@@ -26,10 +31,11 @@ def record_demonstrations(
         episodes: Episodes to record; half of them leave the side open, a quarter states each.
         seed: Of the layouts (`seed + episode`) and of the sides where they are open.
         progress: Called with (episodes done, episodes in all).
+        embodiment: The robot that the expert moves.
     """
     # Left and right as often, in an order that the layouts know nothing of.
     open_sides = iter(np.random.default_rng(seed).permutation(np.arange(-(-episodes // 2)) % 2))
-    env = DetourEnv()
+    env = DetourEnv(embodiment=embodiment)
     frames = 0
     with LeRobotWriter(
         folder,
@@ -43,7 +49,7 @@ def record_demonstrations(
         for episode in range(episodes):
             stated = STATED[episode % len(STATED)]
             side = stated or SIDES[next(open_sides)]
-            frames += _record_episode(env, writer, DetourExpert(side), seed + episode, stated)
+            frames += _record_episode(env, writer, embodiment.expert(side), seed + episode, stated)
             if progress is not None:
                 progress(episode + 1, episodes)
     return frames
@@ -55,7 +61,7 @@ def _record_episode(
     observation, info = env.reset(seed=seed, options={"side": stated})
     done, frames = False, 0
     while not done:
-        action = expert.act(env.layout, env.position)
+        action = env.embodiment.to_robot(expert.act(env.layout, env.position))
         writer.add_frame(
             {
                 CAMERA: observation[CAMERA],

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from vla.eval.envs.detour import CAMERA, STATE, DetourEnv
+from vla.eval.envs.detour_embodiment import FIRST, Embodiment
 from vla.eval.envs.detour_layout import Side
 from vla.eval.figures import Fan
 from vla.eval.outcome import EpisodeResult
@@ -15,7 +16,7 @@ from vla.eval.rollout import BatchPolicy, rollout
 from vla.policies.registry import load
 
 EXECUTE = 8
-"""Actions executed of each chunk of 16."""
+"""Actions that the first robot executes of each chunk of 16; another, as many as take it that long."""
 FILMED = 6
 
 CONDITION_NAMES: dict[Side | None, str] = {None: "unstated", "left": "left", "right": "right"}
@@ -29,6 +30,7 @@ def evaluate(
     seeds: Sequence[int],
     noise_seed: int,
     progress: Callable[[int, int], None] | None = None,
+    embodiment: Embodiment = FIRST,
 ) -> Episodes:
     """Run a policy on the same layouts under each of the three instructions.
 
@@ -37,6 +39,7 @@ def evaluate(
         seeds: Layouts.
         noise_seed: Of the policy's noise.
         progress: Called with (episodes done, episodes in all).
+        embodiment: The robot.
     """
     policy = load(checkpoint)
     total, done = len(seeds) * len(CONDITION_NAMES), 0
@@ -48,11 +51,11 @@ def evaluate(
                 progress(done + finished, total)
 
         results[name] = rollout(
-            lambda: DetourEnv(render_mode="rgb_array"),
+            lambda: DetourEnv(render_mode="rgb_array", embodiment=embodiment),
             policy,
             seeds,
             {"side": condition},
-            execute=EXECUTE,
+            execute=embodiment.steps(EXECUTE),
             batch_size=min(50, len(seeds)),
             generator=torch.Generator().manual_seed(noise_seed),
             text=True,

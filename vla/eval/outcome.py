@@ -27,7 +27,8 @@ class EpisodeResult:
         side_passed: "left", "right", or None where neither was passed.
         stated_side: The side that the instruction stated, or None.
         steps: Actions executed.
-        trajectory: `[steps + 1, d]`, the state before the first action and after each one.
+        trajectory: `[steps + 1, d]`, the state before the first action and after each one; `position` of the
+            environment's info in its place where it is there.
         texts: What the policy said at each prediction; empty where it was not asked.
         decisions: Steps at which a chunk was predicted.
         frames: uint8 `[steps + 1, h, w, 3]` as rendered, where filming was asked for.

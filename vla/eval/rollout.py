@@ -124,20 +124,20 @@ class _Episode:
         self.observation, self.info = env.reset(seed=seed, options=options)
         self.done = False
         self._queue = ActionQueue(execute)
-        self._states = [np.array(self.observation[STATE])]
+        self._way = [self._position()]
         self._texts: list[str] = []
         self._decisions: list[int] = []
         self._frames: list[np.ndarray] | None = [self._render()] if film else None
 
     def follow(self, answer: Mapping[str, Any]) -> None:
         """Execute the beginning of a predicted chunk, as far as the episode lasts."""
-        self._decisions.append(len(self._states) - 1)
+        self._decisions.append(len(self._way) - 1)
         if answer.get("text") is not None:
             self._texts.append(answer["text"])
         self._queue.push(answer["actions"])
         while len(self._queue) and not self.done:
             self.observation, _, terminated, truncated, self.info = self.env.step(self._queue.pop())
-            self._states.append(np.array(self.observation[STATE]))
+            self._way.append(self._position())
             if self._frames is not None:
                 self._frames.append(self._render())
             self.done = terminated or truncated
@@ -152,13 +152,17 @@ class _Episode:
             collided=bool(self.info.get("collided", False)),
             side_passed=self.info.get("side_passed"),
             stated_side=self.info.get("stated_side"),
-            steps=len(self._states) - 1,
-            trajectory=np.stack(self._states),
+            steps=len(self._way) - 1,
+            trajectory=np.stack(self._way),
             texts=tuple(self._texts),
             decisions=tuple(self._decisions),
             frames=None if self._frames is None else np.stack(self._frames),
             info=self.info,
         )
+
+    def _position(self) -> np.ndarray:
+        """Return where the robot is, as the environment counts it where its info says so, else its state."""
+        return np.array(self.info.get("position", self.observation[STATE]))
 
     def _render(self) -> np.ndarray:
         frame = self.env.render()

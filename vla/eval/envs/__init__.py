@@ -3,8 +3,11 @@
 import gymnasium
 
 DETOUR = "vla/Detour-v0"
+DETOUR_SECOND = "vla/DetourSecond-v0"
+"""The same task for another robot: see `vla.eval.envs.detour_embodiment`."""
 
-if DETOUR not in gymnasium.registry:
-    gymnasium.register(id=DETOUR, entry_point="vla.eval.envs.detour:DetourEnv")
+for _id, _name in {DETOUR: "first", DETOUR_SECOND: "second"}.items():
+    if _id not in gymnasium.registry:
+        gymnasium.register(_id, "vla.eval.envs.detour:DetourEnv", kwargs={"embodiment": _name})
 
-__all__ = ["DETOUR"]
+__all__ = ["DETOUR", "DETOUR_SECOND"]

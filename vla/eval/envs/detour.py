@@ -5,6 +5,7 @@ steps. A policy that answers with the mean of both ways drives into the cup; a p
 two ways at once picks one. The instruction either names the side or leaves it open.
 """
 
+import itertools
 from typing import Any
 
 import gymnasium
@@ -13,6 +14,7 @@ from gymnasium import spaces
 
 from vla.errors import ConfigError, ShapeError, did_you_mean
 from vla.eval.envs import detour_picture as picture
+from vla.eval.envs.detour_embodiment import FIRST, Embodiment, embodiment_called
 from vla.eval.envs.detour_layout import (
     MAX_STEP,
     SUCCESS_DISTANCE,
@@ -53,12 +55,15 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """A gripper, a cup in its way and a target on a table seen from above.
 
     Observation: `observation.images.top` uint8 `[size, size, 3]`; `observation.state` float32 `[2]`, the
-    gripper's centre in table units; `task`, the instruction. Action: float32 `[2]`, displacement in table
-    units, shortened to `MAX_STEP` where longer; the gripper's centre stays on the table.
+    gripper's centre; `task`, the instruction. Action: float32 `[2]`, displacement, shortened to `MAX_STEP`
+    where longer; the gripper's centre stays on the table. The first embodiment counts both in table units;
+    what of this another changes, `Embodiment` says, and distances and times of a step change with its
+    frequency.
 
     An episode ends with the target reached (reward 1) or the cup touched, and is cut off after
     `STEP_LIMIT` steps. `info` holds `success`, `collided`, `side_passed` ("left", "right" or None so far),
-    `stated_side`, `instruction`, and the centres `cup` and `target`.
+    `stated_side`, `instruction`, and, in table units, the centres `position` (the gripper's), `cup` and
+    `target`.
 
     `reset(options={"side": "left" | "right" | None})` chooses the instruction; the layout depends on the
     seed alone.
@@ -67,14 +72,21 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         size: Width and height of the observed picture, pixels.
         render_mode: None or "rgb_array".
         render_size: Width and height of `render()`'s picture, pixels.
+        embodiment: The robot, or its name: "first" or "second".
 
     Raises:
-        ConfigError: A size below 16 pixels, or an unknown render mode.
+        ConfigError: A size below 16 pixels, an unknown render mode, or an unknown embodiment.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own)
 
-    def __init__(self, size: int = 48, render_mode: str | None = None, render_size: int = 256) -> None:
+    def __init__(
+        self,
+        size: int = 48,
+        render_mode: str | None = None,
+        render_size: int = 256,
+        embodiment: Embodiment | str = FIRST,
+    ) -> None:
         if min(size, render_size) < 16:
             raise ConfigError(
                 f"size and render_size must be at least 16 pixels, got {size} and {render_size}."
@@ -84,16 +96,24 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.size = size
         self.render_mode = render_mode
         self.render_size = render_size
+        robot = embodiment_called(embodiment) if isinstance(embodiment, str) else embodiment
+        self.embodiment = robot
+        self.metadata = {**self.metadata, "render_fps": robot.fps}
+        corners = np.stack(
+            [robot.to_robot(np.array(corner)) for corner in itertools.product((0, 1), repeat=2)]
+        )
+        longest = np.float32(robot.length(MAX_STEP) / robot.unit)
         letters = "".join(sorted(set("".join(INSTRUCTIONS.values()))))
         self.observation_space = spaces.Dict(
             {
                 CAMERA: spaces.Box(0, 255, (size, size, 3), np.uint8),
-                STATE: spaces.Box(0.0, 1.0, (2,), np.float32),
+                STATE: spaces.Box(corners.min(axis=0), corners.max(axis=0), dtype=np.float32),
                 "task": spaces.Text(max_length=64, charset=letters),
             }
         )
-        self.action_space = spaces.Box(-MAX_STEP, MAX_STEP, (2,), np.float32)
-        self._tables = {pixels: picture.draw_table(pixels) for pixels in {size, render_size}}
+        self.action_space = spaces.Box(-longest, longest, (2,), np.float32)
+        sizes = {size} if render_mode is None else {size, render_size}
+        self._tables = {pixels: picture.draw_table(pixels, robot.camera) for pixels in sizes}
         self._layout: Layout | None = None
 
     @property
@@ -134,7 +154,7 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """
         layout = self.layout
         before = self._position
-        after = np.clip(before + _displacement(action), 0.0, 1.0)
+        after = np.clip(before + self._displacement(action), 0.0, 1.0)
         self._position = after
         self._steps += 1
         self._collided = touches_cup(layout, before, after)
@@ -146,7 +166,7 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         distance = float(np.hypot(*(after - layout.target)))
         self._success = not self._collided and distance <= SUCCESS_DISTANCE
         terminated = self._success or self._collided
-        truncated = not terminated and self._steps >= STEP_LIMIT
+        truncated = not terminated and self._steps >= self.embodiment.steps(STEP_LIMIT)
         return self._observation(), float(self._success), terminated, truncated, self._info()
 
     def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -155,13 +175,24 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def _frame(self, size: int) -> np.ndarray:
         if size not in self._scenes:
-            self._scenes[size] = picture.draw_scene(self._tables[size], self.layout)
-        return picture.draw_gripper(self._scenes[size], self._position)
+            self._scenes[size] = picture.draw_scene(self._tables[size], self.layout, self.embodiment.camera)
+        return picture.draw_gripper(self._scenes[size], self._position, self.embodiment.camera)
+
+    def _displacement(self, action: np.ndarray) -> np.ndarray:
+        """Return how far `action` moves the gripper, float64 `[2]`, table units."""
+        move = np.asarray(action, dtype=np.float64)
+        if move.shape != (2,) or not np.isfinite(move).all():
+            raise ShapeError(
+                f"Detour's action must be two finite numbers (dx, dy), got {np.array2string(move)}."
+            )
+        move = self.embodiment.to_table(move)
+        length, longest = float(np.hypot(*move)), self.embodiment.length(MAX_STEP)
+        return move * (longest / length) if length > longest else move
 
     def _observation(self) -> dict[str, Any]:
         return {
             CAMERA: self._frame(self.size),
-            STATE: self._position.astype(np.float32),
+            STATE: self.embodiment.to_robot(self._position),
             "task": INSTRUCTIONS[self._stated_side],
         }
 
@@ -172,6 +203,7 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "side_passed": self._side_passed,
             "stated_side": self._stated_side,
             "instruction": INSTRUCTIONS[self._stated_side],
+            "position": self._position.astype(np.float32),
             "cup": self.layout.cup.copy(),
             "target": self.layout.target.copy(),
         }
@@ -186,12 +218,3 @@ def _stated_side(options: dict[str, Any]) -> Side | None:
     if side not in INSTRUCTIONS:
         raise ConfigError(f"side must be 'left', 'right' or None, got {side!r}.")
     return side
-
-
-def _displacement(action: np.ndarray) -> np.ndarray:
-    """Return `action` as float64, shortened to `MAX_STEP` where longer."""
-    move = np.asarray(action, dtype=np.float64)
-    if move.shape != (2,) or not np.isfinite(move).all():
-        raise ShapeError(f"Detour's action must be two finite numbers (dx, dy), got {np.array2string(move)}.")
-    length = float(np.hypot(*move))
-    return move * (MAX_STEP / length) if length > MAX_STEP else move
