@@ -34,7 +34,7 @@ def run(tmp_path):
 
 class TestCard:
     def test_metadata_is_what_the_hub_reads(self, robot_ready):
-        origin = Origin(base_model="lerobot/pi05_base", dataset="someone/cups", license="apache-2.0")
+        origin = Origin(base_model="lerobot/pi05_base", datasets=("someone/cups",), license="apache-2.0")
         data = ModelCard(str(model_card(robot_ready, "me/cup", origin))).data.to_dict()
         assert data == {
             "license": "apache-2.0",
@@ -45,8 +45,21 @@ class TestCard:
             "tags": ["robotics", "vision-language-action", "pi0"],
         }
 
+    def test_every_robot_of_a_mixture_is_described(self, robot_ready, tmp_path):
+        robot_ready.pipelines = {"arm": robot_ready.pipeline, "hand": robot_ready.pipeline}
+        robot_ready.pipeline = None
+        mixture = "data:\n  path: ''\n  mixture:\n  - path: someone/arm\n  - path: ./hand\n  - path: a/b\n"
+        (tmp_path / "recipe.yaml").write_text(mixture)
+        card = model_card(robot_ready, "me/both", read_origin(tmp_path))
+        assert card.data.datasets == ["someone/arm", "a/b"]
+        assert "each with its own pipeline (arm, hand)" in card.text
+        assert 'vla.load("me/both", pipeline="arm")' in card.text
+        assert card.text.index("## Statistics of arm") < card.text.index("## Statistics of hand")
+        assert "does not act" not in card.text
+        assert "- dataset: `./hand`" in card.text
+
     def test_folders_are_no_hub_ids(self, robot_ready):
-        origin = Origin(base_model="runs/a/checkpoints/last", dataset="./data")
+        origin = Origin(base_model="runs/a/checkpoints/last", datasets=("./data",))
         card = model_card(robot_ready, "me/cup", origin)
         assert card.data.base_model is None
         assert card.data.datasets is None
@@ -111,7 +124,7 @@ class TestOrigin:
         origin = read_origin(run)
         assert origin == read_origin(run / "checkpoints" / "step-000200")
         assert origin.base_model == "lerobot/pi0_base"
-        assert origin.dataset == "someone/cups"
+        assert origin.datasets == ("someone/cups",)
         assert origin.recipe == RECIPE
 
     def test_last_telling_numbers_are_taken(self, run):
@@ -146,7 +159,7 @@ class TestOrigin:
 class TestMerging:
     @pytest.fixture
     def card(self, robot_ready):
-        return model_card(robot_ready, "me/cup", Origin(dataset="me/new"))
+        return model_card(robot_ready, "me/cup", Origin(datasets=("me/new",)))
 
     def test_nothing_there(self, card):
         assert merge_cards(None, card) == str(card)
@@ -173,7 +186,7 @@ class TestMerging:
         assert merged.text.strip() == card.text.strip()
 
     def test_only_what_stands_between_the_marks_is_renewed(self, card, robot_ready):
-        old = str(model_card(robot_ready, "me/cup", Origin(dataset="me/old", metrics={"loss": 9.0})))
+        old = str(model_card(robot_ready, "me/cup", Origin(datasets=("me/old",), metrics={"loss": 9.0})))
         edited = old.replace("# cup", "# The cup robot\n\nRead this first.") + "\nMy own last words.\n"
         merged = merge_cards(edited, card)
         text = ModelCard(merged).text

@@ -45,9 +45,9 @@ def test_features_are_made_once_and_belong_to_weights_frames_and_pictures(tiny, 
     assert len(list((tmp_path / "features").iterdir())) == 1
     job(recipe)
     assert len(list((tmp_path / "features").iterdir())) == 1
-    parts = [made.dataset, made.held_out]
+    parts = [made.robots[None].dataset, made.robots[None].held_out]
 
-    def folders(cameras=made.cameras, datasets=parts):
+    def folders(cameras=made.robots[None].cameras, datasets=parts):
         cached_features(tmp_path / "features", made.policy, datasets, cameras, precision="no")
         return len(list((tmp_path / "features").iterdir()))
 
@@ -61,9 +61,13 @@ def test_features_are_made_once_and_belong_to_weights_frames_and_pictures(tiny, 
 def test_bfloat16_features_survive_the_disk(tiny, tmp_path):
     made = job(tiny(*STILL))
     cache = cached_features(
-        tmp_path / "features", made.policy, [made.dataset], made.cameras, precision="bf16"
+        tmp_path / "features",
+        made.policy,
+        [made.robots[None].dataset],
+        made.robots[None].cameras,
+        precision="bf16",
     )
-    item = made.dataset[3]
+    item = made.robots[None].dataset[3]
     read = cache.read(int(item["index"]))
     assert read["pixel_values"].dtype == torch.bfloat16
     sample = made.policy.pipeline.forward({"images": {"top": item["observation.images.top"]}} | rest(item))

@@ -33,21 +33,21 @@ def counted(dataset, pipeline, cameras, response_key):
 def test_lengths_are_those_of_the_samples(tiny, response_key, monkeypatch):
     key = "null" if response_key is None else response_key
     made = job(tiny(f"data.response_key={key}", "policy.config.max_prompt_length=48"))
-    want = counted(made.dataset, made.policy.pipeline, made.cameras, response_key)
+    want = counted(made.robots[None].dataset, made.policy.pipeline, made.robots[None].cameras, response_key)
     monkeypatch.setattr(FrameStore, "get", lambda *_: pytest.fail("a picture was decoded"))
-    assert text_lengths(made.policy.pipeline, made.dataset, response_key).tolist() == want
+    assert text_lengths(made.policy.pipeline, made.robots[None].dataset, response_key).tolist() == want
     assert len(set(want)) > 1
 
 
 def test_states_that_are_written_out_are_counted_as_zeros(tiny):
     made = job(tiny("policy.type=pi05", "policy.config.max_prompt_length=80", "data.response_key=null"))
-    real = counted(made.dataset, made.policy.pipeline, made.cameras, None)
-    ours = text_lengths(made.policy.pipeline, made.dataset).tolist()
+    real = counted(made.robots[None].dataset, made.policy.pipeline, made.robots[None].cameras, None)
+    ours = text_lengths(made.policy.pipeline, made.robots[None].dataset).tolist()
     by_task = {}
     for row, length in enumerate(ours):
-        by_task.setdefault(made.dataset[row]["task"], set()).add(length)
+        by_task.setdefault(made.robots[None].dataset[row]["task"], set()).add(length)
     assert all(len(lengths) == 1 for lengths in by_task.values())
-    assert max(abs(a - b) for a, b in zip(ours, real, strict=True)) <= 2 * made.dataset.state_dim
+    assert max(abs(a - b) for a, b in zip(ours, real, strict=True)) <= 2 * made.robots[None].dataset.state_dim
 
 
 def test_a_missing_column_is_named(tiny, dataset):

@@ -118,7 +118,7 @@ def test_open_loop_callback(tiny):
     seen = []
 
     def open_loop(policy, job):
-        seen.append((policy.training, len(job.held_out.episodes)))
+        seen.append((policy.training, len(job.robots[None].held_out.episodes)))
         return {"open_loop_error": float(len(seen))}
 
     result = train(tiny("train.open_loop_every=2"), open_loop=open_loop, progress=False)

@@ -12,6 +12,7 @@ from tests.data.make import make_dataset
 from tests.train.conftest import numbers
 from vla.data import LeRobotDataset
 from vla.errors import ConfigError, DatasetError, TrainingError
+from vla.policies.adapter_files import merge
 from vla.policies.convert import convert
 from vla.policies.robot import RobotPolicy
 from vla.train.loop import train
@@ -104,36 +105,78 @@ def test_two_robots_train_together_and_resume(make, tmp_path):
     assert last == [record["loss"] for record in numbers(whole.folder) if "loss" in record]
 
 
-def mean_of(policy):
-    """The policy that predicts zeros in model space: with z-scores, the mean chunk of its robot."""
-    width = policy.policy.config.max_action_dim
-    policy.policy.sample_actions = lambda **_: torch.zeros(1, 2, width)
-    return policy
+def chunks_of(dataset, relative):
+    """Every recorded action of every chunk; where `relative` is 1, as the difference from the state."""
+    rows = []
+    for item in dataset:
+        state, inside = item["observation.state"].numpy(), ~item["action_is_pad"].numpy()
+        rows.append(item["action"].numpy()[inside] - relative * state[: len(relative)])
+    return np.concatenate(rows).astype(np.float64)
 
 
-def test_each_robot_is_denormalised_by_its_own_statistics(make, data):
-    checkpoint = train(make("data.validation_fraction=0"), progress=False).checkpoint
-    arm, hand = (mean_of(vla.load(checkpoint, pipeline=name)) for name in ("arm", "hand"))
-    pictures = {"base": np.zeros((32, 64, 3), np.uint8), "wrist": np.zeros((32, 96, 3), np.uint8)}
+MODES = {
+    "zscore": lambda x, said: x.mean(0) + said * (x.std(0) + 1e-6),
+    "quantile": lambda x, said: (
+        (np.quantile(x, 0.01, 0) + np.quantile(x, 0.99, 0)) / 2
+        + said * (np.quantile(x, 0.99, 0) - np.quantile(x, 0.01, 0) + 1e-6) / 2
+    ),
+}
+"""What a value in model space is in the robot's, from the recorded values."""
 
-    dataset = LeRobotDataset(data / "arm", action_horizon=2)
-    seen = {"observation.images.base": pictures["base"], "observation.state": np.ones(3), "task": "x"}
-    chunks = np.concatenate([item["action"][~item["action_is_pad"]] for item in dataset])
-    assert arm.infer(seen)["actions"][0] == pytest.approx(chunks.mean(0), abs=1e-5)
 
-    dataset = LeRobotDataset(data / "hand", action_horizon=2)
-    state = np.arange(5, dtype=np.float32)
-    seen = {"observation.images.wrist": pictures["wrist"], "observation.state": state, "task": "x"}
-    relative = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    chunks = np.concatenate(
-        [
-            (item["action"] - relative * item["observation.state"][:4])[~item["action_is_pad"]]
-            for item in dataset
-        ]
-    )
-    assert hand.infer(seen)["actions"][0] == pytest.approx(
-        chunks.mean(0) + relative.numpy() * state[:4], abs=1e-5
-    )
+@pytest.mark.parametrize("mode", MODES)
+def test_each_robot_is_denormalised_by_its_own_statistics(make, data, mode):
+    recipe = make("data.validation_fraction=0", f"data.normalization={mode}", "train.steps=1")
+    checkpoint = train(recipe, progress=False).checkpoint
+    for name, camera, state_dim, relative in (
+        ("arm", "base", 3, [0.0, 0.0, 0.0]),
+        ("hand", "wrist", 5, [1.0, 1.0, 0.0, 0.0]),
+    ):
+        policy, state = vla.load(checkpoint, pipeline=name), np.arange(state_dim, dtype=np.float32)
+        said = torch.randn(1, 2, policy.policy.config.max_action_dim)
+        policy.policy.sample_actions = lambda said=said, **_: said
+        seen = {f"observation.images.{camera}": np.zeros((32, 64, 3), np.uint8), "task": "x"}
+        seen["observation.state"] = state
+        recorded = chunks_of(LeRobotDataset(data / name, action_horizon=2), np.array(relative))
+        width = len(relative)
+        expected = MODES[mode](recorded, said[0, :, :width].numpy()) + relative * state[:width]
+        assert policy.infer(seen)["actions"] == pytest.approx(expected, abs=2e-5)
+
+
+def test_weights_are_honoured_in_the_batches_that_are_trained_on(make):
+    job_of_both = job(make("train.batch_size=3"))
+    batches = [next(batches) for batches in [iter(job_of_both.loader)] for _ in range(100)]
+    seen = [episode.split("/")[0] for _, where in batches for episode, _ in where]
+    cameras = torch.cat([of_member(batch, 0) for batch, _ in batches])
+    assert cameras.tolist() == [name == "arm" for name in seen]
+    share, draws = 3 / 4, len(seen)
+    assert abs(seen.count("arm") / draws - share) <= 2 * (share * (1 - share) / draws) ** 0.5
+
+
+def test_an_adapter_of_two_robots_at_once(make, tmp_path):
+    base = train(make("train.steps=1", output="base"), progress=False).checkpoint
+    adapted = ["policy.preset=null", "policy.config={}", f"policy.pretrained={base}", "policy.adapter.rank=2"]
+    whole = train(make(*adapted, "train.steps=3", output="whole"), progress=False).checkpoint
+    train(make(*adapted, "train.decay_steps=3", output="cut"), progress=False)
+    rest = make(*adapted, "train.decay_steps=3", "train.steps=3", output="cut")
+    train(rest, resume=True, progress=False)
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+    assert not (whole / "model.safetensors").exists()
+    with pytest.raises(ConfigError, match="several robots"):
+        vla.load(whole)
+    merge(whole, tmp_path / "merged")
+    for name, camera, state_dim, action_dim in (("arm", "base", 3, 3), ("hand", "wrist", 5, 4)):
+        seen = {f"observation.images.{camera}": np.zeros((32, 64, 3), np.uint8), "task": "x"}
+        seen["observation.state"] = np.ones(state_dim, np.float32)
+        noise = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+        one, other = (
+            vla.load(folder, pipeline=name).infer(seen, noise=noise)["actions"]
+            for folder in (whole, tmp_path / "merged")
+        )
+        assert one.shape == (2, action_dim)
+        assert other == pytest.approx(one, abs=1e-5)
+        kept = vla.AutoPolicy.from_pretrained(tmp_path / "merged").pipelines[name].find(Normalize)
+        assert kept == vla.AutoPolicy.from_pretrained(base).pipelines[name].find(Normalize)
 
 
 def test_a_checkpoint_of_several_robots_must_be_told_which(make, tmp_path):
@@ -143,7 +186,7 @@ def test_a_checkpoint_of_several_robots_must_be_told_which(make, tmp_path):
         vla.load(checkpoint)
     with pytest.raises(ConfigError, match=r"no pipeline 'hnd', only: arm, hand.*'hand'"):
         vla.load(checkpoint, pipeline="hnd")
-    with pytest.raises(ConfigError, match=r"several robots.*can be converted"):
+    with pytest.raises(ConfigError, match=r"several robots.*--pipeline arm"):
         convert(checkpoint, tmp_path / "converted", "lerobot")
     whole = vla.AutoPolicy.from_pretrained(checkpoint)
     assert (whole.pipeline, list(whole.pipelines), whole.tokenizer is None) == (None, ["arm", "hand"], False)
@@ -212,8 +255,6 @@ def test_what_is_wrong_with_a_member_is_said_of_it(make, members, said):
     ("override", "said"),
     [
         ("data.path=x", "give `path` or `mixture`, not both"),
-        ("train.open_loop_every=1", "open_loop_every is for one dataset"),
-        ("train.plot_every=1", "plot_every is for one dataset"),
         ("data.feature_cache=x", "feature_cache is for one dataset"),
         ("train.batch_size=64", r"16 draws.*'arm'"),
         ("policy.config.cameras=[base]", r"'hand': The policy has no camera slot 'wrist'"),

@@ -171,12 +171,12 @@ def test_acting_undoes_what_training_did(make):
     job = set_up(make("policy.config.action_horizon=1", "data.delta_mask=[]"), None, rank=0, processes=1)
     policy = job.policy
     policy.sample_actions = lambda **_: torch.zeros(1, 1, policy.config.max_action_dim)
-    item = job.dataset[0]
+    item = job.robots[None].dataset[0]
     observation = {
         "observation.state": item["observation.state"].numpy(),
         "observation.images.base": item["observation.images.top"].permute(1, 2, 0).numpy(),
         "task": "x",
     }
     actions = RobotPolicy(policy).infer(observation)["actions"][0]
-    recorded = job.dataset.low_dim("action").mean(0)
+    recorded = job.robots[None].dataset.low_dim("action").mean(0)
     assert actions == pytest.approx(recorded, abs=1e-5)

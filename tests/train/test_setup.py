@@ -20,11 +20,11 @@ def test_what_the_dataset_decides(tiny):
     made = job(tiny())
     config = made.policy.config
     assert (list(config.cameras), config.wrist_cameras) == (["top"], ())
-    assert made.cameras == {"top": "observation.images.top"}
+    assert made.robots[None].cameras == {"top": "observation.images.top"}
     assert config.vocab_size == len(made.policy.pipeline.find(TokenizePrompt).tokenizer)
     assert {p.dtype for p in made.policy.parameters()} == {torch.float32}
-    assert (len(made.dataset.episodes), len(made.held_out.episodes)) == (3, 1)
-    assert made.policy.pipeline.find(Normalize).statistics.source == made.dataset.fingerprint
+    assert (len(made.robots[None].dataset.episodes), len(made.robots[None].held_out.episodes)) == (3, 1)
+    assert made.policy.pipeline.find(Normalize).statistics.source == made.robots[None].dataset.fingerprint
 
 
 def test_the_tokenizer_knows_the_responses(tiny):

@@ -4,8 +4,8 @@ from vla.errors import ConfigError
 from vla.transforms import Pipeline
 from vla.transforms.actions import PadDimensions
 from vla.transforms.named_pipelines import (
+    check_choice,
     check_name,
-    name_one,
     pipeline_names,
     read_pipelines,
     write_pipelines,
@@ -39,8 +39,19 @@ def test_names_are_those_of_folders(name, tmp_path):
         write_pipelines({name: Pipeline([])}, tmp_path)
 
 
-def test_errors_list_the_names():
-    assert "aloha, widowx" in str(name_one(["aloha", "widowx"], None))
-    assert "'alohe', only: aloha, widowx. Did you mean 'aloha'?" in str(
-        name_one(["aloha", "widowx"], "alohe")
-    )
+@pytest.mark.parametrize(
+    ("names", "asked", "said"),
+    [
+        (["aloha", "widowx"], None, r"statistics: aloha, widowx.*--pipeline aloha"),
+        (["aloha", "widowx"], "alohe", r"'alohe', only: aloha, widowx\. Did you mean 'aloha'\?"),
+        ([], "aloha", r"of one robot: leave out pipeline='aloha'"),
+    ],
+)
+def test_errors_list_the_names(names, asked, said):
+    with pytest.raises(ConfigError, match=said):
+        check_choice(names, asked)
+
+
+def test_a_choice_that_fits_is_none_of_one_robot_or_a_name_of_several():
+    check_choice([], None)
+    check_choice(["aloha", "widowx"], "widowx")

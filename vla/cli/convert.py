@@ -35,6 +35,10 @@ ShardOption = Annotated[
 AssetOption = Annotated[
     str | None, typer.Option(help="Whose statistics to take where SRC has those of several robots.")
 ]
+PipelineOption = Annotated[
+    str | None,
+    typer.Option(help="Which robot to write where SRC was trained on several.", metavar="NAME"),
+]
 TokenizerOption = Annotated[
     str | None, typer.Option(help="Folder or hub id of the tokenizer where SRC brings none.")
 ]
@@ -56,6 +60,7 @@ def convert(
     dtype: DtypeOption = None,
     max_shard_size: ShardOption = None,
     asset_id: AssetOption = None,
+    pipeline: PipelineOption = None,
     tokenizer: TokenizerOption = None,
     fields: SetOption = None,
     revision: RevisionOption = None,
@@ -87,6 +92,7 @@ def convert(
             config=overrides or None,
             tokenizer=tokenizer,
             asset_id=asset_id,
+            pipeline=pipeline,
             progress=progress,
         )
     print_rows(f"{src} -> {dst}", _in_words(report))

@@ -30,6 +30,10 @@ CameraOption = Annotated[
     list[str] | None,
     typer.Option(help="With --open-loop: SLOT=KEY, once per camera. As in training by default."),
 ]
+PipelineOption = Annotated[
+    str | None,
+    typer.Option(help="Which robot of a checkpoint that was trained on several.", metavar="NAME"),
+]
 OutputOption = Annotated[Path, typer.Option(help="Folder for the report; must not exist.")]
 
 
@@ -45,6 +49,7 @@ def evaluate(
     open_loop: OpenLoopOption = None,
     dataset_episodes: DatasetEpisodesOption = None,
     camera: CameraOption = None,
+    pipeline: PipelineOption = None,
     output: OutputOption = Path("eval_run"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
 ) -> None:
@@ -53,7 +58,8 @@ def evaluate(
     In an environment: runs episodes on seeds, prints success with 95 % intervals, and writes report.html,
     episodes.mp4 and summary.json. With --open-loop: predicts a chunk at frame after frame of the recordings
     and reports the error per dimension beside that of always predicting the mean action, with a plot of
-    predicted against recorded actions per dimension.
+    predicted against recorded actions per dimension. A checkpoint that was trained on several robots acts as
+    the one that --pipeline names.
 
     Example: vla eval runs/first --open-loop bridge_mini_v3 --output eval_first
     """
@@ -71,21 +77,21 @@ def evaluate(
     if open_loop is not None:
         from vla.cli.recordings import compare, keys_of, print_errors, write_comparison
 
-        keys = keys_of(source, camera)
         chosen = None if dataset_episodes is None else parse_numbers(dataset_episodes, "--dataset-episodes")
-        compared = compare(load(source, device=device), open_loop, keys, chosen, seed)
+        policy = load(source, pipeline=pipeline, device=device)
+        compared = compare(policy, open_loop, keys_of(source, camera, pipeline), chosen, seed)
         print_errors(compared)
         with atomic_folder(output) as folder:
-            write_comparison(folder, checkpoint, open_loop, compared)
+            write_comparison(folder, checkpoint, pipeline, open_loop, compared)
     else:
         from vla.cli.rollouts import Rollouts, choose_sides, run_conditions, show_success, write_results
 
         sides = choose_sides(env, side)
-        policy = load(source, device=device)
+        policy = load(source, pipeline=pipeline, device=device)
         steps = max(1, policy.policy.config.action_horizon // 2) if execute is None else execute
         plan = Rollouts(env, episodes, seed, sides, steps, batch_size, film=min(film, episodes))
         results = run_conditions(policy, plan)
         summaries = show_success(results)
         with atomic_folder(output) as folder:
-            write_results(folder, checkpoint, plan, results, summaries)
+            write_results(folder, checkpoint, pipeline, plan, results, summaries)
     console().print(f"report: {output / 'report.html'}")

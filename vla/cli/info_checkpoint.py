@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from vla.cli.console import console, print_rows
+from vla.cli.info_pipeline import describe, read_json, read_robots, read_statistics, read_steps
 from vla.cli.info_text import in_words
 from vla.errors import ConfigError, StatisticsError, WeightsError
 from vla.policies.card import license_of
@@ -21,7 +22,6 @@ from vla.policies.pipelines import read_pipeline
 from vla.policies.published import is_paligemma, recognise, weights_module
 from vla.policies.registry import policy_entry
 from vla.transforms.base import PIPELINE_FILE
-from vla.transforms.statistics import STATISTICS_FILE, Statistics
 from vla.weights.formats import Format, Stored, open_stored, plan_load
 from vla.weights.headers import HeadersAlone
 from vla.weights.source import has_weights
@@ -65,6 +65,7 @@ class CheckpointInfo:
         pipeline: Names of the transforms; None where there are none.
         pipeline_problem: Why there are none.
         statistics: What was counted; None where there are none.
+        robots: Where it was trained on several robots: what each one's pipeline says, by name.
         license: As its README says.
     """
 
@@ -85,6 +86,7 @@ class CheckpointInfo:
     pipeline: list[str] | None = None
     pipeline_problem: str | None = None
     statistics: dict[str, Any] | None = None
+    robots: dict[str, dict[str, Any]] = field(default_factory=dict)
     license: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def inspect(folder: Path, asset_id: str | None = None) -> CheckpointInfo:
         found.license = license_of(readme.read_text(encoding="utf-8", errors="replace"))
     if not has_weights(folder) and (folder / "config.json").is_file():
         found.problem = "There are no weights in it."
-        _take_config(found, _read_json(folder / "config.json"))
+        _take_config(found, read_json(folder / "config.json"))
         _read_our_pipeline(found, folder)
         return found
     with open_stored(folder) as stored:
@@ -217,10 +219,9 @@ def _files(path: Path) -> list[Path]:
 
 def _read_our_pipeline(found: CheckpointInfo, folder: Path) -> None:
     if (folder / PIPELINE_FILE).is_file():
-        steps = _read_json(folder / PIPELINE_FILE).get("steps", [])
-        found.pipeline = [str(step.get("type")) for step in steps]
-    if (folder / STATISTICS_FILE).is_file():
-        found.statistics = _of_statistics(Statistics.load(folder))
+        found.pipeline = [str(step.get("type")) for step in read_steps(folder)]
+    found.statistics = read_statistics(folder)
+    found.robots = read_robots(folder)
 
 
 def _read_their_pipeline(
@@ -243,25 +244,4 @@ def _read_their_pipeline(
     found.pipeline = [transform.name for transform in pipeline.transforms]
     held = (getattr(transform, "statistics", None) for transform in pipeline.transforms)
     statistics = next((one for one in held if one is not None), None)
-    found.statistics = None if statistics is None else _of_statistics(statistics)
-
-
-def _of_statistics(statistics: Statistics) -> dict[str, Any]:
-    return {
-        "features": {
-            name: {"width": values.width, "count": values.count, "held": list(values.held)}
-            for name, values in statistics.features.items()
-        },
-        "convention": statistics.convention,
-        "source": statistics.source,
-    }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold an object, got {type(values).__name__}.")
-    return values
+    found.statistics = None if statistics is None else describe(statistics)

@@ -57,20 +57,44 @@ def _weights(found: "CheckpointInfo") -> str:
 
 
 def _conventions(found: "CheckpointInfo") -> dict[str, str]:
+    if found.robots:
+        rows = {"robots": f"{len(found.robots)}, each with its own pipeline: {', '.join(found.robots)}"}
+        for name, robot in found.robots.items():
+            rows |= {f"{name}: {what}": value for what, value in _robot(robot).items()}
+        return rows
     if found.pipeline is not None:
         rows = {"pipeline": " -> ".join(found.pipeline)}
     elif found.pipeline_problem is not None:
         rows = {"pipeline": f"cannot be read: {found.pipeline_problem}"}
     else:
         rows = {"pipeline": "none: loads as a model, not as a robot policy"}
-    if found.statistics is None:
-        return rows | {"statistics": "none"}
+    return rows | _statistics(found.statistics)
+
+
+def _robot(robot: Mapping[str, Any]) -> dict[str, str]:
+    """Say what one of several robots' pipelines is."""
+    cameras, modes = robot["cameras"], robot["normalization"]
+    rows = {
+        "dimensions": f"state {robot['state_dim']}, actions {robot['action_dim']}",
+        "cameras": "called as in its dataset"
+        if cameras is None
+        else ", ".join(f"{s} ({k})" for s, k in cameras.items()),
+        "pipeline": " -> ".join(robot["pipeline"]),
+        "normalised by": "nothing" if not modes else ", ".join(f"{f}: {mode}" for f, mode in modes.items()),
+    }
+    return rows | _statistics(robot["statistics"])
+
+
+def _statistics(statistics: Mapping[str, Any] | None) -> dict[str, str]:
+    if statistics is None:
+        return {"statistics": "none"}
     features = [
         f"{name}: {values['width']} dimensions"
         + (f" from {values['count']:,} values" if values["count"] else "")
-        for name, values in found.statistics["features"].items()
+        for name, values in statistics["features"].items()
     ]
-    rows["statistics"] = ", ".join(features)
-    rows["counted"] = found.statistics["convention"] or "not recorded"
-    rows["from dataset"] = found.statistics["source"] or "not recorded"
-    return rows
+    return {
+        "statistics": ", ".join(features),
+        "counted": statistics["convention"] or "not recorded",
+        "from dataset": statistics["source"] or "not recorded",
+    }

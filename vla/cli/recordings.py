@@ -38,17 +38,24 @@ class Keys:
     action: str = "action"
 
 
-def keys_of(checkpoint: Path, cameras: Sequence[str] | None) -> Keys:
+def keys_of(checkpoint: Path, cameras: Sequence[str] | None, pipeline: str | None = None) -> Keys:
     """Return the keys that a checkpoint was trained with, its cameras replaced by `SLOT=KEY` where given.
 
+    Args:
+        checkpoint: Its folder.
+        cameras: `SLOT=KEY` each.
+        pipeline: Whose keys, where it was trained on several robots.
+
     Raises:
-        ConfigError: An entry is not of the form `SLOT=KEY`.
+        ConfigError: An entry is not of the form `SLOT=KEY`, or the recipe or its robot file cannot be read.
     """
     keys = Keys()
     if (checkpoint / RECIPE_FILE).is_file():
+        from vla.train.mixture import member_recipes
         from vla.train.recipe_file import load_recipe
 
-        data = load_recipe(checkpoint / RECIPE_FILE).data
+        recipe = load_recipe(checkpoint / RECIPE_FILE)
+        data = (recipe if recipe.data.mixture is None else member_recipes(recipe)[str(pipeline)]).data
         keys = Keys(data.cameras, data.state_key, data.action_key)
     if not cameras:
         return keys
@@ -111,30 +118,35 @@ def compare(
 
 
 def while_training(policy: Any, job: Any) -> dict[str, float]:
-    """Return the open-loop error on a few held-out episodes (training ones where none are held out).
+    """Return the open-loop error on a few held-out episodes of each robot.
 
-    This is the `open_loop` of `vla.train.loop.train`.
+    On training ones where none are held out. This is the `open_loop` of `vla.train.loop.train`.
     """
     import torch
 
     from vla.eval.open_loop import open_loop
     from vla.policies.robot import RobotPolicy
 
-    dataset = job.dataset if job.held_out is None else job.held_out
-    result = open_loop(
-        RobotPolicy(policy),
-        dataset,
-        cameras=job.cameras,
-        episodes=[episode.index for episode in dataset.episodes[:EPISODES_WHILE_TRAINING]],
-        generator=torch.Generator(policy.device).manual_seed(0),
-    )
-    return {"open_loop_relative_error": result.relative_error, "open_loop_total_ratio": result.total_ratio}
+    numbers = {}
+    for name, robot in job.robots.items():
+        result = open_loop(
+            RobotPolicy(policy, name),
+            robot.watched,
+            cameras=robot.cameras,
+            episodes=[episode.index for episode in robot.watched.episodes[:EPISODES_WHILE_TRAINING]],
+            generator=torch.Generator(policy.device).manual_seed(0),
+        )
+        of_robot = "" if name is None else f"/{name}"
+        numbers[f"open_loop_relative_error{of_robot}"] = result.relative_error
+        numbers[f"open_loop_total_ratio{of_robot}"] = result.total_ratio
+    return numbers
 
 
 def plots_while_training(policy: Any, job: Any) -> dict[str, bytes]:
-    """Return drawings of sampled chunks at a few held-out frames (training ones where none are held out).
+    """Return drawings of sampled chunks at a few held-out frames of each robot.
 
-    The same frames and the same noise every time. This is the `plots` of `vla.train.loop.train`.
+    At training ones where none are held out; the same frames and the same noise every time. This is the
+    `plots` of `vla.train.loop.train`.
     """
     import torch
 
@@ -142,19 +154,21 @@ def plots_while_training(policy: Any, job: Any) -> dict[str, bytes]:
     from vla.eval.figures import to_png
     from vla.policies.robot import RobotPolicy
 
-    dataset = job.dataset if job.held_out is None else job.held_out
-    samples = sample_chunks(
-        RobotPolicy(policy),
-        dataset,
-        cameras=job.cameras,
-        episodes=range(min(PLOTS, len(dataset.episodes))),
-        draws=DRAWS,
-        generator=torch.Generator(policy.device).manual_seed(0),
-    )
-    return {
-        f"episode-{one.episode:04d}_frame-{one.frame:04d}": to_png(chunk_figure(one), dpi=90)
-        for one in samples
-    }
+    drawings = {}
+    for name, robot in job.robots.items():
+        samples = sample_chunks(
+            RobotPolicy(policy, name),
+            robot.watched,
+            cameras=robot.cameras,
+            episodes=range(min(PLOTS, len(robot.watched.episodes))),
+            draws=DRAWS,
+            generator=torch.Generator(policy.device).manual_seed(0),
+        )
+        of_robot = "" if name is None else f"{name}_"
+        for one in samples:
+            drawn = f"{of_robot}episode-{one.episode:04d}_frame-{one.frame:04d}"
+            drawings[drawn] = to_png(chunk_figure(one), dpi=90)
+    return drawings
 
 
 def _table(result: "OpenLoopResult") -> tuple[list[str], list[list[str]]]:
@@ -187,7 +201,9 @@ def _sentence(result: "OpenLoopResult") -> str:
     )
 
 
-def write_comparison(folder: Path, checkpoint: str, dataset: str, result: "OpenLoopResult") -> None:
+def write_comparison(
+    folder: Path, checkpoint: str, pipeline: str | None, dataset: str, result: "OpenLoopResult"
+) -> None:
     """Write report.html, a plot of each of the first few episodes, and open_loop.json."""
     from vla.eval.figures import to_png
     from vla.eval.report import FigureBlock, Report, TableBlock, write_report
@@ -198,7 +214,8 @@ def write_comparison(folder: Path, checkpoint: str, dataset: str, result: "OpenL
         png = to_png(figure)
         (folder / f"episode_{episode:04d}.png").write_bytes(png)
         blocks.append(FigureBlock(f"Episode {episode}", png, "Each dot begins a predicted chunk."))
-    lead = f"Predictions of {checkpoint} at the recorded frames of {dataset}; {_sentence(result)}."
+    acting = checkpoint if pipeline is None else f"{checkpoint} as {pipeline}"
+    lead = f"Predictions of {acting} at the recorded frames of {dataset}; {_sentence(result)}."
     write_report(folder / "report.html", Report("Predicted against recorded actions", lead, blocks=blocks))
-    numbers = {"checkpoint": checkpoint, "dataset": dataset, **result.to_json()}
+    numbers = {"checkpoint": checkpoint, "pipeline": pipeline, "dataset": dataset, **result.to_json()}
     (folder / "open_loop.json").write_text(json.dumps(numbers, indent=2) + "\n")

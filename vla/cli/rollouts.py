@@ -134,6 +134,7 @@ def show_success(results: "dict[str, list[EpisodeResult]]") -> "dict[str, Summar
 def write_results(
     folder: Path,
     checkpoint: str,
+    pipeline: str | None,
     plan: Rollouts,
     results: "dict[str, list[EpisodeResult]]",
     summaries: "dict[str, Summary]",
@@ -148,13 +149,15 @@ def write_results(
         film = _film(results)
         (folder / "episodes.mp4").write_bytes(film)
         blocks.append(VideoBlock("Episodes", film, "Rows are conditions, columns are layouts."))
+    acting = checkpoint if pipeline is None else f"{checkpoint} as {pipeline}"
     lead = (
         f"{plan.episodes} episodes of {plan.env} per condition, seeds from {plan.seed}, "
         f"{plan.execute} actions executed of each predicted chunk."
     )
-    write_report(folder / "report.html", Report(f"Evaluation of {checkpoint}", lead, blocks=blocks))
+    write_report(folder / "report.html", Report(f"Evaluation of {acting}", lead, blocks=blocks))
     numbers = {
         "checkpoint": checkpoint,
+        "pipeline": pipeline,
         "env": plan.env,
         "seed": plan.seed,
         "execute": plan.execute,

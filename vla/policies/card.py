@@ -34,14 +34,14 @@ class Origin:
 
     Attributes:
         base_model: Hub id or short name of the weights that training began with.
-        dataset: Hub id, or else a name, of what it was trained on.
+        datasets: Hub ids, or else names, of what it was trained on.
         recipe: The recipe's YAML.
         metrics: Numbers by name, the last ones of the run.
         license: Identifier as on the hub; that of a known base model where not given.
     """
 
     base_model: str | None = None
-    dataset: str | None = None
+    datasets: tuple[str, ...] = ()
     recipe: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     license: str | None = None
@@ -62,14 +62,15 @@ def read_origin(folder: Path | str) -> Origin:
         text = recipe.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
         policy, data = values.get("policy") or {}, values["data"]
-        base, dataset = policy.get("pretrained"), str(data["path"])
+        base = policy.get("pretrained")
+        datasets = tuple(str(one["path"]) for one in data.get("mixture") or (data,))
     except OSError as error:
         raise ConfigError(f"{folder} is no training run: {RECIPE_FILE} cannot be read ({error}).") from error
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{recipe} is not a recipe: {type(error).__name__}: {error}.") from error
     nearby = (folder / METRICS_FILE, folder.resolve().parent.parent / METRICS_FILE)
     metrics = next((_last_numbers(path) for path in nearby if path.is_file()), {})
-    return Origin(base_model=base, dataset=dataset, recipe=text, metrics=metrics)
+    return Origin(base_model=base, datasets=datasets, recipe=text, metrics=metrics)
 
 
 def model_card(policy: Policy, repo_id: str | None = None, origin: Origin | None = None) -> ModelCard:
@@ -86,7 +87,7 @@ def model_card(policy: Policy, repo_id: str | None = None, origin: Origin | None
     data = ModelCardData(
         license=origin.license or (known.license if known else None),
         base_model=base,
-        datasets=[origin.dataset] if origin.dataset and HUB_ID.fullmatch(origin.dataset) else None,
+        datasets=[name for name in origin.datasets if HUB_ID.fullmatch(name)] or None,
         library_name="vla",
         pipeline_tag="robotics",
         tags=["robotics", "vision-language-action", _family(policy)],
@@ -95,6 +96,7 @@ def model_card(policy: Policy, repo_id: str | None = None, origin: Origin | None
     sections = [
         _use(policy, repo_id or "owner/name"),
         _dimensions(policy),
+        *(_statistics(pipeline, f" of {name}") for name, pipeline in policy.pipelines.items()),
         _statistics(policy.pipeline),
         _training(origin),
         _license(data.license, base),
@@ -167,7 +169,7 @@ def _family(policy: Policy) -> str:
 
 
 def _use(policy: Policy, repo_id: str) -> str:
-    if policy.pipeline is None:
+    if policy.pipeline is None and not policy.pipelines:
         return (
             f"Weights of a {_family(policy)} policy, without statistics of any robot: a start for training, "
             "which does not act as it is.\n\n"
@@ -177,9 +179,13 @@ def _use(policy: Policy, repo_id: str) -> str:
     keys = {f"observation.images.{name}": name for name in policy.config.cameras}
     keys |= {"observation.state": "state", "task": '"what to do"'}
     observation = "".join(f'    "{key}": {value},\n' for key, value in keys.items())
+    whose, chosen = "with its pipeline", ""
+    if policy.pipelines:
+        whose = f"for several robots, each with its own pipeline ({', '.join(policy.pipelines)})"
+        chosen = f', pipeline="{next(iter(policy.pipelines))}"'
     return (
-        f"A {_family(policy)} policy with its pipeline: observations and actions in the robot's units.\n\n"
-        f'```python\nimport vla\n\npolicy = vla.load("{repo_id}")\n'
+        f"A {_family(policy)} policy {whose}: observations and actions in the robot's units.\n\n"
+        f'```python\nimport vla\n\npolicy = vla.load("{repo_id}"{chosen})\n'
         f'actions = policy.infer({{\n{observation}}})["actions"]\n```\n\n'
         "Images are uint8 `[h, w, 3]`, the state is `[d]`, the actions are `[steps, d]`. A camera that the "
         "robot does not have is left out."
@@ -201,12 +207,12 @@ def _dimensions(policy: Policy) -> str:
     return "## Dimensions\n\n" + _table(("", ""), list(rows.items()))
 
 
-def _statistics(pipeline: Pipeline | None) -> str:
+def _statistics(pipeline: Pipeline | None, of_whom: str = "") -> str:
     """Say by which statistics states and actions are normalised, in words that fit any normalising step."""
     if pipeline is None:
         return ""
     steps = " -> ".join(transform.name for transform in pipeline.transforms)
-    text = f"## Statistics\n\nPipeline, from the robot to the network: {steps}.\n\n"
+    text = f"## Statistics{of_whom}\n\nPipeline, from the robot to the network: {steps}.\n\n"
     for transform in pipeline.transforms:
         statistics = getattr(transform, "statistics", None)
         if statistics is None:
@@ -228,7 +234,7 @@ def _statistics(pipeline: Pipeline | None) -> str:
 
 
 def _training(origin: Origin) -> str:
-    facts = [("base model", origin.base_model), ("dataset", origin.dataset)]
+    facts = [("base model", origin.base_model), *(("dataset", name) for name in origin.datasets)]
     lines = [f"- {name}: `{value}`" for name, value in facts if value]
     text = "\n".join(lines)
     if origin.metrics:

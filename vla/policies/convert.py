@@ -14,7 +14,13 @@ from vla.policies.empty import empty_policy, parameter_shapes
 from vla.policies.pipelines import read_pipeline, write_pipeline
 from vla.policies.published import format_of, recognise, weights_module
 from vla.policies.registry import policy_entry
-from vla.transforms.named_pipelines import name_one, pipeline_names
+from vla.transforms.named_pipelines import (
+    PIPELINES_FOLDER,
+    check_choice,
+    pipeline_names,
+    read_pipelines,
+    write_pipelines,
+)
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import VLA_CONFIG, Format, open_stored, plan_load, plan_write
 from vla.weights.source import local_folder
@@ -68,6 +74,7 @@ def convert(
     config: dict[str, Any] | None = None,
     tokenizer: Any = None,
     asset_id: str | None = None,
+    pipeline: str | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Write a checkpoint in another format: weights, config, statistics and pipeline.
@@ -83,6 +90,8 @@ def convert(
         config: Fields of the config that the source does not record, such as `{"action_horizon": 10}`.
         tokenizer: A tokenizer, or its folder or hub id, where the source brings none.
         asset_id: Which statistics to take where the source holds those of several robots.
+        pipeline: Which robot to write of a source that was trained on several: the name of its pipeline. To
+            "vla", all of them where none is named.
         progress: Called with the bytes written so far and the bytes in all.
 
     Raises:
@@ -94,18 +103,18 @@ def convert(
     with open_stored(local_folder(src, revision, token)) as stored:
         policy, source = recognise(stored)
         target = format_of(policy, to)
-        if names := pipeline_names(stored.folder):
-            raise ConfigError(
-                f"{name_one(names, None)} What its .policy.save_pretrained writes can be converted."
-            )
+        names = pipeline_names(stored.folder)
+        keeps_all = bool(names) and to == "vla" and pipeline is None
+        if not keeps_all:
+            check_choice(names, pipeline)
         module = weights_module(policy)
         settings = module.read_config(stored, source, config)
         shapes = parameter_shapes(empty_policy(policy_entry(policy).policy, settings))
         plan = plan_load(source, stored, shapes)
         written_dtype = wanted_dtype or main_dtype(plan.pieces)
         items = _items(plan_write(target, shapes, written_dtype), plan.pieces)
-        pipeline = read_pipeline(
-            stored.folder,
+        own = read_pipeline(
+            stored.folder if pipeline is None else stored.folder / PIPELINES_FOLDER / pipeline,
             source.name,
             policy,
             settings,
@@ -113,6 +122,7 @@ def convert(
             tokenizer=tokenizer,
             asset_id=asset_id,
         )
+        robots = read_pipelines(stored.folder) if keeps_all else {}
         config_file = module.write_config(settings, target, written_dtype)
         with atomic_folder(dst) as folder:
             write_tensors(
@@ -125,11 +135,12 @@ def convert(
                 progress=progress,
             )
             atomic_write(folder / "config.json", json.dumps(config_file, indent=2) + "\n")
-            if pipeline is not None:
-                write_pipeline(pipeline, folder, target.name, settings)
+            if own is not None:
+                write_pipeline(own, folder, target.name, settings)
+            write_pipelines(robots, folder)
             files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     notes = plan.notes
-    if pipeline is None:
+    if own is None and not robots:
         notes += ("It carries no statistics: it can be fine-tuned, but cannot act.",)
     return _report(policy, source, target, items, wanted_dtype, files, plan.dropped, notes)
 

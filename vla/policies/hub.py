@@ -87,7 +87,8 @@ def push(
         )
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise ConfigError(f"A pull request goes to main, not to '{revision}': leave out one of the two.")
-    given = {"base_model": base_model, "dataset": dataset, "recipe": recipe, "metrics": metrics}
+    datasets = None if dataset is None else (dataset,)
+    given = {"base_model": base_model, "datasets": datasets, "recipe": recipe, "metrics": metrics}
     origin = replace(
         read_origin(run) if run is not None else Origin(),
         license=license,

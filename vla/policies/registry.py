@@ -15,6 +15,7 @@ from vla.errors import ConfigError, did_you_mean
 from vla.policies.base import Policy
 from vla.policies.robot import RobotPolicy, choose_pipeline
 from vla.transforms.base import Pipeline
+from vla.transforms.named_pipelines import check_choice, pipeline_names
 from vla.transforms.robots import apply_robot, load_robot
 from vla.weights.source import local_folder
 
@@ -135,14 +136,17 @@ def load(
         StatisticsError: The checkpoint has no statistics, so its actions could not be denormalised.
         ConfigError: The robot's description does not fit, or `pipeline` names none of the checkpoint's.
     """
-    if robot is None:
-        return RobotPolicy(choose_pipeline(AutoPolicy.from_pretrained(name_or_path, **options), pipeline))
-    described = load_robot(robot)
+    described = None if robot is None else load_robot(robot)
     folder = local_folder(name_or_path, **{key: options[key] for key in _WHERE if key in options})
     options.pop("revision", None)  # of the folder, not of an adapter's base, which the rest may help to reach
-    if described.asset_id is not None and (folder / "assets" / described.asset_id).is_dir():
+    check_choice(pipeline_names(folder), pipeline)  # before minutes are spent on loading
+    if (
+        described is not None
+        and described.asset_id is not None
+        and (folder / "assets" / described.asset_id).is_dir()
+    ):
         options.setdefault("asset_id", described.asset_id)
     policy = choose_pipeline(AutoPolicy.from_pretrained(folder, **options), pipeline)
-    if policy.pipeline is not None:
+    if described is not None and policy.pipeline is not None:
         policy.pipeline = apply_robot(policy.pipeline, described)
     return RobotPolicy(policy)

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla.errors import ConfigError, ShapeError, StatisticsError, did_you_mean
+from vla.errors import ShapeError, StatisticsError, did_you_mean
 from vla.policies.base import Policy
 from vla.transforms.actions import REFERENCE_STATE, PadDimensions
+from vla.transforms.base import Pipeline
 from vla.transforms.cameras import camera_names
-from vla.transforms.named_pipelines import name_one
+from vla.transforms.named_pipelines import check_choice
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.task import DefaultTask
 from vla.types import Sample
@@ -30,13 +31,18 @@ def choose_pipeline(policy: Policy, name: str | None) -> Policy:
     Raises:
         ConfigError: The policy has no such pipeline, or has several and none was named.
     """
-    if policy.pipelines:
-        if name not in policy.pipelines:
-            raise name_one(policy.pipelines, name)
-        policy.pipeline, policy.pipelines = policy.pipelines[name], {}
-    elif name is not None:
-        raise ConfigError(f"This checkpoint is of one robot: load it without pipeline='{name}'.")
+    policy.pipeline, policy.pipelines = pipeline_of(policy, name), {}
     return policy
+
+
+def pipeline_of(policy: Policy, name: str | None) -> Pipeline | None:
+    """Return one robot's pipeline; None where the policy has met no robot.
+
+    Raises:
+        ConfigError: As `choose_pipeline`.
+    """
+    check_choice(policy.pipelines, name)
+    return policy.pipeline if name is None else policy.pipelines[name]
 
 
 class RobotPolicy:
@@ -44,22 +50,22 @@ class RobotPolicy:
 
     Args:
         policy: With its pipeline. It is put in evaluation mode.
+        pipeline: Which robot of a policy that has the pipelines of several: its name.
 
     Raises:
         StatisticsError: The policy has no pipeline.
-        ConfigError: It has those of several robots; see `choose_pipeline`.
+        ConfigError: It has those of several robots, and `pipeline` names none of them.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        if policy.pipeline is None and policy.pipelines:
-            raise name_one(policy.pipelines, None)
-        if policy.pipeline is None:
+    def __init__(self, policy: Policy, pipeline: str | None = None) -> None:
+        chosen = pipeline_of(policy, pipeline)
+        if chosen is None:
             raise StatisticsError(
                 "This checkpoint carries no pipeline and no normalisation statistics, so it cannot act. "
                 "Fine-tune it on your robot's dataset first: vla train RECIPE policy.pretrained=<checkpoint>."
             )
         self.policy = policy.eval()
-        self.pipeline = policy.pipeline
+        self.pipeline = chosen
         self._cameras = camera_names(self.pipeline)
         self._action_dim = self.pipeline.find(PadDimensions).action_dim
 

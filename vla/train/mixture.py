@@ -29,6 +29,7 @@ from vla.train.recipe import MixtureMember, Recipe
 from vla.train.robot import with_robot
 from vla.train.setup import (
     Job,
+    Recordings,
     SampleTransform,
     camera_slots,
     check_fit,
@@ -84,7 +85,10 @@ def set_up_mixture(
         DatasetError: A dataset is missing or damaged, or an epoch is shorter than a batch.
         TrainingError: A dataset is not the one that the checkpoint was trained on.
     """
-    _check_possible(recipe)
+    if recipe.data.feature_cache is not None:
+        raise ConfigError(
+            "data.feature_cache is for one dataset, and data.mixture has several: leave it out."
+        )
     config = policy.config if policy is not None else config_of(recipe)
     parts = _open(recipe, config.action_horizon)
     if checkpoint is not None:
@@ -112,10 +116,12 @@ def set_up_mixture(
         augmented=recipe.data.augment,
         epochs=_epochs(recipe, training, policy, parts, processes),
     )
-    first = parts[0]
     validation = _validation(recipe, policy, parts, rank, processes)
     fingerprints = {part.name: part.dataset.fingerprint for part in parts}
-    return Job(policy, first.dataset, first.held_out, first.cameras, loader, validation, fingerprints)
+    robots: dict[str | None, Recordings] = {
+        part.name: Recordings(part.dataset, part.held_out, part.cameras) for part in parts
+    }
+    return Job(policy, robots, loader, validation, fingerprints)
 
 
 def member_recipes(recipe: Recipe) -> dict[str, Recipe]:
@@ -130,7 +136,7 @@ def member_recipes(recipe: Recipe) -> dict[str, Recipe]:
         raise ConfigError("data.mixture is empty: list at least one dataset, or give data.path.")
     recipes: dict[str, Recipe] = {}
     for member in recipe.data.mixture:
-        name = check_name(member.name or member.path.rstrip("/").rsplit("/", 1)[-1])
+        name = check_name(member_name(member))
         if name in recipes:
             raise ConfigError(
                 f"Two members of data.mixture are called '{name}': tell them apart by their name."
@@ -140,23 +146,17 @@ def member_recipes(recipe: Recipe) -> dict[str, Recipe]:
     return recipes
 
 
+def member_name(member: MixtureMember) -> str:
+    """Return what a member's pipeline is called in the checkpoint."""
+    return member.name or member.path.rstrip("/").rsplit("/", 1)[-1]
+
+
 def _alone(recipe: Recipe, member: MixtureMember) -> Recipe:
     """Return the recipe with a member's own values in the place of `data`'s."""
     own = {key: getattr(member, key) for key in member.model_fields_set - {"name", "weight"}}
     # The wrist cameras of all members together are no single robot's.
     data = recipe.data.model_copy(update={"mixture": None, "wrist_cameras": None, **own})
     return recipe.model_copy(update={"data": data})
-
-
-def _check_possible(recipe: Recipe) -> None:
-    for key, given, instead in (
-        ("train.open_loop_every", recipe.train.open_loop_every, "evaluate its checkpoints robot by robot"),
-        ("train.plot_every", recipe.train.plot_every, "plot its checkpoints robot by robot"),
-        ("data.feature_cache", recipe.data.feature_cache, "leave it out"),
-        ("policy.adapter", recipe.policy.adapter, "train the weights, or parts of them (policy.freeze)"),
-    ):
-        if given is not None:
-            raise ConfigError(f"{key} is for one dataset, and data.mixture has several: {instead}.")
 
 
 def _open(recipe: Recipe, horizon: int) -> list[Part]:

@@ -45,23 +45,39 @@ TINY_VOCABULARY = 512
 
 
 @dataclass(frozen=True)
+class Recordings:
+    """One robot's recordings.
+
+    Attributes:
+        dataset: The training episodes.
+        held_out: The validation episodes, or None.
+        cameras: Camera slot of the policy -> camera key of the dataset.
+    """
+
+    dataset: LeRobotDataset
+    held_out: LeRobotDataset | None
+    cameras: Mapping[str, str]
+
+    @property
+    def watched(self) -> LeRobotDataset:
+        """The episodes on which progress is looked at: the held-out ones where there are any."""
+        return self.dataset if self.held_out is None else self.held_out
+
+
+@dataclass(frozen=True)
 class Job:
     """What the loop works with.
 
     Attributes:
         policy: In float32, with its pipeline; for a mixture, with its pipelines.
-        dataset: The training episodes; of a mixture, those of its first member.
-        held_out: The validation episodes, or None; likewise.
-        cameras: Camera slot of the policy -> camera key of the dataset; likewise.
+        robots: What is trained on, by the pipeline's name; under None where it is one dataset.
         loader: Endless training batches of this process.
         validation: Held-out batches in the dataset's order; None without held-out episodes.
         fingerprints: Of what is trained on, by path; of a mixture, by the member's name.
     """
 
     policy: Policy
-    dataset: LeRobotDataset
-    held_out: LeRobotDataset | None
-    cameras: Mapping[str, str]
+    robots: Mapping[str | None, Recordings]
     loader: ResumableLoader
     validation: ResumableLoader | None
     fingerprints: Mapping[str, str]
@@ -152,7 +168,8 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
         size = min(train.batch_size, max(1, len(validating) // processes))
         validation = make_loader(validating, replace(transform, augment=False), size, shuffle=False)
     fingerprints = {data.path: dataset.fingerprint}
-    return Job(policy, dataset, held_out, cameras, loader, validation, fingerprints)
+    robots: dict[str | None, Recordings] = {None: Recordings(dataset, held_out, cameras)}
+    return Job(policy, robots, loader, validation, fingerprints)
 
 
 def prepare(policy: Policy, recipe: Recipe, *, is_resumed: bool) -> None:

@@ -56,15 +56,25 @@ def read_pipelines(folder: Path) -> dict[str, Pipeline]:
     return {name: Pipeline.load(folder / PIPELINES_FOLDER / name) for name in pipeline_names(folder)}
 
 
-def name_one(names: Iterable[str], asked: str | None) -> ConfigError:
-    """Return the error that lists the names, where none of them, or another one, was asked for."""
+def check_choice(names: Iterable[str], asked: str | None) -> None:
+    """Check that the pipeline that was asked for is one of a checkpoint's.
+
+    Args:
+        names: Of its pipelines; none where it is of one robot.
+        asked: None for a checkpoint of one robot.
+
+    Raises:
+        ConfigError: It is not, or there are several and none was asked for; the names are listed.
+    """
     names = list(names)
     listed = ", ".join(names)
-    if asked is None:
-        return ConfigError(
+    if not names and asked is not None:
+        raise ConfigError(f"This checkpoint is of one robot: leave out pipeline='{asked}'.")
+    if names and asked is None:
+        raise ConfigError(
             f"This checkpoint was trained on several robots, each with its own statistics: {listed}. Say "
-            f"which one it is to act on: vla.load(..., pipeline='{names[0]}')."
+            f"which one is meant: pipeline='{names[0]}', or --pipeline {names[0]} on the command line."
         )
-    return ConfigError(
-        f"This checkpoint has no pipeline '{asked}', only: {listed}.{did_you_mean(asked, names)}"
-    )
+    if names and asked not in names:
+        hint = did_you_mean(str(asked), names)
+        raise ConfigError(f"This checkpoint has no pipeline '{asked}', only: {listed}.{hint}")
