@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla.data.encoder import same_scheduling
 from vla.data.writer import LeRobotWriter
 
 CAMERAS = ("observation.images.top", "observation.images.wrist")
@@ -120,10 +121,10 @@ def make_dataset(
 def write_mp4(
     path: Path, frames: Sequence[np.ndarray], fps: int, codec: str = "h264", **options: str
 ) -> None:
-    """Encode uint8 [h, w, 3] frames with PyAV and nothing of the project."""
+    """Encode uint8 [h, w, 3] frames with PyAV and nothing of the project but a guard of the scheduling."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoder = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}[codec]
-    with av.open(str(path), "w") as container:
+    with same_scheduling(), av.open(str(path), "w") as container:
         stream = container.add_stream(encoder, rate=fps, options={"g": "2", "crf": "20", **options})
         stream.height, stream.width, _ = frames[0].shape
         stream.pix_fmt = "yuv420p"

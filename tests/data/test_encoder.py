@@ -1,3 +1,5 @@
+import os
+
 import av
 import numpy as np
 import pytest
@@ -35,6 +37,15 @@ def test_the_same_frames_give_the_same_bytes(tmp_path):
         encoder.append(draw_code(0, i, 1) for i in range(20))
         encoder.close()
     assert (tmp_path / "a/x.mp4").read_bytes() == (tmp_path / "b/x.mp4").read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux's scheduler")
+def test_encoding_leaves_the_scheduling_alone(tmp_path):
+    before = os.sched_getscheduler(0)
+    encoder = VideoEncoder(tmp_path / "x.mp4", 10, 64, 64, "av1")
+    encoder.append(draw_code(0, i, 1) for i in range(3))
+    assert os.sched_getscheduler(0) == before  # as root, SVT-AV1 would have changed it
+    encoder.close()
 
 
 def test_bad_arguments(tmp_path):

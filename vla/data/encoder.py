@@ -5,7 +5,8 @@ decodes at most; there are no B frames, so that a frame's place in the file is i
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -107,6 +108,26 @@ class VideoEncoder:
         self._container.close()
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
-        for packet in self._stream.encode(frame):
+        with same_scheduling():
+            packets = self._stream.encode(frame)
+        for packet in packets:
             self.num_bytes += packet.size
             self._container.mux(packet)
+
+
+@contextmanager
+def same_scheduling() -> Iterator[None]:
+    """Let the calling thread be scheduled after the block as it was before.
+
+    Run by root, SVT-AV1 makes the thread that starts it a real-time one. What it does next, and every process
+    that it forks, would then keep all other programs of the machine from running.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # not on Linux
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != before[0]:
+            os.sched_setscheduler(0, *before)
