@@ -42,7 +42,7 @@ def test_the_same_frames_give_the_same_bytes(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux's scheduler")
 def test_encoding_leaves_the_scheduling_alone(tmp_path):
     before = os.sched_getscheduler(0)
-    encoder = VideoEncoder(tmp_path / "x.mp4", 10, 64, 64, "av1")
+    encoder = VideoEncoder(tmp_path / "x.mp4", 10, 32, 64, "av1")
     encoder.append(draw_code(0, i, 1) for i in range(3))
     assert os.sched_getscheduler(0) == before  # as root, SVT-AV1 would have changed it
     encoder.close()
