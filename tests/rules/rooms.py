@@ -37,7 +37,7 @@ ALWAYS = ("errors", "types", "atomic", "__version__")
 
 POLICY_MODULES = (
     "adapter_files", "adapters", "base", "card", "convert", "empty", "flow_adapters",
-    "flow_checks", "flow_config", "flow_config_files", "flow_config_written",
+    "flow_checks", "flow_config", "flow_config_files", "flow_config_written", "flow_flops",
     "flow_formats", "flow_output", "flow_parts", "flow_pipeline", "flow_policy", "flow_text", "flow_time",
     "hub", "initialise", "lerobot_equivalent", "lerobot_files", "lerobot_steps", "lerobot_written",
     "loading", "openpi_files", "pipelines", "published", "registry", "robot", "transformers_files",

@@ -55,5 +55,5 @@ def tiny_overrides(dataset, output):
 def numbers(folder):
     """The records of a run without the numbers that are allowed to differ between two runs."""
     records = read_metrics(folder / "metrics.jsonl")
-    measured = ("samples_per_second", "data_wait_share", "memory_gb", "mfu")
+    measured = ("samples_per_second", "data_wait_share", "memory_gb", "tflops", "mfu")
     return [{k: v for k, v in record.items() if k not in measured} for record in records]

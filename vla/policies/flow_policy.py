@@ -28,6 +28,7 @@ from vla.objectives.solvers import SOLVERS, Solver, Velocity
 from vla.policies.base import Policy
 from vla.policies.flow_checks import check_observation
 from vla.policies.flow_config import FlowConfig
+from vla.policies.flow_flops import TrainingFlops
 from vla.policies.flow_output import FlowOutput
 from vla.policies.flow_parts import part_of
 from vla.policies.flow_text import generate
@@ -63,6 +64,15 @@ class FlowPolicy(Policy):
     def get_input_embeddings(self) -> nn.Module:
         """Return the token table, which reads the logits out as well."""
         return self.model.language_model.embed_tokens
+
+    def training_flops(self, draws: int | None = None) -> TrainingFlops:
+        """Return what counts the floating-point operations of training, batch by batch.
+
+        Args:
+            draws: Noise draws of each observation; the config's where not given.
+        """
+        flows = self.config.action_objective != "regression"
+        return TrainingFlops(self, (draws or self.config.draws_per_observation) if flows else 1)
 
     # -- training -------------------------------------------------------------------------------------
 

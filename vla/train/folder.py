@@ -35,7 +35,7 @@ MAY_CHANGE = frozenset(
             for key in ("steps", "log_every", "save_every", "validate_every", "open_loop_every", "plot_every")
         ),
         *(f"train.{key}" for key in ("validation_batches", "keep_last", "threads")),
-        *(f"train.{key}" for key in ("tensorboard", "trackers")),
+        *(f"train.{key}" for key in ("tensorboard", "trackers", "peak_tflops")),
     }
 )
 """What a resumed run may do differently: none of it changes a loss, except `steps` through the cosine's end

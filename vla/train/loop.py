@@ -22,6 +22,7 @@ from vla.train.checkpoint import checkpoint_name, load_training_state, prune_che
 from vla.train.diagnostics import Diagnostics
 from vla.train.ema import WeightAverage
 from vla.train.engine import Engine, lost_processes_named, make_engine
+from vla.train.flop_rate import FlopRate
 from vla.train.folder import RunFolder, describe_run
 from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
@@ -126,6 +127,7 @@ class Loop:
         self.metrics: dict[str, float] = {}
         self.diagnostics = Diagnostics(self.job.policy, self.accelerator)
         self.data_wait = DataWait()
+        self.flop_rate = FlopRate(self.job.policy, self.accelerator, recipe.train)
         if checkpoint is not None:
             self._restore(load_training_state(checkpoint))
         self.batches = iter(self.job.loader)
@@ -141,7 +143,9 @@ class Loop:
                 stopped = self._anywhere(stop.requested)
                 finished = self.step == settings.steps
                 if self._is_logged(self.step):
-                    values = display.report(self.step, self.means.take() | self.data_wait.take())
+                    values = display.report(
+                        self.step, self.means.take() | self.data_wait.take() | self.flop_rate.take()
+                    )
                     self._record(log, values | self.diagnostics.take())
                 if self._due(settings.validate_every) and not stopped:
                     with self._averaged():
@@ -195,6 +199,7 @@ class Loop:
     def _next_batch(self) -> tuple[dict[str, torch.Tensor], Where]:
         with signals_held(), self.data_wait:
             batch, where = next(self.batches)
+        self.flop_rate.add(batch)
         return self._to_device(batch), where
 
     def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

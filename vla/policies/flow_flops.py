@@ -1,0 +1,218 @@
+"""Floating-point operations of a training step of pi-0's family, by a formula.
+
+Counted are products (linear maps, attention, the patches' convolution), a multiplication and an addition as
+two, forward and backward, as the model needs them (PaLM, arXiv 2204.02311, appendix B): nothing twice where
+activations are computed again, no gradient of a weight that is frozen, none of an input that nothing
+trained lies behind. What a mask hides is counted, as it is computed; not what DoRA's norms of weights take.
+A test holds the formula to PyTorch's own count of what it runs.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from vla.nn.prefix import FEATURE_AXES
+
+
+class BatchShape(NamedTuple):
+    """What of a batch decides its cost.
+
+    Attributes:
+        rows: Observations.
+        pictures: Pictures that exist.
+        slots: Camera slots that any observation fills.
+        text: Tokens of the longest text.
+        spoken: Tokens that are to be predicted; None where no text is trained.
+        horizon: Steps of a chunk.
+        looked_at: Whether the vision tower's features come in place of pictures.
+    """
+
+    rows: int
+    pictures: int
+    slots: int
+    text: int
+    spoken: int | None
+    horizon: int
+    looked_at: bool
+
+    @classmethod
+    def of(cls, batch: Mapping[str, torch.Tensor], trains_text: bool) -> "BatchShape":
+        """Read the shape off a batch, best before it is moved to a GPU, which would have to be waited for."""
+        seen = batch["pixel_mask"].bool()
+        text = int(batch["attention_mask"].sum(dim=1).max())
+        labels = batch.get("labels") if trains_text else None
+        return cls(
+            rows=len(seen),
+            pictures=int(seen.sum()),
+            slots=int(seen.any(dim=0).sum()),
+            text=text,
+            spoken=None if labels is None else int((labels[:, 1:text] != -100).sum()),
+            horizon=batch["actions"].shape[1],
+            looked_at=batch["pixel_values"].ndim == FEATURE_AXES,
+        )
+
+
+class TrainingFlops:
+    """Counts the forward and backward pass of a batch; once for batches of one shape.
+
+    Args:
+        policy: Of pi-0's family, with its adapters in it and the parameters marked that are trained.
+        draws: Noise draws of each observation.
+    """
+
+    def __init__(self, policy: Any, draws: int) -> None:
+        self._policy, self._draws = policy, draws
+        self._known: dict[BatchShape, int] = {}
+
+    def __call__(self, batch: Mapping[str, torch.Tensor]) -> int:
+        """Return the floating-point operations of a batch, `forward`'s arguments."""
+        shape = BatchShape.of(batch, self._policy.config.text_loss_weight > 0)
+        if shape not in self._known:
+            self._known[shape] = _Walk(self._policy, shape, self._draws).total
+        return self._known[shape]
+
+
+class _Walk:
+    """Goes through the network as the forward pass does and adds up products.
+
+    Methods return whether their result needs a gradient, which is what their `live` arguments say of inputs.
+    """
+
+    def __init__(self, policy: Any, shape: BatchShape, draws: int) -> None:
+        self.total = 0
+        self._policy, self._model, self._config, self._shape = policy, policy.model, policy.config, shape
+        # Whether the pass that is being walked through is followed by one backward.
+        self._learns = shape.spoken is not None or not policy.config.insulate_backbone
+        prefix = shape.slots * self._model.tokens_per_image + shape.text
+        cached = self._prefix(prefix)
+        self._learns = True
+        self._suffix(draws, prefix, [live and not policy.config.insulate_backbone for live in cached])
+
+    # -- passes ---------------------------------------------------------------------------------------
+
+    def _prefix(self, tokens: int) -> list[bool]:
+        """Walk through images and text; return which layers' keys and values need a gradient."""
+        model, shape, language = self._model, self._shape, self._model.language_model
+        patches = shape.pictures * model.tokens_per_image
+        live = False if shape.looked_at else self._tower(model.vision_tower, shape.pictures)
+        live = self._map(model.multi_modal_projector.linear, patches, live) if patches else False
+        live = live or self._trained(language.embed_tokens)
+        cached = []
+        for layer in language.layers:
+            last = layer is language.layers[-1] and shape.spoken is None
+            live, keys = self._layer(layer, (shape.rows, tokens), tokens, live, keys_values_only=last)
+            cached.append(keys)
+        if shape.spoken is not None:
+            live = live or self._trained(language.norm)
+            size = 2 * shape.spoken * self._config.vocab_size * self._config.vlm["width"]
+            self.total += size * (1 + live + self._trained(language.embed_tokens))
+        return cached
+
+    def _tower(self, tower: Any, pictures: int) -> bool:
+        config, embeddings = self._config, tower.embeddings
+        tokens = config.tokens_per_image
+        live = self._map(embeddings.patch_embedding, pictures * tokens, False)
+        live = live or self._trained(embeddings.position_embedding)
+        for layer in tower.encoder.layers:
+            attention, mlp, rows = layer.self_attn, layer.mlp, pictures * tokens
+            seen = live or self._trained(layer.layer_norm1)
+            q, k, v = (self._map(getattr(attention, f"{one}_proj"), rows, seen) for one in "qkv")
+            heads = config.vision["num_attention_heads"]
+            width = config.vision["hidden_size"] // heads
+            out = self._attention((pictures, heads, tokens, tokens, width), q, k, v)
+            live = self._map(attention.out_proj, rows, out) or live
+            seen = live or self._trained(layer.layer_norm2)
+            live = self._map(mlp.fc2, rows, self._map(mlp.fc1, rows, seen)) or live
+        return live or self._trained(tower.post_layernorm)
+
+    def _suffix(self, draws: int, prefix: int, cached: list[bool]) -> None:
+        model, expert, shape = self._model, self._model.expert, self._shape
+        actions = draws * shape.horizon
+        rows, condition = shape.rows * actions, None
+        live = self._map(model.action_in_proj, rows, False)
+        tokens = actions
+        if hasattr(model, "state_proj"):
+            fused = self._map(model.action_time_mlp_in, rows, live)
+            live = self._map(model.action_time_mlp_out, rows, fused)
+            live = self._map(model.state_proj, shape.rows, False) or live
+            tokens += 1
+        else:
+            times = shape.rows * draws
+            condition = self._map(model.time_mlp_out, times, self._map(model.time_mlp_in, times, False))
+        for layer, past in zip(expert.layers, cached, strict=True):
+            size = (shape.rows, tokens)
+            live, _ = self._layer(layer, size, prefix + tokens, live, past=past, condition=condition)
+        if condition is None:
+            live = live or self._trained(expert.norm)
+        else:
+            live = self._map(expert.norm.dense, shape.rows * tokens, condition) or live
+        self._map(model.action_out_proj, rows, live)
+
+    # -- pieces ---------------------------------------------------------------------------------------
+
+    def _layer(
+        self,
+        layer: Any,
+        size: tuple[int, int],
+        keys: int,
+        live: bool,
+        *,
+        past: bool = False,
+        condition: bool | None = None,
+        keys_values_only: bool = False,
+    ) -> tuple[bool, bool]:
+        """Walk through a Gemma layer; return the hidden states' mark, and that of its keys and values."""
+        (batch, tokens), attention, mlp = size, layer.self_attn, layer.mlp
+        rows, config = batch * tokens, self._config
+        seen = self._norm(layer.input_layernorm, rows, live, condition)
+        k, v = self._map(attention.k_proj, rows, seen), self._map(attention.v_proj, rows, seen)
+        if keys_values_only:
+            return live, k or v
+        q = self._map(attention.q_proj, rows, seen)
+        sizes = (batch, config.num_heads, tokens, keys, config.head_width)
+        out = self._attention(sizes, q, k or past, v or past)
+        gated = condition is not None and seen
+        live = self._map(attention.o_proj, rows, out) or gated or live
+        seen = self._norm(layer.post_attention_layernorm, rows, live, condition)
+        gate, up = self._map(mlp.gate_proj, rows, seen), self._map(mlp.up_proj, rows, seen)
+        return self._map(mlp.down_proj, rows, gate or up) or live, k or v
+
+    def _norm(self, norm: Any, rows: int, live: bool, condition: bool | None) -> bool:
+        if condition is None:
+            return live or self._trained(norm)
+        return self._map(norm.dense, rows, condition) or live
+
+    def _attention(self, sizes: tuple[int, ...], q: bool, k: bool, v: bool) -> bool:
+        """Count attention of sizes (batch, heads, queries, keys, width of a head)."""
+        product = 2
+        for size in sizes:
+            product *= size
+        self.total += product * (2 + (q or k) + q + k + v)
+        return q or k or v
+
+    def _map(self, module: Any, rows: int, live: bool) -> bool:
+        """Count a linear map, with what an adapter has put beside it or in its place."""
+        name = self._policy.adapter
+        if hasattr(module, "modules_to_save"):
+            held = name in module.modules_to_save
+            return self._product(module.modules_to_save[name] if held else module.original_module, rows, live)
+        if not hasattr(module, "lora_A"):
+            return self._product(module, rows, live)
+        result = self._product(module.base_layer, rows, live)
+        if name in module.lora_A:
+            down = self._product(module.lora_A[name], rows, live)
+            result = self._product(module.lora_B[name], rows, down) or result
+        return result
+
+    def _product(self, module: Any, rows: int, live: bool) -> bool:
+        convolved = isinstance(module, nn.Conv2d)
+        inputs = module.in_channels * module.kernel_size[0] ** 2 if convolved else module.in_features
+        outputs = module.out_channels if convolved else module.out_features
+        learned = self._learns and module.weight.requires_grad
+        self.total += 2 * rows * inputs * outputs * (1 + learned + live)
+        return live or self._trained(module)
+
+    def _trained(self, module: nn.Module) -> bool:
+        return self._learns and any(parameter.requires_grad for parameter in module.parameters())
