@@ -1,5 +1,7 @@
 """A hub on this machine: just enough of its HTTP interface to download from, push to, and be refused by.
 
+A dataset is a repository whose id starts with "datasets/".
+
 `serving()` starts it on a free port; `speak_to(hub, ...)` makes `huggingface_hub` use it, with a cache of its
 own and no token but those that a test gives.
 """
@@ -17,14 +19,13 @@ from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_good"
 
-_ID = r"(?P<id>[^/]+/[^/]+)"
+_ID = r"(?P<id>(?:datasets/)?[^/]+/[^/]+)"
 _ROUTES = {
     "info": re.compile(rf"/api/models/{_ID}(?:/revision/(?P<rev>[^/]+))?"),
-    "tree": re.compile(rf"/api/models/{_ID}/tree/(?P<rev>[^/]+)"),
+    "tree": re.compile(rf"/api/models/{_ID}/tree/(?P<rev>[^/]+)(?:/(?P<folder>.+))?"),
     "preupload": re.compile(rf"/api/models/{_ID}/preupload/(?P<rev>[^/]+)"),
     "commit": re.compile(rf"/api/models/{_ID}/commit/(?P<rev>[^/]+)"),
     "branch": re.compile(rf"/api/models/{_ID}/branch/(?P<rev>[^/]+)"),
-    "dataset": re.compile(r"/api/datasets/.+"),
     "whoami": re.compile(r"/api/whoami-v2"),
     "create": re.compile(r"/api/repos/create"),
     "check_card": re.compile(r"/api/validate-yaml"),
@@ -97,6 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path}")
         if self.hub.always is not None:
             return self._json({"error": "as the test wants it"}, self.hub.always)
+        path = path.replace("/api/datasets/", "/api/models/datasets/", 1)
         for name, pattern in _ROUTES.items():
             if match := pattern.fullmatch(path):
                 return getattr(self, f"_{name}")(**match.groupdict())
@@ -138,11 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in files]
             self._json({"id": id, "sha": repo.sha(branch), "siblings": siblings, "tags": [], "downloads": 0})
 
-    def _tree(self, id, rev):
+    def _tree(self, id, rev, folder):
         if found := self._open(id, rev):
             entries = [
                 {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                 for path, data in found[2].items()
+                if folder is None or path.startswith(f"{folder}/")
             ]
             self._json(entries)
 
@@ -166,9 +169,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.hub.sent += len(data)
         return self._send(data, status, headers)
-
-    def _dataset(self):
-        return self._json({"error": "Repository not found"}, 401, X_Error_Code="RepoNotFound")
 
     def _whoami(self):
         return self._json({"name": "me"}) if self._may() else self._json({"error": "Invalid username"}, 401)

@@ -114,6 +114,33 @@ def test_processes_share_an_epoch(length, batch_size, world_size, drop_last, see
         assert len(seen) - length < world_size
 
 
+@settings(max_examples=8, deadline=None)
+@given(
+    length=st.integers(8, 40), batch_size=st.integers(1, 4), drop_last=st.booleans(), seed=st.integers(0, 99)
+)
+def test_two_processes_of_two_workers_share_an_epoch(length, batch_size, drop_last, seed):
+    """As above, through real worker processes."""
+    ranks = [
+        ResumableLoader(
+            Frames(length),
+            augment,
+            batch_size,
+            seed,
+            rank=r,
+            world_size=2,
+            num_workers=2,
+            drop_last=drop_last,
+        )
+        for r in range(2)
+    ]
+    seen = sorted(v for each in ranks for batch in values(take(each, each.batches_per_epoch)) for v in batch)
+    if drop_last:
+        assert len(set(seen)) == len(seen) == length // (2 * batch_size) * 2 * batch_size
+    else:
+        assert set(seen) == set(range(length))
+        assert len(seen) - length < 2
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     batch_size=st.integers(1, 5),

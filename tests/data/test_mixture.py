@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.data.test_file_order import open_at_once
 from vla.data import Member, Mixture, ResumableLoader
+from vla.data.file_order import Window
 from vla.data.mixture import WeightedEpochs
 from vla.errors import ConfigError, DatasetError
 
@@ -58,18 +60,24 @@ def take(loader, count):
     return list(itertools.islice(loader, count))
 
 
-def epochs_of(sizes_and_weights, batch_size, seed=0):
+def epochs_of(sizes_and_weights, batch_size, seed=0, windows=()):
     sizes, weights = zip(*sizes_and_weights, strict=True)
-    return WeightedEpochs(sizes, weights, seed, batch_size, names=[f"m{n}" for n in range(len(sizes))])
+    names = [f"m{n}" for n in range(len(sizes))]
+    return WeightedEpochs(sizes, weights, seed, batch_size, names, windows)
 
 
-@settings(max_examples=60, deadline=None)
-@given(members=MIXTURES, batch_size=st.integers(1, 4), first=st.integers(0, 50))
-def test_nothing_comes_twice_in_an_epoch_and_all_before_any_again(members, batch_size, first):
+def windows_of(members, is_windowed):
+    """Windows of two blocks of five frames each, or none."""
+    return [Window(np.arange(size) // 5, 2) for size, _ in members] if is_windowed else ()
+
+
+@settings(max_examples=80, deadline=None)
+@given(members=MIXTURES, batch_size=st.integers(1, 4), first=st.integers(0, 50), is_windowed=st.booleans())
+def test_nothing_comes_twice_in_an_epoch_and_all_before_any_again(members, batch_size, first, is_windowed):
     lengths = [size for size, _ in members]
     if min(s * sum(w for _, w in members) / w for s, w in members) < batch_size + 1:
         return
-    epochs = epochs_of(members, batch_size)
+    epochs = epochs_of(members, batch_size, windows=windows_of(members, is_windowed))
     ends = np.cumsum(lengths)
     seen = np.zeros(ends[-1], dtype=int)
     for epoch in range(first, first + 6):
@@ -94,6 +102,22 @@ def test_weights_are_honoured(members, epochs):
     each = sum(made.counts(epoch) for epoch in range(epochs))
     assert (each == drawn).all()
     assert (made.counts(epochs) <= [size for size, _ in members]).all()
+
+
+def test_windowed_members_keep_to_few_blocks_and_still_take_turns():
+    members = [(100, 1.0), (200, 1.0)]
+    order = epochs_of(members, 4, windows=[Window(np.arange(100) // 10, 2), None]).order(0)
+    own = order[order < 100]
+    assert sorted(own) == list(range(100))
+    assert open_at_once(own, np.arange(100) // 10) == 2
+    turns = order < 100
+    assert abs(turns[:100].mean() - 0.5) < 0.2  # and not one member after the other
+    straight = epochs_of(members, 4, windows=[Window(np.arange(100) // 10, 2), None])
+    assert (straight.order(3) == epochs_of(members, 4, windows=straight_windows()).order(3)).all()
+
+
+def straight_windows():
+    return [Window(np.arange(100) // 10, 2), None]
 
 
 def test_an_epoch_ends_where_the_first_member_has_been_seen():
@@ -131,12 +155,30 @@ def test_no_two_processes_see_one_sample_in_an_epoch(sizes, weight, world_size, 
         assert abs(share - weight / (1 + weight)) <= 1 / epochs.length
 
 
-def test_two_processes_of_two_workers_share_an_epoch():
-    mixed = mixture((24, 1.0), (40, 1.0))
-    ranks = [loader(mixed, 4, rank=rank, world_size=2, num_workers=2) for rank in range(2)]
-    seen = [name for each in ranks for batch, _ in take(each, 6) for name in names(batch)]
-    assert len(seen) == len(set(seen)) == 48
-    assert sum(member == 0 for member, _ in seen) == 24
+@settings(max_examples=8, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(12, 40), st.integers(12, 40)),
+    weight=st.floats(0.2, 5),
+    batch_size=st.integers(1, 5),
+    is_windowed=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_two_processes_of_two_workers_share_an_epoch(sizes, weight, batch_size, is_windowed, seed):
+    """Nothing comes twice; and what the mixture's epoch holds comes, but for what fills no batch on both."""
+    members = [(sizes[0], 1.0), (sizes[1], weight)]
+    windows = windows_of(members, is_windowed) or (None, None)
+    mixed = Mixture(
+        [Member(f"m{n}", Frames(size), w, tensors(n), windows[n]) for n, (size, w) in enumerate(members)]
+    )
+    ranks = [loader(mixed, batch_size, seed, rank=rank, world_size=2, num_workers=2) for rank in range(2)]
+    seen = [
+        name for each in ranks for batch, _ in take(each, each.batches_per_epoch) for name in names(batch)
+    ]
+    epoch = mixed.epochs(seed, batch_size)
+    assert len(seen) == len(set(seen))
+    assert 0 <= epoch.length - len(seen) < 2 * batch_size
+    drawn = {(int(i >= sizes[0]), int(i - (i >= sizes[0]) * sizes[0])) for i in epoch.order(0)}
+    assert set(seen) <= drawn
 
 
 def test_workers_and_resuming_change_nothing():

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tests.data.make import draw_code, read_code, write_mp4
 from vla.data import video
 from vla.data.video import VideoReader, VideoReaders, check_container
-from vla.errors import DatasetError
+from vla.errors import ConfigError, DatasetError
 
 FPS, LENGTH = 10, 60
 CODECS = {
@@ -182,6 +183,60 @@ def test_readers_are_reused_and_bounded(h264, tmp_path, monkeypatch):
     for i in (0, 1, 0, 1, 2, 1, 0):  # the third closes 0, the last closes 2
         assert read_code(readers.get(paths[i]).frame(0.5))[1] == 5
     assert opened == ["0.mp4", "1.mp4", "2.mp4", "0.mp4"]
+
+
+def test_no_more_files_are_open_than_allowed_and_none_after_closing(h264, tmp_path):
+    paths = [shutil.copy(h264, tmp_path / f"{i}.mp4") for i in range(5)]
+    readers = VideoReaders(capacity=2)
+    for i in (0, 1, 2, 3, 0, 4):
+        readers.get(paths[i]).frame(0.5)
+        assert len(open_files(tmp_path)) <= 2
+    assert open_files(tmp_path) == ["0.mp4", "4.mp4"]
+    readers.close()
+    assert open_files(tmp_path) == []
+    assert read_code(readers.get(paths[3]).frame(0.5))[1] == 5
+    assert open_files(tmp_path) == ["3.mp4"]
+    with pytest.raises(ConfigError, match="open_videos must be at least 1, got 0"):
+        VideoReaders(capacity=0)
+
+
+def open_files(folder):
+    """Names of the files in a folder that this process has open, as the system says."""
+    links = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return sorted(os.path.basename(link) for link in links if os.path.dirname(link) == str(folder))
+
+
+def test_a_file_that_cannot_be_found_leaves_the_others_open(h264):
+    def locate(name):
+        if name == "gone":
+            raise DatasetError("gone")
+        return h264
+
+    readers = VideoReaders(capacity=1, locate=locate)
+    there = readers.get("there")
+    with pytest.raises(DatasetError, match="gone"):
+        readers.get("gone")
+    assert readers.get("there") is there
+
+
+def test_a_fork_does_not_move_the_files_of_its_parent(h264):
+    """Inherited files share their position with the parent's: both read to and fro at the same time."""
+    readers, context = VideoReaders(), multiprocessing.get_context("fork")
+    readers.get(h264).frame(0.5)
+
+    def read():
+        for i in np.random.default_rng(1).integers(0, LENGTH, 100).tolist():
+            assert read_code(readers.get(h264).frame(i / FPS))[1] == i
+        readers.close()
+
+    children = [context.Process(target=read) for _ in range(2)]
+    for child in children:
+        child.start()
+    for i in np.random.default_rng(2).integers(0, LENGTH, 200).tolist():
+        assert read_code(readers.get(h264).frame(i / FPS))[1] == i
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
 
 
 def test_another_process_opens_its_own(h264, monkeypatch):

@@ -7,6 +7,7 @@ demand, `windows` says which rows make up a chunk.
 
 import copy
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ import torch
 from vla.data import storage_v21, storage_v30
 from vla.data.columns import TextColumn, read_columns
 from vla.data.episodes import Episode
+from vla.data.file_order import Window
 from vla.data.frames import FrameStore, Progress
 from vla.data.hub import Source, locate
 from vla.data.schema import INFO_PATH, DatasetInfo, Feature, read_info
-from vla.data.video import check_container
+from vla.data.stream import FileStream
+from vla.data.video import OPEN_VIDEOS, check_container
 from vla.data.windows import window
 from vla.errors import ConfigError, DatasetError, did_you_mean
 
@@ -49,6 +52,13 @@ class LeRobotDataset:
             see `video.DEFAULT_TOLERANCE_S`.
         cache_frames: Keep decoded frames in memory (uint8), so that each is decoded once; `preload` decodes
             all of them at once.
+        open_videos: Video files that each process keeps open, the least recently used one closed for the
+            next.
+        streaming: Of a hub dataset, download each video file when a frame of it is first asked for, and only
+            metadata and tables now. Read in the order of `shuffle_window`, or in the dataset's own: a plain
+            shuffle asks for all files at once. A folder has its files already.
+        streaming_disk_gb: Disk space for streamed videos, in GB (10^9 bytes), the least recently opened ones
+            removed for the next; None keeps all, in the hub's cache.
 
     Attributes:
         info: What the whole dataset holds.
@@ -59,12 +69,14 @@ class LeRobotDataset:
         state_dim: Width of the state.
         action_dim: Width of an action.
         fingerprint: Hash of the metadata, the selection and the sizes of the files it lives in.
+        revision: Commit of a hub dataset, None for a folder. Opened again at it, the dataset is the same,
+            whatever was pushed since.
 
     Raises:
         DatasetError: The dataset is missing, incomplete, corrupt, empty, of an unknown version, holds values
             that are not finite, lacks a camera, episode or column that was asked for, or has no episode as
-            long as the horizon.
-        ConfigError: The horizon is not positive.
+            long as the horizon. While streaming, an item raises it where its video cannot be downloaded.
+        ConfigError: The horizon, the number of open videos or the disk space is not positive.
     """
 
     def __init__(
@@ -79,11 +91,16 @@ class LeRobotDataset:
         revision: str | None = None,
         tolerance_s: float | None = None,
         cache_frames: bool = False,
+        open_videos: int = OPEN_VIDEOS,
+        streaming: bool = False,
+        streaming_disk_gb: float | None = None,
     ) -> None:
         if action_horizon < 1:
             raise ConfigError(f"action_horizon must be at least 1, got {action_horizon}.")
         source = locate(path_or_repo_id, revision)
-        self.root = source.root
+        self.root, self.revision = source.root, source.revision
+        is_streamed = streaming and source.repo_id is not None
+        self._stream = FileStream(source, streaming_disk_gb) if is_streamed else None
         self.action_horizon = action_horizon
         self.action_key, self.state_key = action_key, state_key
         info = read_info(self.root)
@@ -102,7 +119,7 @@ class LeRobotDataset:
             _check_vector(self.info.feature(key, what), what)
         self._fetch_files(source)
         self.fingerprint = self._fingerprint(storage.metadata_files(self.root))
-        self._load_rows(tolerance_s, cache_frames)
+        self._load_rows(tolerance_s, cache_frames, open_videos)
 
     def without_pictures(self) -> "LeRobotDataset":
         """Return the same frames without decoding a picture; columns and fingerprint are shared."""
@@ -194,28 +211,61 @@ class LeRobotDataset:
             raise ConfigError("preload keeps frames in memory, which needs cache_frames=True.")
         self._frames.preload(progress)
 
+    def shuffle_window(self, episodes: int) -> Window:
+        """Return a shuffle that reads few video files at a time, for `WindowedEpochs`.
+
+        Args:
+            episodes: How many are mixed with one another at any time, about: so many files as hold them, and
+                at least two.
+
+        Raises:
+            ConfigError: The disk space for streamed files may not hold those of the window.
+        """
+        files = [tuple(e.videos[c].path for c in self.cameras if c in e.videos) for e in self.episodes]
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(files))}
+        size = max(2, math.ceil(episodes * len(numbers) / len(files)))
+        if self._stream is not None and self._stream.disk_bytes is not None:
+            groups = sorted(sum(self._video_sizes[name] for name in group) for group in numbers)
+            if (needed := sum(groups[-size:])) > self._stream.disk_bytes:
+                raise ConfigError(
+                    f"Shuffling among {episodes} episodes may take {needed / 1e9:.3g} GB of video files at "
+                    f"once, but streamed files may take {self._stream.disk_bytes / 1e9:.3g} GB: give more "
+                    "disk space, or shuffle among fewer."
+                )
+        blocks = [numbers[group] for group in files]
+        return Window(np.repeat(blocks, [episode.length for episode in self.episodes]), size)
+
+    def close(self) -> None:
+        """Close the video files that this process has open; the next item opens what it needs."""
+        self._frames.close()
+
     def _fetch_files(self, source: Source) -> None:
         self._videos = sorted(
             {e.videos[c].path for e in self.episodes for c in self.cameras if c in e.videos}
         )
         self._tables = sorted({episode.data_path for episode in self.episodes})
-        source.fetch([*self._tables, *self._videos])
+        source.fetch(self._tables if self._stream is not None else [*self._tables, *self._videos])
+        if self._stream is not None:
+            self._video_sizes = self._stream.sizes(self._videos)
+            return
         for path in self._videos:
             check_container(self.root / path)
+        self._video_sizes = {name: (self.root / name).stat().st_size for name in self._videos}
 
     def _fingerprint(self, metadata: Sequence[Path]) -> str:
         digest = hashlib.sha256()
         for path in (self.root / INFO_PATH, *metadata):
             digest.update(path.read_bytes())
         digest.update(repr([episode.index for episode in self.episodes]).encode())
+        for name in self._tables:
+            if not (self.root / name).exists():
+                raise DatasetError(f"{self.root / name} is missing: the dataset is incomplete.")
+        sizes = {name: (self.root / name).stat().st_size for name in self._tables} | self._video_sizes
         for name in (*self._tables, *self._videos):
-            path = self.root / name
-            if not path.exists():
-                raise DatasetError(f"{path} is missing: the dataset is incomplete.")
-            digest.update(f"{name} {path.stat().st_size}\n".encode())
+            digest.update(f"{name} {sizes[name]}\n".encode())
         return digest.hexdigest()[:32]
 
-    def _load_rows(self, tolerance_s: float | None, cache_frames: bool) -> None:
+    def _load_rows(self, tolerance_s: float | None, cache_frames: bool, open_videos: int) -> None:
         self._columns = read_columns(self.root, self.info, self.episodes)
         numbers = self._columns.numbers
         lengths = [episode.length for episode in self.episodes]
@@ -240,6 +290,8 @@ class LeRobotDataset:
             [self._columns.file_rows[s] for s in self.episode_slices],
             tolerance_s,
             cache_frames,
+            open_videos,
+            None if self._stream is None else self._stream.path,
         )
 
 

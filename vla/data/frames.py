@@ -9,7 +9,7 @@ import numpy as np
 from vla.data.episodes import Episode
 from vla.data.images import ParquetImages
 from vla.data.schema import Feature
-from vla.data.video import VideoReaders
+from vla.data.video import OPEN_VIDEOS, VideoReaders
 from vla.errors import DatasetError
 
 Progress = Callable[[int, int], None]
@@ -28,6 +28,8 @@ class FrameStore:
         tolerance_s: See `VideoReader.frame`.
         cache: Decode an episode's frames when the first of them is asked for, and keep them (uint8) in
             memory, so that each frame is decoded once per process. Processes forked after that share them.
+        open_videos: Video files that each process keeps open.
+        locate: Path of a video by its name in the dataset; by default it is in `root`.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class FrameStore:
         file_rows: Sequence[np.ndarray],
         tolerance_s: float | None,
         cache: bool,
+        open_videos: int = OPEN_VIDEOS,
+        locate: Callable[[str], Path] | None = None,
     ) -> None:
         self._root = root
         self._episodes = episodes
@@ -47,7 +51,7 @@ class FrameStore:
         self._file_rows = file_rows
         self._tolerance_s = tolerance_s
         self._kept: dict[tuple[int, str], np.ndarray] | None = {} if cache else None
-        self._videos = VideoReaders()
+        self._videos = VideoReaders(open_videos, locate or root.joinpath)
         self._images = ParquetImages()
 
     def get(self, position: int, frame: int, camera: str) -> np.ndarray:
@@ -83,6 +87,10 @@ class FrameStore:
             if progress is not None:
                 progress(position + 1, total)
 
+    def close(self) -> None:
+        """Close the video files that this process has open."""
+        self._videos.close()
+
     def _decode(self, position: int, frame: int, camera: str) -> np.ndarray:
         episode = self._episodes[position]
         feature = self._cameras[camera]
@@ -90,7 +98,7 @@ class FrameStore:
             if feature.dtype == "video":
                 span = episode.videos[camera]
                 seconds = span.start + float(self._times[position][frame])
-                pixels = self._videos.get(self._root / span.path).frame(seconds, self._tolerance_s)
+                pixels = self._videos.get(span.path).frame(seconds, self._tolerance_s)
             else:
                 row = int(self._file_rows[position][frame])
                 pixels = self._images.read(self._root / episode.data_path, row, camera)

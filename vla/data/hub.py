@@ -1,11 +1,12 @@
 """Where a dataset is: a local folder, or a snapshot of a Hugging Face dataset.
 
 Of a hub dataset only what is needed is downloaded: the metadata first, then the files of the selected
-episodes and cameras.
+episodes and cameras; or, with `stream.FileStream`, the videos one by one when they are needed.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vla.errors import DatasetError
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_ADVICE = "Give a local folder, or try again with a network connection."
 _MANY_FILES = 200  # beyond, matching every file against every pattern costs more than it saves
 
 
@@ -29,6 +31,11 @@ class Source:
     root: Path
     repo_id: str | None = None
     revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the hub dataset in a message."""
+        return f"'{self.repo_id}'" + (f" at revision '{self.revision}'" if self.revision else "")
 
     def fetch(self, files: Iterable[str]) -> None:
         """Make sure that some files are in the folder. Local folders have what they have.
@@ -79,15 +86,29 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> Source:
 
 def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
     import huggingface_hub
-    from huggingface_hub import errors
 
     where = f"'{repo_id}'" + (f" at revision '{revision}'" if revision else "")
-    try:
+    with hub_errors(where, f"There is no folder {where}, and the hub dataset of that name", _ADVICE):
         return Path(
             huggingface_hub.snapshot_download(
                 repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns
             )
         )
+
+
+@contextmanager
+def hub_errors(where: str, what: str, advice: str) -> Iterator[None]:
+    """Turn what `huggingface_hub` raises in the block into one `DatasetError`, caused by it.
+
+    Args:
+        where: The dataset, as messages call it.
+        what: That which cannot be downloaded, to begin a sentence with.
+        advice: What to do where the hub or the wire is to blame.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.GatedRepoError as error:
         raise DatasetError(
             f"The hub dataset {where} is gated: accept its terms on its page, then `hf auth login`."
@@ -98,10 +119,18 @@ def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
         raise DatasetError(
             f"There is neither a folder nor a hub dataset {where}. If it is private, `hf auth login` first."
         ) from error
-    except (errors.HFValidationError, errors.EntryNotFoundError, errors.HTTPError, OSError) as error:
-        # HTTPError is any failure on the wire; OSError covers offline mode and a full disk.
+    except (
+        errors.HFValidationError,
+        errors.EntryNotFoundError,
+        errors.HTTPError,  # any failure on the wire
+        errors.XetDownloadError,
+        RuntimeError,  # what the hub's storage client raises from its compiled part
+        OSError,  # offline mode, a full disk
+    ) as error:
+        cause = error.__cause__
+        if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
+            cause, errors.HTTPError | OSError
+        ):
+            error = cause  # the cache was only the second try
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DatasetError(
-            f"There is no folder {where}, and the hub dataset of that name cannot be downloaded: {reason} "
-            "Give a local folder, or try again with a network connection."
-        ) from error
+        raise DatasetError(f"{what} cannot be downloaded: {reason} {advice}") from error

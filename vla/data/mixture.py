@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vla.data.file_order import Window
 from vla.data.loader import MapDataset
 from vla.errors import ConfigError, DatasetError
 from vla.types import Batch
@@ -39,12 +40,14 @@ class Member:
         weight: Its share of the samples, relative to the other members' weights: of the dataset as a whole,
             however many frames it has.
         transform: Its items to the policy's tensors; see `ResumableLoader`.
+        window: How far its own frames are shuffled, where its files are to be read few at a time.
     """
 
     name: str
     dataset: MapDataset
     weight: float
     transform: Callable[[dict[str, Any], torch.Generator | None], Batch]
+    window: Window | None = None
 
 
 class Mixture:
@@ -97,6 +100,7 @@ class Mixture:
             seed,
             batch_size,
             names=[member.name for member in self.members],
+            windows=[member.window for member in self.members],
         )
 
     def _check_samples(self) -> None:
@@ -121,7 +125,8 @@ class WeightedEpochs:
 
     Each member has one fixed random order of its frames, in which it goes round and round, and an epoch is a
     stretch of it no longer than one round: so no frame comes twice in an epoch, and every one once a round.
-    The epoch's draws are then shuffled. Where a member's share is not a whole number of draws, it gets the
+    The epoch's draws are then shuffled; where a member has a window, only which member's turn it is, so that
+    each keeps to the order of its walk. Where a member's share is not a whole number of draws, it gets the
     next smaller or larger one, so that the mean over the epochs is the share.
 
     Args:
@@ -130,6 +135,7 @@ class WeightedEpochs:
         seed: Of all orders.
         batch_size: An epoch is a multiple of it.
         names: Of the members, for messages.
+        windows: Of the members' walks; None is a walk through all of a member's frames at once.
 
     Attributes:
         length: Draws in an epoch.
@@ -145,6 +151,7 @@ class WeightedEpochs:
         seed: int,
         batch_size: int,
         names: Sequence[str],
+        windows: Sequence[Window | None] = (),
     ) -> None:
         total = sum(map(Fraction, weights))
         shares = [Fraction(weight) / total for weight in weights]  # exact, so that their sum is 1
@@ -169,9 +176,11 @@ class WeightedEpochs:
         for draw in draws:
             edges.append(edges[-1] + draw % 1)
         self._edges = [float(edge) for edge in edges]
+        windows = windows or [None] * len(lengths)
+        self._keeps_walks = any(window is not None for window in windows)
         self._walks = [
-            np.random.default_rng([seed, _WALK, number]).permutation(length)
-            for number, length in enumerate(lengths)
+            _walk(np.random.default_rng([seed, _WALK, number]), length, window)
+            for number, (length, window) in enumerate(zip(lengths, windows, strict=True))
         ]
         self._position = (0, np.zeros(len(lengths), dtype=np.int64))
 
@@ -183,7 +192,14 @@ class WeightedEpochs:
             start + walk[np.arange(first, first + count) % len(walk)]
             for start, walk, first, count in zip(self._starts, self._walks, before, counts, strict=True)
         ]
-        return np.random.default_rng([self._seed, _SHUFFLE, epoch]).permutation(np.concatenate(drawn))
+        rng = np.random.default_rng([self._seed, _SHUFFLE, epoch])
+        if not self._keeps_walks:
+            return rng.permutation(np.concatenate(drawn))
+        turns = rng.permutation(np.repeat(np.arange(len(drawn)), counts))
+        order = np.empty(len(turns), dtype=np.int64)
+        for number, frames in enumerate(drawn):
+            order[turns == number] = frames
+        return order
 
     def counts(self, epoch: int) -> np.ndarray:
         """Return how many draws of an epoch each member gets, long `[members]`."""
@@ -202,6 +218,10 @@ class WeightedEpochs:
         offsets = (np.arange(first, last) * _GOLDEN) % 1.0
         below = [int(np.ceil(edge - offsets).sum()) for edge in self._edges]
         return np.array([high - low for low, high in pairwise(below)])
+
+
+def _walk(rng: np.random.Generator, length: int, window: Window | None) -> np.ndarray:
+    return rng.permutation(length) if window is None else window.permutation(rng)
 
 
 def _check_members(members: Sequence[Member]) -> None:

@@ -8,7 +8,7 @@ differs from the one asked for by more than the tolerance is an error, never a n
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from vla.errors import DatasetError
+from vla.errors import ConfigError, DatasetError
 
 DEFAULT_TOLERANCE_S = 1e-4
 """LeRobot's. Frame times are exact fractions, so what remains is rounding: to the container's ticks
 (half a tick is added, it is known per file) and of `from_timestamp`, a sum of floats. Half a frame would
 be the loosest tolerance that is unambiguous, and would hide recordings whose video is out of step."""
+
+OPEN_VIDEOS = 64
+"""Video files that each process keeps open, of each dataset; one of 224 x 224 pixels takes some megabytes."""
 
 _READ_ON = 3  # frames; decoding so many costs less than a seek
 _MP4_SUFFIXES = (".mp4", ".mov", ".m4v")
@@ -131,34 +134,51 @@ class VideoReader:
 
 
 class VideoReaders:
-    """Open readers by path, the least recently used one closed when there are too many.
+    """Open readers by name, the least recently used one closed before there are too many.
 
-    A decoder must not cross into another process: pickling leaves them behind, and after a fork the
-    inherited ones are put aside. They are not closed, because a decoder waits for its threads to end, and
-    the threads of the parent do not exist in the child.
+    Opening a file and reading its index takes as long as decoding some frames, so that random access is about
+    twice as fast with open files. A decoder must not cross into another process: pickling leaves them
+    behind, and after a fork the inherited ones are put aside. They are not closed, because a decoder waits
+    for its threads to end, and the threads of the parent do not exist in the child.
+
+    Args:
+        capacity: Readers open at once in each process, at least 1.
+        locate: Name to path, asked when a file is to be opened; it may have to be downloaded first.
     """
 
-    def __init__(self, capacity: int = 64) -> None:
-        self._capacity = capacity
-        self._open: OrderedDict[Path, VideoReader] = OrderedDict()
-        self._inherited: list[OrderedDict[Path, VideoReader]] = []
+    def __init__(self, capacity: int = OPEN_VIDEOS, locate: Callable[[str], Path] = Path) -> None:
+        if capacity < 1:
+            raise ConfigError(f"open_videos must be at least 1, got {capacity}: a video is read while open.")
+        self._capacity, self._locate = capacity, locate
+        self._open: OrderedDict[str, VideoReader] = OrderedDict()
+        self._inherited: list[OrderedDict[str, VideoReader]] = []
         self._process = os.getpid()
 
-    def get(self, path: Path) -> VideoReader:
+    def get(self, name: str) -> VideoReader:
         """Return the reader of a file, opening it if needed; raises `DatasetError` as `VideoReader`."""
+        self._leave_inherited()
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        path = self._locate(name)
+        while len(self._open) >= self._capacity:
+            self._open.popitem(last=False)[1].close()
+        self._open[name] = VideoReader(path)
+        return self._open[name]
+
+    def close(self) -> None:
+        """Close the files that this process has open; whoever asks for one again opens it again."""
+        self._leave_inherited()
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _leave_inherited(self) -> None:
         if self._process != os.getpid():
             self._inherited.append(self._open)
             self._open, self._process = OrderedDict(), os.getpid()
-        if path in self._open:
-            self._open.move_to_end(path)
-            return self._open[path]
-        while len(self._open) >= self._capacity:
-            self._open.popitem(last=False)[1].close()
-        self._open[path] = VideoReader(path)
-        return self._open[path]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_capacity": self._capacity, "_open": OrderedDict(), "_inherited": []}
+        return {**self.__dict__, "_open": OrderedDict(), "_inherited": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _process=os.getpid())

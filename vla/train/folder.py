@@ -27,7 +27,8 @@ VERSIONS_FILE = "versions.json"
 MAY_CHANGE = frozenset(
     {
         "output",
-        "data.num_workers",
+        *(f"data.{key}" for key in ("num_workers", "open_videos", "streaming_disk_gb")),
+        "data.revision",  # the statistics' fingerprint says whether the data are the same
         "train.accumulation",  # along with the number of processes, which the loop checks
         "train.total_batch_size",
         *(

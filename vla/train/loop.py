@@ -293,9 +293,14 @@ class Loop:
         log = None
         if main:
             self.folder.create(self.recipe)
-            datasets = self.job.fingerprints
             record_start(
-                self.folder.reproduce, self.recipe, self.step, datasets, self.engine.name, self.world
+                self.folder.reproduce,
+                self.recipe,
+                self.step,
+                self.job.fingerprints,
+                self.engine.name,
+                self.world,
+                self.job.revisions,
             )
             wanted = settings.tensorboard or "tensorboard" in settings.trackers
             tensorboard = self.folder.tensorboard if wanted else None

@@ -205,8 +205,10 @@ def _wrist_slots(part: Part) -> Sequence[str]:
 
 
 def _member(part: Part, dataset: LeRobotDataset, policy: Policy, augment: bool) -> Member:
-    transform = SampleTransform(part.cameras, part.recipe.data, policy.pipelines[part.name], augment)
-    return Member(part.name, dataset, part.weight, transform)
+    data = part.recipe.data
+    transform = SampleTransform(part.cameras, data, policy.pipelines[part.name], augment)
+    window = dataset.shuffle_window(data.streaming_window) if data.streaming else None
+    return Member(part.name, dataset, part.weight, transform, window)
 
 
 def _epochs(

@@ -92,6 +92,7 @@ class MixtureMember(_Section):
     """One dataset of a mixture. Keys that are left out have the value of the same key of `data`."""
 
     path: str
+    revision: str | None = None
     name: str | None = None
     """What its pipeline is called in the checkpoint; null is the last part of `path`."""
     weight: PositiveFloat
@@ -112,6 +113,8 @@ class DataSection(_Section):
 
     path: str
     """A LeRobot dataset, v2.1 or v3.0: folder or hub id. Empty where `mixture` is given."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset; null is its main branch as it is when the run starts."""
     mixture: tuple[MixtureMember, ...] | None = None
     """Several datasets instead of `path`, each with its own weight, cameras, conventions and statistics."""
     robot: str | None = None
@@ -141,6 +144,17 @@ class DataSection(_Section):
     """Processes that read ahead; 0 reads in the training process. The samples are the same."""
     cache: Literal["none", "frames", "samples"] = "none"
     """Keep decoded frames, or finished samples (only without augmentation), in memory: for small datasets."""
+    streaming: bool = False
+    """Download each video of a hub dataset when it is first needed, and go through the files in an order that
+    needs few at a time (`streaming_window`). A folder has its files already, and is read in that order."""
+    streaming_window: PositiveInt = 64
+    """Episodes that are mixed with one another at any time, about, while streaming: more shuffle better, and
+    need more files at once."""
+    streaming_disk_gb: float | None = Field(default=None, gt=0)
+    """Disk space for the streamed videos of a dataset on each machine, 10^9 bytes; null keeps all of them."""
+    open_videos: PositiveInt = 64
+    """Video files of a dataset that each process keeps open; where more are read at a time, they are opened
+    over and over."""
     feature_cache: str | None = None
     """Folder for what the vision tower makes of every frame, computed once, where the tower is frozen
     (`policy.freeze`) and `augment` is off. Training then reads no video and never runs the tower."""
@@ -154,6 +168,19 @@ class DataSection(_Section):
     def _path_or_mixture(self) -> Self:
         if self.path and self.mixture is not None:
             raise ValueError("give `path` or `mixture`, not both")
+        if self.revision is not None and self.mixture is not None:
+            raise ValueError("with `mixture`, give each member its own revision")
+        return self
+
+    @model_validator(mode="after")
+    def _streaming_reads_once(self) -> Self:
+        if self.streaming and (self.cache != "none" or self.feature_cache is not None):
+            what = f"cache={self.cache}" if self.cache != "none" else "feature_cache"
+            raise ValueError(
+                f"streaming downloads videos as they are needed, and {what} needs all at the start"
+            )
+        if not self.streaming and self.streaming_disk_gb is not None:
+            raise ValueError("streaming_disk_gb is for streaming=true")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
     {"starts": [{"step": 0, "time": ..., "command": [...], "recipe": {...}, "versions": {...},
                  "git": {"commit": ..., "is_dirty": ...} or null, "datasets": {path: fingerprint},
-                 "engine": "ddp", "processes": 2, "device": ...}, ...]}
+                 "revisions": {path: commit}, "engine": "ddp", "processes": 2, "device": ...}, ...]}
 
 The first start stays as it was written; each resumption adds its own behind it.
 """
@@ -31,7 +31,13 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def record_start(
-    path: Path, recipe: Recipe, step: int, datasets: Mapping[str, str], engine: str, processes: int
+    path: Path,
+    recipe: Recipe,
+    step: int,
+    datasets: Mapping[str, str],
+    engine: str,
+    processes: int,
+    revisions: Mapping[str, str] | None = None,
 ) -> None:
     """Add the start of a run, or of its resumption, to `reproduce.json`.
 
@@ -42,6 +48,7 @@ def record_start(
         datasets: Fingerprint of the frames that are trained on, by path.
         engine: What distributes the training.
         processes: Of all machines together.
+        revisions: Commits of those that are hub datasets, by path.
 
     Raises:
         TrainingError: The file holds something else.
@@ -56,6 +63,7 @@ def record_start(
             "versions": package_versions(),
             "git": git_state(_PACKAGE),
             "datasets": dict(datasets),
+            "revisions": dict(revisions or {}),
             "engine": engine,
             "processes": processes,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from vla.data.dataset import LeRobotDataset
+from vla.data.file_order import WindowedEpochs
 from vla.data.loader import ResumableLoader
-from vla.data.order import WholeDataset
+from vla.data.order import Epochs, WholeDataset
 from vla.data.sample import to_canonical
 from vla.data.split import split_episodes
 from vla.data.stats import compute_statistics
@@ -81,6 +82,13 @@ class Job:
     loader: ResumableLoader
     validation: ResumableLoader | None
     fingerprints: Mapping[str, str]
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Commits of those that are hub datasets, by the names of the fingerprints."""
+        commits = [robot.dataset.revision for robot in self.robots.values()]
+        named = zip(self.fingerprints, commits, strict=True)
+        return {name: commit for name, commit in named if commit is not None}
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,9 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
         transform = _with_features(recipe, policy, dataset, held_out, cameras)
         training = dataset.without_pictures()
         validating = None if held_out is None else held_out.without_pictures()
-    epochs = WholeDataset(len(dataset), train.seed)
+    epochs: Epochs = WholeDataset(len(dataset), train.seed)
+    if data.streaming:
+        epochs = WindowedEpochs(dataset.shuffle_window(data.streaming_window), train.seed)
     if data.bucket_by_length:
         lengths = text_lengths(policy.pipeline, dataset, data.response_key)
         epochs = by_length(epochs, lengths, train, processes)
@@ -250,13 +260,18 @@ def open_datasets(data: DataSection, horizon: int, seed: int) -> tuple[LeRobotDa
         state_key=data.state_key,
         tolerance_s=data.tolerance_s,
         cache_frames=data.cache == "frames",
+        open_videos=data.open_videos,
+        streaming=data.streaming,
+        streaming_disk_gb=data.streaming_disk_gb,
     )
-    everything = open_dataset(episodes=data.episodes)
+    everything = open_dataset(episodes=data.episodes, revision=data.revision)
     chosen = [episode.index for episode in everything.episodes]
     training, validation = split_episodes(chosen, data.validation_fraction, seed)
     if not validation:
         return everything, None
-    return open_dataset(episodes=training), open_dataset(episodes=validation)
+    # At the commit that was found, so that a push in between cannot mix two states.
+    reopen = partial(open_dataset, revision=everything.revision)
+    return reopen(episodes=training), reopen(episodes=validation)
 
 
 def camera_slots(data: DataSection, dataset: LeRobotDataset) -> dict[str, str]:
@@ -330,7 +345,8 @@ def check_same_data(checkpoint: Path, pipeline: Pipeline | None, dataset: LeRobo
     normalize = pipeline.find(Normalize) if pipeline is not None else None
     if normalize is None or normalize.statistics.source != dataset.fingerprint:
         raise TrainingError(
-            f"{checkpoint} was trained on another state of the dataset: it has changed since."
+            f"{checkpoint} was trained on another state of the dataset: it has changed since. (A hub dataset "
+            "is read as it was with data.revision=COMMIT, which the run's reproduce.json names.)"
         )
 
 
