@@ -33,9 +33,13 @@ def hub(many_files, monkeypatch, tmp_path):
     with serving() as served:
         served.add(f"datasets/{ID}", many_files)
         speak_to(served.url, monkeypatch, tmp_path / "cache")
-        # A failure is tried again at once, by the hub's library too.
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)
         yield served
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """A failure is tried again at once, by the hub's library too."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 def videos(hub):
@@ -175,7 +179,7 @@ def test_a_lost_connection_is_tried_again(hub, caplog, monkeypatch):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_connection_that_stays_lost(hub, num_workers):
+def test_a_connection_that_stays_lost(hub, impatient, num_workers):
     ours = loader(opened(), num_workers=num_workers)
     batches = iter(ours)
     next(batches)
@@ -187,7 +191,7 @@ def test_a_connection_that_stays_lost(hub, num_workers):
     assert "\n" not in str(error.value)
 
 
-def test_a_hub_that_is_gone(hub, monkeypatch):
+def test_a_hub_that_is_gone(hub, impatient, monkeypatch):
     dataset = opened()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
@@ -308,6 +312,22 @@ def test_windows_hold_as_many_episodes_as_asked_for(hub, many_files):
     folder = LeRobotDataset(many_files, action_horizon=2, streaming=True)  # has its files already
     assert (folder.shuffle_window(5).blocks == dataset.shuffle_window(5).blocks).all()
     assert folder.revision is None
+
+
+def test_many_episodes_in_a_file(hub, tmp_path):
+    """v3.0: some episodes in each file."""
+    folder = make_dataset(
+        tmp_path / "v3", episodes=9, length=[25, 31, 28, 30, 22, 35, 30, 27, 20], video_file_mb=0.002
+    )
+    hub.add("datasets/someone/v3", folder)
+    dataset = LeRobotDataset("someone/v3", action_horizon=2, streaming=True)
+    window = dataset.shuffle_window(4)
+    assert 3 <= len(set(window.blocks)) < 9
+    assert window.size < len(set(window.blocks))
+    ours = loader(dataset, episodes=4, drop_last=False)
+    frames = seen(itertools.islice(ours, ours.batches_per_epoch))
+    assert sorted(frames) == [(e.index, f) for e in dataset.episodes for f in range(e.length)]
+    assert sorted(videos(hub)) == sorted(str(p.relative_to(folder)) for p in folder.rglob("*.mp4"))
 
 
 def test_a_stream_needs_a_commit(tmp_path):
