@@ -218,8 +218,8 @@ class TrainSection(_Section):
     tf32: bool = True
     """On CUDA, what is multiplied in float32 may round its factors to TF32's 11 bits; faster."""
     peak_tflops: PositiveFloat | None = None
-    """What one device can do at most at this precision, 10^12 operations per second, for `mfu`. Null takes the
-    data sheet's value for GPUs that are known, and leaves `mfu` out for others."""
+    """What one device can do at most at this precision, 10^12 operations per second, for `mfu`. Null takes
+    the data sheet's value for GPUs that are known, and leaves `mfu` out for others."""
     seed: int = Field(default=42, ge=0)
     draws_per_observation: PositiveInt | None = None
     """Noise draws that share one prefix; null is the policy config's own."""
