@@ -26,7 +26,7 @@ DEFAULT_TOLERANCE_S = 1e-4
 be the loosest tolerance that is unambiguous, and would hide recordings whose video is out of step."""
 
 OPEN_VIDEOS = 64
-"""Video files that each process keeps open, of each dataset; one of 224 x 224 pixels takes some megabytes."""
+"""Video files of a dataset that each process keeps open; one of 224 x 224 pixels takes about a megabyte."""
 
 _READ_ON = 3  # frames; decoding so many costs less than a seek
 _MP4_SUFFIXES = (".mp4", ".mov", ".m4v")
