@@ -7,12 +7,14 @@ compares the folder around it before and after.
 import errno
 import json
 import os
+import re
 import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 import vla.atomic
 from tests.cli.conftest import CAMERA
@@ -264,6 +266,98 @@ class TestCheckpoint:
         assert "--side" in refused([*argv, "--side", "up"])
         assert "no sides" in refused([*argv, "--env", "CartPole-v1", "--side", "left"])
         assert "--open-loop" in refused([*argv, "--camera", "a=b"])
+
+
+@pytest.fixture(scope="module")
+def adapted(run, dataset, write_recipe, tmp_path_factory):
+    """A copy of the trained policy, and a run that adapts it; read only."""
+    folder = tmp_path_factory.mktemp("adapted")
+    shutil.copytree(run / "checkpoints" / "last", folder / "base")
+    argv = ["train", write_recipe(folder, dataset, folder / "lora"), "policy.preset=null"]
+    assert main([*argv, f"policy.pretrained={folder / 'base'}", "policy.adapter.rank=2"]) == 0
+    return folder
+
+
+class TestAdapter:
+    @pytest.fixture
+    def adapt(self, adapted, dataset, train_on):
+        """The arguments that adapt the policy into `tmp_path / "new"`."""
+        return lambda *more: train_on(
+            dataset, "policy.preset=null", f"policy.pretrained={adapted / 'base'}", *more
+        )
+
+    @pytest.mark.parametrize(
+        ("asked", "said"),
+        [
+            (
+                "targets=model.expert.layers.0.self_attn.qproj",
+                "Did you mean 'model.expert.layers.0.self_attn.q",
+            ),
+            ("targets=model.expret.*", "match no linear map"),
+            ("targets='model.(expert'", "no valid expression"),
+            ("preset=exprt", "expected 'expert', 'vlm+expert'"),
+            ("rnak=4", "Did you mean 'policy.adapter.rank'"),
+        ],
+    )
+    def test_targets_that_match_nothing(self, adapt, refused, asked, said):
+        assert said in refused(adapt(f"policy.adapter.{asked}"))
+
+    @pytest.fixture
+    def on_another_base(self, adapted, tmp_path):
+        """A copy of the adapter that names a base with other values."""
+        weights = load_file(adapted / "base" / "model.safetensors")
+        shutil.copytree(adapted / "base", tmp_path / "other")
+        changed = {name: tensor + 1 for name, tensor in weights.items()}
+        save_file(changed, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+        shutil.copytree(adapted / "lora" / "checkpoints" / "last", tmp_path / "lora")
+        path = tmp_path / "lora" / "adapter_base.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"name": str(tmp_path / "other")}))
+        return tmp_path / "lora"
+
+    def test_another_base(self, on_another_base, adapted, dataset, tmp_path, refused):
+        prints = set()
+        for argv in (
+            ["merge", on_another_base, tmp_path / "new"],
+            [
+                "merge",
+                adapted / "lora" / "checkpoints" / "last",
+                tmp_path / "new",
+                "--base",
+                tmp_path / "other",
+            ],
+            ["eval", on_another_base, "--open-loop", dataset, "--output", tmp_path / "new"],
+        ):
+            error = refused(argv)
+            assert "fits its own base alone" in error
+            prints |= set(re.findall(r"fingerprint ([0-9a-f]{16})", error))
+        assert len(prints) == 2
+
+    def test_base_of_another_size(self, adapted, tmp_path, write_recipe, dataset, refused):
+        argv = ["train", write_recipe(tmp_path, dataset, tmp_path / "small"), "policy.config.depth=1"]
+        assert main(argv) == 0
+        small = tmp_path / "small" / "checkpoints" / "last"
+        adapter = adapted / "lora" / "checkpoints" / "last"
+        assert "fingerprint" in refused(["merge", adapter, tmp_path / "new", "--base", small])
+
+    def test_base_that_is_gone(self, on_another_base, tmp_path, refused):
+        shutil.rmtree(tmp_path / "other")
+        assert "needs its base" in refused(["merge", on_another_base, tmp_path / "new"])
+
+    @pytest.mark.parametrize(
+        ("more", "key"),
+        [
+            (["policy.adapter.rank=3"], "policy.adapter.rank (was 2, now 3)"),
+            (["policy.adapter.rank=2", "train.seed=7"], "train.seed (was 42, now 7)"),
+            (["policy.freeze=vision"], "policy.adapter"),
+        ],
+    )
+    def test_resuming_another_recipe(self, adapted, adapt, refused, more, key):
+        folder = adapted / "lora"
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        error = refused([*adapt(*more), f"output={folder}", "--resume"])
+        assert "another recipe" in error
+        assert key in error
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_prompt_longer_than_the_limit_warns_with_the_lost_text(tmp_path, write_recipe, capfd, caplog):

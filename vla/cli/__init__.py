@@ -65,6 +65,8 @@ def _options(
     ] = False,
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
+    if not verbose:  # it warns of a kernel for 4-bit products on CPUs as soon as an adapter is loaded
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
 
 

@@ -103,7 +103,8 @@ def load_adapter(policy: Policy, folder: str | Path, name: str = DEFAULT_NAME) -
         ours_from = policy.loaded_from.name if policy.loaded_from else "weights of no checkpoint"
         raise WeightsError(
             f"The adapter {folder} was trained on {said['name']} with the fingerprint {said['fingerprint']}, "
-            f"but this policy, {ours_from}, has the fingerprint {ours}: an adapter fits its own base alone."
+            f"but this policy, {ours_from}, has the fingerprint {ours}: an adapter fits its own base alone. "
+            "Say where that lies: base=..., or `vla merge --base`."
         )
     lora, tensors = _read_adapter(folder)
     pipeline = Pipeline.load(folder) if (folder / PIPELINE_FILE).exists() else None
