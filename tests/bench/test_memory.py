@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.bench.saved_bytes import StepBytes, adapt, loss_of, make, make_batch, step_peak
+from vla.bench import memory
 from vla.bench.activations import Load
 from vla.bench.memory import (
     FLOAT32,
@@ -17,6 +18,8 @@ from vla.bench.memory import (
     memory_table,
 )
 from vla.errors import ConfigError
+from vla.policies.adapters import AdapterConfig, add_adapter, cast_trained
+from vla.policies.quantize import quantize_base
 from vla.policies.registry import make_config
 
 FULL, LORA = "full fine-tuning", "LoRA fine-tuning"
@@ -180,10 +183,35 @@ def test_bytes_per_weight():
     assert quantised == pytest.approx(8 * small + (reached - small) * (2 + 8 / 256))
 
 
+@each_policy
+def test_a_base_in_4_bits_takes_what_is_predicted(name, monkeypatch):
+    monkeypatch.setitem(memory.RANKS, "expert", memory.RANKS["language"])
+    policy = make(name, "middle", torch.bfloat16)
+    predicted = rows(policy.config)["QLoRA fine-tuning", MASTER.name, "AdamW"].weights_gb * 1e9
+    quantize_base(policy, "4bit")
+    add_adapter(policy, AdapterConfig(preset="vlm+expert", rank=memory.RANKS["language"]))
+    cast_trained(policy, torch.float32)
+    stored = [p for p in policy.parameters() if not p.is_floating_point()]
+    counted = [tensor for tensor in count_tensors(policy.config) if tensor.quantized]
+    assert len(stored) == len(counted) == 6 * (6 + 7 + 7)
+    assert sum(p.numel() for p in stored) == sum(tensor.size for tensor in counted) / 2
+    scales = [s for p in stored for s in (p.quant_state.absmax, p.quant_state.state2.absmax)]
+    held = sum(tensor.nbytes for tensor in (*policy.parameters(), *scales))
+    assert predicted == pytest.approx(held, rel=1e-4)
+
+
+def test_maps_that_do_not_fit_keep_16_bits():
+    kept = [t for t in count_tensors(make_config("pi0")) if ".layers." in t.name and not t.quantized]
+    matrices = [tensor.name for tensor in kept if tensor.size > 1e6]
+    # SigLIP's MLP is 4304 wide.
+    assert len(matrices) == 27
+    assert all("vision_tower" in name and name.endswith("mlp.fc2.weight") for name in matrices)
+
+
 def test_four_bits_are_an_eighth_and_their_scales():
     config = make_config("pi0", {}, "middle")
     tensors, table = count_tensors(config), rows(config)
-    maps = sum(tensor.size for tensor in tensors if tensor.maps)
+    maps = sum(tensor.size for tensor in tensors if tensor.quantized)
     saved = (
         table[LORA, PURE.name, "AdamW"].weights_gb - table["QLoRA fine-tuning", PURE.name, "AdamW"].weights_gb
     )

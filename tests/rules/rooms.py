@@ -40,7 +40,8 @@ POLICY_MODULES = (
     "flow_checks", "flow_config", "flow_config_files", "flow_config_written", "flow_flops",
     "flow_formats", "flow_output", "flow_parts", "flow_pipeline", "flow_policy", "flow_text", "flow_time",
     "hub", "initialise", "lerobot_equivalent", "lerobot_files", "lerobot_steps", "lerobot_written",
-    "loading", "openpi_files", "pipelines", "published", "registry", "robot", "transformers_files",
+    "loading", "openpi_files", "pipelines", "published", "quantize", "registry", "robot",
+    "transformers_files",
 )  # fmt: skip
 """Modules of `policies/` that know no particular policy; every other name in it is a policy's folder."""
 
@@ -73,8 +74,17 @@ ROOMS: dict[str, Room] = {
             "yaml",
         ),
     ),
+    "policies.quantize": Room(packages=("torch", "bitsandbytes")),
     "train": Room(
-        rooms=("data", "transforms", "policies.adapters", "policies.base", "policies.registry", "weights"),
+        rooms=(
+            "data",
+            "transforms",
+            "policies.adapter_files",
+            "policies.adapters",
+            "policies.base",
+            "policies.registry",
+            "weights",
+        ),
         packages=("torch", "numpy", "safetensors", "accelerate", "omegaconf", "pydantic", "yaml", "rich"),
     ),
     "train.optim": Room(packages=("torch", "bitsandbytes")),
@@ -84,7 +94,10 @@ ROOMS: dict[str, Room] = {
         rooms=("serve", "policies.registry", "data"),
         packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),
     ),
-    "bench": Room(rooms=("policies.registry",), packages=("torch", "numpy", "transformers", "psutil")),
+    "bench": Room(
+        rooms=("policies.registry", "policies.quantize"),
+        packages=("torch", "numpy", "transformers", "psutil"),
+    ),
     "demo": Room(
         rooms=("data", "train", "eval", "policies.registry", "transforms"),
         packages=("torch", "numpy", "PIL", "jinja2", "markupsafe", "matplotlib", "gymnasium", "rich"),

@@ -15,7 +15,7 @@ from vla.policies.base import Policy
 from vla.policies.registry import load
 from vla.train import train
 from vla.train.checkpoint import list_checkpoints
-from vla.train.loop import _check_looks
+from vla.train.engine import check_recipe
 from vla.train.metrics import read_metrics
 
 
@@ -196,4 +196,4 @@ def test_full_disk_ends_the_run_with_the_last_checkpoint_whole(tiny, tmp_path, m
 def test_looking_needs_the_whole_policy(tiny, key):
     engine = SimpleNamespace(shards_weights=True, name="fsdp2")
     with pytest.raises(ConfigError, match=f"train.{key} needs the whole policy.*fsdp2"):
-        _check_looks(tiny(f"train.{key}=2").train, engine)
+        check_recipe(tiny(f"train.{key}=2"), engine)

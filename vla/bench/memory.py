@@ -12,6 +12,7 @@ kernels (0.3 to 1 GB), what the allocator keeps in reserve (usually 5 to 10 %), 
 communication buffers and sharding of several GPUs, data loading, and a text loss.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from torch import nn
 
 from vla.bench.activations import Arithmetic, Kept, Load, Weights, acting_bytes, kept_bytes
 from vla.errors import ConfigError
+from vla.policies.quantize import BLOCK
 from vla.policies.registry import policy_entry, policy_names
 
 INFERENCE = "inference"
@@ -93,8 +95,8 @@ class Tensor:
         part: One of `PARTS`.
         size: Number of values.
         in_map: It belongs to a linear map or a convolution, which mixed precision converts.
-        maps: (inputs, outputs) where it is the matrix of a linear map of a Gemma layer, which LoRA adapts and
-            QLoRA stores in 4 bits.
+        maps: (inputs, outputs) where it is the matrix of a linear map of a Gemma layer, which LoRA adapts.
+        quantized: QLoRA stores it in 4 bits: maps of the layers of all towers, where they fit.
         used: The forward pass reads it. Of the prefix's last layer that is what makes keys and values.
         reached: The action loss has a gradient for it: what is used, unless the backbone is insulated.
     """
@@ -104,6 +106,7 @@ class Tensor:
     size: int
     in_map: bool
     maps: tuple[int, int] | None
+    quantized: bool
     used: bool
     reached: bool
 
@@ -143,7 +146,8 @@ def memory_table(
 
     LoRA trains adapters on the linear maps of both Gemma stacks (ranks `RANKS`) and the heads; vision tower
     and token table are frozen. What is frozen needs no float32 master, so with mixed precision it is kept in
-    bf16. QLoRA stores the adapted maps in 4 bits and the rest of what is frozen in bf16.
+    bf16. QLoRA stores the maps of all layers in 4 bits, the vision tower's included, and the rest of what is
+    frozen in bf16.
 
     Args:
         config: Of a policy of pi-0's family, any size.
@@ -233,12 +237,13 @@ class TrainingPlan:
                 yield from _adapter_sizes(tensor)
 
     def _weight_bytes(self, tensor: Tensor) -> float:
-        if self._is_trained(tensor):
+        if self.use == FULL:
             return tensor.size * self.precision.trained
-        if not self._is_adapted(tensor):
-            return tensor.size * (2 if self.use == QLORA else self.precision.frozen)
-        base = FOUR_BIT if self.use == QLORA else self.precision.frozen
-        return tensor.size * base + sum(_adapter_sizes(tensor)) * self.precision.trained
+        frozen = tensor.size * (FOUR_BIT if self.use == QLORA and tensor.quantized else self.precision.frozen)
+        if self._is_trained(tensor):  # the base's own is kept beside the copy that is trained
+            return frozen + tensor.size * self.precision.trained
+        adapter = sum(_adapter_sizes(tensor)) if self._is_adapted(tensor) else 0
+        return frozen + adapter * self.precision.trained
 
     def _state_bytes(self, size: int) -> float:
         """AdamW's two moments of a tensor."""
@@ -302,7 +307,7 @@ class TrainingPlan:
         """QLoRA turns one 4-bit matrix at a time into the compute dtype."""
         if self.use != QLORA:
             return 0.0
-        return max(tensor.size for tensor in self.tensors if tensor.maps) * self.precision.compute
+        return max(tensor.size for tensor in self.tensors if tensor.quantized) * self.precision.compute
 
 
 def _acting(config: Any, tensors: list[Tensor], load: Load, precision: Arithmetic) -> MemoryRow:
@@ -322,6 +327,7 @@ def _adapter_sizes(tensor: Tensor) -> tuple[int, int]:
 
 def _tensors(model: nn.Module, config: Any) -> Iterator[Tensor]:
     last = f"model.language_model.layers.{config.depth - 1}."
+    stored = re.compile(model.quantized_maps())  # type: ignore[operator]
     idle = tuple(last + name for name in ("self_attn.q_proj", "self_attn.o_proj", "post_attention", "mlp"))
     for path, module in model.named_modules():
         is_map = isinstance(module, nn.Linear | nn.Conv2d)
@@ -337,6 +343,7 @@ def _tensors(model: nn.Module, config: Any) -> Iterator[Tensor]:
                 size=parameter.numel(),
                 in_map=is_map,
                 maps=(parameter.shape[1], parameter.shape[0]) if adaptable else None,
+                quantized=bool(matrix and stored.fullmatch(path)) and parameter.shape[1] % BLOCK == 0,
                 used=used,
                 reached=used and not (config.insulate_backbone and part in PREFIX),
             )

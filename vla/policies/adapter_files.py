@@ -2,7 +2,8 @@
 
     adapter_config.json          peft's own, so that peft reads the folder, too
     adapter_model.safetensors    the matrices, and the maps that were trained whole
-    adapter_base.json            the base: hub id or path, commit, and what it must look like (a fingerprint)
+    adapter_base.json            the base: hub id or path, commit, what it must look like (a fingerprint), and
+                                 in how many bits it was stored in training
     pipeline.json, ...           statistics, transforms and tokenizer, as in every policy's folder
 
 An adapter changes the weights of one base and of no other, so the base's fingerprint is compared whenever the
@@ -10,6 +11,7 @@ two meet.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from vla.atomic import atomic_write
 from vla.errors import StatisticsError, VlaError, WeightsError
 from vla.policies.adapters import (
     DEFAULT_NAME,
+    cast_trained,
     fingerprint,
     fold_in,
     import_peft,
@@ -33,6 +36,8 @@ from vla.transforms.named_pipelines import read_pipelines
 from vla.weights.dtypes import as_dtype
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
 from vla.weights.source import local_folder
+
+logger = logging.getLogger(__name__)
 
 _, CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES
 
@@ -76,11 +81,14 @@ def write_adapter(policy: Policy, folder: Path, state_dict: dict[str, torch.Tens
         "config": base.config,
         "asset_id": base.asset_id,
         "fingerprint": policy.base_fingerprint,
+        "quantize": policy.trained_on[name],
     }
     atomic_write(folder / BASE_FILE, json.dumps(said, indent=2) + "\n")
 
 
-def load_adapter(policy: Policy, folder: str | Path, name: str = DEFAULT_NAME) -> None:
+def load_adapter(
+    policy: Policy, folder: str | Path, name: str = DEFAULT_NAME, dtype: torch.dtype | None = None
+) -> None:
     """Load an adapter into its base, beside others that may be in it, and make it the active one.
 
     The policy's pipeline becomes the adapter's: another robot has other statistics.
@@ -89,6 +97,7 @@ def load_adapter(policy: Policy, folder: str | Path, name: str = DEFAULT_NAME) -
         policy: The base; changed in place.
         folder: The adapter's folder, or its hub id.
         name: Of the adapter inside the policy, for `set_adapter`.
+        dtype: Of the adapter, where it is to be trained further; None is the base's.
 
     Raises:
         WeightsError: The adapter was trained on another base, or is damaged; the policy is as it was.
@@ -115,6 +124,9 @@ def load_adapter(policy: Policy, folder: str | Path, name: str = DEFAULT_NAME) -
         raise
     except ValueError as error:  # peft's complaint of a config that fits no map
         raise WeightsError(f"{folder / CONFIG_FILE} does not fit the policy: {error}") from error
+    policy.trained_on[name] = said.get("quantize")
+    if dtype is not None or policy.quantized is not None:
+        cast_trained(policy, dtype or policy.dtype)  # beside maps of integers, `peft` makes it float32
     targets = peft.get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
     wanted = {_PREFIX + key: tensor for key, tensor in targets.items()}
     wrong = sorted(
@@ -143,6 +155,8 @@ def load_with_base(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     tokenizer: Any = None,
+    quantize: str | None = None,
+    adapter_dtype: torch.dtype | None = None,
     **hub: Any,
 ) -> Policy:
     """Return the policy of an adapter's folder: its base, with the adapter in it.
@@ -154,6 +168,8 @@ def load_with_base(
         dtype: Of the weights; None keeps the base's.
         device: Where to put them.
         tokenizer: A tokenizer, or its folder or hub id, where the base brings none.
+        quantize: "4bit" or "8bit" for the base, whatever it was in training.
+        adapter_dtype: Of the adapter, where it is to be trained further; None is the base's.
         **hub: `token`, `cache_dir`, `local_files_only`.
 
     Raises:
@@ -171,14 +187,17 @@ def load_with_base(
             config=said["config"],
             tokenizer=tokenizer,
             asset_id=said["asset_id"],
+            quantize=quantize,
             **hub,
         )
     except (WeightsError, StatisticsError) as error:
         raise WeightsError(
             f"The adapter {folder} needs its base {name}, which cannot be opened: {error}"
         ) from error
-    load_adapter(policy, folder)
-    return policy if wanted is None else policy.to(wanted)  # type: ignore[arg-type]
+    load_adapter(policy, folder, dtype=adapter_dtype)
+    if wanted is None or adapter_dtype is not None:
+        return policy
+    return policy.to(wanted)  # type: ignore[arg-type]
 
 
 def merge(
@@ -190,6 +209,9 @@ def merge(
     **hub: Any,
 ) -> Policy:
     """Write base and adapter as one whole checkpoint, which needs neither of them any more.
+
+    The base is taken in full precision, also where the adapter was trained on one in 4 or 8 bits; the result
+    then differs from what was trained by the error of those, and the log says so.
 
     Args:
         adapter: Its folder or hub id.
@@ -207,6 +229,11 @@ def merge(
     """
     folder = local_folder(adapter, hub.pop("revision", None), **hub)
     policy = load_with_base(folder, base=base, dtype=torch.float32, **hub)
+    if (quantized := policy.trained_on[DEFAULT_NAME]) is not None:
+        logger.warning(
+            "The adapter was trained on a base in %s and is merged into the base itself: the result differs "
+            "from what was trained by the error of the %s.", quantized, quantized,
+        )  # fmt: skip
     fold_in(policy)
     policy = policy.to(as_dtype(dtype) or torch.float32)  # type: ignore[arg-type]
     policy.save_pretrained(dst)
@@ -217,7 +244,7 @@ def merge(
 def _read_base(folder: Path) -> dict[str, Any]:
     path = folder / BASE_FILE
     said = _read_json(path)
-    if said.keys() != {"name", "revision", "config", "asset_id", "fingerprint"}:
+    if said.keys() - {"quantize"} != {"name", "revision", "config", "asset_id", "fingerprint"}:
         raise WeightsError(f"{path} does not say what an adapter's base is: its keys are {sorted(said)}.")
     return said
 

@@ -125,6 +125,7 @@ def inject(policy: Policy, lora: Any, name: str) -> None:
         peft.inject_adapter_in_model(lora, policy, adapter_name=name)
     pipelines = (policy.pipeline, policy.pipelines)
     policy.adapter_pipelines[policy.adapter] = policy.adapter_pipelines[name] = pipelines
+    policy.trained_on[name] = policy.quantized
     set_adapter(policy, name)
 
 
@@ -168,14 +169,26 @@ def train_adapter_only(policy: Policy) -> None:
         parameter.requires_grad_(any(mark in name for mark in marks))
 
 
+def cast_trained(policy: Policy, dtype: torch.dtype) -> None:
+    """Give what requires a gradient another dtype than the frozen weights; in place, names stay."""
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
 def fold_in(policy: Policy) -> None:
     """Make the active adapter part of the weights; the policy is then one like any other.
 
     Other adapters in it are dropped. Best done in float32: the sum is rounded to the weights' dtype.
 
     Raises:
-        ConfigError: No adapter is active.
+        ConfigError: No adapter is active, or the base is quantised.
     """
+    if policy.quantized is not None:
+        raise ConfigError(
+            f"The base is stored in {policy.quantized}, where a sum would be rounded once more: load it in "
+            "full precision, as `vla merge` does."
+        )
     if policy.adapter is None:
         raise ConfigError("No adapter is active in this policy, so there is nothing to merge.")
     name = policy.adapter
@@ -187,7 +200,7 @@ def fold_in(policy: Policy) -> None:
             plain = module.modules_to_save[name] if _of_this(module, name) else module.original_module
         _replace(policy, path, plain)
     del policy.peft_config  # type: ignore[attr-defined]
-    policy.adapter, policy.adapter_pipelines = None, {}
+    policy.adapter, policy.adapter_pipelines, policy.trained_on = None, {}, {}
     policy.requires_grad_(True)
 
 
@@ -199,7 +212,7 @@ def remove_adapter(policy: Policy, name: str) -> None:
     """
     set_adapter(policy, name)
     set_adapter(policy, None)
-    del policy.adapter_pipelines[name]
+    del policy.adapter_pipelines[name], policy.trained_on[name]
     del policy.peft_config[name]  # type: ignore[attr-defined]
     for path, part in _parts(policy):
         if hasattr(part, "modules_to_save"):
@@ -210,7 +223,7 @@ def remove_adapter(policy: Policy, name: str) -> None:
             part.delete_adapter(name, []) if hasattr(part, "modules_to_save") else part.delete_adapter(name)
         else:
             _replace(policy, path, plain)
-    if not adapter_names(policy):
+    if not adapter_names(policy) and policy.quantized is None:
         policy.requires_grad_(True)
 
 
@@ -227,8 +240,11 @@ def fingerprint(policy: Policy) -> str:
     """Return what tells the base of a policy from others: a hash of names, shapes and some of the values.
 
     Values are rounded to bfloat16 first, so that a base has one fingerprint in float32 and in bfloat16; up to
-    64 of every tensor count. Adapters in the policy do not.
+    64 of every tensor count. Adapters in the policy do not. A quantised base has the one that it had before.
     """
+    if policy.quantized is not None:
+        assert policy.base_fingerprint is not None
+        return policy.base_fingerprint
     digest = hashlib.sha256()
     for name, parameter in sorted(base_parameters(policy).items()):
         digest.update(f"{name} {tuple(parameter.shape)}".encode())

@@ -72,7 +72,12 @@ class Policy(PreTrainedModel):
         self.adapter: str | None = None
         """Name of the active adapter; None is the base alone. See `vla.policies.adapters`."""
         self.base_fingerprint: str | None = None
-        """Of the weights that the adapters were put beside."""
+        """Of the weights that the adapters were put beside, before they were quantised."""
+        self.quantized: str | None = None
+        """In how many bits the linear maps of the base are stored: "4bit", "8bit", or None for all of them.
+        See `vla.policies.quantize`."""
+        self.trained_on: dict[str, str | None] = {}
+        """What `quantized` was where each adapter was trained, by name."""
         self.adapter_pipelines: dict[str | None, tuple[Pipeline | None, dict[str, Pipeline]]] = {}
         """Every adapter's `pipeline` and `pipelines`, and under None the base's."""
 
@@ -127,10 +132,16 @@ class Policy(PreTrainedModel):
 
         Raises:
             SaveError: The folder is not empty, or the disk is full.
-            WeightsError: It has an adapter, but its base came from no checkpoint.
+            WeightsError: It has an adapter, but its base came from no checkpoint; or it has none and is
+                quantised.
         """
         if kwargs.pop("push_to_hub", False):
             raise WeightsError("Save first, then call push_to_hub(repo_id).")
+        if self.quantized is not None and self.adapter is None:
+            raise WeightsError(
+                f"This policy's weights are stored in {self.quantized}, which no checkpoint holds: they lie "
+                "where they were loaded from, in full, and only an adapter beside them can be saved."
+            )
         try:
             with atomic_folder(save_directory) as folder:
                 if self.adapter is not None:
@@ -159,6 +170,7 @@ class Policy(PreTrainedModel):
         config: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
         asset_id: str | None = None,
+        quantize: str | None = None,
     ) -> Self:
         """Load weights and pipeline from any known format: exactly this policy, or an error that says why.
 
@@ -175,6 +187,8 @@ class Policy(PreTrainedModel):
                 tensors decide.
             tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.
             asset_id: Which statistics to take where the checkpoint holds those of several robots.
+            quantize: "4bit" or "8bit" stores the layers' linear maps so (bitsandbytes), to act or to train an
+                adapter; `dtype` is then that of all the rest, and of the products.
 
         Raises:
             WeightsError: Not reachable, not this policy, or a tensor is missing, superfluous, of the wrong
@@ -200,6 +214,7 @@ class Policy(PreTrainedModel):
             config=config,
             tokenizer=tokenizer,
             asset_id=asset_id,
+            quantize=quantize,
             hub={"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only},
         )
         if policy.loaded_from is None:

@@ -13,6 +13,9 @@ The small maps between a robot's numbers and the expert are new for every robot,
 saves nothing: they are trained whole. pi-0.5's modulations (`dense`, one per adaptive norm) say how the
 flow's time enters the layers, which no robot changes; they are as large as a layer's attention, and only
 `all-linear` adapts them.
+
+A quantised base stores the attention and MLP of all three towers in few bits. Modulations are left as they
+are: their error would move every token of a chunk alike.
 """
 
 from typing import Any
@@ -29,6 +32,10 @@ _PRESETS = {
     "attention": rf"model\.(language_model|expert)\.layers\.\d+\.{_ATTENTION}",
     "all-linear": r"model\.(language_model|expert|vision_tower|multi_modal_projector)\..+",
 }
+_QUANTIZED = (
+    rf"model\.(language_model|expert)\.{_LAYER}"
+    r"|model\.vision_tower\..*layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+)
 _WHOLE = (
     "state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "time_mlp_in",
     "time_mlp_out", "action_out_proj",
@@ -64,6 +71,10 @@ class FlowAdapters:
     def whole_modules(self) -> list[str]:
         """Return the full names of the maps that are trained whole beside an adapter."""
         return [f"model.{name}" for name in _WHOLE if isinstance(getattr(self.model, name, None), nn.Module)]
+
+    def quantized_maps(self) -> str:
+        """Return the expression that the full name of a linear map matches which a quantised base stores."""
+        return _QUANTIZED
 
     def frozen_parts(self, freeze: str) -> tuple[str, ...]:
         """Return how the names of the parameters begin that stay as they are.

@@ -33,6 +33,7 @@ def load_policy(
     config: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     asset_id: str | None = None,
+    quantize: str | None = None,
     hub: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Return the policy of a checkpoint folder, in evaluation mode.
@@ -45,12 +46,15 @@ def load_policy(
         config: Fields of the config to change; not those that the tensors decide.
         tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.
         asset_id: Which statistics to take where the checkpoint holds those of several robots.
+        quantize: "4bit" or "8bit" stores the layers' linear maps so, and freezes the policy; see
+            `vla.policies.quantize`.
         hub: How to reach an adapter's base: `token`, `cache_dir`, `local_files_only`.
 
     Raises:
         WeightsError: Not a policy, not the expected one, or not exactly its weights.
         StatisticsError: Its statistics are damaged, or several and none was chosen.
-        ConfigError: A field of `config` does not exist, or contradicts the weights.
+        ConfigError: A field of `config` does not exist or contradicts the weights; `quantize` does not fit.
+        MissingDependencyError: `quantize` needs bitsandbytes, which is not installed.
     """
     if (folder / BASE_FILE).is_file():
         if config or asset_id is not None:
@@ -58,7 +62,13 @@ def load_policy(
         from vla.policies.adapter_files import load_with_base
 
         return load_with_base(
-            folder, expected, dtype=dtype, device=device, tokenizer=tokenizer, **(hub or {})
+            folder,
+            expected,
+            dtype=dtype,
+            device=device,
+            tokenizer=tokenizer,
+            quantize=quantize,
+            **(hub or {}),
         ).eval()
     with ExitStack() as stack:
         stored = stack.enter_context(open_stored(folder))
@@ -70,7 +80,10 @@ def load_policy(
                 f"{policy_class.__name__}.from_pretrained or vla.AutoPolicy.from_pretrained."
             )
         settings = weights_module(name).read_config(stored, fmt, dict(config or {}))
-        policy = _fill(policy_class, settings, stored, fmt, dtype, device)
+        if quantize is None:
+            policy = _fill(policy_class, settings, stored, fmt, dtype, device)
+        else:
+            policy = _fill_quantized(policy_class, settings, stored, fmt, dtype, device, quantize)
         policy.pipeline = read_pipeline(
             folder,
             fmt.name,
@@ -105,3 +118,21 @@ def _fill(
     fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
     policy.config.dtype = wanted
     return policy if device is None else policy.to(device)  # type: ignore[arg-type]
+
+
+def _fill_quantized(
+    policy_class: type[Policy],
+    settings: Any,
+    stored: Stored,
+    fmt: Format,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    kind: str,
+) -> Policy:
+    """Fill in the processor's memory, so that a device holds the few bits alone, and one map at a time."""
+    from vla.policies.quantize import check_kind, quantize_base
+
+    checked = check_kind(kind)  # before gigabytes are read
+    policy = _fill(policy_class, settings, stored, fmt, dtype, None)
+    quantize_base(policy, checked, device)
+    return policy

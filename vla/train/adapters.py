@@ -1,14 +1,46 @@
 """Which parameters a recipe trains: all of them, some parts, or an adapter in their place."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vla.errors import ConfigError
-from vla.policies.adapters import AdapterConfig, add_adapter
+from vla.policies.adapter_files import load_with_base
+from vla.policies.adapters import AdapterConfig, add_adapter, cast_trained
 from vla.policies.base import Policy
+from vla.policies.registry import policy_entry
 from vla.train.recipe import Recipe
 from vla.train.seeds import INITIALISATION, derive_seed
+
+
+def start_quantized(recipe: Recipe, checkpoint: Path | None) -> Policy:
+    """Return the policy whose adapter is trained, its base in 4 or 8 bits, where the training will run.
+
+    What else is frozen has the dtype that is computed in. Nothing of it is written to a checkpoint, so that a
+    resumed run makes the same base again.
+
+    Args:
+        recipe: With `policy.adapter.quantize`.
+        checkpoint: Of the run, where it is resumed: the policy then has its adapter, in float32.
+
+    Raises:
+        ConfigError: None of the base's maps can be stored so.
+        MissingDependencyError: It needs bitsandbytes, which is not installed.
+        WeightsError: The base is missing or damaged, or not the one that the checkpoint was trained on.
+    """
+    wanted = recipe.policy
+    assert wanted.adapter is not None
+    assert wanted.pretrained is not None
+    expected = policy_entry(wanted.type).policy
+    options: dict[str, Any] = {
+        "dtype": torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32,
+        "device": torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None,
+        "quantize": wanted.adapter.quantize,
+    }
+    if checkpoint is not None:
+        return load_with_base(checkpoint, expected, adapter_dtype=torch.float32, **options)
+    return expected.from_pretrained(wanted.pretrained, config=wanted.config, **options)
 
 
 def choose_trained(policy: Policy, recipe: Recipe, *, is_resumed: bool) -> None:
@@ -32,7 +64,8 @@ def choose_trained(policy: Policy, recipe: Recipe, *, is_resumed: bool) -> None:
         )
     if wanted.adapter is not None and policy.adapter is None:
         torch.manual_seed(derive_seed(recipe.train.seed, INITIALISATION))
-        add_adapter(policy, AdapterConfig(**wanted.adapter.model_dump()))
+        add_adapter(policy, AdapterConfig(**wanted.adapter.model_dump(exclude={"quantize"})))
+        cast_trained(policy, torch.float32)  # the base may be bfloat16
     if wanted.freeze != "none":
         if not hasattr(policy, "frozen_parts"):
             raise ConfigError(f"{type(policy).__name__} has no parts to freeze: leave policy.freeze out.")

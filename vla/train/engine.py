@@ -32,7 +32,7 @@ from torch.distributed import DistError
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from vla.errors import ConfigError, MissingDependencyError, TrainingError
-from vla.train.recipe import TrainSection
+from vla.train.recipe import Recipe, TrainSection
 
 EngineName = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
@@ -190,6 +190,25 @@ def _check_total_batch_size(train: TrainSection, processes: int) -> None:
         f"train.total_batch_size is {total}, but batch_size {train.batch_size} x accumulation "
         f"{train.accumulation} x {processes} process{'es' if processes > 1 else ''} gives {given}: {would}."
     )
+
+
+def check_recipe(recipe: Recipe, engine: Engine) -> None:
+    """Raise `ConfigError` where the engine shards what must be whole: quantised weights, or all to sample."""
+    if not engine.shards_weights:
+        return
+    adapter, settings = recipe.policy.adapter, recipe.train
+    if adapter is not None and adapter.quantize is not None:
+        raise ConfigError(
+            f"policy.adapter.quantize={adapter.quantize} keeps blocks of integers with their scales, which "
+            f"{engine.name} cannot shard. Launch with recipes/accelerate/ddp.yaml, where every process holds "
+            "the small base, or set it to null."
+        )
+    asked = [key for key in ("open_loop_every", "plot_every") if getattr(settings, key) is not None]
+    if asked:
+        raise ConfigError(
+            f"train.{asked[0]} needs the whole policy in one process, which {engine.name} never has: set it "
+            "to null and look at the checkpoints with `vla eval --open-loop`."
+        )
 
 
 @contextmanager

@@ -17,17 +17,17 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from vla.atomic import atomic_write
-from vla.errors import ConfigError, TrainingError
+from vla.errors import TrainingError
 from vla.train.checkpoint import checkpoint_name, load_training_state, prune_checkpoints, save_checkpoint
 from vla.train.diagnostics import Diagnostics
 from vla.train.ema import WeightAverage
-from vla.train.engine import Engine, lost_processes_named, make_engine
+from vla.train.engine import check_recipe, lost_processes_named, make_engine
 from vla.train.flop_rate import FlopRate
 from vla.train.folder import RunFolder, describe_run
 from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.precision import set_matmul_precision
-from vla.train.recipe import Recipe, TrainSection
+from vla.train.recipe import Recipe
 from vla.train.reproduce import record_start, run_identity
 from vla.train.robot import with_robot
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
@@ -114,7 +114,7 @@ class Loop:
         self.open_loop, self.plots = open_loop, plots
         self.engine = make_engine(recipe.train)
         self.accelerator = self.engine.accelerator
-        _check_looks(self.settings, self.engine)
+        check_recipe(recipe, self.engine)
         set_matmul_precision(recipe.train)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.job = set_up(recipe, checkpoint, self.rank, self.world)
@@ -236,20 +236,28 @@ class Loop:
     def _evaluate_open_loop(self) -> dict[str, float]:
         values: Mapping[str, float] = {}
         if self.open_loop is not None and self.accelerator.is_main_process:
-            values = self.open_loop(self.job.policy.eval(), self.job)
+            with self._sampling():
+                values = self.open_loop(self.job.policy.eval(), self.job)
         self.accelerator.wait_for_everyone()
         return dict(values)
 
     def _plot(self) -> None:
         if self.plots is not None and self.accelerator.is_main_process:
             self.folder.plots.mkdir(exist_ok=True)
-            for name, png in self.plots(self.job.policy.eval(), self.job).items():
+            with self._sampling():
+                drawn = self.plots(self.job.policy.eval(), self.job)
+            for name, png in drawn.items():
                 atomic_write(self.folder.plots / f"step-{self.step:06d}_{name}.png", png)
         self.accelerator.wait_for_everyone()
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Let the policy have its averaged weights for a while, where there is an average."""
         return nullcontext() if self.average is None else self.average.averaged()
+
+    def _sampling(self) -> AbstractContextManager[Any]:
+        """Let samples be computed as losses are, where a quantised base has other dtypes than its adapter."""
+        mixed = self.job.policy.quantized is not None and self.settings.precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16) if mixed else nullcontext()
 
     def _non_finite(
         self, values: dict[str, float], losses: list[dict[str, torch.Tensor]], places: list[Where]
@@ -361,16 +369,6 @@ class Loop:
         if self.average is not None:
             self.average.load_state_dict(state["raw_weights"])
         self.step = state["step"]
-
-
-def _check_looks(settings: TrainSection, engine: Engine) -> None:
-    """Raise `ConfigError` where the main process is to sample actions but holds a shard of the policy."""
-    asked = [key for key in ("open_loop_every", "plot_every") if getattr(settings, key) is not None]
-    if asked and engine.shards_weights:
-        raise ConfigError(
-            f"train.{asked[0]} needs the whole policy in one process, which {engine.name} never has: set it "
-            "to null and look at the checkpoints with `vla eval --open-loop`."
-        )
 
 
 def _losses_of(output: Any) -> dict[str, torch.Tensor]:

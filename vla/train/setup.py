@@ -24,7 +24,7 @@ from vla.data.stats_warnings import warn_of_statistics
 from vla.errors import ConfigError, TrainingError, did_you_mean
 from vla.policies.base import Policy
 from vla.policies.registry import make_config, make_policy, policy_entry
-from vla.train.adapters import choose_trained
+from vla.train.adapters import choose_trained, start_quantized
 from vla.train.feature_cache import FeatureCache, cached_features, without_pictures
 from vla.train.lengths import by_length, text_lengths
 from vla.train.recipe import DataSection, Recipe
@@ -70,7 +70,7 @@ class Job:
     """What the loop works with.
 
     Attributes:
-        policy: In float32, with its pipeline; for a mixture, with its pipelines.
+        policy: In float32 (a quantised base aside), with its pipeline; for a mixture, with its pipelines.
         robots: What is trained on, by the pipeline's name; under None where it is one dataset.
         loader: Endless training batches of this process.
         validation: Held-out batches in the dataset's order; None without held-out episodes.
@@ -223,8 +223,13 @@ def _with_features(
 
 
 def start(recipe: Recipe, checkpoint: Path | None) -> Policy | None:
-    """Return the policy to start from, in float32; None where its weights are to be random."""
+    """Return the policy to start from; None where its weights are to be random.
+
+    In float32, but for what a quantised base keeps in fewer bits: that is frozen.
+    """
     wanted, expected = recipe.policy, policy_entry(recipe.policy.type).policy
+    if wanted.adapter is not None and wanted.adapter.quantize is not None:
+        return start_quantized(recipe, checkpoint)
     if checkpoint is not None:
         return expected.from_pretrained(checkpoint, dtype=torch.float32)
     if wanted.pretrained is not None:
