@@ -1,12 +1,14 @@
 """`vla demo` end to end, far too short to learn anything, and the folder it refuses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import vla.demo
 from vla.cli import main
+from vla.demo.adapting_report import TITLES, AdaptingResults, Way
 from vla.demo.report import DemoResults
 from vla.eval.outcome import EpisodeResult
 
@@ -28,6 +30,29 @@ def test_options_reach_the_demo_and_success_is_printed(tmp_path, capsys, monkeyp
     rows = [line for line in capsys.readouterr().out.splitlines() if "side left" in line]
     assert len(rows) == 2
     assert all("100 %" in row for row in rows)
+
+
+def test_adapting_gets_its_base_and_prints_its_table(tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def run_adapting(output, seed, **options):
+        calls.append((output, seed, options["base"], options["demonstrations"], options["layouts"]))
+        won = EpisodeResult(1, True, False, "left", "left", 20, np.zeros((21, 2)))
+        episodes = {"unstated": [won], "left": [won]}
+        ways = {name: Way(episodes, 30, 120, None) for name in TITLES}
+        return AdaptingResults(seed, 4, 80, 400, ways, {})
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(vla.demo, "run_adapting", run_adapting)
+    argv = ["demo", "--adapt", "--base", "demo_run", "--output", str(tmp_path / "out"), "--layouts", "5"]
+    assert main(argv) == 0
+    assert calls == [(tmp_path / "out", 0, Path("demo_run"), None, 5)]
+    printed = capsys.readouterr().out.splitlines()
+    for title in TITLES.values():
+        costs = next(line for line in printed if title in line)
+        assert "100 %" in costs
+        assert "7.5 %" in costs
+        assert any(f"{title}, side unstated" in line for line in printed)
 
 
 @pytest.mark.slow

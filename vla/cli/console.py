@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
+    from vla.eval.report import TableBlock
+
 
 def console(stderr: bool = False) -> "Console":
     """Return a rich console; results go to stdout, progress to stderr."""
@@ -30,6 +32,18 @@ def print_rows(title: str, rows: "Mapping[str, str]") -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
+    console().print(table)
+
+
+def print_table(block: "TableBlock") -> None:
+    """Print a table of a report."""
+    from rich.table import Table
+
+    table = Table(title=block.heading, title_justify="left", caption=block.note, caption_justify="left")
+    for index, name in enumerate(block.header):
+        table.add_column(name, justify="right" if index else "left")
+    for row in block.rows:
+        table.add_row(*row)
     console().print(table)
 
 

@@ -1,16 +1,28 @@
 """`vla demo`: from nothing to a policy that works, with a report."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vla.cli.console import console, progress_bar, quiet_loading
+from vla.cli.console import console, print_table, progress_bar, quiet_loading
+from vla.errors import ConfigError
 
 OutputOption = Annotated[Path, typer.Option(help="New folder for the report and everything behind it.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of demonstrations, training and evaluation.")]
+AdaptOption = Annotated[
+    bool, typer.Option("--adapt", help="Instead: adapt the demo's policy to a second robot.")
+]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --adapt: a demo's folder, whose policy is adapted; without it one is trained first.",
+        show_default=False,
+    ),
+]
 DemonstrationsOption = Annotated[
-    int | None, typer.Option(min=3, help="Episodes of the expert to record.", show_default="1000")
+    int | None,
+    typer.Option(min=3, help="Episodes of the expert to record.", show_default="1000; 50 with --adapt"),
 ]
 LayoutsOption = Annotated[
     int | None,
@@ -24,6 +36,8 @@ StepsOption = Annotated[
 def demo(
     output: OutputOption = Path("demo_run"),
     seed: SeedOption = 0,
+    adapt: AdaptOption = False,
+    base: BaseOption = None,
     demonstrations: DemonstrationsOption = None,
     layouts: LayoutsOption = None,
     steps: StepsOption = None,
@@ -34,20 +48,35 @@ def demo(
     network with a mean-squared-error head, evaluates both on unseen layouts, and writes report.html and
     summary.json. Needs no download and no GPU.
 
-    Example: vla demo --output demo_run
+    With --adapt, a policy of the demo meets another robot, with other units, axes, camera and frequency: from
+    50 demonstrations it is adapted by LoRA and by full fine-tuning, beside which stand the policy as it was
+    and one from scratch.
+
+    Example: vla demo --output demo_run, then vla demo --adapt --base demo_run --output adapt_run
     """
+    if base is not None and not adapt:
+        raise ConfigError("--base is about --adapt, which is not given.")
     from vla.cli.rollouts import show_success
-    from vla.demo import run_demo
-    from vla.demo.report import TITLES
 
     quiet_loading()
-    results = run_demo(
-        output, seed, demonstrations=demonstrations, layouts=layouts, steps=steps, progress=progress_bar
+    numbers: Any = {"demonstrations": demonstrations, "layouts": layouts, "steps": steps}
+    if adapt:
+        from vla.demo import run_adapting
+        from vla.demo.adapting_report import TITLES, to_table
+
+        adapted = run_adapting(output, seed, base=base, progress=progress_bar, **numbers)
+        print_table(to_table(adapted))
+        by_name = {name: way.episodes for name, way in adapted.ways.items()}
+    else:
+        from vla.demo import run_demo
+        from vla.demo.report import TITLES
+
+        by_name = run_demo(output, seed, progress=progress_bar, **numbers).episodes
+    show_success(
+        {
+            f"{TITLES[name]}, side {condition}": rows
+            for name, conditions in by_name.items()
+            for condition, rows in conditions.items()
+        }
     )
-    episodes = {
-        f"{TITLES[name]}, side {condition}": rows
-        for name, conditions in results.episodes.items()
-        for condition, rows in conditions.items()
-    }
-    show_success(episodes)
     console().print(f"report: {output / 'report.html'}\nnumbers: {output / 'summary.json'}")

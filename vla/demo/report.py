@@ -1,16 +1,16 @@
 """The demo's report for people, and the same numbers for programs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vla.atomic import atomic_write
-from vla.demo.evaluation import EXECUTE, FILMED, Episodes, share_said
+from vla.demo.evaluation import EXECUTE, Episodes, share_said
 from vla.demo.twins import Trained, cores
 from vla.eval.figures import Fan, curves_figure, fan_figure, overlay_figure, trajectories_figure
-from vla.eval.outcome import Summary, summarize
+from vla.eval.outcome import EpisodeResult, Summary, summarize
 from vla.eval.report import (
     Card,
     FigureBlock,
@@ -93,7 +93,7 @@ def to_summary(results: DemoResults) -> dict[str, Any]:
 
 def write_results(folder: Path, results: DemoResults) -> None:
     """Write `report.html`, `episodes.mp4` and `summary.json` into the folder."""
-    film = _film(results)
+    film = film_of({TITLES[name]: results.episodes[name]["unstated"] for name in TITLES})
     atomic_write(folder / "episodes.mp4", film)
     write_report(folder / "report.html", _report(results, film))
     atomic_write(folder / "summary.json", json.dumps(to_summary(results), indent=2) + "\n")
@@ -188,8 +188,9 @@ def _timing(results: DemoResults) -> TableBlock:
     return TableBlock("Time", ["part", "seconds"], rows, note)
 
 
-def _film(results: DemoResults) -> bytes:
-    filmed = [results.episodes[name]["unstated"][:FILMED] for name in TITLES]
-    clips = [[one.frames for one in rows if one.frames is not None] for rows in filmed]
-    verdicts = [[one.success for one in rows] for rows in filmed]
-    return encode_video(film_strip(clips, list(TITLES.values()), verdicts))
+def film_of(episodes: Mapping[str, Sequence[EpisodeResult]]) -> bytes:
+    """Return an mp4 of the episodes that were filmed: a row for each policy, a column for each layout."""
+    filmed = {name: [one for one in rows if one.frames is not None] for name, rows in episodes.items()}
+    clips = [[one.frames for one in rows if one.frames is not None] for rows in filmed.values()]
+    verdicts = [[one.success for one in rows] for rows in filmed.values()]
+    return encode_video(film_strip(clips, list(filmed), verdicts))

@@ -57,20 +57,17 @@ def run_demo(
     """
     demonstrations = DEMONSTRATIONS if demonstrations is None else demonstrations
     layouts = LAYOUTS if layouts is None else layouts
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} is there already; choose another folder with --output, or remove it.")
-    if min(demonstrations, layouts) < 3 or seed < 0:
-        raise ConfigError("The demo needs at least 3 demonstrations and 3 layouts, and a seed from 0 on.")
+    check_plan(output, seed, demonstrations, layouts)
     seconds: dict[str, float] = {}
     first = seed * SEEDS_PER_RUN
 
-    with _timed(seconds, "recording"), progress("recording") as show:
+    with timed(seconds, "recording"), progress("recording") as show:
         frames = record_demonstrations(output / "demonstrations", demonstrations, first, show)
-    with _timed(seconds, "training"):
-        trained = train_side_by_side({name: _recipe(output, name, seed, steps) for name in TITLES})
+    with timed(seconds, "training"):
+        trained = train_side_by_side({name: twin_recipe(output, name, seed, steps) for name in TITLES})
     unseen = range(first + SEEDS_PER_RUN // 2, first + SEEDS_PER_RUN // 2 + layouts)
     episodes = {}
-    with _timed(seconds, "evaluation"):
+    with timed(seconds, "evaluation"):
         for name, run in trained.items():
             with progress(f"trying {name}") as show:
                 episodes[name] = evaluate(run.checkpoint, unseen, seed, show)
@@ -82,7 +79,15 @@ def run_demo(
     return results
 
 
-def _recipe(output: Path, name: str, seed: int, steps: int | None) -> Recipe:
+def check_plan(output: Path, seed: int, demonstrations: int, layouts: int) -> None:
+    """Raise `ConfigError` where the folder is not empty or a number is too small."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} is there already; choose another folder with --output, or remove it.")
+    if min(demonstrations, layouts) < 3 or seed < 0:
+        raise ConfigError("The demo needs at least 3 demonstrations and 3 layouts, and a seed from 0 on.")
+
+
+def twin_recipe(output: Path, name: str, seed: int, steps: int | None) -> Recipe:
     """Return the recipe of one of the twins; they differ in what the action head learns alone."""
     overrides = [
         f"data.path={output / 'demonstrations'}",
@@ -90,14 +95,22 @@ def _recipe(output: Path, name: str, seed: int, steps: int | None) -> Recipe:
         f"train.seed={seed}",
         f"policy.config.action_objective={REGRESSION if name == REGRESSION else FLOW}",
     ]
-    if steps is not None:
-        overrides += [f"train.steps={steps}", f"train.warmup_steps={min(75, steps // 2)}"]
-    with as_file(files("vla.demo") / "detour.yaml") as path:
-        return load_recipe(path, overrides)
+    return packaged_recipe("detour.yaml", overrides, steps)
+
+
+def packaged_recipe(name: str, overrides: list[str], steps: int | None) -> Recipe:
+    """Return a recipe of this package's with other values; fewer steps warm up for as many at most."""
+    with as_file(files("vla.demo") / name) as path:
+        recipe = load_recipe(path, overrides)
+        if steps is None:
+            return recipe
+        warmup = min(recipe.train.warmup_steps, steps // 2)
+        return load_recipe(path, [*overrides, f"train.steps={steps}", f"train.warmup_steps={warmup}"])
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Note down under a part's name how long it took, seconds."""
     start = time.monotonic()
     yield
     seconds[part] = time.monotonic() - start

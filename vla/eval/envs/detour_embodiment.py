@@ -80,11 +80,11 @@ SECOND = Embodiment(
     unit=1 / 400,
     x_axis=(0.0, 1.0),
     y_axis=(-1.0, 0.0),
-    camera=Camera(turn=30.0, zoom=0.75, centre=(0.47, 0.55)),
+    camera=Camera(turn=8.0),
     fps=5,
 )
 """Another make of robot: it counts millimetres (the table is 400 wide), x away from it and y to the left, is
-commanded half as often, and its camera hangs higher, turned by 30 degrees and off the middle."""
+commanded half as often, and its camera is turned by 8 degrees."""
 
 EMBODIMENTS = {"first": FIRST, "second": SECOND}
 

@@ -1,0 +1,122 @@
+"""A second robot: what is trained and saved, the table, and (slow) that LoRA keeps up with all weights."""
+
+import json
+
+import pytest
+import torch
+
+from vla.cli import main
+from vla.demo import adapting
+from vla.demo.adapting import run_adapting
+from vla.demo.adapting_report import FULL, LORA, SCRATCH, TITLES, UNADAPTED, to_summary, to_table
+from vla.demo.demonstrations import record_demonstrations
+from vla.demo.run import twin_recipe
+from vla.demo.twins import Trained
+from vla.errors import ConfigError
+from vla.policies.registry import AutoPolicy
+from vla.train.loop import train
+from vla.train.metrics import read_metrics
+
+
+def train_here(recipes):
+    """Do what `train_side_by_side` does, one after the other and without processes to start."""
+    runs = {}
+    for name, recipe in recipes.items():
+        folder = train(recipe, progress=False).folder
+        runs[name] = Trained(folder, read_metrics(folder / "metrics.jsonl"), 1.0)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory):
+    """A demo's folder as far as `--base` looks at it; its policy has learned nothing."""
+    folder = tmp_path_factory.mktemp("demo")
+    record_demonstrations(folder / "demonstrations", 6, seed=0)
+    train_here({"flow": twin_recipe(folder, "flow", seed=1, steps=1)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapted(demo_folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("adapted") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapting, "train_side_by_side", train_here)
+        return output, run_adapting(output, base=demo_folder, demonstrations=10, layouts=3, steps=2)
+
+
+def test_lora_trains_a_tenth_at_most_and_saves_no_more(demo_folder, adapted):
+    base = AutoPolicy.from_pretrained(demo_folder / "flow" / "checkpoints" / "last")
+    results = adapted[1]
+    # Seven maps of each of three layers, rank 6, and the maps between robot and expert.
+    sizes = {"q": (64, 128), "k": (64, 32), "v": (64, 32), "o": (128, 64), "gate": (64, 128), "up": (64, 128)}
+    sizes["down"] = (128, 64)
+    low_rank = 3 * 6 * sum(sum(size) for size in sizes.values())
+    whole = sum(p.numel() for n, p in base.named_parameters() if n.startswith(tuple(base.whole_modules())))
+    assert results.parameters == sum(p.numel() for p in base.parameters())
+    assert results.ways[LORA].trained == low_rank + whole
+    assert results.share(LORA) == results.ways[LORA].trained / results.parameters <= 0.10
+    assert results.share(FULL) == 1
+    assert results.ways[UNADAPTED].trained == 0
+    assert 4 * results.ways[LORA].trained < results.ways[LORA].saved < 0.15 * results.ways[FULL].saved
+
+
+def test_each_way_starts_where_it_says(demo_folder, adapted):
+    output, results = adapted
+    base = AutoPolicy.from_pretrained(demo_folder / "flow" / "checkpoints" / "last")
+    lora, full, scratch = (
+        AutoPolicy.from_pretrained(results.ways[name].run.checkpoint) for name in (LORA, FULL, SCRATCH)
+    )
+    vision = "model.vision_tower."
+    tensors = {name: tensor for name, tensor in base.state_dict().items() if name.startswith(vision)}
+    assert tensors
+    kept = lora.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in tensors.items())
+    far = [
+        sum(float((policy.state_dict()[name] - tensor).abs().sum()) for name, tensor in tensors.items())
+        for policy in (full, scratch)
+    ]
+    assert 0 < 20 * far[0] < far[1], "two steps from the base, against other weights altogether"
+    assert {policy.config.action_horizon for policy in (lora, full, scratch)} == {8}
+    assert sorted(path.name for path in output.iterdir() if path.is_dir()) == [
+        "demonstrations",
+        "full",
+        "lora",
+        "scratch",
+    ]
+
+
+def test_the_table_and_the_numbers_say_what_was_counted(adapted):
+    output, results = adapted
+    table = to_table(results)
+    assert [row[0] for row in table.rows] == list(TITLES.values())
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(to_summary(results)))
+    for name, row in zip(TITLES, table.rows, strict=True):
+        way = results.ways[name]
+        successes = sum(one.success for rows in way.episodes.values() for one in rows)
+        assert summary["ways"][name]["overall"]["successes"] == successes
+        assert summary["ways"][name]["overall"]["episodes"] == 9
+        assert row[5] == f"{way.trained:,}"
+    assert "LoRA, expert" in (output / "report.html").read_text()
+
+
+def test_a_runs_and_a_policys_folder_are_bases_too_and_others_are_refused(demo_folder, tmp_path, capsys):
+    last = demo_folder / "flow" / "checkpoints" / "last"
+    assert [adapting._policy_folder(one) for one in (demo_folder, demo_folder / "flow", last)] == [
+        last.absolute()
+    ] * 3
+    with pytest.raises(ConfigError, match="nowhere is neither a demo's folder, nor a run's, nor a policy's"):
+        run_adapting(tmp_path / "out", base=tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
+    assert main(["demo", "--base", str(demo_folder), "--output", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "vla: --base is about --adapt, which is not given.\n"
+
+
+@pytest.mark.slow
+def test_lora_comes_within_five_points_of_full_fine_tuning(tmp_path):
+    results = run_adapting(tmp_path / "out", layouts=100)
+    lora, full = (results.ways[name].overall.success_rate for name in (LORA, FULL))
+    assert full > 0.75, "else there would be little to keep up with"
+    assert lora >= full - 0.05
+    assert results.share(LORA) <= 0.10
+    assert results.ways[UNADAPTED].overall.success_rate < 0.05

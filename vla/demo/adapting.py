@@ -1,0 +1,161 @@
+"""A second robot learns from few demonstrations: an adapter of the demo's policy, or all of its weights."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vla.demo.adapting_report import (
+    FULL,
+    LORA,
+    SCRATCH,
+    TITLES,
+    AdaptingResults,
+    Way,
+    write_results,
+)
+from vla.demo.demonstrations import record_demonstrations
+from vla.demo.evaluation import evaluate
+from vla.demo.report import FLOW
+from vla.demo.run import (
+    DEMONSTRATIONS,
+    LAYOUTS,
+    SEEDS_PER_RUN,
+    Progress,
+    check_plan,
+    no_progress,
+    packaged_recipe,
+    timed,
+    twin_recipe,
+)
+from vla.demo.twins import Trained, train_side_by_side
+from vla.errors import ConfigError
+from vla.eval.envs.detour_embodiment import SECOND
+from vla.policies.registry import AutoPolicy
+from vla.train.recipe import Recipe
+
+FEW = 50
+"""Demonstrations of the second robot."""
+
+_FROM_BASE = {
+    LORA: (
+        "policy.adapter.preset=expert",
+        "policy.adapter.rank=6",
+        "policy.adapter.alpha=12",
+        "train.learning_rate=5.0e-3",
+    ),
+    FULL: (),
+}
+"""What of `adapt.yaml` each way changes."""
+
+
+def run_adapting(
+    output: Path,
+    seed: int = 0,
+    *,
+    base: Path | None = None,
+    demonstrations: int | None = None,
+    layouts: int | None = None,
+    steps: int | None = None,
+    progress: Progress = no_progress,
+) -> AdaptingResults:
+    """Adapt a policy of the demo's first robot to its second in two ways, and compare on unseen layouts.
+
+    Beside LoRA and full fine-tuning stand the policy as it was, and the same network trained from nothing on
+    the second robot's demonstrations alone. The folder then holds `report.html`, `summary.json`,
+    `episodes.mp4`, the dataset `demonstrations/`, the runs `lora/`, `full/` and `scratch/`, and `base/` with
+    its demonstrations and its run where no base was given.
+
+    Args:
+        output: Folder; must not exist or be empty.
+        seed: Of demonstrations, training and evaluation. No layout is among those of `run_demo`.
+        base: The folder of a demo, or of a run or policy for its first robot; where not given, one is trained
+            as the demo does it.
+        demonstrations: Episodes of the second robot to record; `FEW` where not given.
+        layouts: Unseen layouts, each tried under three instructions; `LAYOUTS` where not given.
+        steps: Steps of every training; the recipes' where not given.
+        progress: Makes a progress callback for a named part.
+
+    Raises:
+        ConfigError: The folder is not empty, the base is not there, or a number is too small.
+        WeightsError: The base cannot be opened.
+        TrainingError: A training failed.
+    """
+    demonstrations = FEW if demonstrations is None else demonstrations
+    layouts = LAYOUTS if layouts is None else layouts
+    check_plan(output, seed, demonstrations, layouts)
+    seconds: dict[str, float] = {}
+    first = seed * SEEDS_PER_RUN + SEEDS_PER_RUN // 4
+    if base is None:
+        with timed(seconds, "base"):
+            checkpoint = _train_base(output / "base", seed, steps, progress)
+    else:
+        checkpoint = _policy_folder(base)
+    parameters = AutoPolicy.from_pretrained(checkpoint).num_parameters()
+
+    recorded = output / "demonstrations"
+    with timed(seconds, "recording"), progress("recording") as show:
+        frames = record_demonstrations(recorded, demonstrations, first, show, SECOND)
+    recipes = {name: _recipe(name, output, checkpoint, seed, steps) for name in (LORA, FULL, SCRATCH)}
+    with timed(seconds, "training"):
+        runs = train_side_by_side(recipes)
+
+    unseen = range(first + SEEDS_PER_RUN // 2, first + SEEDS_PER_RUN // 2 + layouts)
+    ways = {}
+    with timed(seconds, "evaluation"):
+        for name in TITLES:
+            with progress(f"trying {TITLES[name]}") as show:
+                ways[name] = _try(checkpoint, runs.get(name), unseen, seed, show)
+    results = AdaptingResults(seed, demonstrations, frames, parameters, ways, seconds)
+    write_results(output, results)
+    return results
+
+
+def _policy_folder(base: Path) -> Path:
+    """Return the absolute folder of the policy that a demo, a run or a policy's own folder holds."""
+    run = base / FLOW if (base / FLOW).is_dir() else base
+    last = run / "checkpoints" / "last"
+    folder = last if last.is_dir() else run
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{base} is neither a demo's folder, nor a run's, nor a policy's. Make one with `vla demo`, or "
+            "leave --base out."
+        )
+    return folder.absolute()
+
+
+def _train_base(folder: Path, seed: int, steps: int | None, progress: Progress) -> Path:
+    """Train the demo's flow policy for the first robot; return its checkpoint, absolute."""
+    with progress("recording the first robot") as show:
+        record_demonstrations(folder / "demonstrations", DEMONSTRATIONS, seed * SEEDS_PER_RUN, show)
+    run = train_side_by_side({FLOW: twin_recipe(folder, FLOW, seed, steps)})[FLOW]
+    return run.checkpoint.absolute()
+
+
+def _recipe(name: str, output: Path, base: Path, seed: int, steps: int | None) -> Recipe:
+    """Return the recipe of one way to the second robot."""
+    overrides = [
+        f"data.path={output / 'demonstrations'}",
+        f"output={output / name}",
+        f"train.seed={seed}",
+    ]
+    if name in _FROM_BASE:
+        overrides += [f"policy.pretrained={base}", *_FROM_BASE[name]]
+        return packaged_recipe("adapt.yaml", overrides, steps)
+    as_long = packaged_recipe("adapt.yaml", overrides, steps)
+    overrides += [
+        f"policy.config.action_horizon={as_long.policy.config['action_horizon']}",
+        "data.validation_fraction=0",
+        "train.validate_every=null",
+    ]
+    return packaged_recipe("detour.yaml", overrides, as_long.train.steps)
+
+
+def _try(base: Path, run: Trained | None, unseen: range, seed: int, show: Callable[[int, int], None]) -> Way:
+    """Run one of the policies with the second robot, and count what it took to get it."""
+    checkpoint = base if run is None else run.checkpoint
+    policy = AutoPolicy.from_pretrained(checkpoint)
+    return Way(
+        evaluate(checkpoint, unseen, seed, show, SECOND),
+        trained=0 if run is None else policy.num_parameters(only_trainable=True),
+        saved=sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")),
+        run=run,
+    )
