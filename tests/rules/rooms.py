@@ -98,6 +98,8 @@ ROOMS: dict[str, Room] = {
         rooms=("policies.registry", "policies.quantize"),
         packages=("torch", "numpy", "transformers", "psutil"),
     ),
+    # Measured by training: what cost and learning are weighed against each other by.
+    "bench.learning": Room(rooms=("demo", "train"), packages=("torch",)),
     "demo": Room(
         rooms=("data", "train", "eval", "policies.registry", "transforms"),
         packages=("torch", "numpy", "PIL", "jinja2", "markupsafe", "matplotlib", "gymnasium", "rich"),

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from vla.cli.bench import bench
+from vla.cli.bench_learning import draws, features
 from vla.cli.convert import convert
 from vla.cli.demo import demo
 from vla.cli.eval import evaluate
@@ -44,9 +45,13 @@ for _name, _function in {
     "convert": convert,
     "merge": merge,
     "eval": evaluate,
-    "bench": bench,
 }.items():
     app.command(_name, help=_help(_function))(_function)
+
+_bench = typer.Typer()
+for _name, _function in {"draws": draws, "features": features}.items():
+    _bench.command(_name, help=_help(_function))(_function)
+app.add_typer(_bench, name="bench", callback=bench, invoke_without_command=True, help=_help(bench))
 
 
 def _print_version(wanted: bool) -> None:

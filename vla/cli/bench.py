@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def bench(
+    context: typer.Context,
     config: Annotated[
         str, typer.Option(help="Policy name, checkpoint folder or hub id, or a YAML file such as a recipe.")
     ] = "pi0",
@@ -45,12 +46,18 @@ def bench(
     """Time a policy's prefix, velocity step, full sample and training step on this machine.
 
     Medians after a warm-up with their quartiles, operations, the share of the matrix product's peak
-    measured in the same run, and memory. Weights are random unless a checkpoint is given.
+    measured in the same run, and memory. Weights are random unless a checkpoint is given. The commands
+    `draws` and `features` train instead, to measure what makes the same learning cheaper.
 
     Example: vla bench --config pi0 --dtype bfloat16
 
     Example: vla bench --preset middle --against transformers
+
+    Example: vla bench draws
     """
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
     from vla.bench import BenchOptions, run_bench
 
     if json is not None and not json.parent.is_dir():
@@ -75,6 +82,18 @@ def bench(
     _show(report)
     if json is not None:
         report.save(json)
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Raise `ConfigError` where options stand before the subcommand, which would not see them."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{option} stands before '{context.invoked_subcommand}', which has its own options: "
+                f"see vla bench {context.invoked_subcommand} --help."
+            )
 
 
 def _policy(config: str, preset: str | None) -> dict[str, Any]:
