@@ -1,11 +1,13 @@
 import errno
+import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from vla import atomic
-from vla.atomic import SaveError, atomic_folder, atomic_write
+from vla.atomic import SaveError, atomic_folder, atomic_write, one_at_a_time
 from vla.errors import VlaError
 
 
@@ -77,3 +79,51 @@ def test_an_empty_folder_may_be_filled(tmp_path):
         (folder / "a").write_text("a")
     assert (tmp_path / "a").read_text() == "a"
     assert not list(Path(tmp_path).parent.glob(".*.tmp"))
+
+
+def test_one_at_a_time_lets_the_next_one_in_when_it_ends(tmp_path):
+    seen, made = [], threading.Event()
+
+    def make(name):
+        with one_at_a_time(tmp_path / "deep" / "out"):
+            seen.append(f"{name} in")
+            made.wait(5)
+            seen.append(f"{name} out")
+
+    threads = [threading.Thread(target=make, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    threads[1].join(0.1)
+    assert len(seen) == 1
+    made.set()
+    for thread in threads:
+        thread.join(5)
+    assert [word for word in seen if word.startswith(seen[0][0])] == seen[:2]
+    assert len(seen) == 4
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_whoever_fails_lets_the_next_one_in(tmp_path):
+    def fail():
+        with one_at_a_time(tmp_path / "out"):
+            raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            fail()
+
+
+def test_without_locks_it_warns_and_goes_on(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    with caplog.at_level(logging.WARNING), one_at_a_time(tmp_path / "out"):
+        pass
+    assert "cannot be locked" in caplog.text
+
+
+def test_a_folder_that_cannot_hold_a_lock(tmp_path):
+    (tmp_path / "file").write_text("a")
+    with pytest.raises(SaveError, match="Could not write"), one_at_a_time(tmp_path / "file" / "out"):
+        pass

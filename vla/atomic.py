@@ -1,6 +1,8 @@
 """Files and folders that are either whole or not there."""
 
 import errno
+import fcntl
+import logging
 import os
 import shutil
 import uuid
@@ -9,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vla.errors import VlaError
+
+logger = logging.getLogger(__name__)
 
 
 class SaveError(VlaError, OSError):
@@ -42,6 +46,34 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
         raise _readable(error, target) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def one_at_a_time(target: Path | str) -> Iterator[None]:
+    """Let the processes that want to make the same `target` into the block one after the other.
+
+    A process that dies lets the next one in. Where the file system has no locks, all come in at once, with
+    a warning.
+
+    Raises:
+        SaveError: The folder that `target` is to lie in cannot be written.
+    """
+    target = Path(target)
+    lock = target.parent / f".{target.name}.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")  # noqa: SIM115 (closed below, which ends the lock)
+    except OSError as error:
+        raise _readable(error, target) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): several processes may do the same work", lock, error)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def atomic_write(target: Path | str, content: bytes | str) -> None:

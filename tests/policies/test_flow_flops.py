@@ -73,6 +73,24 @@ def test_adapters_count_and_their_base_has_no_gradient(name, preset):
 
 
 @each_policy
+def test_a_prefix_that_was_kept_leaves_all_but_the_expert_out(name):
+    policy = make(name)
+    for parameter, tensor in policy.named_parameters():
+        tensor.requires_grad_(not parameter.startswith(policy.frozen_parts("vlm")))
+    batch = make_batch(policy.config, 2, 3, 12)
+    whole = policy.training_flops()(batch)
+    seen = [batch.pop(key) for key in ("pixel_values", "pixel_mask", "input_ids", "attention_mask")]
+    with torch.no_grad():
+        keys_values, mask = policy.model.encode_prefix(*seen).cache.pack()
+    for key in ("token_type_ids", "labels"):
+        batch.pop(key, None)
+    batch |= {"prefix_keys_values": keys_values, "prefix_mask": mask}
+    alone = policy.training_flops()(batch)
+    assert alone == counted(policy, batch)
+    assert alone < whole / 2
+
+
+@each_policy
 def test_features_in_place_of_pictures_leave_the_tower_out(name):
     policy = make(name)
     policy.model.vision_tower.requires_grad_(False)

@@ -27,6 +27,7 @@ class BatchShape(NamedTuple):
         spoken: Tokens that are to be predicted; None where no text is trained.
         horizon: Steps of a chunk.
         looked_at: Whether the vision tower's features come in place of pictures.
+        kept: Tokens of the longest prefix, where it was kept from an earlier pass; None where it is run.
     """
 
     rows: int
@@ -36,10 +37,14 @@ class BatchShape(NamedTuple):
     spoken: int | None
     horizon: int
     looked_at: bool
+    kept: int | None = None
 
     @classmethod
     def of(cls, batch: Mapping[str, torch.Tensor], trains_text: bool) -> "BatchShape":
         """Read the shape off a batch, best before it is moved to a GPU, which would have to be waited for."""
+        if "prefix_mask" in batch:
+            kept, horizon = batch["prefix_mask"], batch["actions"].shape[1]
+            return cls(len(kept), 0, 0, 0, None, horizon, False, kept=int(kept.sum(dim=1).max()))
         seen = batch["pixel_mask"].bool()
         text = int(batch["attention_mask"].sum(dim=1).max())
         labels = batch.get("labels") if trains_text else None
@@ -85,8 +90,11 @@ class _Walk:
         self._policy, self._model, self._config, self._shape = policy, policy.model, policy.config, shape
         # Whether the pass that is being walked through is followed by one backward.
         self._learns = shape.spoken is not None or not policy.config.insulate_backbone
-        prefix = shape.slots * self._model.tokens_per_image + shape.text
-        cached = self._prefix(prefix)
+        if shape.kept is None:
+            prefix = shape.slots * self._model.tokens_per_image + shape.text
+            cached = self._prefix(prefix)
+        else:
+            prefix, cached = shape.kept, [False] * policy.config.depth
         self._learns = True
         self._suffix(draws, prefix, [live and not policy.config.insulate_backbone for live in cached])
 

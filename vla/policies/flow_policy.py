@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from vla.errors import ConfigError
+from vla.errors import ConfigError, ShapeError
 from vla.nn.attention import KeyValueCache
 from vla.nn.embeddings import TiedEmbedding
 from vla.nn.norms import Modulation, RMSNorm
@@ -26,12 +25,12 @@ from vla.nn.prefix import Prefix
 from vla.objectives.flow import flow_loss, sample_tau, straight_path
 from vla.objectives.solvers import SOLVERS, Solver, Velocity
 from vla.policies.base import Policy
-from vla.policies.flow_checks import check_observation
+from vla.policies.flow_checks import check_inputs, check_observation
 from vla.policies.flow_config import FlowConfig
 from vla.policies.flow_flops import TrainingFlops
 from vla.policies.flow_output import FlowOutput
 from vla.policies.flow_parts import part_of
-from vla.policies.flow_text import generate
+from vla.policies.flow_text import generate, text_loss
 from vla.policies.flow_time import sampling_times
 from vla.types import check_shape
 
@@ -78,12 +77,12 @@ class FlowPolicy(Policy):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        pixel_mask: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        state: torch.Tensor | None,
-        actions: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        actions: torch.Tensor | None = None,
         action_is_pad: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -91,10 +90,14 @@ class FlowPolicy(Policy):
         tau: torch.Tensor | None = None,
         *,
         action_dim_is_pad: torch.Tensor | None = None,
+        prefix_keys_values: torch.Tensor | None = None,
+        prefix_mask: torch.Tensor | None = None,
         draws_per_observation: int | None = None,
         generator: torch.Generator | None = None,
     ) -> FlowOutput:
         """Compute the Transfusion loss of a batch.
+
+        The observation is its pictures and text, or the prefix that an earlier pass made of them.
 
         Args:
             pixel_values: `[b, v, 3, size, size]` in [-1, 1]; or the vision tower's features of it
@@ -112,38 +115,47 @@ class FlowPolicy(Policy):
             tau: `[b]` (or `[b, n]`) in [0, 1]; drawn from the config's law where not given. In float64, a
                 published t given as 1 - t arrives unrounded.
             action_dim_is_pad: bool `[b, m]`, True for dimensions that the robot does not have.
+            prefix_keys_values: `[b, s, layers, 2, k, e]`, and
+            prefix_mask: bool `[b, s]`, right-padded, in place of pictures and text, where the whole
+                vision-language model is frozen and its prefix was kept (`KeyValueCache.pack`).
             draws_per_observation: `n`; the config's where not given.
             generator: Source of noise and tau, on the policy's device.
 
         Raises:
-            ShapeError: A tensor does not have its documented shape.
+            ShapeError: A tensor is missing or does not have its documented shape.
         """
-        self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask, state)
         config = self.config
-        check_shape(actions, "b a m", "actions", b=input_ids.shape[0], m=config.max_action_dim)
+        train_text = labels is not None and config.text_loss_weight > 0
+        seen, kept = (pixel_values, pixel_mask, input_ids, attention_mask), (prefix_keys_values, prefix_mask)
+        batch = check_inputs(config, seen, kept, state if self._reads_state else None, train_text)
+        if actions is None:
+            raise ShapeError("The loss is that of actions [b, a, m], which must be given.")
+        check_shape(actions, "b a m", "actions", b=batch, m=config.max_action_dim)
         self._remark_on_horizon(actions)
         noise, tau = self._noise_and_tau(actions, noise, tau, draws_per_observation, generator)
 
-        train_text = labels is not None and config.text_loss_weight > 0
-        prefix = self.model.encode_prefix(
-            pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=train_text
-        )
+        if prefix_keys_values is not None and prefix_mask is not None:
+            prefix = Prefix(KeyValueCache.unpack(prefix_keys_values, prefix_mask.bool()), None)
+        else:
+            prefix = self.model.encode_prefix(*seen, token_type_ids, with_hidden=train_text)
         cache = prefix.cache.detach() if config.insulate_backbone else prefix.cache
         point = straight_path(actions[:, None].expand_as(noise).float(), noise, tau)
         velocity = self.model.velocity_of_draws(state, point.x, tau, cache)
         counts = self._counts(actions, action_is_pad, action_dim_is_pad)
         action_loss = flow_loss(velocity, point.velocity, counts)
         loss = config.action_loss_weight * action_loss
-        text_loss = logits = text_accuracy = None
+        cross_entropy = logits = text_accuracy = None
         if train_text:
             assert labels is not None
-            text_loss, text_accuracy, logits = self._text_loss(prefix, labels)
-            loss = loss + config.text_loss_weight * text_loss
+            cross_entropy, text_accuracy, logits = text_loss(
+                self.model, prefix, labels, all_logits=not self.training
+            )
+            loss = loss + config.text_loss_weight * cross_entropy
         one = velocity.shape[1] == 1
         return FlowOutput(
             loss=loss,
             action_loss=action_loss,
-            text_loss=text_loss,
+            text_loss=cross_entropy,
             velocity=velocity[:, 0] if one else velocity,
             logits=logits,
             text_accuracy=text_accuracy,
@@ -200,25 +212,6 @@ class FlowPolicy(Policy):
             check_shape(action_dim_is_pad, "b m", "action_dim_is_pad", b=actions.shape[0], m=actions.shape[2])
             counts = counts & ~action_dim_is_pad.bool()[:, None, :]
         return counts[:, None]
-
-    def _text_loss(
-        self, prefix: Prefix, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return mean cross-entropy and accuracy per supervised token, and in evaluation all text logits."""
-        assert prefix.text_hidden is not None
-        longest = prefix.text_hidden.shape[1]
-        targets = labels[:, 1:longest]
-        supervised = targets != -100
-        if self.training:
-            logits, read_out = None, self.model.logits(prefix.text_hidden[:, :-1][supervised])
-        else:
-            logits = self.model.logits(prefix.text_hidden)
-            read_out = logits[:, :-1][supervised]
-            logits = F.pad(logits, (0, 0, 0, labels.shape[1] - longest))
-        total = F.cross_entropy(read_out, targets[supervised], reduction="sum")
-        number = supervised.sum().clamp(min=1)
-        correct = (read_out.detach().argmax(-1) == targets[supervised]).sum()
-        return total / number, correct / number, logits
 
     # -- acting ---------------------------------------------------------------------------------------
 
@@ -381,8 +374,11 @@ class FlowPolicy(Policy):
     # -- checks ---------------------------------------------------------------------------------------
 
     def _check_observation(self, *tensors: torch.Tensor | None) -> None:
-        reads_state = "state" in self.model.rules.names
-        check_observation(self.config, *(tensors if reads_state else tensors[:4]))  # type: ignore[arg-type]
+        check_observation(self.config, *(tensors if self._reads_state else tensors[:4]))
+
+    @property
+    def _reads_state(self) -> bool:
+        return "state" in self.model.rules.names
 
     def _remark_on_horizon(self, chunk: torch.Tensor) -> None:
         """Warn once of a chunk of another length than the config's: it works, but was not trained.

@@ -1,10 +1,39 @@
-"""Response text, token by token, behind a cached prefix."""
+"""Response text: what is learned of it, and how it is said, token by token, behind a cached prefix."""
 
 import torch
+import torch.nn.functional as F
 
 from vla.nn.attention import KeyValueCache
 from vla.nn.prefix import Prefix, PrefixModel
 from vla.policies.flow_config import FlowConfig
+
+
+def text_loss(
+    model: PrefixModel, prefix: Prefix, labels: torch.Tensor, all_logits: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return mean cross-entropy and accuracy per supervised token, and all text logits where asked for.
+
+    Args:
+        model: What reads hidden states out.
+        prefix: A pass over images and text, with its hidden states.
+        labels: long `[b, l]`, the token itself where it is to be predicted from what precedes it, -100
+            elsewhere.
+        all_logits: Whether to read out every position, float32 `[b, l, vocab]`, or the supervised ones alone.
+    """
+    assert prefix.text_hidden is not None
+    longest = prefix.text_hidden.shape[1]
+    targets = labels[:, 1:longest]
+    supervised = targets != -100
+    if all_logits:
+        logits = model.logits(prefix.text_hidden)
+        read_out = logits[:, :-1][supervised]
+        logits = F.pad(logits, (0, 0, 0, labels.shape[1] - longest))
+    else:
+        logits, read_out = None, model.logits(prefix.text_hidden[:, :-1][supervised])
+    total = F.cross_entropy(read_out, targets[supervised], reduction="sum")
+    number = supervised.sum().clamp(min=1)
+    correct = (read_out.detach().argmax(-1) == targets[supervised]).sum()
+    return total / number, correct / number, logits
 
 
 @torch.no_grad()

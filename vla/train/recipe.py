@@ -160,8 +160,11 @@ class DataSection(_Section):
     """Video files of a dataset that each process keeps open; where more are read at a time, they are opened
     over and over."""
     feature_cache: str | None = None
-    """Folder for what the vision tower makes of every frame, computed once, where the tower is frozen
-    (`policy.freeze`) and `augment` is off. Training then reads no video and never runs the tower."""
+    """Folder for what frozen parts (`policy.freeze`) make of every frame, computed once, where `augment` is
+    off. Training then reads no video and never runs them."""
+    feature_cache_of: Literal["vision", "prefix"] = "vision"
+    """What is kept there: the vision tower's features; or, where the whole vision-language model is frozen
+    and no text is trained, the keys and values that the expert reads, about 15 MB a frame at full size."""
     bucket_by_length: bool = False
     """Let samples whose texts are about as long share a step, so that less padding is computed; the order
     within an epoch is then random among steps, not among all samples."""
@@ -185,6 +188,12 @@ class DataSection(_Section):
             )
         if not self.streaming and self.streaming_disk_gb is not None:
             raise ValueError("streaming_disk_gb is for streaming=true")
+        return self
+
+    @model_validator(mode="after")
+    def _features_have_a_folder(self) -> Self:
+        if self.feature_cache_of != "vision" and self.feature_cache is None:
+            raise ValueError("feature_cache_of needs a folder, `feature_cache`")
         return self
 
     @model_validator(mode="after")

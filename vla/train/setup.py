@@ -25,7 +25,7 @@ from vla.errors import ConfigError, TrainingError, did_you_mean
 from vla.policies.base import Policy
 from vla.policies.registry import make_config, make_policy, policy_entry
 from vla.train.adapters import choose_trained, start_quantized
-from vla.train.feature_cache import FeatureCache, cached_features, without_pictures
+from vla.train.feature_cache import FeatureCache, cached_features
 from vla.train.lengths import by_length, text_lengths
 from vla.train.recipe import DataSection, Recipe
 from vla.train.robot import robot_of, with_robot
@@ -207,7 +207,7 @@ def _with_features(
     held_out: LeRobotDataset | None,
     cameras: Mapping[str, str],
 ) -> SampleTransform:
-    """Return the transform that reads what the frozen vision tower made of a frame, instead of the frame."""
+    """Return the transform that reads what the frozen parts made of a frame, instead of the frame."""
     assert recipe.data.feature_cache is not None
     assert policy.pipeline is not None
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -218,8 +218,9 @@ def _with_features(
         cameras,
         precision=recipe.train.precision,
         device=device or "cpu",
+        of=recipe.data.feature_cache_of,
     )
-    return SampleTransform({}, recipe.data, without_pictures(policy.pipeline), features=features)
+    return SampleTransform({}, recipe.data, features.remaining(policy.pipeline), features=features)
 
 
 def start(recipe: Recipe, checkpoint: Path | None) -> Policy | None:

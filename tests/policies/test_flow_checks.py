@@ -1,0 +1,86 @@
+"""What `forward` takes: pictures and text, or the prefix that was kept of them; anything else is named."""
+
+import pytest
+import torch
+
+from tests.parity.transformers_pi0 import make_batch, perturb
+from vla.errors import ShapeError
+from vla.policies.pi0 import Pi0Policy
+from vla.policies.pi05 import Pi05Policy
+
+OBSERVATION = ("pixel_values", "pixel_mask", "input_ids", "attention_mask")
+
+
+@pytest.fixture(params=[Pi0Policy, Pi05Policy], scope="module")
+def policy(request):
+    torch.manual_seed(0)
+    policy = request.param(request.param.config_class.tiny())
+    perturb(policy)
+    return policy.eval()
+
+
+@pytest.fixture
+def batch(policy) -> dict:
+    return make_batch(policy.config)
+
+
+def kept_prefix(policy, batch: dict) -> dict:
+    """What `forward` takes for a prefix, made row by row, without any padding, and padded by 2 afterwards."""
+    rows = []
+    for row in range(len(batch["input_ids"])):
+        one = [batch[key][row : row + 1] for key in OBSERVATION]
+        keys_values, visible = policy.model.encode_prefix(*one).cache.pack()
+        rows.append(keys_values[0][visible[0]])
+    keys_values = torch.nn.utils.rnn.pad_sequence(
+        [*rows, torch.cat([rows[0], rows[0][:2]])], batch_first=True
+    )
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(keys_values.shape[1]) < lengths[:, None]
+    return {"prefix_keys_values": keys_values[:-1], "prefix_mask": mask}
+
+
+def test_a_prefix_that_was_kept_stands_in_for_pictures_and_text(policy):
+    batch = make_batch(policy.config, absent=((0, 1), (2, 2)))
+    with torch.no_grad():
+        kept = kept_prefix(policy, batch)
+    rest = {key: batch[key] for key in ("state", "actions", "noise", "tau")}
+
+    def gradients(inputs):
+        policy.zero_grad()
+        output = policy(**inputs)
+        output.loss.backward()
+        named = policy.named_parameters()
+        return output, {n: p.grad.clone() for n, p in named if p.grad is not None and "expert" in n}
+
+    (got, ours), (want, theirs) = gradients(rest | kept), gradients(batch)
+    torch.testing.assert_close(got.velocity, want.velocity, atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.loss, want.loss, atol=1e-5, rtol=0)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 10
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prefix_mask": None}, "prefix_keys_values and prefix_mask, both of them"),
+        ({"prefix_keys_values": torch.zeros(3, 4, 2, 2, 1, 7)}, r"prefix_keys_values must have shape"),
+        (
+            {"prefix_mask": torch.tensor([[True, False, True, False]] * 3)},
+            "prefix_mask must be right-padded",
+        ),
+        ({"pixel_mask": torch.ones(3, 3)}, "not both"),
+        ({"labels": torch.zeros(3, 9)}, "labels need the text's hidden states"),
+        ({"prefix_mask": None, "prefix_keys_values": None}, "An observation is pixel_values, pixel_mask"),
+        ({"actions": None}, r"actions \[b, a, m\], which must be given"),
+        ({"actions": torch.zeros(2, 6, 8)}, "actions must have shape"),
+    ],
+)
+def test_wrong_kept_prefixes_are_named(policy, batch, change, message):
+    kept = {"prefix_keys_values": torch.zeros(3, 4, 2, 2, 1, 8), "prefix_mask": torch.ones(3, 4).bool()}
+    rest = {key: batch[key] for key in ("state", "actions", "noise", "tau")}
+    with torch.no_grad():
+        policy(**rest | kept)
+    with pytest.raises(ShapeError, match=message):
+        policy(**rest | kept | change)

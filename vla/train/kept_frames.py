@@ -1,0 +1,98 @@
+"""Rows of numbers for every frame of a dataset, on disk: written once, one frame after another.
+
+    <folder>/
+      rows.bin       every frame's rows, `[r, *row]`, as they came
+      places.npy     [frames, 2], by the dataset's global frame number: its first row, and how many it has
+      about.json     dtype and shape of a row, and whatever else its maker wants to know
+
+A frame is one read at one place, whatever is open in whichever process.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from vla.errors import DatasetError
+
+_ROWS, _PLACES, _ABOUT = "rows.bin", "places.npy", "about.json"
+
+
+class FrameWriter:
+    """Appends frames to a folder that exists; to be closed, or used in a `with`.
+
+    Args:
+        folder: Empty.
+        frames: Global frame numbers lie below.
+        row: Shape of a row.
+        dtype: Of the numbers.
+
+    Attributes:
+        about: JSON values to keep with them.
+    """
+
+    def __init__(self, folder: Path, frames: int, row: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._folder, self._row, self._dtype = folder, row, dtype
+        self.about: dict[str, Any] = {"row": list(row), "dtype": str(dtype).removeprefix("torch.")}
+        self._places, self._end = np.zeros((frames, 2), dtype=np.int64), 0
+        self._file = open(folder / _ROWS, "wb")  # noqa: SIM115 (closed by close)
+
+    def append(self, frame: int, rows: torch.Tensor) -> None:
+        """Write the rows `[r, *row]` of a frame; they become the folder's dtype."""
+        assert rows.shape[1:] == self._row, (rows.shape, self._row)
+        kept = rows.to("cpu", self._dtype).contiguous()
+        self._file.write(kept.view(torch.uint8).numpy().data)
+        self._places[frame] = self._end, len(rows)
+        self._end += len(rows)
+
+    def close(self) -> None:
+        """Complete the folder."""
+        self._file.close()
+        np.save(self._folder / _PLACES, self._places)
+        (self._folder / _ABOUT).write_text(json.dumps(self.about, indent=2) + "\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self.close() if error is None else self._file.close()
+
+
+@dataclass(frozen=True)
+class KeptFrames:
+    """A folder that a `FrameWriter` has closed; it can be sent to a loader's worker processes."""
+
+    folder: Path
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Dtype and shape of a row, and what the maker has added."""
+        return json.loads((self.folder / _ABOUT).read_text())
+
+    @cached_property
+    def longest(self) -> int:
+        """The most rows that a frame has."""
+        return int(self._places[:, 1].max())
+
+    def read(self, frame: int) -> torch.Tensor:
+        """Return the rows `[r, *row]` of a global frame number.
+
+        Raises:
+            DatasetError: They are not all there.
+        """
+        row, dtype = tuple(self.about["row"]), getattr(torch, self.about["dtype"])
+        size = prod(row) * dtype.itemsize
+        first, number = self._places[frame].tolist()
+        found = np.fromfile(self.folder / _ROWS, np.uint8, count=number * size, offset=first * size)
+        if number == 0 or len(found) < number * size:
+            raise DatasetError(f"{self.folder} lacks frame {frame}: it is damaged; remove it.")
+        return torch.from_numpy(found).view(dtype).reshape(number, *row)
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        return np.load(self.folder / _PLACES)
