@@ -88,6 +88,7 @@ ROOMS: dict[str, Room] = {
         packages=("torch", "numpy", "safetensors", "accelerate", "omegaconf", "pydantic", "yaml", "rich"),
     ),
     "train.optim": Room(packages=("torch", "bitsandbytes")),
+    "train.zero": Room(packages=("torch", "deepspeed")),
     "serve": Room(rooms=("policies.registry",), packages=("numpy", "msgpack", "websockets")),
     "serve.chunking": Room(packages=("numpy",)),
     "eval": Room(

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.data.make import make_dataset
 from vla.train.metrics import read_metrics
@@ -50,6 +51,11 @@ def tiny_overrides(dataset, output):
         "train.threads=1",
         "train.tensorboard=false",
     ]
+
+
+def training_tensors(checkpoint):
+    """The large tensors of a gathered checkpoint that only training needs."""
+    return load_file(checkpoint / "training" / "whole.safetensors")
 
 
 def numbers(folder):

@@ -100,7 +100,7 @@ def test_full_disk_leaves_the_previous_checkpoint_alone(tmp_path, monkeypatch, p
         elif place == "rename":
             patch.setattr(os, "replace", no_space)
         elif place == "last":
-            patch.setattr(checkpoints, "_point_last_at", no_space)
+            patch.setattr(checkpoints, "point_last_at", no_space)
         with pytest.raises(TrainingError, match="disk is full") as caught:
             save(tmp_path, 2, write_half if place == "policy" else write_policy)
     assert "step-000002" in str(caught.value) or place == "last"

@@ -12,12 +12,17 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
-from tests.train.conftest import tiny_overrides
+import vla
+from tests.data.make import make_dataset
+from tests.train.conftest import tiny_overrides, training_tensors
 from vla.errors import ConfigError, MissingDependencyError, TrainingError
+from vla.policies.convert import convert
 from vla.policies.registry import make_policy
 from vla.train import engine, train
 from vla.train.checkpoint import load_training_state
 from vla.train.recipe import TrainSection
+
+pytestmark = pytest.mark.timeout(1200)  # one fixture makes all the runs
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
 needs_deepspeed = pytest.mark.skipif(
@@ -27,7 +32,7 @@ ENGINES = [
     "ddp",
     "fsdp2",
     pytest.param("zero1", marks=[needs_deepspeed, pytest.mark.slow]),
-    pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow]),
+    pytest.param("zero2", marks=needs_deepspeed),
     pytest.param("zero3", marks=needs_deepspeed),
 ]
 # eps: where a gradient is zero but for rounding (biases of keys), AdamW would take whole steps of noise.
@@ -52,7 +57,7 @@ class Runs:
         file.write_text(json.dumps(cases))
         command = [sys.executable, "-m", "tests.train.engine_runs", str(file)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+        ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1000)
         self.stderr = ran.stderr
         self.statuses |= json.loads((self.folder / "statuses.json").read_text())
 
@@ -63,17 +68,39 @@ class Runs:
         return load_file(self.folder / run / "checkpoints" / "last" / "model.safetensors")
 
 
+AVERAGED = ["train.ema=0.8", "train.steps=6"]
+
+
 @pytest.fixture(scope="module")
 def runs(dataset, tmp_path_factory):
-    """The unbroken run of one process, those of the usual engines, and one that changes engines."""
+    """Every run of this file but the slow ones, forked one after the other from one process."""
     made = Runs(dataset, tmp_path_factory.mktemp("engines"))
     case, zero = made.case, importlib.util.find_spec("deepspeed") is not None
+    go_on = {"run": "chain", "resume": True}
+    base = made.folder / "single" / "checkpoints" / "last"
+    lora = ["policy.preset=null", f"policy.pretrained={base}", "policy.adapter.rank=4", "train.steps=4"]
+    other = make_dataset(made.folder / "other", length=9, cameras=["observation.images.side"], response=True)
+    members = [{"path": str(dataset), "name": "one", "weight": 2.0}, {"path": str(other), "weight": 1.0}]
+    mixed = ["data.path=''", f"data.mixture={json.dumps(members)}", "train.steps=4"]
     made(
-        *(case(name, name) for name in ("single", "ddp", "fsdp2", *(["zero3"] if zero else []))),
+        *(case(name, name) for name in ("single", "ddp", "fsdp2", *(["zero2", "zero3"] if zero else []))),
+        # One run that is killed, and taken over by one engine after the other.
         case("killed", "single", run="chain", dies=[0, 7]),
-        case("lost", "ddp", run="chain", resume=True, dies=[1, 8]),
-        case("shards", "fsdp2", "train.steps=12", run="chain", resume=True),
-        case("last", "single", run="chain", resume=True),
+        case("lost", "ddp", **go_on, dies=[1, 8]),
+        case("shards", "fsdp2", "train.steps=11", "train.checkpoints=sharded", **go_on),
+        *([case("zeros", "zero3", "train.steps=14", **go_on)] if zero else []),
+        *([case("zeros-2", "zero2", "train.steps=16", **go_on)] if zero else []),
+        case("last", "single", **go_on),
+        case("halves", "fsdp2", "train.steps=5", "train.checkpoints=sharded"),
+        case("five", "single", "train.steps=5"),
+        case("whole-average", "single", *AVERAGED),
+        case("average-1", "fsdp2", *AVERAGED, "train.steps=3", "train.checkpoints=sharded", run="average"),
+        case("average-2", "ddp", *AVERAGED, "train.steps=4", run="average", resume=True),
+        case("average-3", "fsdp2", *AVERAGED, run="average", resume=True),
+        *(case(f"adapter-{name}", name, *lora) for name in ("single", "ddp")),
+        case("adapter-fsdp2", "fsdp2", *lora, "train.steps=2"),
+        case("adapter-fsdp2-on", "fsdp2", *lora, run="adapter-fsdp2", resume=True),
+        *(case(f"mixture-{name}", name, *mixed) for name in ("single", "ddp")),
     )
     return made
 
@@ -115,29 +142,83 @@ def test_same_losses_and_weights_as_one_process(runs, name):
 
 
 def test_killed_and_resumed_across_engines(runs):
-    """One process is killed, two go on and lose one of theirs, shards take over, one process finishes."""
-    statuses = [runs.statuses[name] for name in ("killed", "lost", "shards", "last")]
-    assert statuses == [[-9], [3, -9], [0, 0], [0]], runs.stderr
+    """One process is killed, two lose one of theirs, shards of two kinds take over, one process finishes."""
+    zeros = [name for name in ("zeros", "zeros-2") if name in runs.statuses]
+    statuses = [runs.statuses[name] for name in ("killed", "lost", "shards", *zeros, "last")]
+    assert statuses == [[-9], [3, -9], [0, 0], *([0, 0] for _ in zeros), [0]], runs.stderr
     lost = runs.report("lost")
     assert lost["error"].startswith("TrainingError: Another process of this run has died")
     whole = runs.report("single")
     assert_same_curve(lost, whole, first=6)
     assert_same_curve(runs.report("shards"), whole, first=6)
-    assert_same_curve(runs.report("last"), whole, first=13)
+    for name, first in zip(zeros, (12, 15), strict=False):
+        assert_same_curve(runs.report(name), whole, first=first)
+    assert_same_curve(runs.report("last"), whole, first=17 if zeros else 12)
     assert_same_weights(runs.weights("chain"), runs.weights("single"))
 
 
-@needs_deepspeed
-@pytest.mark.slow
-def test_zero_takes_up_weights_and_place(runs):
-    """AdamW's averages start anew there, so only the first loss is the unbroken run's."""
-    runs(
-        runs.case("before", "single", "train.steps=5", run="to-zero"),
-        runs.case("zero", "zero3", "train.steps=6", run="to-zero", resume=True),
+def test_a_sharded_checkpoint_is_a_policy(runs, tmp_path):
+    """Every process has written its half; read together they are the weights of the unbroken run."""
+    assert (runs.statuses["halves"], runs.statuses["five"]) == ([0, 0], [0]), runs.stderr
+    checkpoint = runs.folder / "halves" / "checkpoints" / "last"
+    assert not (checkpoint / "model.safetensors").exists()
+    sizes = [file.stat().st_size for file in (checkpoint / "shards").glob("*.safetensors")]
+    assert len(sizes) == 2
+    assert max(sizes) <= 0.55 * sum(sizes)
+    policy = vla.AutoPolicy.from_pretrained(checkpoint)
+    assert policy.pipeline is not None
+    assert_same_weights(dict(policy.named_parameters()), runs.weights("five"))
+    convert(checkpoint, tmp_path / "whole", "vla")
+    assert_same_weights(load_file(tmp_path / "whole" / "model.safetensors"), runs.weights("five"))
+
+
+def test_averages_pass_between_engines(runs):
+    assert [runs.statuses[f"average-{n}"] for n in (1, 2, 3)] == [[0, 0]] * 3, runs.stderr
+    whole = runs.report("whole-average")
+    for number, first in ((1, 1), (2, 4), (3, 5)):
+        assert_same_curve(runs.report(f"average-{number}"), whole, first=first)
+    assert_same_weights(runs.weights("average"), runs.weights("whole-average"))
+    raw, theirs = (
+        training_tensors(runs.folder / run / "checkpoints" / "last") for run in ("average", "whole-average")
     )
-    assert runs.statuses["zero"] == [0, 0], runs.stderr
-    assert_same_curve(runs.report("zero"), runs.report("single"), first=6)
-    assert "start anew" in runs.stderr
+    assert any(name.startswith("raw_weights.") for name in raw)
+    assert_same_weights(raw, theirs)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_an_adapter_trains_alike(runs, name):
+    parts = {f"adapter-{name}": 1}
+    if name == "fsdp2":
+        parts["adapter-fsdp2-on"] = 3  # resumed
+    whole = runs.report("adapter-single")
+    for part, first in parts.items():
+        assert runs.statuses[part] == [0, 0], runs.stderr
+        assert_same_curve(runs.report(part), whole, first=first)
+    ours, theirs = (
+        load_file(runs.folder / run / "checkpoints" / "last" / "adapter_model.safetensors")
+        for run in (f"adapter-{name}", "adapter-single")
+    )
+    assert_same_weights(ours, theirs)
+
+
+def test_a_mixture_trains_alike(runs):
+    assert (runs.statuses["mixture-single"], runs.statuses["mixture-ddp"]) == ([0], [0, 0]), runs.stderr
+    assert_same_curve(runs.report("mixture-ddp"), runs.report("mixture-single"))
+    assert_same_weights(runs.weights("mixture-ddp"), runs.weights("mixture-single"))
+
+
+@pytest.mark.parametrize(
+    ("engine_name", "adapter", "says"),
+    [
+        ("zero2", None, r"sharded does not work under DeepSpeed \(zero2\)"),
+        ("fsdp2", object(), "an adapter is small"),
+    ],
+)
+def test_sharded_checkpoints_that_cannot_be(tiny, engine_name, adapter, says):
+    recipe = tiny("train.checkpoints=sharded")
+    policy = recipe.policy.model_copy(update={"adapter": adapter})
+    with pytest.raises(ConfigError, match=says):
+        engine.check_recipe(recipe.model_copy(update={"policy": policy}), engine.Engine(engine_name, None))
 
 
 def test_steps_of_another_size_are_refused(tiny):

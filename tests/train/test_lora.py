@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import vla
-from tests.train.conftest import numbers, tiny_overrides
+from tests.train.conftest import numbers, tiny_overrides, training_tensors
 from tests.train.test_resume import assert_equal
 from vla.errors import ConfigError
 from vla.policies.adapter_files import merge
@@ -69,6 +69,7 @@ def test_a_resumed_run_equals_the_unbroken_one(lora, tmp_path):
     ours, theirs = (run.checkpoint / "adapter_model.safetensors" for run in (result, whole))
     assert_equal(load_file(ours), load_file(theirs))
     assert_equal(load_training_state(result.checkpoint), load_training_state(whole.checkpoint))
+    assert_equal(training_tensors(result.checkpoint), training_tensors(whole.checkpoint))
 
 
 def test_only_the_named_parameters_train(lora):

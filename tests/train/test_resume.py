@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.train.conftest import numbers, tiny_overrides
+from tests.train.conftest import numbers, tiny_overrides, training_tensors
 from vla.errors import TrainingError
 from vla.train import load_recipe, train
 from vla.train.checkpoint import load_training_state
@@ -100,6 +100,7 @@ def test_resumed_run_equals_the_unbroken_one(killed, unbroken, dataset, name):
     ours, theirs = (run / "checkpoints" / "last" for run in (killed / name, whole))
     assert_equal(load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors"))
     assert_equal(load_training_state(ours), load_training_state(theirs))
+    assert_equal(training_tensors(ours), training_tensors(theirs))
     assert not list((killed / name / "checkpoints").glob(".*"))
 
 

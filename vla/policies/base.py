@@ -150,11 +150,20 @@ class Policy(PreTrainedModel):
                     write_adapter(self, folder, kwargs.get("state_dict"))
                 else:
                     super().save_pretrained(folder, **kwargs)
-                if self.pipeline is not None:
-                    self.pipeline.save(folder)
-                write_pipelines(self.pipelines, folder)
+                self._save_pipelines(folder)
         except SafetensorError as error:  # what becomes of a full disk in there
             raise SaveError(f"Could not write {save_directory}: {error}. Nothing was changed.") from error
+
+    def save_description(self, folder: Path) -> None:
+        """Write everything but the weights into a folder that exists: config, pipeline, tokenizer."""
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
+        self._save_pipelines(folder)
+
+    def _save_pipelines(self, folder: Path) -> None:
+        if self.pipeline is not None:
+            self.pipeline.save(folder)
+        write_pipelines(self.pipelines, folder)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -171,6 +180,7 @@ class Policy(PreTrainedModel):
         tokenizer: Any = None,
         asset_id: str | None = None,
         quantize: str | None = None,
+        fill: bool = True,
     ) -> Self:
         """Load weights and pipeline from any known format: exactly this policy, or an error that says why.
 
@@ -189,6 +199,8 @@ class Policy(PreTrainedModel):
             asset_id: Which statistics to take where the checkpoint holds those of several robots.
             quantize: "4bit" or "8bit" stores the layers' linear maps so (bitsandbytes), to act or to train an
                 adapter; `dtype` is then that of all the rest, and of the products.
+            fill: False checks everything, but leaves the weights without values and without memory: for a
+                process that another one sends them to. Not of an adapter.
 
         Raises:
             WeightsError: Not reachable, not this policy, or a tensor is missing, superfluous, of the wrong
@@ -216,6 +228,7 @@ class Policy(PreTrainedModel):
             asset_id=asset_id,
             quantize=quantize,
             hub={"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only},
+            fill=fill,
         )
         if policy.loaded_from is None:
             policy.loaded_from = LoadedFrom.of_folder(folder, config, asset_id)

@@ -8,7 +8,7 @@ import torch
 
 from vla.errors import WeightsError
 from vla.policies.base import Policy
-from vla.policies.empty import empty_policy, parameter_shapes
+from vla.policies.empty import empty_policy, parameter_shapes, reserve_memory
 from vla.policies.flow_config_files import read_flow_config
 from vla.policies.published import is_paligemma
 from vla.weights.dtypes import as_dtype, main_dtype
@@ -43,6 +43,7 @@ def from_paligemma(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
+    fill: bool = True,
 ) -> AnyPolicy:
     """Return a policy whose vision tower, projector and language model are a PaliGemma's.
 
@@ -59,6 +60,8 @@ def from_paligemma(
         revision: Branch, tag or commit on the hub ("bfloat16").
         token: Hub token; the PaliGemma repositories are gated.
         cache_dir: Where hub snapshots are kept.
+        fill: False leaves what is the PaliGemma's without values and without memory: for a process that
+            another one sends them to.
 
     Raises:
         WeightsError: Not reachable, not a PaliGemma, or not exactly its weights. Nothing is loaded partially.
@@ -76,7 +79,9 @@ def from_paligemma(
         wanted = as_dtype(dtype) or main_dtype(plan.pieces)
         for name, child in policy.model.named_children():
             pieces = _below(plan.pieces, f"model.{name}.")
-            if pieces:
+            if pieces and not fill:
+                reserve_memory(child, wanted)
+            elif pieces:
                 fill_module(child, pieces, stored.reader, dtype=wanted, device=device)
             else:
                 _initialise(policy, child, wanted, device)

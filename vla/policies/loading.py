@@ -13,7 +13,7 @@ import torch
 
 from vla.errors import ConfigError, WeightsError
 from vla.policies.base import Policy
-from vla.policies.empty import empty_policy, parameter_shapes
+from vla.policies.empty import empty_policy, parameter_shapes, reserve_memory
 from vla.policies.pipelines import read_pipeline, read_tokenizer
 from vla.policies.published import recognise, weights_module
 from vla.policies.registry import policy_entry
@@ -35,6 +35,7 @@ def load_policy(
     asset_id: str | None = None,
     quantize: str | None = None,
     hub: Mapping[str, Any] | None = None,
+    fill: bool = True,
 ) -> Policy:
     """Return the policy of a checkpoint folder, in evaluation mode.
 
@@ -49,6 +50,7 @@ def load_policy(
         quantize: "4bit" or "8bit" stores the layers' linear maps so, and freezes the policy; see
             `vla.policies.quantize`.
         hub: How to reach an adapter's base: `token`, `cache_dir`, `local_files_only`.
+        fill: False leaves the weights without values; not of an adapter.
 
     Raises:
         WeightsError: Not a policy, not the expected one, or not exactly its weights.
@@ -81,7 +83,7 @@ def load_policy(
             )
         settings = weights_module(name).read_config(stored, fmt, dict(config or {}))
         if quantize is None:
-            policy = _fill(policy_class, settings, stored, fmt, dtype, device)
+            policy = _fill(policy_class, settings, stored, fmt, dtype, device, fill)
         else:
             policy = _fill_quantized(policy_class, settings, stored, fmt, dtype, device, quantize)
         policy.pipeline = read_pipeline(
@@ -111,11 +113,15 @@ def _fill(
     fmt: Format,
     dtype: torch.dtype | str | None,
     device: torch.device | str | None,
+    fill: bool,
 ) -> Policy:
     policy = empty_policy(policy_class, settings)
     plan = plan_load(fmt, stored, parameter_shapes(policy))
     wanted = as_dtype(dtype) or main_dtype(plan.pieces)
-    fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
+    if fill:
+        fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
+    else:
+        reserve_memory(policy, wanted)
     policy.config.dtype = wanted
     return policy if device is None else policy.to(device)  # type: ignore[arg-type]
 
@@ -133,6 +139,6 @@ def _fill_quantized(
     from vla.policies.quantize import check_kind, quantize_base
 
     checked = check_kind(kind)  # before gigabytes are read
-    policy = _fill(policy_class, settings, stored, fmt, dtype, None)
+    policy = _fill(policy_class, settings, stored, fmt, dtype, None, fill=True)
     quantize_base(policy, checked, device)
     return policy

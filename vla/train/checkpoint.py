@@ -2,8 +2,9 @@
 
     checkpoints/
       step-000100/           a policy folder (`vla.load` takes it) plus what training needs to go on:
-        training_state.pt      optimiser, position in the data, running means; and, where the policy folder
-                               has averaged weights, those that training goes on with
+        training/              AdamW's moments; and, where the policy folder has averaged weights, those
+                               that training goes on with
+        training_state.pt      position in the data, running means, counts
         recipe.yaml            the recipe that wrote it
         versions.json          the packages that wrote it
       last -> step-000100    always the newest
@@ -15,7 +16,8 @@ written under another name, flushed to the disk and renamed.
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from safetensors import SafetensorError
 
 from vla.atomic import SaveError, atomic_folder
 from vla.errors import TrainingError
+from vla.train.engine import is_lost_connection
 
 STATE_FILE = "training_state.pt"
 LAST = "last"
@@ -76,21 +79,35 @@ def save_checkpoint(
         TrainingError: The disk is full or cannot be written. Earlier checkpoints are untouched.
     """
     final = folder / checkpoint_name(step)
-    try:
+    with write_errors(final):
         with atomic_folder(final) as partial:
             write_policy(partial)
-            with open(partial / STATE_FILE, "wb") as file:  # given a path, torch would hide the cause
-                torch.save(state, file)
-            for name, text in texts.items():
-                (partial / name).write_text(text)
-        _point_last_at(final)
+            write_rest(partial, state, texts)
+        point_last_at(final)
+    return final
+
+
+def write_rest(folder: Path, state: dict[str, Any], texts: dict[str, str]) -> None:
+    """Write what a checkpoint holds besides the policy into its folder; see `save_checkpoint`."""
+    with open(folder / STATE_FILE, "wb") as file:  # given a path, torch would hide the cause
+        torch.save(state, file)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+
+
+@contextmanager
+def write_errors(final: Path) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint is written into a `TrainingError` that says so."""
+    try:
+        yield
     # safetensors and torch report a failed write in their own ways, torch as a RuntimeError.
     except (OSError, SafetensorError, RuntimeError) as error:
+        if is_lost_connection(error):
+            raise
         cause = _write_error(error)
         said = "the disk is full" if "No space left" in str(cause) else str(cause).rstrip(".")
         said = said if isinstance(cause, SaveError) else f"{final} could not be written: {said}"
         raise TrainingError(f"{said}. Earlier checkpoints are whole: make room, then resume.") from error
-    return final
 
 
 def prune_checkpoints(folder: Path, keep_last: int | None) -> None:
@@ -134,7 +151,8 @@ def _write_error(error: BaseException) -> BaseException:
     return behind or error
 
 
-def _point_last_at(checkpoint: Path) -> None:
+def point_last_at(checkpoint: Path) -> None:
+    """Let `last` be the name of a checkpoint, in one step."""
     link = checkpoint.parent / f".{LAST}.tmp"
     link.unlink(missing_ok=True)
     link.symlink_to(checkpoint.name, target_is_directory=True)

@@ -3,7 +3,7 @@
 After every optimiser step, `average = decay * average + (1 - decay) * weights`, from the weights that the run
 started with. What is averaged is what is trained: of an adapter, the adapter alone. Validation, open-loop
 evaluation and the policy folder of a checkpoint have the average (so it is what robots get, as with openpi's
-`params`); `training_state.pt` has the weights that training goes on with.
+`params`); `training/` beside it has the weights that training goes on with.
 
 All of it is element by element on the tensors that this process holds, so that sharding changes nothing.
 """
@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vla.errors import ConfigError, TrainingError
+from vla.train.shards import reshard
 
 
 class WeightAverage:
@@ -61,13 +61,21 @@ class WeightAverage:
         finally:
             self._swap()
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self, keep: bool = True) -> dict[str, torch.Tensor]:
         """Return the weights without their average, whole and on the CPU; a collective where sharded.
 
         The average is not in here: a checkpoint's policy folder holds it, see `load_state_dict`.
+
+        Args:
+            keep: Whether this process wants them; elsewhere they are made whole and left out.
         """
+        wholes = ((name, _whole(parameter)) for name, parameter in self.parts().items())
+        return {name: whole for name, whole in wholes if keep}
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """Return the weights without their average as this process holds them, sharing memory."""
         assert not self._swapped
-        return {name: _whole(parameter.detach()) for name, parameter in self._parameters.items()}
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
 
     @torch.no_grad()
     def load_state_dict(self, weights: dict[str, torch.Tensor]) -> None:
@@ -92,10 +100,7 @@ class WeightAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         """Exchange the contents of the parameters and of the average, a tensor at a time."""
-        for module in self._model.modules():
-            # FSDP2 may keep gathered copies after a pass without gradients, and would go on using them.
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        reshard(self._model)  # else FSDP2 might go on using gathered copies
         for mine, other in zip(self._locals(), self._others, strict=True):
             kept = mine.clone()
             mine.copy_(other)
@@ -129,6 +134,6 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    if not isinstance(like, DTensor):
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

@@ -193,7 +193,8 @@ def _check_total_batch_size(train: TrainSection, processes: int) -> None:
 
 
 def check_recipe(recipe: Recipe, engine: Engine) -> None:
-    """Raise `ConfigError` where the engine shards what must be whole: quantised weights, or all to sample."""
+    """Raise `ConfigError` where the engine shards what must be whole, or cannot write what is asked of it."""
+    _check_checkpoints(recipe, engine)
     if not engine.shards_weights:
         return
     adapter, settings = recipe.policy.adapter, recipe.train
@@ -211,6 +212,20 @@ def check_recipe(recipe: Recipe, engine: Engine) -> None:
         )
 
 
+def _check_checkpoints(recipe: Recipe, engine: Engine) -> None:
+    if recipe.train.checkpoints != "sharded":
+        return
+    if engine.is_zero:
+        raise ConfigError(
+            f"train.checkpoints=sharded does not work under DeepSpeed ({engine.name}), whose shards are cut "
+            "through the tensors: use gathered, or launch with recipes/accelerate/fsdp2.yaml."
+        )
+    if recipe.policy.adapter is not None:
+        raise ConfigError(
+            "train.checkpoints=sharded is for weights that are large, and an adapter is small: use gathered."
+        )
+
+
 @contextmanager
 def lost_processes_named() -> Iterator[None]:
     """Say that another process has died where a collective operation fails because of it.
@@ -221,10 +236,15 @@ def lost_processes_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo reports a closed connection as a plain RuntimeError that names its source file.
-        if not isinstance(error, DistError) and "gloo" not in str(error):
+        if not is_lost_connection(error):
             raise
         raise TrainingError(
             "Another process of this run has died or cannot be reached, so this one stops; the reason stands "
             f"in that process's own output. The last checkpoint is whole: resume from it. ({error})"
         ) from error
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error comes of another process that cannot be reached."""
+    # gloo reports a closed connection as a plain RuntimeError that names its source file.
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

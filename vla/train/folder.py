@@ -35,7 +35,7 @@ MAY_CHANGE = frozenset(
             f"train.{key}"
             for key in ("steps", "log_every", "save_every", "validate_every", "open_loop_every", "plot_every")
         ),
-        *(f"train.{key}" for key in ("validation_batches", "keep_last", "threads")),
+        *(f"train.{key}" for key in ("validation_batches", "checkpoints", "keep_last", "threads")),
         *(f"train.{key}" for key in ("tensorboard", "trackers", "peak_tflops")),
     }
 )

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from torch.distributed.tensor import DTensor
 
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
-from vla.train.checkpoint import checkpoint_name, load_training_state, prune_checkpoints, save_checkpoint
 from vla.train.diagnostics import Diagnostics
 from vla.train.ema import WeightAverage
 from vla.train.engine import check_recipe, lost_processes_named, make_engine
 from vla.train.flop_rate import FlopRate
-from vla.train.folder import RunFolder, describe_run
+from vla.train.folder import RunFolder
 from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.precision import set_matmul_precision
@@ -32,8 +30,8 @@ from vla.train.reproduce import record_start, run_identity
 from vla.train.robot import with_robot
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
 from vla.train.setup import Job, set_up
-from vla.train.shards import load_optimizer_state, whole_optimizer_state, whole_weights
 from vla.train.signals import StopRequest, signals_held
+from vla.train.snapshots import Snapshots
 from vla.train.trackers import PACKAGED, Tracker, check_trackers
 
 OpenLoop = Callable[[Any, Job], Mapping[str, float]]
@@ -117,8 +115,9 @@ class Loop:
         check_recipe(recipe, self.engine)
         set_matmul_precision(recipe.train)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.job = set_up(recipe, checkpoint, self.rank, self.world)
+        self.job = set_up(recipe, checkpoint, self.rank, self.world, self.engine.shards_weights)
         optimizer = make_optimizer(self.job.policy, recipe.train)
+        self.snapshots = Snapshots(recipe, folder, self.engine, self.job.policy, optimizer)
         self.model, self.optimizer = self.accelerator.prepare(self.job.policy, optimizer)
         check_sharding(self.job.policy, recipe.train)
         decay = recipe.train.ema
@@ -129,7 +128,7 @@ class Loop:
         self.data_wait = DataWait()
         self.flop_rate = FlopRate(self.job.policy, self.accelerator, recipe.train)
         if checkpoint is not None:
-            self._restore(load_training_state(checkpoint))
+            self._restore(checkpoint)
         self.batches = iter(self.job.loader)
 
     def run(self, progress: bool) -> TrainResult:
@@ -331,30 +330,18 @@ class Loop:
             log.write(self.step, values)
 
     def _save(self) -> None:
-        """Write a checkpoint from the main process; every process's state is a function of its numbers."""
-        state = {
+        rest = {
             "step": self.step,
             "processes": self.world,
             "accumulation": self.settings.accumulation,
-            "optimizer": whole_optimizer_state(self.engine, self.optimizer),
             "loader": self.job.loader.state_dict(),
             "means": self.means.state_dict(),
         }
-        if self.average is not None:
-            state["raw_weights"] = self.average.state_dict()
-        with self._averaged():
-            weights = whole_weights(self.engine, self.model)
-            if self.accelerator.is_main_process:
-                texts = describe_run(self.recipe)
-                save = self.job.policy.save_pretrained
-                save = save if weights is None else partial(save, state_dict=weights)
-                save_checkpoint(self.folder.checkpoints, self.step, save, state, texts)
-                prune_checkpoints(self.folder.checkpoints, self.settings.keep_last)
-        self.checkpoint = self.folder.checkpoints / checkpoint_name(self.step)
-        self.accelerator.wait_for_everyone()
+        self.checkpoint = self.snapshots.save(self.step, rest, self.model, self.optimizer, self.average)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state; its weights are in the policy already."""
+    def _restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint; its weights are in the policy already."""
+        state = self.snapshots.restore(checkpoint, self.optimizer, self.average)
         ours, theirs = self.settings.accumulation, state.get("accumulation", self.settings.accumulation)
         if theirs * state["processes"] != ours * self.world:
             raise TrainingError(
@@ -363,11 +350,8 @@ class Loop:
                 f"{self.world} x {ours} = {self.world * ours}: the curve would break. Change "
                 "train.accumulation along with the number of processes."
             )
-        load_optimizer_state(self.engine, self.optimizer, state["optimizer"])
         self.job.loader.load_state_dict(state["loader"])
         self.means.load_state_dict(state["means"])
-        if self.average is not None:
-            self.average.load_state_dict(state["raw_weights"])
         self.step = state["step"]
 
 

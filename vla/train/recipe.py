@@ -251,11 +251,14 @@ class TrainSection(_Section):
     plot_every: PositiveInt | None = None
     """Draws sampled chunks against recorded ones into the run's `plots/`; null never does."""
     save_every: PositiveInt = 1000
+    checkpoints: Literal["gathered", "sharded"] = "gathered"
+    """gathered: the main process writes whole weights and AdamW's state. sharded: every process writes its
+    own rows of them, at the same time and without sending any; not under ZeRO."""
     keep_last: PositiveInt | None = 3
     """Checkpoints to keep; null keeps all."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of the average of the trained weights (openpi takes 0.99); null keeps none. Validation,
-    open-loop evaluation and the saved policy then have the averaged weights; `training_state.pt` has those
+    open-loop evaluation and the saved policy then have the averaged weights; `training/` has those
     that training goes on with."""
     threads: PositiveInt | None = None
     """CPU threads of torch; null is torch's own choice."""

@@ -109,7 +109,9 @@ class SampleTransform:
         return tensors if self.features is None else tensors | self.features.read(int(item["index"]))
 
 
-def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -> Job:
+def set_up(
+    recipe: Recipe, checkpoint: Path | None, rank: int, processes: int, shards_weights: bool = False
+) -> Job:
     """Build everything a run needs, from the recipe or, to resume, from a checkpoint and the recipe.
 
     Args:
@@ -117,6 +119,8 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
         checkpoint: Weights, statistics and tokenizer come from here instead of from the recipe.
         rank: This process.
         processes: Number of processes.
+        shards_weights: Whether the engine sends the first process's weights to the others, in shards: those
+            then read none.
 
     Raises:
         ConfigError: Policy, dataset and recipe do not fit each other.
@@ -126,7 +130,7 @@ def set_up(recipe: Recipe, checkpoint: Path | None, rank: int, processes: int) -
     """
     recipe = with_robot(recipe)
     data, train = recipe.data, recipe.train
-    policy = start(recipe, checkpoint)
+    policy = start(recipe, checkpoint, fill=rank == 0 or not shards_weights)
     if data.mixture is not None:
         from vla.train.mixture import set_up_mixture
 
@@ -223,21 +227,26 @@ def _with_features(
     return SampleTransform({}, recipe.data, features.remaining(policy.pipeline), features=features)
 
 
-def start(recipe: Recipe, checkpoint: Path | None) -> Policy | None:
+def start(recipe: Recipe, checkpoint: Path | None, *, fill: bool = True) -> Policy | None:
     """Return the policy to start from; None where its weights are to be random.
 
-    In float32, but for what a quantised base keeps in fewer bits: that is frozen.
+    In float32, but for what a quantised base keeps in fewer bits: that is frozen. Without `fill` its weights
+    may be left without values; an adapter's base and the source of cached features have them all the same,
+    since their values are looked at.
     """
     wanted, expected = recipe.policy, policy_entry(recipe.policy.type).policy
     if wanted.adapter is not None and wanted.adapter.quantize is not None:
         return start_quantized(recipe, checkpoint)
+    fill = fill or wanted.adapter is not None or recipe.data.feature_cache is not None
     if checkpoint is not None:
-        return expected.from_pretrained(checkpoint, dtype=torch.float32)
+        return expected.from_pretrained(checkpoint, dtype=torch.float32, fill=fill)
     if wanted.pretrained is not None:
-        return expected.from_pretrained(wanted.pretrained, dtype=torch.float32, config=wanted.config)
+        return expected.from_pretrained(
+            wanted.pretrained, dtype=torch.float32, config=wanted.config, fill=fill
+        )
     if wanted.paligemma is not None:
         torch.manual_seed(derive_seed(recipe.train.seed, INITIALISATION))
-        return expected.from_paligemma(wanted.paligemma, wanted.config, dtype=torch.float32)
+        return expected.from_paligemma(wanted.paligemma, wanted.config, dtype=torch.float32, fill=fill)
     return None
 
 

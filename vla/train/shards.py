@@ -1,18 +1,37 @@
-"""What several processes hold in parts, as one process would write it to a checkpoint, and back again.
+"""What several processes hold in parts: made whole on the main process, or written by each for itself.
 
-A checkpoint is the same whichever engine wrote it: whole weights, and AdamW's state in the form of
-`torch.optim.AdamW.state_dict()` with the parameters numbered as `make_optimizer` orders them.
+A checkpoint's large tensors are the same whichever engine wrote them: whole weights, and AdamW's moments by
+the parameter's number as `make_optimizer` orders them. Gathered, they lie in one file that the main process
+writes. Sharded, every process writes its own rows of them, at the same time and without sending any. Either
+way each process that goes on reads no more than it needs (`vla.weights.row_shards`).
 """
 
+import errno
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
+import torch.distributed.checkpoint as dcp
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from vla.atomic import SaveError, atomic_folder
 from vla.train.engine import Engine
+from vla.train.zero import ZeroState
+from vla.weights.row_shards import write_shapes
+from vla.weights.tensors import TensorReader
 
 logger = logging.getLogger(__name__)
+
+Split = tuple[dict[str, Any], dict[str, Tensor]]
+"""An optimiser's `state_dict()` without its large tensors, and those by name."""
 
 
 def gathered(value: Any, keep: bool) -> Any:
@@ -34,7 +53,7 @@ def gathered(value: Any, keep: bool) -> Any:
     return value
 
 
-def whole_weights(engine: Engine, model: Any) -> dict[str, torch.Tensor] | None:
+def whole_weights(engine: Engine, model: Any) -> dict[str, Tensor] | None:
     """Return the policy's weights on the main process, where an engine shards them; None where it does not.
 
     Every process must call it.
@@ -43,53 +62,150 @@ def whole_weights(engine: Engine, model: Any) -> dict[str, torch.Tensor] | None:
     return weights
 
 
-def whole_optimizer_state(engine: Engine, optimizer: Any) -> dict[str, Any] | None:
-    """Return the optimiser's state as one process would have it, complete on the main process alone.
-
-    Every process must call it. None under DeepSpeed, which keeps its state in a form of its own.
-    """
-    if engine.is_zero:
-        return None
-    return gathered(optimizer.state_dict(), engine.accelerator.is_main_process)
-
-
-def load_optimizer_state(engine: Engine, optimizer: Any, state: dict[str, Any] | None) -> None:
-    """Give an optimiser the state that `whole_optimizer_state` returned under any engine.
-
-    Where one of the two is DeepSpeed, the optimiser starts anew, and the log says so.
-    """
-    if engine.is_zero or state is None:
-        logger.warning(
-            "The optimiser's state does not pass from or to DeepSpeed (now: %s): the weights, the step and "
-            "the place in the data go on, AdamW's averages start anew.",
-            engine.name,
-        )
-        return
-    if engine.name == "fsdp2":
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state = _sharded_like(parameters, state)
-    optimizer.load_state_dict(state)
-
-
-def _sharded_like(parameters: list[torch.nn.Parameter], state: dict[str, Any]) -> dict[str, Any]:
-    """Return an optimiser's whole state with every tensor sharded as the parameter that it belongs to.
+class OptimizerState:
+    """AdamW's state as one process would have it, whichever engine has it in parts.
 
     Args:
-        parameters: In the optimiser's order.
-        state: `state_dict()` of the optimiser of a process that holds everything.
+        engine: What distributes the training.
+        optimizer: Torch's own, before accelerate takes it over.
     """
 
-    def shard(parameter: torch.nn.Parameter, value: Any) -> Any:
-        if not isinstance(parameter, DTensor) or not isinstance(value, torch.Tensor):
-            return value
-        if value.shape != parameter.shape:  # the count of steps
-            return value
-        whole = value.to(parameter.device_mesh.device_type)
-        # Every process has read the same file: nobody has to send anything.
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    def __init__(self, engine: Engine, optimizer: torch.optim.Optimizer) -> None:
+        self._engine = engine
+        # DeepSpeed flattens whatever it steps, but only AdamW's state can be told apart again.
+        self._lost = engine.is_zero and not isinstance(optimizer, torch.optim.AdamW)
+        self._zero = ZeroState(optimizer) if engine.is_zero and not self._lost else None
 
-    sharded = {
-        number: {name: shard(parameters[number], value) for name, value in values.items()}
-        for number, values in state["state"].items()
-    }
-    return {**state, "state": sharded}
+    def whole(self, optimizer: Any) -> Split:
+        """Return all of it, complete on the main process alone; a collective.
+
+        Empty under DeepSpeed with 8-bit AdamW, whose state has a form of its own there.
+        """
+        main = self._engine.accelerator.is_main_process
+        if self._lost:
+            return {"state": {}, "lost": True}, {}
+        if self._zero is not None:
+            return _split(self._zero.whole(optimizer, main))
+        return _split(gathered(optimizer.state_dict(), main))
+
+    def parts(self, optimizer: Any) -> Split:
+        """Return it with its tensors as this process holds them; not under ZeRO."""
+        assert not self._engine.is_zero
+        return _split(optimizer.state_dict())
+
+    def load(self, optimizer: Any, rest: dict[str, Any], reader: TensorReader) -> None:
+        """Take what `whole` or `parts` returned under any engine; where it is lost, start anew and say so.
+
+        Args:
+            optimizer: What accelerate made of the optimiser.
+            rest: The state without its large tensors.
+            reader: Of those.
+        """
+        if self._lost or rest.get("lost"):
+            logger.warning(
+                "The state of 8-bit AdamW does not pass from or to DeepSpeed (now: %s): the weights, the "
+                "step and the place in the data go on, AdamW's averages start anew.",
+                self._engine.name,
+            )
+        elif self._zero is not None:
+            rank = self._engine.accelerator.process_index
+            step = next(iter(rest["state"].values()))["step"]
+            self._zero.load(optimizer, step, lambda number, name: reader.read(_key(number, name)), rank)
+        else:
+            parameters = [one for group in optimizer.param_groups for one in group["params"]]
+            state = {number: dict(values) for number, values in rest["state"].items()}
+            for key in reader.infos:
+                if key.startswith(_PREFIX):
+                    number, name = key.removeprefix(_PREFIX).split(".", 1)
+                    state[int(number)][name] = read_like(reader, key, parameters[int(number)])
+            optimizer.load_state_dict({**rest, "state": state})
+
+
+_PREFIX = "optimizer."
+
+
+def _key(number: int, name: str) -> str:
+    return f"{_PREFIX}{number}.{name}"
+
+
+def _split(whole: dict[str, Any]) -> Split:
+    rest, tensors = {}, {}
+    for number, values in whole["state"].items():
+        large = {name: one for name, one in values.items() if isinstance(one, Tensor) and one.ndim}
+        rest[number] = {name: value for name, value in values.items() if name not in large}
+        tensors |= {_key(number, name): value for name, value in large.items()}
+    return {**whole, "state": rest}, tensors
+
+
+def read_like(reader: TensorReader, name: str, like: Tensor) -> Tensor:
+    """Return a tensor from a checkpoint, placed as a parameter is: where that is sharded, its rows alone."""
+    if not isinstance(like, DTensor) or reader.infos[name].shape != tuple(like.shape):
+        return reader.read(name).to(like.device)
+    mesh, placements = like.device_mesh, like.placements
+    if placements != (Shard(0),):
+        # Every process has read the same file: nobody has to send anything.
+        return distribute_tensor(reader.read(name).to(like.device), mesh, placements, src_data_rank=None)
+    local = torch.empty(like.to_local().shape, dtype=reader.infos[name].dtype)
+    if local.numel():
+        per_process = -(-like.shape[0] // mesh.size())
+        reader.read_rows(name, local, mesh.get_local_rank() * per_process)
+    moved = local.to(like.device)
+    return DTensor.from_local(moved, mesh, placements, shape=like.shape, stride=like.stride())
+
+
+def reshard(model: nn.Module) -> None:
+    """Let a model's parameters be shards again, which FSDP2 may keep whole after a pass without gradients."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def write_whole(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write whole tensors into a new folder, from one process, as `RowShardsReader` reads them."""
+    folder.mkdir()
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / "whole.safetensors")
+    write_shapes(folder, tensors)
+
+
+def write_shards(engine: Engine, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into a new folder, every process the rows that it holds; a collective.
+
+    Args:
+        engine: Of the processes.
+        folder: The same for all of them.
+        tensors: By name; sharded over all processes along axis 0, or the same in all of them.
+
+    Raises:
+        SaveError: A process could not write its rows; every process says so, and which it was.
+    """
+    try:
+        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        dcp.save(dict(tensors), storage_writer=writer)
+    except CheckpointException as failed:  # of any process, told to all of them
+        rank, (cause, _) = next(iter(failed.failures.items()))
+        full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(cause)
+        said = "the disk is full" if full else f"{type(cause).__name__}: {cause}"
+        raise SaveError(f"Process {rank} could not write its part of {folder}: {said}") from cause
+    if engine.accelerator.is_main_process:
+        write_shapes(folder, tensors)
+
+
+@contextmanager
+def shared_folder(engine: Engine, target: Path) -> Iterator[Path]:
+    """Yield, to every process, the one new folder that takes the place of `target` when the block ends well.
+
+    A collective; all processes must see the same file system. See `vla.atomic.atomic_folder`.
+    """
+    with ExitStack() as stack:
+        made: list[str | None] = [None]
+        failed = SaveError(f"{target} could not be made: the main process says why")
+        if engine.accelerator.is_main_process:
+            try:
+                made = [str(stack.enter_context(atomic_folder(target)))]
+            except SaveError as error:
+                failed = error
+        broadcast_object_list(made)
+        if made[0] is None:
+            raise failed
+        yield Path(made[0])

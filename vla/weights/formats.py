@@ -21,6 +21,7 @@ from vla.errors import ShapeError, WeightsError
 from vla.weights.dtypes import check_dtypes, short_name
 from vla.weights.keymap import KeyTable, Rule, Spelling, respell
 from vla.weights.report import check_complete
+from vla.weights.row_shards import has_row_shards
 from vla.weights.stream import Fill
 from vla.weights.tensors import Piece, TensorInfo, TensorReader, open_tensors
 
@@ -94,7 +95,7 @@ def _refuse_other_contents(folder: Path) -> None:
     has_safetensors = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
     pickles = [name for name in names if name.endswith(PICKLES)]
     is_tree = "_METADATA" in names or "manifest.ocdbt" in names or "params" in names
-    if pickles and not has_safetensors and not is_tree:
+    if pickles and not has_safetensors and not is_tree and not has_row_shards(folder):
         raise WeightsError(
             f"{folder} holds pickled weights ({pickles[0]}), and opening a pickle can run any code: save "
             "them as safetensors where they come from."

@@ -10,6 +10,7 @@ import huggingface_hub
 from vla.errors import WeightsError, did_you_mean
 from vla.weights.hub_errors import hub_errors
 from vla.weights.known import known_checkpoints
+from vla.weights.row_shards import has_row_shards
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -133,11 +134,15 @@ def _has_safetensors(folder: Path) -> bool:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds safetensors files or an orbax tree."""
-    return _has_safetensors(folder) or any(
-        (base / file).exists()
-        for base in (folder, folder / "params")
-        for file in ("_METADATA", "manifest.ocdbt")
+    """Whether a folder holds safetensors files, of one process or of several, or an orbax tree."""
+    return (
+        _has_safetensors(folder)
+        or has_row_shards(folder)
+        or any(
+            (base / file).exists()
+            for base in (folder, folder / "params")
+            for file in ("_METADATA", "manifest.ocdbt")
+        )
     )
 
 

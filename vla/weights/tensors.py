@@ -171,8 +171,8 @@ def open_tensors(folder: Path | str) -> TensorReader:
     """Open the tensors of a checkpoint folder, told by its content.
 
     Args:
-        folder: Holds `model.safetensors`, or shards with `model.safetensors.index.json`, or an orbax tree
-            (itself, in `params/`, or in its only item).
+        folder: Holds `model.safetensors`, or shards with `model.safetensors.index.json`, or `shards/` that
+            several processes wrote, or an orbax tree (itself, in `params/`, or in its only item).
 
     Returns:
         A reader; use it in a `with` statement.
@@ -181,8 +181,9 @@ def open_tensors(folder: Path | str) -> TensorReader:
         WeightsError: The folder holds none of these, or what it holds is damaged or incomplete.
         MissingDependencyError: It is an orbax tree, and tensorstore is not installed.
     """
-    # Here, because both readers are subclasses of what this module defines.
+    # Here, because the readers are subclasses of what this module defines.
     from vla.weights.orbax import find_orbax, open_orbax
+    from vla.weights.row_shards import SHARDS, RowShardsReader, has_row_shards
     from vla.weights.safetensors_file import INDEX_FILE, SINGLE_FILE, open_safetensors
 
     folder = Path(folder)
@@ -190,6 +191,8 @@ def open_tensors(folder: Path | str) -> TensorReader:
         raise WeightsError(f"{folder} is no folder; give the folder that holds the weights.")
     if (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists():
         return open_safetensors(folder)
+    if has_row_shards(folder):
+        return RowShardsReader(folder / SHARDS)
     root = find_orbax(folder)
     if root is not None:
         return open_orbax(root)
