@@ -86,7 +86,7 @@ def test_features_are_measured_printed_and_written(tmp_path, capsys):
     assert rows[2][0] == "samples/s: features / pictures"
     assert rows[2][-1] == ">= 2"
     written = json.loads((tmp_path / "x.json").read_text())
-    assert written["settings"]["freeze"] == "vision"
+    assert written["settings"]["freeze"] == "vlm"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ def draws(
     ] = "pi0",
     steps: Annotated[int, typer.Option(help="Steps with one draw.")] = 800,
     share: Annotated[float, typer.Option(help="Steps with several draws, as a share of them.")] = 0.5,
+    batch: Annotated[
+        int | None, typer.Option(help="Observations per step of both; the shape's where not given.")
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Of the run with several draws; the recipe's where not given.")
     ] = None,
@@ -61,6 +64,7 @@ def draws(
         draws=draws,
         steps=steps,
         share=share,
+        batch=batch,
         learning_rate=learning_rate,
         seeds=seeds,
     )
@@ -69,7 +73,7 @@ def draws(
 
 def features(
     preset: Annotated[str, typer.Option(help="full, middle or tiny.")] = "middle",
-    freeze: Annotated[str, typer.Option(help="What is frozen: vision, or vlm.")] = "vision",
+    freeze: Annotated[str, typer.Option(help="What is frozen: vision, or vlm.")] = "vlm",
     batch: Annotated[int, typer.Option(help="Observations per step.")] = 8,
     steps: Annotated[int, typer.Option(help="Steps of each run.")] = 8,
     episodes: Annotated[int, typer.Option(help="Episodes whose features are kept.")] = 8,
@@ -79,7 +83,7 @@ def features(
     clock: ClockOption = "wall",
     json: JsonOption = None,
 ) -> None:
-    """Train with a frozen vision tower, with its features kept on disk and without, and compare.
+    """Train with frozen parts, with what they give kept on disk and without, and compare.
 
     Same losses, more samples per second; and how long it takes to keep the features in the first place.
 

@@ -50,6 +50,7 @@ class DrawsOptions(LearningOptions):
         draws: Noise draws per observation of the run that is to be faster.
         steps: Of the run with one draw.
         share: Steps of the run with several, as a share of them.
+        batch: Observations per step of both; None is the shape's.
         learning_rate: Of the run with several, whose gradient has less noise; None takes the recipe's.
         seeds: How often to repeat both runs, from seed 0 on.
     """
@@ -58,13 +59,14 @@ class DrawsOptions(LearningOptions):
     draws: int = 4
     steps: int = 800
     share: float = 0.5
+    batch: int | None = None
     learning_rate: float | None = None
     seeds: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_at_least(2, "draws", "steps")
-        self._check_at_least(1, "seeds")
+        self._check_at_least(1, "seeds", "batch")
         if self.shape not in SHAPES:
             nearest = did_you_mean(self.shape, SHAPES)
             raise ConfigError(f"shape must be one of {', '.join(SHAPES)}, got '{self.shape}'.{nearest}")
@@ -139,6 +141,7 @@ def _recipes(options: DrawsOptions, dataset: Path, folder: Path, seed: int) -> t
             f"train.steps={steps}",
             f"train.warmup_steps={round(WARMUP * steps)}",
         ]
+        overrides += [] if options.batch is None else [f"train.batch_size={options.batch}"]
         return load_recipe(path, [*overrides, *WATCHED, *extra])
 
     rate = [] if options.learning_rate is None else [f"train.learning_rate={options.learning_rate}"]

@@ -1,4 +1,4 @@
-"""What it saves to keep the features of a frozen vision tower on disk, and that nothing else changes."""
+"""What it saves to keep on disk what frozen parts give, and that nothing else changes."""
 
 import time
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
 from vla.train.setup import set_up
 
-FREEZES = ("vision", "vlm")
+KEPT = {"vision": "vision", "vlm": "prefix"}
+"""What is frozen -> what can then be kept: the tower's features, or all that the expert reads."""
 AIM_SPEED, AIM_DIFFERENCE = ">= 2", "<= 1e-5"
 HORIZON = 16
 """Action steps of a chunk; the demonstrations are too short for more."""
@@ -27,7 +28,7 @@ class FeaturesOptions(LearningOptions):
 
     Attributes:
         preset: Named size of pi-0's config; None: full size.
-        freeze: "vision", or "vlm" for the whole vision-language model.
+        freeze: "vision", or "vlm" for the whole vision-language model, whose keys and values are then kept.
         episodes: How many of the dataset are trained on: all of their frames are looked at first.
         batch: Observations per step.
         steps: Of every run.
@@ -35,7 +36,7 @@ class FeaturesOptions(LearningOptions):
     """
 
     preset: str | None = "middle"
-    freeze: str = "vision"
+    freeze: str = "vlm"
     episodes: int = 8
     batch: int = 8
     steps: int = 8
@@ -43,9 +44,9 @@ class FeaturesOptions(LearningOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.freeze not in FREEZES:
-            nearest = did_you_mean(self.freeze, FREEZES)
-            raise ConfigError(f"freeze must be one of {', '.join(FREEZES)}, got '{self.freeze}'.{nearest}")
+        if self.freeze not in KEPT:
+            nearest = did_you_mean(self.freeze, KEPT)
+            raise ConfigError(f"freeze must be one of {', '.join(KEPT)}, got '{self.freeze}'.{nearest}")
         self._check_at_least(1, "episodes", "batch", "repeats")
         self._check_at_least(2, "steps")
 
@@ -63,12 +64,13 @@ def run_features(options: FeaturesOptions, say: Say = lambda line: None) -> Lear
     """
     with workplace(options, say) as place:
         runs, process = place.report.runs, options.reads_process_time
-        kept = f"data.feature_cache={place.folder / 'features'}"
+        folder = place.folder / "features"
+        kept = [f"data.feature_cache={folder}", f"data.feature_cache_of={KEPT[options.freeze]}"]
         say("keeping the features")
-        building = _seconds_to_build(_recipe(options, place.dataset, place.folder / "none", kept), process)
+        building = _seconds_to_build(_recipe(options, place.dataset, place.folder / "none", *kept), process)
         losses: dict[str, list[float]] = {}
         for repeat in range(options.repeats):
-            for name, extra in (("pictures", []), ("features", [kept])):
+            for name, extra in (("pictures", []), ("features", kept)):
                 say(f"training on {name}")
                 recipe = _recipe(options, place.dataset, place.folder / f"{name}-{repeat}", *extra)
                 runs.append(_train(name, recipe, process))
