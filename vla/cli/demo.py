@@ -56,27 +56,22 @@ def demo(
     """
     if base is not None and not adapt:
         raise ConfigError("--base is about --adapt, which is not given.")
-    from vla.cli.rollouts import show_success
-
     quiet_loading()
     numbers: Any = {"demonstrations": demonstrations, "layouts": layouts, "steps": steps}
     if adapt:
         from vla.demo import run_adapting
-        from vla.demo.adapting_report import TITLES, to_table
+        from vla.demo.adapting_report import to_table
 
-        adapted = run_adapting(output, seed, base=base, progress=progress_bar, **numbers)
-        print_table(to_table(adapted))
-        by_name = {name: way.episodes for name, way in adapted.ways.items()}
+        print_table(to_table(run_adapting(output, seed, base=base, progress=progress_bar, **numbers)))
     else:
+        from vla.cli.rollouts import show_success
         from vla.demo import run_demo
         from vla.demo.report import TITLES
 
-        by_name = run_demo(output, seed, progress=progress_bar, **numbers).episodes
-    show_success(
-        {
+        episodes = {
             f"{TITLES[name]}, side {condition}": rows
-            for name, conditions in by_name.items()
+            for name, conditions in run_demo(output, seed, progress=progress_bar, **numbers).episodes.items()
             for condition, rows in conditions.items()
         }
-    )
+        show_success(episodes)
     console().print(f"report: {output / 'report.html'}\nnumbers: {output / 'summary.json'}")

@@ -96,20 +96,19 @@ def to_table(results: AdaptingResults) -> TableBlock:
             [
                 title,
                 format_percent(way.overall.success_rate),
-                f"{format_percent(low)} to {format_percent(high)}",
+                f"{100 * low:.1f} to {100 * high:.1f}",
                 format_percent(way.summaries["unstated"].success_rate),
                 format_percent(followed_share(way.summaries)),
-                f"{way.trained:,}",
-                format_percent(results.share(name)),
+                f"{way.trained:,} ({format_percent(results.share(name))})",
                 f"{way.saved / 1e6:.2f} MB",
                 "-" if way.run is None else f"{way.run.seconds:.0f} s",
             ]
         )
-    header = [
-        "policy", "success", "95 %", "side unstated", "stated side followed", "trained", "share", "file",
-        "training",
-    ]  # fmt: skip
-    note = f"Success over all three instructions. The trainings ran side by side on {cores()} cores."
+    header = ["policy", "success", "95 %", "unstated", "followed", "trained", "file", "training"]
+    note = (
+        "Success: under all three instructions; where the side is unstated; on the side that is stated. "
+        f"The trainings ran side by side on {cores()} cores."
+    )
     return TableBlock("A second robot", header, rows, note)
 
 
