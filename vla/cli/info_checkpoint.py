@@ -144,7 +144,8 @@ def inspect(folder: Path, asset_id: str | None = None) -> CheckpointInfo:
         sizes = {name: prod(info.shape) for name, info in stored.reader.infos.items()}
         found.parameters = sum(sizes.values())
         found.dtypes = _by_dtype(stored.reader.infos)
-        files = {file for name in stored.reader.infos for file in _files(stored.reader.file_of(name))}
+        places = {place for name in stored.reader.infos for place in stored.reader.files_of(name)}
+        files = {file for place in places for file in _files(place)}
         found.files, found.bytes = len(files), sum(file.stat().st_size for file in files)
         _take_config(found, stored.config)
         try:

@@ -55,9 +55,9 @@ class RowShardsReader(TensorReader):
                 reader = stack.enter_context(SafetensorsReader(folder, [name]))
                 offsets = _offsets(reader, folder / name)
                 for key, info in reader.infos.items():
-                    # What no process divides lies in one file, without an offset where it has no rows.
-                    start = offsets[key][0] if info.shape else 0
-                    rows = _Rows(start, info.shape[0] if info.shape else 1, reader)
+                    if key not in said["shapes"]:
+                        raise _of_another(folder / name, key)
+                    rows = _Rows(offsets[key], info.shape[0] if info.shape else 1, reader)
                     found.setdefault(key, []).append(rows)
             self._rows = {
                 key: _in_order(folder, key, found.get(key, []), shape)
@@ -78,6 +78,11 @@ class RowShardsReader(TensorReader):
         self.info(name)
         return self._rows[name][0].reader.file_of(name)
 
+    def files_of(self, name: str) -> list[Path]:
+        """Return every file that holds rows of the tensor."""
+        self.info(name)
+        return [part.reader.file_of(name) for part in self._rows[name]]
+
     def read_rows(self, name: str, out: Tensor, start: int = 0) -> None:
         """Fill `out` with the rows of axis 0 from `start` on; see `TensorReader.read_rows`."""
         if not self.info(name).shape:
@@ -91,8 +96,8 @@ class RowShardsReader(TensorReader):
 
 
 def has_row_shards(folder: Path) -> bool:
-    """Whether a checkpoint folder's weights lie there as several processes wrote them."""
-    return (folder / SHARDS / SHAPES_FILE).is_file()
+    """Whether a checkpoint folder's weights lie there, whole or not, as several processes wrote them."""
+    return (folder / SHARDS).is_dir()
 
 
 def write_shapes(folder: Path, tensors: Mapping[str, Any]) -> None:
@@ -104,47 +109,71 @@ def write_shapes(folder: Path, tensors: Mapping[str, Any]) -> None:
 
 def _read_shapes(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}; the checkpoint is damaged.") from error
-    if not isinstance(said, dict) or said.keys() != {"files", "shapes"}:
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}); the checkpoint is damaged.") from error
+    if not isinstance(said, dict) or not isinstance(said.get("shapes"), dict):
         raise WeightsError(f"{path} does not say which shapes the weights have; the checkpoint is damaged.")
-    for name in said["files"]:
+    files = said.get("files")
+    for name in files if isinstance(files, list) else [files]:
         if not isinstance(name, str) or "/" in name or "\\" in name:
             raise WeightsError(f"{path} lists {name!r}, which is no file name; the checkpoint is damaged.")
+    for key, shape in said["shapes"].items():
+        if not _is_sizes(shape):
+            raise WeightsError(f"{path} says {shape!r} of '{key}', no shape; the checkpoint is damaged.")
     return said
 
 
-def _offsets(reader: SafetensorsReader, path: Path) -> dict[str, list[int]]:
-    """Return where in the whole tensor each of a file's parts begins.
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+
+
+def _offsets(reader: SafetensorsReader, path: Path) -> dict[str, int]:
+    """Return the row of the whole tensor at which each of a file's parts begins; 0 for a scalar.
 
     Raises:
         WeightsError: The file does not say so, or its parts are no whole rows.
     """
     if _OFFSETS_KEY not in reader.metadata:  # one process wrote them whole
-        return {key: [0] for key in reader.infos}
+        return dict.fromkeys(reader.infos, 0)
     try:
         said = json.loads(reader.metadata[_OFFSETS_KEY])
-        offsets = {key: list(said[key][_OFFSETS]) for key in reader.infos}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        offsets = {key: said[key][_OFFSETS] for key in reader.infos}
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} does not say which rows it holds ({error}): it is damaged.") from error
     for key, at in offsets.items():
+        if not _is_sizes(at) or len(at) != len(reader.infos[key].shape):
+            raise WeightsError(f"{path} says that its part of '{key}' begins at {at!r}: it is damaged.")
         if any(at[1:]):
             raise WeightsError(f"{path} holds parts of the rows of '{key}', and only whole rows are read.")
-    return offsets
+    return {key: at[0] if at else 0 for key, at in offsets.items()}
 
 
 def _in_order(folder: Path, key: str, found: list[_Rows], shape: list[int]) -> list[_Rows]:
     """Return a tensor's parts by their first row; raise unless they are all of its rows, each once."""
-    parts = sorted((part for part in found if part.count), key=lambda part: part.start)
-    end = 0
+    if not found:
+        raise WeightsError(
+            f"{folder} lacks '{key}', which {SHAPES_FILE} lists: a file is of another checkpoint."
+        )
+    parts = sorted((part for part in found if part.count), key=lambda part: part.start) or found[:1]
+    dtype, end = parts[0].reader.infos[key].dtype, 0
     for part in parts:
-        if part.start != end or part.reader.infos[key].shape[1:] != tuple(shape[1:]):
+        info = part.reader.infos[key]
+        if info.dtype != dtype or len(info.shape) != len(shape) or list(info.shape[1:]) != shape[1:]:
+            raise _of_another(part.reader.file_of(key), key)
+        if part.count and part.start != end:
             break
         end += part.count
-    if end != (shape[0] if shape else 1) or not parts:
+    if end != (shape[0] if shape else 1):
         raise WeightsError(
             f"{folder} does not hold all rows of '{key}' {shape} once: a file is damaged, or of another "
             "checkpoint."
         )
     return parts
+
+
+def _of_another(file: Path, key: str) -> WeightsError:
+    return WeightsError(
+        f"{file} holds a part of '{key}' that {SHAPES_FILE} beside it knows nothing of: one of the two is of "
+        "another checkpoint."
+    )

@@ -83,7 +83,11 @@ class TensorReader(ABC):
 
     @abstractmethod
     def file_of(self, name: str) -> Path:
-        """Return the file (orbax: the folder) that holds the tensor's values."""
+        """Return the file (orbax: the folder) that holds the tensor's values, or the first of them."""
+
+    def files_of(self, name: str) -> list[Path]:
+        """Return every file (orbax: the folder) that holds values of the tensor."""
+        return [self.file_of(name)]
 
     @abstractmethod
     def read_rows(self, name: str, out: Tensor, start: int = 0) -> None:
