@@ -2,28 +2,76 @@
 
     python -m tests.train.engine_runs CASES.json
 
-A case names its engine, the processes' recipe, and, for what dies on the way, which process is killed at
-which step. Every process writes what it saw to `<name>-<rank>.json` beside CASES.json; the exit statuses, by
-case, end up in `statuses.json` there.
+A case names its engine, the processes' recipe, and what goes wrong on the way: `dies`, `fails` or `full`,
+each with a process and a step. Every process writes what it saw to `<name>-<rank>.json` beside CASES.json;
+the exit statuses and the seconds that it took, by case, end up in `statuses.json` there. `Runs` makes cases.
 """
 
+import errno
+import importlib.util
+import io
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import time
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from safetensors.torch import save as safetensors_bytes
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.tensor import DTensor
 from transformers.utils import logging as transformers_logging
 
-from vla.errors import VlaError
-from vla.train import load_recipe
+from tests.train.conftest import tiny_overrides
+from vla.errors import DatasetError, VlaError
+from vla.train import load_recipe, shards
 from vla.train.loop import Loop, train
+from vla.weights.tensors import open_tensors
+
+# eps: where a gradient is zero but for rounding (biases of keys), AdamW would take whole steps of noise.
+COMMON = ["train.batch_size=2", "train.total_batch_size=4", "train.steps=20", "train.eps=1e-6"]
+COMMON += ["train.decay_steps=20", "train.validate_every=null", "train.save_every=5", "train.log_every=5"]
+
+
+class Runs:
+    """Runs engines, one after the other, in processes forked from one, and keeps what they report."""
+
+    def __init__(self, dataset, folder):
+        self.dataset, self.folder = dataset, folder
+        self.statuses, self.seconds = {}, {}
+
+    def case(self, name, engine, *extra, run=None, **options):
+        processes = 1 if engine == "single" else 2
+        recipe = [*tiny_overrides(self.dataset, self.folder / (run or name)), *COMMON, *extra]
+        recipe.append(f"train.accumulation={2 // processes}")
+        return {"name": name, "engine": engine, "processes": processes, "recipe": recipe, **options}
+
+    def __call__(self, *cases):
+        file = self.folder / "cases.json"
+        file.write_text(json.dumps(cases))
+        command = [sys.executable, "-m", "tests.train.engine_runs", str(file)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1000)
+        self.stderr = ran.stderr
+        for name, (statuses, seconds) in json.loads((self.folder / "statuses.json").read_text()).items():
+            self.statuses[name], self.seconds[name] = statuses, seconds
+
+    def report(self, name, rank=0):
+        return json.loads((self.folder / f"{name}-{rank}.json").read_text())
+
+    def last(self, run):
+        return self.folder / run / "checkpoints" / "last"
+
+    def weights(self, run):
+        with open_tensors(self.last(run)) as reader:
+            return {name: reader.read(name) for name in reader.infos}
 
 
 def launched_as(engine):
@@ -65,6 +113,29 @@ def bytes_held(loop):
     return parameters, sum(size(value) for value in states if isinstance(value, torch.Tensor))
 
 
+class FullDisk(io.FileIO):
+    """A file that the system refuses to write half-way."""
+
+    def write(self, content):
+        super().write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fill_disk():
+    """Refuse the next large file of this process, of a sharded checkpoint or of a gathered one."""
+
+    @contextmanager
+    def create_stream(self, path, mode):
+        with FullDisk(path, mode) as file:
+            yield file
+
+    def save_file(tensors, path):
+        with FullDisk(path, "wb") as file:
+            file.write(safetensors_bytes(tensors))
+
+    FileSystem.create_stream, shards.save_file = create_stream, save_file
+
+
 def run(case):
     transformers_logging.disable_progress_bar()
     launched_as(case["engine"])
@@ -73,8 +144,13 @@ def run(case):
     record = Loop._take_step
 
     def recorded(loop):
-        if case.get("dies") == [loop.rank, loop.step]:
+        now = [loop.rank, loop.step]
+        if case.get("dies") == now:
             os.kill(os.getpid(), signal.SIGKILL)
+        if case.get("fails") == now:
+            raise DatasetError("a frame\nis damaged")
+        if case.get("full") == now:
+            fill_disk()
         values = record(loop)
         report["losses"].append([loop.step, values["loss"], values["action_loss"], values["text_loss"]])
         report["engine"], report["world"] = loop.engine.name, loop.accelerator.num_processes
@@ -82,10 +158,13 @@ def run(case):
         return values
 
     Loop._take_step = recorded
+    recipe = load_recipe(None, case["recipe"])
     try:
-        train(load_recipe(None, case["recipe"]), resume=case.get("resume", False), progress=False)
+        train(recipe, resume=case.get("resume", False), progress=False)
     except VlaError as error:
         report["error"] = f"{type(error).__name__}: {error}"
+        report["left"] = sorted(os.listdir(f"{recipe.output}/checkpoints"))
+        report["last"] = os.readlink(f"{recipe.output}/checkpoints/last")
     file.write_text(json.dumps(report))
     return 3 if "error" in report else 0
 
@@ -105,7 +184,19 @@ def start(case, environment):
     return child
 
 
+def preload():
+    """Import once what every process would import for itself: half of a short run."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    names = ["pandas", "peft", "sentencepiece.sentencepiece_model_pb2", "torch._inductor.compile_fx"]
+    names.append("vla.policies.pi0")
+    if importlib.util.find_spec("deepspeed") is not None:
+        names.append("deepspeed")
+    for name in names:
+        importlib.import_module(name)
+
+
 def main(file):
+    preload()
     ended = {}
     for case in json.loads(file.read_text()):
         case["folder"] = str(file.parent)
@@ -115,8 +206,10 @@ def main(file):
         world = case["processes"]
         shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environments = [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
+        began = time.monotonic()
         children = [start(case, e) for e in (environments if world > 1 else [{}])]
-        ended[case["name"]] = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        ended[case["name"]] = statuses, time.monotonic() - began
     (file.parent / "statuses.json").write_text(json.dumps(ended))
 
 

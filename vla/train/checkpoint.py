@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from vla.atomic import SaveError, atomic_folder
 from vla.errors import TrainingError
-from vla.train.engine import is_lost_connection
+from vla.train.last_words import is_lost_connection
 
 STATE_FILE = "training_state.pt"
 LAST = "last"

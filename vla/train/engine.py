@@ -13,8 +13,6 @@ numbers are the same on all of them: weights and optimiser state are float32, an
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +26,6 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
 )
-from torch.distributed import DistError
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from vla.errors import ConfigError, MissingDependencyError, TrainingError
@@ -224,27 +221,3 @@ def _check_checkpoints(recipe: Recipe, engine: Engine) -> None:
         raise ConfigError(
             "train.checkpoints=sharded is for weights that are large, and an adapter is small: use gathered."
         )
-
-
-@contextmanager
-def lost_processes_named() -> Iterator[None]:
-    """Say that another process has died where a collective operation fails because of it.
-
-    Raises:
-        TrainingError: In place of what the communication library reports.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_lost_connection(error):
-            raise
-        raise TrainingError(
-            "Another process of this run has died or cannot be reached, so this one stops; the reason stands "
-            f"in that process's own output. The last checkpoint is whole: resume from it. ({error})"
-        ) from error
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error comes of another process that cannot be reached."""
-    # gloo reports a closed connection as a plain RuntimeError that names its source file.
-    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

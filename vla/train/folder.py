@@ -8,6 +8,7 @@ runs/cube/
   tensorboard/       the same numbers, unless the recipe turns them off
   plots/             sampled chunks against recorded ones, where the recipe asks for them
   checkpoints/       see `checkpoint.py`; `checkpoints/last` is the policy to use
+  errors/            where one of several processes failed: what it said; see `last_words.py`
 """
 
 import json
@@ -44,7 +45,7 @@ where `decay_steps` is null."""
 
 
 class RunFolder:
-    """Paths of one run. Nothing is written before `create`."""
+    """Paths of one run. Nothing but `errors` is written before `create`."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -53,12 +54,13 @@ class RunFolder:
         self.reproduce = self.path / "reproduce.json"
         self.tensorboard = self.path / "tensorboard"
         self.plots = self.path / "plots"
+        self.errors = self.path / "errors"
 
     def check_free(self) -> None:
-        """Raise `TrainingError` unless the folder is absent or empty."""
+        """Raise `TrainingError` unless the folder is absent, empty, or all that is in it says what failed."""
         if self.path.exists() and not self.path.is_dir():
             raise TrainingError(f"The output {self.path} is a file; choose another output.")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(path != self.errors for path in self.path.iterdir()):
             raise TrainingError(
                 f"The output folder {self.path} is not empty. Resume the run in it, choose another output, "
                 "or remove it."

@@ -19,9 +19,10 @@ from vla.atomic import atomic_write
 from vla.errors import TrainingError
 from vla.train.diagnostics import Diagnostics
 from vla.train.ema import WeightAverage
-from vla.train.engine import check_recipe, lost_processes_named, make_engine
+from vla.train.engine import check_recipe, make_engine
 from vla.train.flop_rate import FlopRate
 from vla.train.folder import RunFolder
+from vla.train.last_words import LastWords
 from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.precision import set_matmul_precision
@@ -82,8 +83,8 @@ def train(
         plots: Called by the main process every `train.plot_every` steps.
 
     Raises:
-        TrainingError: The output folder is taken or holds nothing to resume, the loss is not finite, or the
-            disk is full.
+        TrainingError: The output folder is taken or holds nothing to resume, the loss is not finite, the
+            disk is full, or another process has died: it says why, where that one could.
         ConfigError: Policy, dataset and recipe do not fit each other.
         DatasetError: The dataset is missing or damaged.
         WeightsError: The pretrained policy is missing or damaged.
@@ -92,7 +93,7 @@ def train(
     check_trackers(recipe.train.trackers)
     folder = RunFolder(recipe.output)
     checkpoint = folder.checkpoint_to_resume(recipe) if resume else folder.check_free()
-    with lost_processes_named():
+    with LastWords(folder.errors):
         loop = Loop(recipe, folder, checkpoint, open_loop, plots)
         return loop.run(progress)
 
