@@ -4,6 +4,7 @@ from torch import nn
 
 from vla.errors import ConfigError
 from vla.nn.norms import AdaptiveRMSNorm, RMSNorm
+from vla.policies.flow_output import FlowOutput
 from vla.train.folder import RunFolder
 from vla.train.loop import Loop
 from vla.train.optim import make_optimizer
@@ -38,6 +39,24 @@ def test_weights_gradients_and_moments_are_float32_under_bf16(loop):
     moments = [state[key] for state in loop.optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     assert moments
     assert dtypes(moments) == {torch.float32}
+
+
+def test_passes_are_autocast_whatever_wraps_the_policy(loop):
+    """Accelerate leaves a model under FSDP2 as it is."""
+    seen = []
+
+    class Bare(torch.nn.Module):
+        def forward(self, **batch):
+            seen.append(
+                torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            )
+            return FlowOutput(loss=torch.zeros(()))
+
+    loop.model = Bare()
+    loop._forward({}, 0)
+    loop._validate()
+    assert len(seen) > 1
+    assert all(seen)
 
 
 def test_products_are_bf16_and_islands_are_float32(loop):

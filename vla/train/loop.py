@@ -211,7 +211,8 @@ class Loop:
         torch.manual_seed(derive_seed(self.settings.seed, TRAINING_LAYERS, *now))  # dropout and the like
         draws = self.settings.draws_per_observation
         options = {} if draws is None else {"draws_per_observation": draws}
-        return self.model(**batch, **options, generator=self._generator(TRAINING_NOISE, *now))
+        with self.accelerator.autocast():  # which accelerate does by itself, but not under FSDP2
+            return self.model(**batch, **options, generator=self._generator(TRAINING_NOISE, *now))
 
     def _generator(self, *numbers: int) -> torch.Generator:
         seed = derive_seed(self.settings.seed, *numbers)
@@ -229,7 +230,8 @@ class Loop:
         batches = min(self.settings.validation_batches, loader.batches_per_epoch)
         for number, (batch, _) in zip(range(batches), loader, strict=False):
             generator = self._generator(VALIDATION_NOISE, number * self.world + self.rank, 0)
-            losses.append(_losses_of(self.model(**self._to_device(batch), generator=generator)))
+            with self.accelerator.autocast():
+                losses.append(_losses_of(self.model(**self._to_device(batch), generator=generator)))
         means = self._mean_of_processes(_mean(losses))
         return {f"validation_{name}": value for name, value in means.items()}
 
