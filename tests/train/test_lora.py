@@ -6,9 +6,11 @@ from safetensors.torch import load_file
 
 import vla
 from tests.train.conftest import numbers, tiny_overrides, training_tensors
+from tests.train.test_engines import Runs, needs_deepspeed
 from tests.train.test_resume import assert_equal
 from vla.errors import ConfigError
 from vla.policies.adapter_files import merge
+from vla.policies.adapters import base_parameters, fingerprint
 from vla.train import load_recipe, train
 from vla.train.checkpoint import load_training_state
 from vla.train.setup import set_up
@@ -70,6 +72,107 @@ def test_a_resumed_run_equals_the_unbroken_one(lora, tmp_path):
     assert_equal(load_file(ours), load_file(theirs))
     assert_equal(load_training_state(result.checkpoint), load_training_state(whole.checkpoint))
     assert_equal(training_tensors(result.checkpoint), training_tensors(whole.checkpoint))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["adapter.preset=vlm+expert"], ["adapter.preset=all-linear"], ["adapter.dora=true"]],
+    ids=lambda options: options[0],
+)
+def test_in_bf16_the_frozen_base_is_bfloat16_and_what_is_trained_is_not(lora, base, options):
+    job = set_up(lora("train.precision=bf16", *(f"policy.{one}" for one in options)), None, 0, 1)
+    dtypes = {p.requires_grad: set() for p in job.policy.parameters()}
+    for parameter in job.policy.parameters():
+        dtypes[parameter.requires_grad].add(parameter.dtype)
+    assert dtypes == {True: {torch.float32}, False: {torch.bfloat16}}
+    stored = load_file(base / "model.safetensors")
+    for name, parameter in base_parameters(job.policy).items():
+        assert torch.equal(parameter, stored[name].bfloat16()), name
+    head = job.policy.get_submodule("model.action_out_proj")  # its copy was made of all 24 bits
+    assert torch.equal(head.modules_to_save["default"].weight, stored["model.action_out_proj.weight"])
+    assert job.policy.base_fingerprint == fingerprint(vla.AutoPolicy.from_pretrained(base))
+    batch, _ = next(iter(job.loader))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = job.policy.train()(**batch).loss
+    loss.backward()
+    grads = {name: p.grad for name, p in job.policy.named_parameters() if p.requires_grad}
+    assert {grad.dtype for grad in grads.values() if grad is not None} == {torch.float32}
+    assert sum(grad is None for grad in grads.values()) == 0
+
+
+def test_without_bf16_everything_is_float32(lora):
+    job = set_up(lora(), None, 0, 1)
+    assert {p.dtype for p in job.policy.parameters()} == {torch.float32}
+
+
+def test_the_losses_of_a_bfloat16_base_are_those_of_a_float32_one(lora, tmp_path, monkeypatch):
+    """Under autocast its maps are rounded anyway; what is new is the rounding of norms and embeddings."""
+    rounded = train(lora("train.precision=bf16", output="rounded"), progress=False)
+    monkeypatch.setattr("vla.train.adapters.cast_frozen", lambda policy, dtype: None)
+    whole = train(lora("train.precision=bf16", output="whole"), progress=False)
+    losses = [[one["loss"] for one in numbers(run.folder) if "loss" in one] for run in (rounded, whole)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
+def test_a_run_in_bf16_resumes_samples_and_merges(lora, base, tmp_path):
+    seen = []
+
+    def open_loop(policy, job):
+        batch, _ = next(iter(job.validation))
+        names = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state")
+        chunk = policy.sample_actions(**{name: batch[name] for name in names}, num_steps=2)
+        seen.append(chunk.isfinite().all().item())
+        return {}
+
+    options = ["train.precision=bf16", "train.ema=0.9", "train.decay_steps=6", "train.open_loop_every=3"]
+    whole = train(lora(*options, output="whole"), progress=False, open_loop=open_loop)
+    train(lora(*options, "train.steps=4", output="broken"), progress=False, open_loop=open_loop)
+    result = train(lora(*options, output="broken"), resume=True, progress=False, open_loop=open_loop)
+    assert seen == [True] * 4
+    assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
+    ours, theirs = (load_file(run.checkpoint / "adapter_model.safetensors") for run in (result, whole))
+    assert_equal(ours, theirs)
+    assert {tensor.dtype for tensor in ours.values()} == {torch.float32}
+    assert_equal(load_training_state(result.checkpoint), load_training_state(whole.checkpoint))
+    assert_equal(training_tensors(result.checkpoint), training_tensors(whole.checkpoint))
+
+    merged, stored = (
+        merge(whole.checkpoint, tmp_path / "merged").state_dict(),
+        load_file(base / "model.safetensors"),
+    )
+    for name in ("model.language_model.norm.weight", "model.language_model.embed_tokens.weight"):
+        assert torch.equal(merged[name], stored[name]), name
+    name = "model.expert.layers.0.mlp.up_proj"
+    down, up = (ours[f"base_model.model.{name}.lora_{one}.weight"] for one in "AB")
+    change = 16 / 4 * up @ down
+    torch.testing.assert_close(merged[f"{name}.weight"], stored[f"{name}.weight"] + change)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddp",
+        "fsdp2",
+        pytest.param("zero2", marks=needs_deepspeed),
+        pytest.param("zero3", marks=needs_deepspeed),
+    ],
+)
+def test_every_engine_keeps_the_base_in_bfloat16(dataset, base, tmp_path, name):
+    runs = Runs(dataset, tmp_path)
+    options = [
+        *("policy.preset=null", f"policy.pretrained={base}", "policy.adapter.rank=4"),
+        *("train.precision=bf16", "train.steps=6", "train.decay_steps=6"),
+    ]
+    runs(runs.case("single", "single", *options), runs.case(name, name, *options))
+    assert runs.statuses == {"single": [0], name: [0, 0]}, runs.stderr
+    one, ours = runs.report("single"), runs.report(name)
+    for (step, *losses), (same, *theirs) in zip(ours["losses"], one["losses"], strict=True):
+        assert step == same
+        assert losses == pytest.approx(theirs, rel=0.01)
+    share = ours["parameters"] / one["parameters"]
+    assert share <= 0.55 if name in ("fsdp2", "zero3") else share == 1
 
 
 def test_only_the_named_parameters_train(lora):

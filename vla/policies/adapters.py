@@ -176,6 +176,16 @@ def cast_trained(policy: Policy, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def cast_frozen(policy: Policy, dtype: torch.dtype) -> None:
+    """Give what requires no gradient another dtype than what is trained; in place, names stay.
+
+    The base's fingerprint and the trained copies of its maps are older than that, and in full precision.
+    """
+    for parameter in policy.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
 def fold_in(policy: Policy) -> None:
     """Make the active adapter part of the weights; the policy is then one like any other.
 

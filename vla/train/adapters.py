@@ -7,7 +7,7 @@ import torch
 
 from vla.errors import ConfigError
 from vla.policies.adapter_files import load_with_base
-from vla.policies.adapters import AdapterConfig, add_adapter, cast_trained
+from vla.policies.adapters import AdapterConfig, add_adapter, cast_frozen, cast_trained
 from vla.policies.base import Policy
 from vla.policies.registry import policy_entry
 from vla.train.recipe import Recipe
@@ -46,6 +46,8 @@ def start_quantized(recipe: Recipe, checkpoint: Path | None) -> Policy:
 def choose_trained(policy: Policy, recipe: Recipe, *, is_resumed: bool) -> None:
     """Put the recipe's adapter into the policy, and let only what it trains require a gradient.
 
+    The base beside an adapter has the dtype that is computed in: no update of it could round to nothing.
+
     Args:
         policy: As it was loaded, from a checkpoint of the run where it is resumed; changed in place.
         recipe: Its `policy.adapter` and `policy.freeze`.
@@ -66,6 +68,8 @@ def choose_trained(policy: Policy, recipe: Recipe, *, is_resumed: bool) -> None:
         torch.manual_seed(derive_seed(recipe.train.seed, INITIALISATION))
         add_adapter(policy, AdapterConfig(**wanted.adapter.model_dump(exclude={"quantize"})))
         cast_trained(policy, torch.float32)  # the base may be bfloat16
+    if wanted.adapter is not None and recipe.train.precision == "bf16":
+        cast_frozen(policy, torch.bfloat16)
     if wanted.freeze != "none":
         if not hasattr(policy, "frozen_parts"):
             raise ConfigError(f"{type(policy).__name__} has no parts to freeze: leave policy.freeze out.")

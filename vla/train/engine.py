@@ -8,7 +8,8 @@
     zero3          ... parameters as well
 
 accelerate falls back without a word where it cannot do what was asked, so each of these is checked. The
-numbers are the same on all of them: weights and optimiser state are float32, and bfloat16 is autocast.
+numbers are the same on all of them: trained weights and optimiser state are float32, and bfloat16 is
+autocast.
 """
 
 import importlib.util

@@ -257,8 +257,8 @@ class Loop:
         return nullcontext() if self.average is None else self.average.averaged()
 
     def _sampling(self) -> AbstractContextManager[Any]:
-        """Let samples be computed as losses are, where a quantised base has other dtypes than its adapter."""
-        mixed = self.job.policy.quantized is not None and self.settings.precision == "bf16"
+        """Let samples be computed as losses are, where a frozen base has another dtype than its adapter."""
+        mixed = self.job.policy.adapter is not None and self.settings.precision == "bf16"
         return torch.autocast(self.accelerator.device.type, torch.bfloat16) if mixed else nullcontext()
 
     def _non_finite(

@@ -1,13 +1,14 @@
-"""What is computed in which precision, and why the weights stay float32.
+"""What is computed in which precision, and why trained weights stay float32.
 
-Training keeps three things in float32: the weights, their gradients, and AdamW's moments. The forward pass
-runs under autocast: with `train.precision: bf16` its matrix products, and what lies between them, are
-bfloat16, except for the islands that ask for float32 themselves (norms, rotary angles, time, losses).
+Training keeps three things in float32: the weights that it trains, their gradients, and AdamW's moments. The
+forward pass runs under autocast: with `train.precision: bf16` its matrix products, and what lies between
+them, are bfloat16, except for the islands that ask for float32 themselves (norms, rotary angles, time,
+losses).
 
 bfloat16 has 8 significant bits: next to a weight w its numbers lie at least |w| / 2^8 apart, and an addition
 is rounded to the nearest. So an update smaller than |w| / 2^9 changes nothing, however often it is made, and
 AdamW's are about as large as the learning rate: 2.5e-5 for a weight of 0.05 is four times too small. Weights
-of fewer bits are therefore not trained here.
+of fewer bits are therefore not trained here. The frozen base of an adapter gets no update, and is bfloat16.
 """
 
 import torch

@@ -45,9 +45,9 @@ class AdapterSection(_Section):
     """Learn magnitude and direction of the weights apart."""
     rslora: bool = False
     quantize: Literal["4bit", "8bit"] | None = None
-    """QLoRA: store the layers' frozen linear maps in 4 bits (NF4) or 8, and all else that is frozen, with
-    `train.precision: bf16`, in bfloat16. Needs the extra `quant`, and an engine that shards no weights. Null
-    keeps float32."""
+    """QLoRA: store the layers' frozen linear maps in 4 bits (NF4) or 8. Needs the extra `quant`, and an
+    engine that shards no weights. Null stores them as all else that is frozen: in bfloat16 with
+    `train.precision: bf16`, else in float32."""
 
 
 class PolicySection(_Section):

@@ -70,7 +70,8 @@ class Job:
     """What the loop works with.
 
     Attributes:
-        policy: In float32 (a quantised base aside), with its pipeline; for a mixture, with its pipelines.
+        policy: In float32 (the frozen base of an adapter aside), with its pipeline; for a mixture, with its
+            pipelines.
         robots: What is trained on, by the pipeline's name; under None where it is one dataset.
         loader: Endless training batches of this process.
         validation: Held-out batches in the dataset's order; None without held-out episodes.
