@@ -106,8 +106,11 @@ def _options(asked: str | None, train: TrainSection) -> dict[str, Any]:
         # that must stay float32.
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
         return {**options, "fsdp_plugin": plugin}
-    # The prefix's last layer has no gradient where no text is trained.
-    return {**options, "kwargs_handlers": [DistributedDataParallelKwargs(find_unused_parameters=True)]}
+    kwargs = DistributedDataParallelKwargs(
+        find_unused_parameters=True,  # the prefix's last layer has no gradient where no text is trained
+        gradient_as_bucket_view=True,  # or every gradient would be there twice, once to be sent
+    )
+    return {**options, "kwargs_handlers": [kwargs]}
 
 
 def _deepspeed_options(train: TrainSection) -> dict[str, Any]:
