@@ -21,10 +21,10 @@ def make(name, preset="tiny", dtype=torch.float32, **overrides):
     return policy_entry(name).policy(make_config(name, overrides, preset)).to(dtype).train()
 
 
-def make_batch(config, batch, cameras, prompt):
-    """Random input whose first cameras are there, without padding."""
+def make_batch(config, batch, cameras, prompt, text=0):
+    """Random input whose first cameras are there, without padding; the last `text` tokens are a response."""
     slots, size = len(config.cameras), config.image_size
-    return {
+    made = {
         "pixel_values": torch.rand(batch, slots, 3, size, size) * 2 - 1,
         "pixel_mask": (torch.arange(slots) < cameras).expand(batch, -1).clone(),
         "input_ids": torch.randint(4, config.vocab_size, (batch, prompt)),
@@ -32,6 +32,11 @@ def make_batch(config, batch, cameras, prompt):
         "state": torch.randn(batch, config.max_state_dim),
         "actions": torch.randn(batch, config.action_horizon, config.max_action_dim),
     }
+    if text:
+        is_response = (torch.arange(prompt) >= prompt - text).expand(batch, -1)
+        made["token_type_ids"] = is_response.long()
+        made["labels"] = torch.where(is_response, made["input_ids"], -100)
+    return made
 
 
 def loss_of(policy, batch, autocast):

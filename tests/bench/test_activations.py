@@ -5,7 +5,8 @@ import torch
 
 from tests.bench.saved_bytes import adapt, make, make_batch, saved_bytes
 from vla.bench.activations import Load, acting_bytes, kept_bytes
-from vla.bench.memory import FLOAT32, MASTER, PURE, RANKS, TrainingPlan, count_tensors
+from vla.bench.memory import FLOAT32, MASTER, PURE, TrainingPlan
+from vla.bench.tensors import RANKS, count_tensors
 from vla.errors import ConfigError
 
 ALL = dict.fromkeys(("vision", "language", "expert"), "trained")
@@ -16,7 +17,7 @@ each_precision = pytest.mark.parametrize("precision", DTYPES, ids=lambda precisi
 
 def predicted(config, load, precision, use="full fine-tuning"):
     """The formula's bytes, with the copies that mixed precision makes of the weights."""
-    plan = TrainingPlan(config, count_tensors(config), load, use, precision, "AdamW")
+    plan = TrainingPlan(config, count_tensors(config, text=load.text > 0), load, use, precision, "AdamW")
     return sum(part.whole for part in plan._kept().values()) + sum(plan._copies().values())
 
 
@@ -52,6 +53,24 @@ def test_with_adapters(name, precision):
     assert predicted(policy.config, load, precision, "LoRA fine-tuning") == pytest.approx(saved, rel=0.15)
 
 
+@each_policy
+@each_precision
+@pytest.mark.parametrize(("batch", "text", "insulated"), [(4, 8, False), (2, 3, True)])
+def test_with_text(name, precision, batch, text, insulated):
+    policy = make(name, dtype=DTYPES[precision], vocab_size=4000, insulate_backbone=insulated)
+    saved = saved_bytes(policy, make_batch(policy.config, batch, 2, 12, text), precision.autocast)
+    load = Load(batch, 2, 12, fused_norms=False, text=text)
+    assert predicted(policy.config, load, precision) == pytest.approx(saved, rel=0.06)
+
+
+@each_policy
+def test_text_at_middle_size(name):
+    policy = make(name, "middle")
+    saved = saved_bytes(policy, make_batch(policy.config, 1, 1, 20, 8), autocast=True)
+    load = Load(1, 1, 20, fused_norms=False, text=8)
+    assert predicted(policy.config, load, MASTER) == pytest.approx(saved, rel=0.01)
+
+
 def test_a_gpu_keeps_one_tensor_less_per_norm():
     config = make("pi0").config
     ways = [
@@ -69,9 +88,15 @@ def test_everything_grows_with_the_batch(name):
     one, four = (kept_bytes(config, Load(batch, 2, 12), PURE, ALL, adaptive=False) for batch in (1, 4))
     for part in ALL:
         assert four[part].whole == pytest.approx(4 * one[part].whole)
-        assert one[part].stored < one[part].whole
+        assert one[part].stored < one[part].half < one[part].whole
         assert one[part].recomputed < one[part].whole
     assert acting_bytes(config, Load(4, 2, 12), PURE) == 4 * acting_bytes(config, Load(1, 2, 12), PURE)
+
+
+@pytest.mark.parametrize("text", [-1, 12])
+def test_text_is_a_part_of_the_prompt(text):
+    with pytest.raises(ConfigError, match=f"less than the 12 tokens that it is a part of, got {text}"):
+        Load(1, 1, 12, text=text)
 
 
 def test_what_is_frozen_with_its_input_keeps_nothing():

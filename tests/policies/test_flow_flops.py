@@ -118,7 +118,7 @@ def test_regression_draws_once():
 
 def test_a_full_size_step_is_six_operations_per_weight_and_token():
     """PaLM's rule of thumb, on the parts where it holds: the prefix's weights, once per token."""
-    from vla.bench.memory import count_parameters
+    from vla.bench.tensors import count_parameters
 
     with torch.device("meta"):
         policy = make("pi0", preset=None)

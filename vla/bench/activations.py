@@ -16,6 +16,7 @@ FLOAT = 4
 """Bytes of a float32: norms and their inputs are kept in it whatever the compute dtype."""
 
 Weights = Literal["trained", "adapted", "frozen"]
+Checkpointing = Literal["none", "all", "every_2"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Load:
         cameras: Pictures of each.
         prompt: Text tokens of each; no padding is assumed, so the prefix needs no mask.
         draws: Noise draws of each.
+        text: Supervised text tokens of each, which are among those of the prompt; 0 trains no text.
         fused_norms: RMS norms keep their input alone, as on a GPU; on a CPU their result before the gain
             is kept as well.
     """
@@ -56,11 +58,17 @@ class Load:
     prompt: int
     draws: int = 1
     fused_norms: bool = True
+    text: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch", "cameras", "prompt", "draws"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.text < self.prompt:
+            raise ConfigError(
+                f"text must be at least 0 and less than the {self.prompt} tokens that it is a part of, got "
+                f"{self.text}."
+            )
 
 
 @dataclass(frozen=True)
@@ -70,14 +78,20 @@ class Kept:
     Attributes:
         whole: Without activation checkpointing.
         stored: With it, until the part's backward pass begins.
+        half: With it on every second layer.
         recomputed: With it, on top while one layer is being recomputed.
         widest: The largest activation of a layer; a backward pass holds a few of its size for a moment.
     """
 
     whole: float = 0.0
     stored: float = 0.0
+    half: float = 0.0
     recomputed: float = 0.0
     widest: float = 0.0
+
+    def held(self, checkpointing: Checkpointing) -> float:
+        """Return what it keeps until its backward pass begins."""
+        return {"none": self.whole, "all": self.stored, "every_2": self.half}[checkpointing]
 
 
 def kept_bytes(
@@ -89,9 +103,9 @@ def kept_bytes(
     adaptive: bool,
     ranks: Mapping[str, int] | None = None,
 ) -> dict[str, Kept]:
-    """Return what each part keeps, in the order of the forward pass: "vision", "language", "expert".
+    """Return what each part keeps, in the order of the forward pass: "vision", "language", "expert", "text".
 
-    Projector and heads count with the part that they belong to. No text loss is assumed.
+    Projector and heads count with the part that they belong to; "text" is what reads text out, and its loss.
 
     Args:
         config: Of a policy of pi-0's family.
@@ -107,6 +121,7 @@ def kept_bytes(
         "vision": count.vision(weights["vision"]),
         "language": count.language(weights["language"]),
         "expert": count.expert(weights["expert"]),
+        "text": count.text(),
     }
 
 
@@ -155,17 +170,18 @@ class _Counter:
         return self._part(sizes["num_hidden_layers"], layer, stream * tokens * width, ends, tokens * mlp)
 
     def language(self, weights: Weights) -> Kept:
-        """The prefix. Its last layer makes keys and values only."""
+        """The prefix. Its last layer makes keys and values only, unless text is read out behind it."""
         gemma, batch = self.config.vlm_gemma, self.load.batch
         tokens = batch * self.prefix
         stream = self._stream(weights)
-        layer = self._gemma_layer(gemma, batch, self.prefix, self.prefix, weights, stream)
+        text = self.load.text > 0  # responses are causal, so there is a mask
+        layer = self._gemma_layer(gemma, batch, self.prefix, self.prefix, weights, stream, masked=text)
         layer += self._adapters("language", tokens)
         last = self._norm(tokens, gemma.width, weights)
-        last += self._inputs(tokens, gemma.width, 2, weights, stream)
+        last += 0 if text else self._inputs(tokens, gemma.width, 2, weights, stream)
         cache = 2 * self.c * tokens * gemma.num_kv_heads * gemma.head_width
         between = stream * tokens * gemma.width + cache
-        return self._part(gemma.depth - 1, layer, between, last, tokens * gemma.mlp_width)
+        return self._part(gemma.depth - (not text), layer, between, last, tokens * gemma.mlp_width)
 
     def expert(self, weights: Weights) -> Kept:
         """The suffix: state and chunks, and the heads around them."""
@@ -173,7 +189,8 @@ class _Counter:
         adaptive = self.adaptive
         queries = load.draws * config.action_horizon + (not adaptive)
         tokens, width = load.batch * queries, gemma.width
-        masked = not adaptive or load.draws > 1
+        hidden = load.text > 0 and not config.actions_see_response
+        masked = not adaptive or load.draws > 1 or hidden
         # Its tokens come out of a linear map, so its residual stream is in the compute dtype.
         layer = self._gemma_layer(
             gemma, load.batch, queries, self.prefix + queries, weights, self.c, masked, adaptive
@@ -183,6 +200,13 @@ class _Counter:
         maps = 2 if adaptive else 6  # inputs of the heads' maps: the condition; or time, fused, activated
         heads = self.c * tokens * (maps * width + 2 * config.max_action_dim)
         return self._part(gemma.depth, layer, self.c * tokens * width, last + heads, tokens * gemma.mlp_width)
+
+    def text(self) -> Kept:
+        """What reads supervised tokens out, and the logarithms of their probabilities, in float32."""
+        tokens, config = self.load.batch * self.load.text, self.config
+        logarithms = FLOAT * tokens * config.vocab_size
+        kept = logarithms + self.c * tokens * config.vlm_gemma.width
+        return Kept(kept, kept, kept, widest=logarithms)
 
     # -- layers ---------------------------------------------------------------------------------------
 
@@ -231,4 +255,6 @@ class _Counter:
         return self.arithmetic.trained if weights == "trained" else self.arithmetic.frozen
 
     def _part(self, layers: int, layer: float, between: float, ends: float, widest: float) -> Kept:
-        return Kept(layers * layer + ends, layers * between + ends, layer, self.c * widest)
+        chosen = (layers + 1) // 2
+        half = chosen * between + (layers - chosen) * layer
+        return Kept(layers * layer + ends, layers * between + ends, half + ends, layer, self.c * widest)

@@ -1,29 +1,35 @@
 """How much memory a policy takes: acting, LoRA, QLoRA and full fine-tuning, by precision and optimiser.
 
-Parameters are counted on the policy's real modules, built without memory; activations by the formula of
-`activations.py`. The total is a peak, not a sum: gradients appear while activations are given back, part by
-part from the expert to the pictures, so it is
+Parameters are counted on the policy's real modules (`tensors.py`), activations by the formula of
+`activations.py`; `engines.py` says what several GPUs share. The total is a peak, not a sum: gradients appear
+while activations are given back, part by part from the expert to the pictures, so it is
 
     weights + optimiser + max over parts (activations still held + gradients already there) + one layer's work
 
-Counted: weights, gradients, the optimiser's state, what the backward pass needs, copies that mixed precision
-makes of the weights, and the temporary tensors of the widest layer. Not counted: the CUDA context and its
-kernels (0.3 to 1 GB), what the allocator keeps in reserve (usually 5 to 10 %), an EMA of the weights,
-communication buffers and sharding of several GPUs, data loading, and a text loss.
+Counted: weights, gradients, the optimiser's state, an average of the weights, what the backward pass needs,
+copies that mixed precision makes of the weights, the temporary tensors of the widest layer, and where weights
+are sharded, the largest layer, gathered. Not counted: the CUDA context and its kernels (0.3 to 1 GB), what
+the allocator keeps in reserve (usually 5 to 10 %), buffers for communication (DeepSpeed's have 2 GB each),
+layers that are gathered ahead of their turn, and data loading.
 """
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
-
-from vla.bench.activations import Arithmetic, Kept, Load, Weights, acting_bytes, kept_bytes
+from vla.bench.activations import (
+    FLOAT,
+    Arithmetic,
+    Checkpointing,
+    Kept,
+    Load,
+    Weights,
+    acting_bytes,
+    kept_bytes,
+)
+from vla.bench.engines import Engine
+from vla.bench.tensors import PARTS, RANKS, Tensor, count_tensors
 from vla.errors import ConfigError
-from vla.policies.quantize import BLOCK
-from vla.policies.registry import policy_entry, policy_names
 
 INFERENCE = "inference"
 LORA = "LoRA fine-tuning"
@@ -38,9 +44,6 @@ PRECISIONS = (FLOAT32, MASTER, PURE)
 ADAMW = "AdamW"
 ADAMW_8BIT = "8-bit AdamW"
 NO_OPTIMIZER = "none"
-
-RANKS: Mapping[str, int] = {"language": 16, "expert": 32}
-"""LoRA ranks of the published low-memory runs, on all seven linear maps of every layer of both stacks."""
 
 FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a 4-bit weight: half a byte, an 8-bit scale per 64, and a float32 scale per 256 of those."""
@@ -57,9 +60,6 @@ FORWARD_COPIES = 3
 BACKWARD_COPIES = 2
 """The same of its backward pass, on top of what the forward pass kept."""
 
-PARTS = ("vision", "table", "language", "expert", "heads")
-PREFIX = ("vision", "table", "language")
-
 
 @dataclass(frozen=True)
 class MemoryRow:
@@ -71,7 +71,7 @@ class MemoryRow:
         optimizer: "AdamW", "8-bit AdamW", or "none" when acting.
         weights_gb: The weights, adapters included.
         gradients_gb: All gradients, as they stand when the backward pass is over.
-        optimizer_gb: The optimiser's state.
+        optimizer_gb: The optimiser's state, and the average of the weights where one is kept.
         activations_gb: What the forward pass leaves for the backward pass; when acting, the most it holds.
         total_gb: The peak, which is less than the sum: see the module.
     """
@@ -87,51 +87,22 @@ class MemoryRow:
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One parameter of a policy.
+class Settings:
+    """What a recipe and a launch decide beside precision and optimiser.
 
     Attributes:
-        name: As in the policy's state.
-        part: One of `PARTS`.
-        size: Number of values.
-        in_map: It belongs to a linear map or a convolution, which mixed precision converts.
-        maps: (inputs, outputs) where it is the matrix of a linear map of a Gemma layer, which LoRA adapts.
-        quantized: QLoRA stores it in 4 bits: maps of the layers of all towers, where they fit.
-        used: The forward pass reads it. Of the prefix's last layer that is what makes keys and values.
-        reached: The action loss has a gradient for it: what is used, unless the backbone is insulated.
+        checkpointing: `train.activation_checkpointing`.
+        average: Whether an average of what is trained is kept (`train.ema`).
+        engine: What distributes the training.
     """
 
-    name: str
-    part: str
-    size: int
-    in_map: bool
-    maps: tuple[int, int] | None
-    quantized: bool
-    used: bool
-    reached: bool
+    checkpointing: Checkpointing = "none"
+    average: bool = False
+    engine: Engine = field(default_factory=Engine)
 
-
-def count_tensors(config: Any) -> list[Tensor]:
-    """Return the parameters of the policy that a config describes, without allocating any.
-
-    Raises:
-        ConfigError: There is no policy with such a config.
-    """
-    for name in policy_names():
-        entry = policy_entry(name)
-        if type(config) is entry.config:
-            break
-    else:
-        raise ConfigError(f"There is no policy with a {type(config).__name__}.")
-    with torch.device("meta"):
-        model = entry.policy(config)
-    return list(_tensors(model, config))
-
-
-def count_parameters(config: Any) -> dict[str, int]:
-    """Return the number of parameters of each part; see `count_tensors`."""
-    tensors = count_tensors(config)
-    return {part: sum(tensor.size for tensor in tensors if tensor.part == part) for part in PARTS}
+    def __post_init__(self) -> None:
+        if self.average and self.engine.name == "zero3":
+            raise ConfigError("train.ema does not work under zero3: choose fsdp2, which shards as much.")
 
 
 def memory_table(
@@ -140,9 +111,10 @@ def memory_table(
     batch_size: int = 1,
     cameras: int | None = None,
     prompt_tokens: int | None = None,
-    checkpointing: bool = False,
+    text_tokens: int = 0,
+    settings: Settings | None = None,
 ) -> list[MemoryRow]:
-    """Predict the memory of every use, precision and optimiser on one GPU.
+    """Predict the memory of one GPU for every use, precision and optimiser that the engine runs.
 
     LoRA trains adapters on the linear maps of both Gemma stacks (ranks `RANKS`) and the heads; vision tower
     and token table are frozen. What is frozen needs no float32 master, so with mixed precision it is kept in
@@ -151,15 +123,16 @@ def memory_table(
 
     Args:
         config: Of a policy of pi-0's family, any size.
-        batch_size: Observations per pass.
+        batch_size: Observations per pass of one GPU.
         cameras: Pictures of each observation; None: all slots.
         prompt_tokens: Text tokens of each; None: the config's limit.
-        checkpointing: Keep only what goes from layer to layer and compute the rest again.
+        text_tokens: Those of the text tokens that are to be learned; 0: no text is trained.
+        settings: Of the training; None is one GPU and nothing that saves memory.
 
     Raises:
         ConfigError: There is no policy with such a config, or a number does not fit it.
     """
-    tensors = count_tensors(config)
+    settings = settings or Settings()
     cameras = len(config.cameras) if cameras is None else cameras
     prompt = config.max_prompt_length if prompt_tokens is None else prompt_tokens
     for name, value, most in (
@@ -168,13 +141,15 @@ def memory_table(
     ):
         if value > most:
             raise ConfigError(f"{name} is {value}, but this policy takes at most {most}.")
-    load = Load(batch_size, cameras, prompt, config.draws_per_observation)
-    rows = [_acting(config, tensors, load, precision) for precision in PRECISIONS]
+    load = Load(batch_size, cameras, prompt, config.draws_per_observation, text=text_tokens)
+    rows = [_acting(config, count_tensors(config), load, precision) for precision in PRECISIONS]
+    tensors = count_tensors(config, text=text_tokens > 0)
     for use, precisions in ((LORA, PRECISIONS), (QLORA, (MASTER, PURE)), (FULL, PRECISIONS)):
         for precision in precisions:
             for optimizer in (ADAMW, ADAMW_8BIT):
-                plan = TrainingPlan(config, tensors, load, use, precision, optimizer, checkpointing)
-                rows.append(plan.row())
+                if settings.engine.runs(quantized=use == QLORA, eight_bit_adamw=optimizer == ADAMW_8BIT):
+                    plan = TrainingPlan(config, tensors, load, use, precision, optimizer, settings)
+                    rows.append(plan.row())
     return rows
 
 
@@ -184,12 +159,12 @@ class TrainingPlan:
 
     Attributes:
         config: Of the policy.
-        tensors: Its parameters.
+        tensors: Its parameters, counted for text where the load has text to learn.
         load: What a pass is given.
         use: `LORA`, `QLORA` or `FULL`.
         precision: One of `PRECISIONS`.
         optimizer: `ADAMW` or `ADAMW_8BIT`.
-        checkpointing: Whether layers are computed again in the backward pass.
+        settings: What else is decided.
     """
 
     config: Any
@@ -198,17 +173,16 @@ class TrainingPlan:
     use: str
     precision: Arithmetic
     optimizer: str
-    checkpointing: bool = False
+    settings: Settings = field(default_factory=Settings)
 
     def row(self) -> MemoryRow:
         """Return the prediction."""
-        trained = {part: list(self._trained(part)) for part in PARTS}
-        weights = sum(map(self._weight_bytes, self.tensors))
-        gradients = {part: sum(sizes) * self.precision.trained for part, sizes in trained.items()}
-        state = sum(self._state_bytes(size) for sizes in trained.values() for size in sizes)
-        kept, copies = self._kept(), self._copies()
-        peak = self._peak(kept, copies, gradients)
-        held = sum(part.stored if self.checkpointing else part.whole for part in kept.values())
+        engine = self.settings.engine
+        weights = sum(map(self._weight_bytes, self.tensors)) * engine.share("weights")
+        gradients = {part: sum(self._gradients(part)) * engine.share("gradients") for part in PARTS}
+        state = sum(self._state_bytes(size) for part in PARTS for size in self._stepped(part))
+        state = state * engine.share("state") + self._average()
+        held = self._held()
         return MemoryRow(
             self.use,
             self.precision.name,
@@ -216,8 +190,8 @@ class TrainingPlan:
             weights_gb=weights / 1e9,
             gradients_gb=sum(gradients.values()) / 1e9,
             optimizer_gb=state / 1e9,
-            activations_gb=(held + sum(copies.values())) / 1e9,
-            total_gb=(weights + state + peak) / 1e9,
+            activations_gb=sum(held.values()) / 1e9,
+            total_gb=(weights + state + self._peak(held, gradients)) / 1e9,
         )
 
     def _is_adapted(self, tensor: Tensor) -> bool:
@@ -226,15 +200,31 @@ class TrainingPlan:
     def _is_trained(self, tensor: Tensor) -> bool:
         return self.use == FULL or tensor.part == "heads"
 
-    def _trained(self, part: str) -> Iterator[int]:
-        """Sizes of the tensors of a part that get a gradient, adapters included."""
+    def _trained(self, tensor: Tensor) -> Iterator[int]:
+        """Sizes of what is trained of a tensor: itself, or the matrices beside it."""
+        if self._is_trained(tensor):
+            yield tensor.size
+        elif self._is_adapted(tensor):
+            yield from tensor.adapter_sizes
+
+    def _stepped(self, part: str) -> Iterator[int]:
+        """Sizes of the tensors of a part that have an optimiser's state: DeepSpeed's takes in idle ones."""
         for tensor in self.tensors:
-            if tensor.part != part or not tensor.reached:
-                continue
-            if self._is_trained(tensor):
-                yield tensor.size
-            elif self._is_adapted(tensor):
-                yield from _adapter_sizes(tensor)
+            if tensor.part == part and (tensor.reached or self.settings.engine.is_zero):
+                yield from self._trained(tensor)
+
+    def _gradients(self, part: str) -> Iterator[int]:
+        """Bytes of the gradients of a part; DDP's buckets have room for idle ones."""
+        for tensor in self.tensors:
+            if tensor.part == part and (tensor.reached or self.settings.engine.keeps_gradients):
+                yield sum(self._trained(tensor)) * self.precision.trained
+
+    def _average(self) -> float:
+        """Bytes of the average of what is trained, of which each process keeps that of its weights."""
+        if not self.settings.average:
+            return 0.0
+        values = sum(size for tensor in self.tensors for size in self._trained(tensor))
+        return FLOAT * values * self.settings.engine.share("weights")
 
     def _weight_bytes(self, tensor: Tensor) -> float:
         if self.use == FULL:
@@ -242,14 +232,15 @@ class TrainingPlan:
         frozen = tensor.size * (FOUR_BIT if self.use == QLORA and tensor.quantized else self.precision.frozen)
         if self._is_trained(tensor):  # the base's own is kept beside the copy that is trained
             return frozen + tensor.size * self.precision.trained
-        adapter = sum(_adapter_sizes(tensor)) if self._is_adapted(tensor) else 0
+        adapter = sum(tensor.adapter_sizes) if self._is_adapted(tensor) else 0
         return frozen + adapter * self.precision.trained
 
     def _state_bytes(self, size: int) -> float:
-        """AdamW's two moments of a tensor."""
+        """AdamW's two moments of a tensor, and under DeepSpeed the float32 copy that it steps."""
+        copy = FLOAT * size if self.settings.engine.is_zero else 0
         if self.optimizer == ADAMW_8BIT:
-            return 2 * size * (1 + 4 / EIGHT_BIT_BLOCK if size >= EIGHT_BIT_MIN else 4)
-        return 2 * size * self.precision.trained
+            return copy + 2 * size * (1 + 4 / EIGHT_BIT_BLOCK if size >= EIGHT_BIT_MIN else 4)
+        return copy + 2 * size * self.precision.trained
 
     def _kept(self) -> dict[str, Kept]:
         ways: dict[str, Weights] = {"vision": "frozen", "language": "adapted", "expert": "adapted"}
@@ -272,36 +263,72 @@ class TrainingPlan:
         for tensor in self.tensors:
             if tensor.part != part or not tensor.used:
                 continue
-            if self._is_trained(tensor) and tensor.in_map:
+            if self._is_trained(tensor) and (tensor.in_map or (self.load.text and tensor.part == "table")):
                 yield tensor.size
             elif self._is_adapted(tensor):
-                yield from _adapter_sizes(tensor)
+                yield from tensor.adapter_sizes
 
-    def _peak(
-        self, kept: Mapping[str, Kept], copies: Mapping[str, float], gradients: Mapping[str, float]
-    ) -> float:
+    def _held(self) -> dict[str, float]:
+        """Bytes of each part between its forward and its backward pass."""
+        kept, copies, way = self._kept(), self._copies(), self.settings.checkpointing
+        held = {part: one.held(way) for part, one in kept.items()}
+        for part, size in copies.items():
+            if part == "table":
+                held["text"] += size  # the read-out needs it; looking tokens up converts nothing
+            elif part == "heads":
+                held["heads"] = size
+            else:
+                held[part] += size * {"none": 1, "all": 0, "every_2": 0.5}[way]
+        return held
+
+    def _peak(self, held: Mapping[str, float], gradients: Mapping[str, float]) -> float:
         """Walk back through the network: what is held gives way to gradients, part by part."""
-        kept = {"heads": Kept(), "table": Kept(), **kept}
-        way_back = ("heads", "expert", "language", "table", "vision")
-        if self.checkpointing:
-            # The copies are made in the forward pass all the same, and dropped when it is over.
-            held = {part: kept[part].stored for part in way_back}
-            work = FORWARD_COPIES * max(part.widest for part in kept.values())
-            peak = sum(held.values()) + sum(copies.values()) + work
-        else:
-            held = {part: kept[part].whole + copies[part] for part in way_back}
-            peak = sum(held.values())
-        if self.config.insulate_backbone:  # the prefix has no way back, so the forward pass ends with its end
-            way_back = ("heads", "expert")
+        kept, engine, text = self._kept(), self.settings.engine, self.load.text > 0
+        way_back = ["text", "heads", "expert", "language", "table", "vision"]
+        held, made = {"table": 0.0, **held}, {"text": 0.0, **gradients}
+        always = sum(made.values()) if engine.keeps_gradients else 0.0
+        if engine.keeps_gradients:
+            made = dict.fromkeys(made, 0.0)
+        if text:  # read out, the table has its gradient first; looked up, it has another one, to be added
+            made["text"], made["table"] = made["table"], 0.0
+        peak = self._forward_peak(held, kept)
+        if self.config.insulate_backbone and not text:
+            way_back = ["heads", "expert"]  # the prefix has no way back: the forward pass ends with its end
         now = sum(held[part] for part in way_back)
         for part in way_back:
-            after = now - held[part] + gradients[part]
-            work = kept[part].widest * BACKWARD_COPIES
-            if self.checkpointing:
-                work += kept[part].recomputed
-            peak = max(peak, max(now, after) + work)
+            after = now - held[part] + made[part]
+            one = kept.get(part, Kept())
+            work = one.widest * BACKWARD_COPIES
+            if self.settings.checkpointing != "none":
+                work += one.recomputed
+            if part == "table" and text:
+                work += gradients["table"] / engine.share("gradients")
+            whole = "table" if part == "text" and text else part
+            peak = max(peak, max(now, after) + work + self._gathered((whole,), with_gradients=True))
             now = after
-        return peak + self._unpacked()
+        return always + peak + self._unpacked()
+
+    def _forward_peak(self, held: Mapping[str, float], kept: Mapping[str, Kept]) -> float:
+        """Return the most of the forward pass: its end, or with checkpointing the work of a layer there."""
+        work = 0.0
+        if self.settings.checkpointing != "none":
+            # The copies are made in the forward pass all the same, and dropped when it is over.
+            stored = sum(part.held(self.settings.checkpointing) for part in kept.values())
+            work = stored + sum(self._copies().values()) - sum(held.values())
+            layers = max(one.widest for part, one in kept.items() if part != "text")
+            work += max(FORWARD_COPIES * layers, kept["text"].widest)
+        return sum(held.values()) + work + self._gathered(PARTS, with_gradients=False)
+
+    def _gathered(self, parts: tuple[str, ...], with_gradients: bool) -> float:
+        """Bytes of the largest layer of some parts where it is whole for a moment, beside its shares."""
+        engine, layers = self.settings.engine, dict[str, float]()
+        for tensor in self.tensors:
+            if tensor.part in parts:
+                size = self._weight_bytes(tensor) if engine.shards("weights") else 0.0
+                if with_gradients and engine.shards("gradients") and tensor.reached:
+                    size += sum(self._trained(tensor)) * self.precision.trained
+                layers[tensor.layer] = layers.get(tensor.layer, 0.0) + size
+        return max(layers.values(), default=0.0)
 
     def _unpacked(self) -> float:
         """QLoRA turns one 4-bit matrix at a time into the compute dtype."""
@@ -317,45 +344,3 @@ def _acting(config: Any, tensors: list[Tensor], load: Load, precision: Arithmeti
     work = acting_bytes(config, load, precision) + (copies * precision.compute if precision.autocast else 0)
     total = (weights + work) / 1e9
     return MemoryRow(INFERENCE, precision.name, NO_OPTIMIZER, weights / 1e9, 0.0, 0.0, work / 1e9, total)
-
-
-def _adapter_sizes(tensor: Tensor) -> tuple[int, int]:
-    """Values of LoRA's two matrices beside a linear map."""
-    assert tensor.maps is not None
-    return (RANKS[tensor.part] * tensor.maps[0], RANKS[tensor.part] * tensor.maps[1])
-
-
-def _tensors(model: nn.Module, config: Any) -> Iterator[Tensor]:
-    last = f"model.language_model.layers.{config.depth - 1}."
-    stored = re.compile(model.quantized_maps())  # type: ignore[operator]
-    idle = tuple(last + name for name in ("self_attn.q_proj", "self_attn.o_proj", "post_attention", "mlp"))
-    for path, module in model.named_modules():
-        is_map = isinstance(module, nn.Linear | nn.Conv2d)
-        for name, parameter in module.named_parameters(recurse=False):
-            full = f"{path}.{name}"
-            part = _part_of(full)
-            matrix = isinstance(module, nn.Linear) and name == "weight" and ".layers." in path
-            adaptable = matrix and part in RANKS and "layernorm" not in path
-            used = not full.startswith((*idle, "model.language_model.norm."))
-            yield Tensor(
-                name=full,
-                part=part,
-                size=parameter.numel(),
-                in_map=is_map,
-                maps=(parameter.shape[1], parameter.shape[0]) if adaptable else None,
-                quantized=bool(matrix and stored.fullmatch(path)) and parameter.shape[1] % BLOCK == 0,
-                used=used,
-                reached=used and not (config.insulate_backbone and part in PREFIX),
-            )
-
-
-def _part_of(name: str) -> str:
-    """Return the part that a parameter belongs to."""
-    inner = name.removeprefix("model.")
-    if inner.startswith(("vision_tower.", "multi_modal_projector.")):
-        return "vision"
-    if inner.startswith("language_model.embed_tokens."):
-        return "table"
-    if inner.startswith("language_model."):
-        return "language"
-    return "expert" if inner.startswith("expert.") else "heads"

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vla.cli.console import checkpoint_folder
+from vla.cli.info_memory import Checkpointing, EngineName, MemoryOptions
 from vla.errors import ConfigError, DatasetError, WeightsError
 
 KNOWN = "known"
@@ -24,10 +25,27 @@ DiffOption = Annotated[
 MemoryOption = Annotated[
     bool, typer.Option("--memory", help="Predict the memory of acting and of training, by precision.")
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="Samples of a batch, for --memory.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Samples of a batch of one GPU, for --memory.")]
 CamerasOption = Annotated[
     int | None, typer.Option(min=1, help="Cameras that are there, for --memory; all of them by default.")
 ]
+TextOption = Annotated[
+    int,
+    typer.Option(min=0, help="Response tokens of each sample that are learned, for --memory.", metavar="N"),
+]
+EmaOption = Annotated[bool, typer.Option("--ema", help="Keep an average of what is trained, for --memory.")]
+CheckpointingOption = Annotated[
+    Checkpointing,
+    typer.Option("--activation-checkpointing", help="Layers that are computed again, for --memory."),
+]
+EngineOption = Annotated[
+    EngineName,
+    typer.Option(
+        help="What distributes the training, for --memory. ddp shares nothing out, zero1 the optimiser's "
+        "state, zero2 the gradients as well, fsdp2 and zero3 everything but activations."
+    ),
+]
+GpusOption = Annotated[int, typer.Option(min=1, help="GPUs that share it, for --memory.", metavar="N")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 AssetOption = Annotated[
     str | None, typer.Option(help="Whose statistics to describe where there are those of several robots.")
@@ -45,6 +63,11 @@ def info(
     memory: MemoryOption = False,
     batch_size: BatchOption = 1,
     cameras: CamerasOption = None,
+    text: TextOption = 0,
+    ema: EmaOption = False,
+    activation_checkpointing: CheckpointingOption = "none",
+    engine: EngineOption = "ddp",
+    gpus: GpusOption = 1,
     asset_id: AssetOption = None,
     as_json: JsonOption = False,
     revision: RevisionOption = None,
@@ -57,7 +80,7 @@ def info(
     A training run's folder stands for its last checkpoint. The word known lists the published checkpoints
     that have a short name; a folder called so is ./known.
 
-    Example: vla info lerobot/pi0_base --memory
+    Example: vla info lerobot/pi0_base --memory --engine fsdp2 --gpus 8
     """
     if what == KNOWN:
         from vla.cli.info_known import print_known
@@ -74,10 +97,12 @@ def info(
         from vla.cli.info_checkpoint import print_checkpoint
         from vla.weights.headers import header_folder
 
-        sizes = (batch_size, cameras) if memory else None
+        options = MemoryOptions(batch_size, cameras, text, ema, activation_checkpointing, engine, gpus)
         try:
             with header_folder(name, revision, token) as folder:
-                print_checkpoint(what, folder, memory=sizes, asset_id=asset_id, as_json=as_json)
+                print_checkpoint(
+                    what, folder, memory=options if memory else None, asset_id=asset_id, as_json=as_json
+                )
             return
         except WeightsError as error:
             if not _may_be_dataset(what, error):

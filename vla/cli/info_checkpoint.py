@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from vla.cli.console import console, print_rows
+from vla.cli.info_memory import MemoryOptions, memory_rows, memory_table
 from vla.cli.info_pipeline import describe, read_json, read_robots, read_statistics, read_steps
 from vla.cli.info_text import in_words
 from vla.errors import ConfigError, StatisticsError, WeightsError
@@ -98,7 +99,7 @@ def print_checkpoint(
     what: str,
     folder: Path,
     *,
-    memory: tuple[int, int | None] | None = None,
+    memory: MemoryOptions | None = None,
     asset_id: str | None = None,
     as_json: bool = False,
 ) -> None:
@@ -107,7 +108,7 @@ def print_checkpoint(
     Args:
         what: What the user calls it.
         folder: Where it lies, or its headers.
-        memory: Batch size and cameras to predict the memory for; None leaves it out.
+        memory: What to predict the memory for; None leaves it out.
         asset_id: Whose statistics to describe where there are those of several robots.
         as_json: Print JSON instead of tables.
 
@@ -115,17 +116,15 @@ def print_checkpoint(
         WeightsError: It is damaged, or what it holds is refused by name.
         ConfigError: Its config or pipeline is damaged, or the memory of what would not load is asked for.
     """
-    from vla.cli.info_memory import memory_rows, memory_table
-
     found = inspect(folder, asset_id)
-    rows = None if memory is None else memory_rows(found.config, found.problem, *memory)
+    rows = None if memory is None else memory_rows(found.config, found.problem, memory)
     if as_json:
         extra = {} if rows is None else {"memory": rows}
         typer.echo(json.dumps({"kind": "checkpoint", "path": what, **found.to_json(), **extra}, indent=2))
         return
     print_rows(f"checkpoint {what}", in_words(found))
     if rows is not None and memory is not None:
-        console().print(memory_table(rows, *memory))
+        console().print(memory_table(rows, memory))
 
 
 def inspect(folder: Path, asset_id: str | None = None) -> CheckpointInfo:

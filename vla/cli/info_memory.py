@@ -1,6 +1,7 @@
 """`vla info CHECKPOINT --memory`: what acting and training would take, by precision and optimiser."""
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from vla.errors import ConfigError
 
@@ -17,44 +18,95 @@ _HEADS = {
 _COLUMNS = ("weights_gb", "gradients_gb", "optimizer_gb", "activations_gb", "total_gb")
 
 
-def memory_rows(
-    config: Any, problem: str | None, batch_size: int, cameras: int | None
-) -> list[dict[str, Any]]:
+EngineName = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+Checkpointing = Literal["none", "all", "every_2"]
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What to predict for.
+
+    Attributes:
+        batch_size: Samples of a batch of one GPU.
+        cameras: Cameras that are there; None is all of the config's.
+        text: Text tokens of each sample that are to be learned.
+        average: Whether an average of the trained weights is kept.
+        checkpointing: Which layers forget their activations.
+        engine: What distributes the training.
+        gpus: Over how many.
+    """
+
+    batch_size: int = 1
+    cameras: int | None = None
+    text: int = 0
+    average: bool = False
+    checkpointing: Checkpointing = "none"
+    engine: EngineName = "ddp"
+    gpus: int = 1
+
+    def in_words(self) -> str:
+        """Return what is said above the table."""
+        said = [f"batches of {self.batch_size}"]
+        said.append("all cameras" if self.cameras is None else f"{self.cameras} camera(s)")
+        if self.text:
+            said.append(f"{self.text} tokens learned")
+        if self.average:
+            said.append("EMA")
+        if self.checkpointing != "none":
+            said.append(f"activation checkpointing {self.checkpointing}")
+        if self.gpus > 1:
+            said.append(f"one of {self.gpus} GPUs under {self.engine}")
+        return ", ".join(said)
+
+
+def memory_rows(config: Any, problem: str | None, options: MemoryOptions) -> list[dict[str, Any]]:
     """Return the prediction, one dictionary per way of using the policy.
 
     Args:
         config: Of the policy; None where the checkpoint would not load.
         problem: Why it would not.
-        batch_size: Samples of a batch.
-        cameras: Cameras that are there; None is all of the config's.
+        options: What to predict for.
 
     Raises:
-        ConfigError: There is no config to predict from, or more cameras than it has.
+        ConfigError: There is no config to predict from, or the options do not fit it or each other.
     """
+    from vla.bench.engines import SHARDED, Engine
+    from vla.bench.memory import Settings
     from vla.bench.memory import memory_table as predict
 
     if config is None:
         raise ConfigError(f"--memory needs a checkpoint that would load: {problem}")
+    cameras, text = options.cameras, options.text
     if cameras is not None and cameras > len(config.cameras):
         raise ConfigError(f"--cameras {cameras} is more than the policy's {len(config.cameras)}.")
+    if text >= config.max_prompt_length:
+        raise ConfigError(
+            f"--text {text} leaves no room for a prompt: the policy's texts have {config.max_prompt_length} "
+            "tokens, response included."
+        )
+    if options.gpus == 1 and SHARDED[options.engine]:
+        raise ConfigError(f"--engine {options.engine} shards over several GPUs: add --gpus, 2 or more.")
     names = ("use", "precision", "optimizer", *_COLUMNS)
-    rows = predict(config, batch_size=batch_size, cameras=cameras)
+    settings = Settings(options.checkpointing, options.average, Engine(options.engine, options.gpus))
+    rows = predict(
+        config, batch_size=options.batch_size, cameras=cameras, text_tokens=text, settings=settings
+    )
     return [{name: getattr(row, name) for name in names} for row in rows]
 
 
-def memory_table(rows: list[dict[str, Any]], batch_size: int, cameras: int | None) -> "Table":
+def memory_table(rows: list[dict[str, Any]], options: MemoryOptions) -> "Table":
     """Return the prediction as a table; numbers in GB of 10^9 bytes."""
     from rich import box
     from rich.table import Table
 
-    seen = "all cameras" if cameras is None else f"{cameras} camera(s)"
     table = Table(
-        title=f"memory in GB, batches of {batch_size}, {seen}",
+        title=f"memory in GB, {options.in_words()}",
         title_justify="left",
         box=box.SIMPLE,
         pad_edge=False,
-        caption="bf16 / f32: computed in bfloat16 over float32 weights. total: the peak, without the "
-        "driver's context and what the allocator keeps in reserve",
+        caption="Predicted, not measured. bf16 / f32: computed in bfloat16 over float32 weights, or frozen "
+        "ones in bfloat16. total: the peak, without the driver's context, what the allocator keeps in "
+        "reserve, and buffers that GPUs exchange",
         caption_justify="left",
     )
     for column in ("use", "precision", "optimizer", *_COLUMNS):

@@ -1,0 +1,145 @@
+"""What one of several GPUs holds, by arithmetic on counted tensors."""
+
+import pytest
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.bench.saved_bytes import StepBytes, make, make_batch
+from vla.bench.activations import Load
+from vla.bench.engines import SHARDED, Engine
+from vla.bench.memory import (
+    ADAMW,
+    ADAMW_8BIT,
+    FLOAT32,
+    FULL,
+    LORA,
+    MASTER,
+    Settings,
+    TrainingPlan,
+    memory_table,
+)
+from vla.bench.tensors import RANKS, count_tensors
+from vla.errors import ConfigError
+from vla.policies.registry import make_config
+from vla.train.engine import _options
+from vla.train.recipe import TrainSection
+
+CONFIG = make_config("pi0", {}, "middle")
+TENSORS = count_tensors(CONFIG)
+EVERYTHING = sum(tensor.size for tensor in TENSORS)
+REACHED = sum(tensor.size for tensor in TENSORS if tensor.reached)
+TABLE = next(tensor.size for tensor in TENSORS if tensor.part == "table")
+
+
+def row(engine, gpus, use=FULL, precision=FLOAT32, optimizer=ADAMW, **settings):
+    settings = Settings(engine=Engine(engine, gpus), **settings)
+    return TrainingPlan(CONFIG, TENSORS, Load(2, 3, 16), use, precision, optimizer, settings).row()
+
+
+@pytest.mark.parametrize(
+    ("engine", "weights", "gradients", "state"),
+    [
+        ("ddp", 4 * EVERYTHING, 4 * EVERYTHING, 8 * REACHED),
+        ("zero1", 4 * EVERYTHING, 4 * REACHED, 12 * EVERYTHING / 8),
+        ("zero2", 4 * EVERYTHING, 4 * REACHED / 8, 12 * EVERYTHING / 8),
+        ("zero3", 4 * EVERYTHING / 8, 4 * REACHED / 8, 12 * EVERYTHING / 8),
+        ("fsdp2", 4 * EVERYTHING / 8, 4 * REACHED / 8, 8 * REACHED / 8),
+    ],
+)
+def test_shares_of_eight(engine, weights, gradients, state):
+    one, ours = row("ddp", 1), row(engine, 8)
+    found = (ours.weights_gb, ours.gradients_gb, ours.optimizer_gb)
+    assert found == pytest.approx((weights / 1e9, gradients / 1e9, state / 1e9))
+    assert ours.activations_gb == one.activations_gb
+
+
+def test_the_largest_layer_is_gathered_beside_the_shares():
+    """With so many GPUs that shares vanish, what is left is activations and the token table, whole."""
+    layers = {}
+    for tensor in TENSORS:
+        layers[tensor.layer] = layers.get(tensor.layer, 0) + 4 * tensor.size / 1e9
+    assert max(layers.values()) == layers["table"] == pytest.approx(4 * TABLE / 1e9)
+    many = row("fsdp2", 10**9)
+    assert many.activations_gb + layers["table"] <= many.total_gb
+    assert many.total_gb < many.activations_gb + 2 * layers["table"]
+
+
+@pytest.fixture
+def alone():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_ddp_as_it_is_launched_holds_all_gradients_once(alone):
+    [handler] = _options(None, TrainSection())["kwargs_handlers"]
+    policy = make("pi0")
+    tensors = count_tensors(policy.config)
+    batch, load = make_batch(policy.config, 2, 3, 12), Load(2, 3, 12)
+    with StepBytes() as count:
+        for parameter in policy.parameters():
+            count.add(parameter)
+        before = count.now
+        replicas = DistributedDataParallel(policy, **handler.to_kwargs())
+        buckets = count.now - before
+        replicas(**batch).loss.backward()
+    settings = Settings(engine=Engine("ddp", 2))
+    gradients = (
+        TrainingPlan(policy.config, tensors, load, FULL, FLOAT32, ADAMW, settings).row().gradients_gb * 1e9
+    )
+    assert buckets == pytest.approx(gradients, rel=0.01)
+    storages = {p.grad.untyped_storage().data_ptr() for p in policy.parameters() if p.grad is not None}
+    assert len(storages) == 1
+
+
+def test_ddp_has_room_for_all_gradients_all_the_time():
+    one, two = row("ddp", 1), row("ddp", 2)
+    assert two.total_gb == pytest.approx(
+        two.weights_gb + two.gradients_gb + two.optimizer_gb + two.activations_gb, rel=0.02
+    )
+    assert two.total_gb > one.total_gb
+
+
+@pytest.mark.parametrize(("engine", "share"), [("ddp", 1), ("zero1", 1), ("zero2", 1), ("fsdp2", 1 / 4)])
+def test_the_average_lies_where_the_weights_do(engine, share):
+    without, kept = row(engine, 4), row(engine, 4, average=True)
+    assert kept.optimizer_gb - without.optimizer_gb == pytest.approx(4e-9 * EVERYTHING * share)
+    assert kept.total_gb - without.total_gb == pytest.approx(4e-9 * EVERYTHING * share)
+
+
+def test_of_an_adapter_the_adapter_is_averaged():
+    gained = row("ddp", 1, LORA, MASTER, average=True).optimizer_gb - row("ddp", 1, LORA, MASTER).optimizer_gb
+    heads = sum(tensor.size for tensor in TENSORS if tensor.part == "heads")
+    matrices = sum(RANKS[tensor.part] * sum(tensor.maps) for tensor in TENSORS if tensor.maps)
+    assert gained == pytest.approx(4e-9 * (heads + matrices))
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_a_frozen_base_is_shared_in_its_own_dtype(engine):
+    ours, one = row(engine, 8, LORA, MASTER), row("ddp", 1, LORA, MASTER)
+    assert ours.weights_gb == pytest.approx(one.weights_gb / 8)
+
+
+@pytest.mark.parametrize("engine", SHARDED)
+def test_what_no_run_can_have_is_left_out(engine):
+    rows = memory_table(CONFIG, settings=Settings(engine=Engine(engine, 2)))
+    assert any("QLoRA" in one.use for one in rows) == (engine not in ("fsdp2", "zero3"))
+    assert any(one.optimizer == ADAMW_8BIT for one in rows) == (engine != "fsdp2")
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "said"),
+    [
+        ("fsdp", 2, r"There is no engine 'fsdp', only ddp, fsdp2.*Did you mean"),
+        ("ddp", 0, "gpus must be at least 1, got 0"),
+        ("zero1", 1, "zero1 shards over several GPUs: say how many, 2 or more"),
+    ],
+)
+def test_engines_that_are_none(name, gpus, said):
+    with pytest.raises(ConfigError, match=said):
+        Engine(name, gpus)
+
+
+def test_no_average_under_zero3():
+    with pytest.raises(ConfigError, match=r"train\.ema does not work under zero3: choose fsdp2"):
+        Settings(average=True, engine=Engine("zero3", 2))

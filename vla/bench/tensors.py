@@ -1,0 +1,122 @@
+"""The parameters of a policy, counted on its real modules, which are built without memory."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vla.errors import ConfigError
+from vla.policies.quantize import BLOCK
+from vla.policies.registry import policy_entry, policy_names
+
+PARTS = ("vision", "table", "language", "expert", "heads")
+PREFIX = ("vision", "table", "language")
+
+RANKS: Mapping[str, int] = {"language": 16, "expert": 32}
+"""LoRA ranks of the published low-memory runs, on all seven linear maps of every layer of both stacks."""
+
+_LAYER = re.compile(r".*\.layers\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One parameter of a policy.
+
+    Attributes:
+        name: As in the policy's state.
+        part: One of `PARTS`.
+        layer: Name of what is gathered with it where engines shard weights: its layer, or the token table;
+            "" is the rest of the policy.
+        size: Number of values.
+        in_map: It belongs to a linear map or a convolution, which mixed precision converts.
+        maps: (inputs, outputs) where it is the matrix of a linear map of a Gemma layer, which LoRA adapts.
+        quantized: QLoRA stores it in 4 bits: maps of the layers of all towers, where they fit.
+        used: The forward pass reads it. Of the prefix's last layer that is what makes keys and values,
+            unless text is trained.
+        reached: The loss has a gradient for it: what is used, unless the backbone is insulated and no text
+            is trained.
+    """
+
+    name: str
+    part: str
+    layer: str
+    size: int
+    in_map: bool
+    maps: tuple[int, int] | None
+    quantized: bool
+    used: bool
+    reached: bool
+
+    @property
+    def adapter_sizes(self) -> tuple[int, int]:
+        """Values of LoRA's two matrices beside a linear map."""
+        assert self.maps is not None
+        return (RANKS[self.part] * self.maps[0], RANKS[self.part] * self.maps[1])
+
+
+def count_tensors(config: Any, *, text: bool = False) -> list[Tensor]:
+    """Return the parameters of the policy that a config describes, without allocating any.
+
+    Args:
+        config: Of a policy of pi-0's family, any size.
+        text: Whether text is trained, so that the whole language model is.
+
+    Raises:
+        ConfigError: There is no policy with such a config.
+    """
+    for name in policy_names():
+        entry = policy_entry(name)
+        if type(config) is entry.config:
+            break
+    else:
+        raise ConfigError(f"There is no policy with a {type(config).__name__}.")
+    with torch.device("meta"):
+        model = entry.policy(config)
+    return list(_tensors(model, config, text))
+
+
+def count_parameters(config: Any) -> dict[str, int]:
+    """Return the number of parameters of each part; see `count_tensors`."""
+    tensors = count_tensors(config)
+    return {part: sum(tensor.size for tensor in tensors if tensor.part == part) for part in PARTS}
+
+
+def _tensors(model: nn.Module, config: Any, text: bool) -> Iterator[Tensor]:
+    last = f"model.language_model.layers.{config.depth - 1}."
+    stored = re.compile(model.quantized_maps())  # type: ignore[operator]
+    idle = tuple(last + name for name in ("self_attn.q_proj", "self_attn.o_proj", "post_attention", "mlp"))
+    for path, module in model.named_modules():
+        is_map = isinstance(module, nn.Linear | nn.Conv2d)
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{path}.{name}"
+            part = _part_of(full)
+            matrix = isinstance(module, nn.Linear) and name == "weight" and ".layers." in path
+            adaptable = matrix and part in RANKS and "layernorm" not in path
+            used = text or not full.startswith((*idle, "model.language_model.norm."))
+            layer = _LAYER.match(full)
+            yield Tensor(
+                name=full,
+                part=part,
+                layer=layer.group() if layer else ("table" if part == "table" else ""),
+                size=parameter.numel(),
+                in_map=is_map,
+                maps=(parameter.shape[1], parameter.shape[0]) if adaptable else None,
+                quantized=bool(matrix and stored.fullmatch(path)) and parameter.shape[1] % BLOCK == 0,
+                used=used,
+                reached=used and (text or not (config.insulate_backbone and part in PREFIX)),
+            )
+
+
+def _part_of(name: str) -> str:
+    """Return the part that a parameter belongs to."""
+    inner = name.removeprefix("model.")
+    if inner.startswith(("vision_tower.", "multi_modal_projector.")):
+        return "vision"
+    if inner.startswith("language_model.embed_tokens."):
+        return "table"
+    if inner.startswith("language_model."):
+        return "language"
+    return "expert" if inner.startswith("expert.") else "heads"
