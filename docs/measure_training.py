@@ -47,7 +47,7 @@ def prepare(work: Path, policy: str, preset: str | None) -> None:
     names = [f"joint_{number}" for number in range(7)]
     with LeRobotWriter(work / "data", 10, cameras=cameras, state_names=names, action_names=names) as out:
         for _ in range(2):
-            for _ in range(32):
+            for _ in range(config.action_horizon + 8):
                 pictures = {key: draw.integers(0, 256, (*size, 3), np.uint8) for key, size in cameras.items()}
                 numbers = {
                     key: draw.standard_normal(7, np.float32) for key in ("observation.state", "action")

@@ -76,3 +76,10 @@ def test_attention_backward_is_five_products_for_two():
     forward = 4 * 2 * 4 * 8 * 12 * 16
     assert count_flops(lambda: attend(q, k, v)) == forward
     assert count_flops(lambda: attend(q, k, v).sum().backward()) == forward * 7 // 2
+
+
+def test_attention_on_a_gpu_is_counted_with_fewer_key_heads():
+    """Its kernels, without running them: 2 of 8 heads have keys."""
+    query, keys = (torch.empty(3, heads, length, 16, device="meta") for heads, length in ((8, 5), (2, 7)))
+    attend = torch.ops.aten._scaled_dot_product_flash_attention
+    assert count_flops(lambda: attend(query, keys, keys)) == 4 * 3 * 8 * 5 * 7 * 16

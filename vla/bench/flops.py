@@ -20,12 +20,14 @@ def count_flops(work: Work) -> int:
 
 
 def _formulas() -> dict[Any, Any]:
-    """Return formulas, by operator, of CPU kernels that PyTorch's counter does not know."""
-    aten = torch.ops.aten
-    formulas = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    }
+    """Return formulas, by operator, of kernels that PyTorch's counter does not know.
+
+    Those of attention on a CPU, and on a GPU, where it refused fewer key heads than query heads before 2.12.
+    """
+    formulas: dict[Any, Any] = {}
+    for kernel in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention"):
+        formulas[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")] = _attention
+        formulas[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_backward")] = _attention_backward
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         formulas[torch.ops.mkldnn._linear_pointwise] = _linear
     return formulas
