@@ -42,14 +42,15 @@ def test_middle(name, precision):
 
 @each_policy
 @pytest.mark.parametrize("precision", [FLOAT32, MASTER], ids=lambda precision: precision.name)
-def test_with_adapters(name, precision):
+@pytest.mark.parametrize("text", [0, 8])
+def test_with_adapters(name, precision, text):
     sizes = {"vlm": {"width": 256, "mlp_width": 1024}, "expert": {"width": 128, "mlp_width": 512}}
-    policy = make(name, **sizes)
+    policy = make(name, **sizes, vocab_size=4000)
     dtype = torch.bfloat16 if precision is MASTER else torch.float32
     policy = adapt(policy, RANKS, dtype)
-    batch = make_batch(policy.config, 2, 3, 12)
+    batch = make_batch(policy.config, 2, 3, 12, text)
     saved = saved_bytes(policy, batch, precision.autocast)
-    load = Load(2, 3, 12, fused_norms=False)
+    load = Load(2, 3, 12, fused_norms=False, text=text)
     assert predicted(policy.config, load, precision, "LoRA fine-tuning") == pytest.approx(saved, rel=0.15)
 
 

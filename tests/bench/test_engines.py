@@ -1,5 +1,11 @@
 """What one of several GPUs holds, by arithmetic on counted tensors."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -90,6 +96,29 @@ def test_ddp_as_it_is_launched_holds_all_gradients_once(alone):
     assert buckets == pytest.approx(gradients, rel=0.01)
     storages = {p.grad.untyped_storage().data_ptr() for p in policy.parameters() if p.grad is not None}
     assert len(storages) == 1
+
+
+@pytest.mark.slow
+def test_fsdp2_holds_what_is_predicted():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.bench.sharded_bytes", port],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    for checkpointing, real in zip(("none", "all"), json.loads(ran.stdout.splitlines()[-1]), strict=True):
+        load = Load(1, 1, 12, fused_norms=False)
+        settings = Settings(checkpointing, engine=Engine("fsdp2", 2))
+        row = TrainingPlan(CONFIG, TENSORS, load, FULL, MASTER, ADAMW, settings).row()
+        assert (row.weights_gb + row.optimizer_gb) * 1e9 == pytest.approx(real["static"], rel=1e-4)
+        root = sum(4 * tensor.size for tensor in TENSORS if not tensor.layer)  # stays gathered, and is small
+        assert row.activations_gb * 1e9 == pytest.approx(real["kept"] - root, rel=0.02)
+        assert row.total_gb * 1e9 == pytest.approx(real["peak"], rel=0.1)  # gloo has buffers of its own
 
 
 def test_ddp_has_room_for_all_gradients_all_the_time():
