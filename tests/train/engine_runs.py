@@ -3,8 +3,9 @@
     python -m tests.train.engine_runs CASES.json
 
 A case names its engine, the processes' recipe, and what goes wrong on the way: `dies`, `fails` or `full`,
-each with a process and a step. Every process writes what it saw to `<name>-<rank>.json` beside CASES.json;
-the exit statuses and the seconds that it took, by case, end up in `statuses.json` there. `Runs` makes cases.
+each with a process and a step; or that the run `starts` only, and its memory is measured. Every process
+writes what it saw to `<name>-<rank>.json` beside CASES.json; the exit statuses and the seconds that it took,
+by case, end up in `statuses.json` there. `Runs` makes cases.
 """
 
 import errno
@@ -32,6 +33,8 @@ from transformers.utils import logging as transformers_logging
 from tests.train.conftest import tiny_overrides
 from vla.errors import DatasetError, VlaError
 from vla.train import load_recipe, shards
+from vla.train import loop as loop_module
+from vla.train.folder import RunFolder
 from vla.train.loop import Loop, train
 from vla.weights.tensors import open_tensors
 
@@ -113,6 +116,27 @@ def bytes_held(loop):
     return parameters, sum(size(value) for value in states if isinstance(value, torch.Tensor))
 
 
+def memory(key):
+    """Return this process's resident memory in bytes: `VmRSS`, or its peak `VmHWM`."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)]
+    return int(line.split()[1]) * 1024
+
+
+def measured_start(recipe):
+    """Return by how much this process has grown once the policy is there, and at most until it can train."""
+    before, set_up = memory("VmRSS"), loop_module.set_up
+    report = {}
+
+    def measured(*args):
+        job = set_up(*args)
+        report["set up"] = memory("VmRSS") - before
+        return job
+
+    loop_module.set_up = measured
+    Loop(recipe, RunFolder(recipe.output), None, None)
+    return report | {"peak": memory("VmHWM") - before}
+
+
 class FullDisk(io.FileIO):
     """A file that the system refuses to write half-way."""
 
@@ -159,6 +183,9 @@ def run(case):
 
     Loop._take_step = recorded
     recipe = load_recipe(None, case["recipe"])
+    if case.get("starts"):
+        file.write_text(json.dumps(measured_start(recipe)))
+        return 0
     try:
         train(recipe, resume=case.get("resume", False), progress=False)
     except VlaError as error:

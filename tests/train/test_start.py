@@ -1,11 +1,14 @@
 """Training may start from weights of any format: they arrive as they are, and the run's policy is whole."""
 
+import importlib.util
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import vla
 from tests.parity.transformers_pi0 import perturb
+from tests.train.engine_runs import Runs
 from tests.weights.published import as_paligemma
 from vla.policies.convert import convert
 from vla.policies.registry import make_policy
@@ -66,3 +69,38 @@ def test_a_paligemma_begins_a_policy(tiny, tmp_path, tokenizer):
     assert all(torch.allclose(before[n], after[n], atol=1e-6) for n in kept)
     expert = "model.expert.layers.0.mlp.up_proj.weight"
     assert not torch.allclose(before[expert], after[expert], atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "most"), [("fsdp2", 0.75), ("zero3", 2.0)])
+def test_the_main_process_alone_holds_the_whole_policy(
+    dataset, tmp_path, tokenizer, engine, most, monkeypatch
+):
+    """Measured: the other of two processes never has more than its share and one tensor.
+
+    In shares of the policy's size: that is half of it, to which DeepSpeed adds its copy of the weights and
+    room for gradients, half each, before the first step.
+    """
+    # What is freed goes back at once, instead of into holes that glibc may not use again.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    if engine == "zero3" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed (extra: deepspeed)")
+    runs, sizes = Runs(dataset, tmp_path), []
+    for name, depth in (("small", 2), ("large", 30)):
+        config = {"cameras": ["top"], "depth": depth, "vlm": {"width": 256, "mlp_width": 1024}}
+        base = make_policy("pi0", config, preset="tiny")
+        base.save_pretrained(tmp_path / f"{name}-base")
+        sizes.append(sum(parameter.nbytes for parameter in base.parameters()))
+        start = [*STILL, f"policy.pretrained={tmp_path / f'{name}-base'}", f"policy.tokenizer={tokenizer}"]
+        runs(runs.case(name, engine, *start, starts=True))
+        assert runs.statuses[name] == [0, 0], runs.stderr
+    size = sizes[1] - sizes[0]  # what else a process needs, it needs in both
+    assert size > 90e6
+    main, other = (
+        {when: (grown - runs.report("small", rank)[when]) / size for when, grown in large.items()}
+        for rank, large in enumerate(runs.report("large", rank) for rank in (0, 1))
+    )
+    assert 0.9 <= main["set up"] <= 1.1
+    assert other["set up"] <= 0.1
+    assert 0.9 <= main["peak"] <= most + 0.85
+    assert 0.5 <= other["peak"] <= most

@@ -1,0 +1,41 @@
+"""AdamW's state under ZeRO is torch's own, gathered and set."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra: deepspeed)"
+)
+
+
+@pytest.fixture(scope="module")
+def report():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.train.zero_state", port],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+def test_gathered_it_is_that_of_one_process(report, engine):
+    assert report[engine]["before a step"] == 0
+    assert report[engine]["smallest"] > 1e-6
+    assert report[engine]["gathered"] < 1e-8
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+def test_what_is_set_is_gathered_again(report, engine):
+    assert report[engine]["set"] == 0
