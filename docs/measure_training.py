@@ -1,6 +1,6 @@
 """What training a policy takes on the GPU at hand: peak memory and seconds per step, way by way.
 
-    python docs/measure_training.py [--policy pi0] [--ways lora,full] [--batch 1,8] [--work FOLDER]
+    python docs/measure_training.py [--policy pi0] [--ways "lora;full"] [--batch 1,8] [--work FOLDER]
 
 Every way is the real training loop in a process of its own, on random weights and random pictures at full
 size, in bfloat16 over float32 weights. The peak is what PyTorch's allocator has held at most in the steps
