@@ -60,7 +60,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(runs, name):
     said = errors(runs, name)
     if name == "other-full":  # written by both: each knows at once
         for error in said:
-            assert error.startswith("TrainingError: Process 1 could not write its part of ")
+            assert error.startswith("TrainingError: Process 1 could not write its part of the checkpoint's ")
             assert "the disk is full. Earlier checkpoints are whole" in error
     else:
         assert said[0].startswith("TrainingError: Could not write")

@@ -186,7 +186,8 @@ def write_shards(engine: Engine, folder: Path, tensors: Mapping[str, Tensor]) ->
         rank, (cause, _) = next(iter(failed.failures.items()))
         full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(cause)
         said = "the disk is full" if full else f"{type(cause).__name__}: {cause}"
-        raise SaveError(f"Process {rank} could not write its part of {folder}: {said}") from cause
+        part = f"its part of the checkpoint's {folder.name}/"  # the folder above has a passing name
+        raise SaveError(f"Process {rank} could not write {part}: {said}") from cause
     if engine.accelerator.is_main_process:
         write_shapes(folder, tensors)
 
