@@ -18,3 +18,10 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder of golden outputs beside the checkout (VLA_SHARED)")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests an hour, unless they say otherwise: the usual limit is for those of seconds."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
