@@ -89,7 +89,10 @@ def test_everything_grows_with_the_batch(name):
     one, four = (kept_bytes(config, Load(batch, 2, 12), PURE, ALL, adaptive=False) for batch in (1, 4))
     for part in ALL:
         assert four[part].whole == pytest.approx(4 * one[part].whole)
-        assert one[part].stored < one[part].half < one[part].whole
+        # Where a part has one layer (or but one that runs whole), every second layer is every layer.
+        alone = part == "language" and config.depth == 2
+        assert one[part].stored == one[part].half if alone else one[part].stored < one[part].half
+        assert one[part].half < one[part].whole
         assert one[part].recomputed < one[part].whole
     assert acting_bytes(config, Load(4, 2, 12), PURE) == 4 * acting_bytes(config, Load(1, 2, 12), PURE)
 

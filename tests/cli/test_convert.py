@@ -156,7 +156,7 @@ def test_every_option_reaches_the_conversion(tmp_path, monkeypatch):
     dst = tmp_path / "dst"
     argv = ["convert", "a/b", str(dst), "--to", "vla", "--dtype", "float16", "--max-shard-size", "2GB"]
     argv += ["--asset-id", "trossen", "--tokenizer", "c/d", "--set", "action_horizon=10"]
-    argv += ["--revision", "v1", "--token", "hf_x"]
+    argv += ["--revision", "v1", "--token", "hf_x", "--pipeline", "left"]
     result = typer.testing.CliRunner().invoke(app, argv, env={"COLUMNS": "2000"})
     assert result.exit_code == 0, result.output
     expected = {
@@ -167,6 +167,7 @@ def test_every_option_reaches_the_conversion(tmp_path, monkeypatch):
         "config": {"action_horizon": 10},
         "revision": "v1",
         "token": "hf_x",
+        "pipeline": "left",
     }
     assert calls == [(("a/b", dst, "vla"), expected)]
     for fact in ("openpi-jax -> vla", "1, 2 parameters", "b (unused)", "Mind it."):
