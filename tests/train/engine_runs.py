@@ -176,7 +176,7 @@ def run(case):
         if case.get("full") == now:
             fill_disk()
         values = record(loop)
-        report["losses"].append([loop.step, values["loss"], values["action_loss"], values["text_loss"]])
+        report["losses"].append([loop.step, values["loss"], values["action_loss"], values.get("text_loss")])
         report["engine"], report["world"] = loop.engine.name, loop.accelerator.num_processes
         report["parameters"], report["optimizer"] = bytes_held(loop)
         return values

@@ -35,6 +35,8 @@ ENGINES = [
 ]
 LAST = ["train.save_every=20"]
 AVERAGED = ["train.ema=0.8", "train.steps=6"]
+# The decay would show, at 3e-4 of a weight a step, in what has no gradient where no text is trained.
+SILENT = ["data.response_key=null", "train.weight_decay=0.3", "train.learning_rate=1e-3", "train.steps=6"]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,9 @@ def runs(dataset, tmp_path_factory):
         case("adapter-fsdp2", "fsdp2", *lora, "train.steps=2"),
         case("adapter-fsdp2-on", "fsdp2", *lora, run="adapter-fsdp2", resume=True),
         *(case(f"mixture-{name}", name, *mixed) for name in ("single", "ddp")),
+        case("whole-silent", "single", *SILENT),
+        case("silent-1", "fsdp2", *SILENT, "train.steps=3", "train.checkpoints=sharded", run="silent"),
+        *([case("silent-2", "zero3", *SILENT, run="silent", resume=True)] if zero else []),
     )
     return made
 
@@ -104,6 +109,14 @@ def test_same_losses_and_weights_as_one_process(runs, name):
         elif name == "ddp":
             assert share == 1
     assert_same_weights(runs.weights(name), runs.weights("single"))
+
+
+@needs_deepspeed
+def test_without_text_what_no_gradient_reaches_stays_as_it_was(runs):
+    statuses = [runs.statuses[name] for name in ("whole-silent", "silent-1", "silent-2")]
+    assert statuses == [[0], [0, 0], [0, 0]], runs.stderr
+    assert runs.report("silent-2")["engine"] == "zero3"
+    assert_same_weights(runs.weights("silent"), runs.weights("whole-silent"))
 
 
 def test_killed_and_resumed_across_engines(runs):

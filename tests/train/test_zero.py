@@ -39,3 +39,8 @@ def test_gathered_it_is_that_of_one_process(report, engine):
 @pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
 def test_what_is_set_is_gathered_again(report, engine):
     assert report[engine]["set"] == 0
+
+
+@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])
+def test_what_had_no_gradient_yet_has_moments_of_zero(report, engine):
+    assert report[engine]["fewer set"] == 0

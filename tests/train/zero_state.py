@@ -80,7 +80,18 @@ def difference(ours, theirs):
 
 
 def moment_of(state, number, name):
-    return state["state"][number][name]
+    return state["state"][number][name] if number in state["state"] else None
+
+
+def without_first(state):
+    """As though no gradient had come to the first parameter yet."""
+    return state | {"state": {number: one for number, one in state["state"].items() if number}}
+
+
+def with_zeros_first(state):
+    first = state["state"][0]
+    zeros = {name: torch.zeros_like(first[name]) for name in MOMENTS}
+    return state | {"state": state["state"] | {0: first | zeros}}
 
 
 def compare(rank, port):
@@ -104,6 +115,9 @@ def compare(rank, port):
         count = theirs["state"][0]["step"]
         other.load(again, count, partial(moment_of, theirs), rank)
         set_again = other.whole(again, main)
+        _, fewer, other = prepared(engine)
+        other.load(fewer, count, partial(moment_of, without_first(theirs)), rank)
+        fewer_set = other.whole(fewer, main)
         if main:
             report[engine.name] = {
                 "before a step": len(nothing),
@@ -114,6 +128,7 @@ def compare(rank, port):
                 ),
                 "gathered": difference(whole, theirs),
                 "set": difference(set_again, theirs),
+                "fewer set": difference(fewer_set, with_zeros_first(theirs)),
             }
         else:
             assert whole["state"] == set_again["state"] == {}

@@ -51,6 +51,7 @@ class FlowAdapters:
     """What a flow policy says of its own parts; mixed into the policy."""
 
     model: Any
+    config: Any
 
     def adapter_targets(self, preset: str) -> str:
         """Return the expression that the full name of an adapted linear map matches.
@@ -89,3 +90,20 @@ class FlowAdapters:
         if freeze not in _FROZEN:
             raise ConfigError(f"freeze must be one of {', '.join(_FROZEN)}, got '{freeze}'.")
         return _FROZEN[freeze]
+
+    def unreached_parts(self, trains_text: bool) -> tuple[str, ...]:
+        """Return how the names of the parameters begin that no gradient of the loss ever reaches.
+
+        The expert reads keys and values of the prefix. What the last of its layers makes of them after that,
+        only text reads; with an insulated backbone, text alone trains all of the prefix.
+
+        Args:
+            trains_text: Whether the text loss is part of the loss.
+        """
+        if trains_text and self.config.text_loss_weight > 0:
+            return ()
+        if self.config.insulate_backbone:
+            return _FROZEN["vlm"]
+        last = f"model.language_model.layers.{self.config.depth - 1}."
+        after = ("self_attn.q_proj.", "self_attn.o_proj.", "post_attention_layernorm.", "mlp.")
+        return (*(last + part for part in after), "model.language_model.norm.")

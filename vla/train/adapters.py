@@ -43,14 +43,16 @@ def start_quantized(recipe: Recipe, checkpoint: Path | None) -> Policy:
     return expected.from_pretrained(wanted.pretrained, config=wanted.config, **options)
 
 
-def choose_trained(policy: Policy, recipe: Recipe, *, is_resumed: bool) -> None:
+def choose_trained(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resumed: bool) -> None:
     """Put the recipe's adapter into the policy, and let only what it trains require a gradient.
 
-    The base beside an adapter has the dtype that is computed in: no update of it could round to nothing.
+    The base beside an adapter has the dtype that is computed in: no update of it could round to nothing. What
+    no gradient reaches is left out, since engines differ in whether its weights decay.
 
     Args:
         policy: As it was loaded, from a checkpoint of the run where it is resumed; changed in place.
         recipe: Its `policy.adapter` and `policy.freeze`.
+        trains_text: Whether any sample has text to learn.
         is_resumed: Whether the policy brings the run's adapter already.
 
     Raises:
@@ -75,5 +77,13 @@ def choose_trained(policy: Policy, recipe: Recipe, *, is_resumed: bool) -> None:
             raise ConfigError(f"{type(policy).__name__} has no parts to freeze: leave policy.freeze out.")
         parts: Any = policy
         frozen = parts.frozen_parts(wanted.freeze)
-        for name, parameter in policy.named_parameters():
-            parameter.requires_grad_(not name.startswith(frozen))
+        _freeze(policy, frozen)
+    if hasattr(policy, "unreached_parts"):
+        flows: Any = policy
+        _freeze(policy, flows.unreached_parts(trains_text))
+
+
+def _freeze(policy: Policy, beginnings: tuple[str, ...]) -> None:
+    for name, parameter in policy.named_parameters():
+        if name.startswith(beginnings):
+            parameter.requires_grad_(False)

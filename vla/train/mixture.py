@@ -99,7 +99,7 @@ def set_up_mixture(
     else:
         policy = _with_pipelines(recipe, policy, parts)
     assert policy is not None
-    prepare(policy, recipe, is_resumed=checkpoint is not None)
+    prepare(policy, recipe, trains_text=_trains_text(parts), is_resumed=checkpoint is not None)
     for part in parts:
         with _naming(part.name):
             check_fit(policy, policy.pipelines[part.name], part.cameras)
@@ -178,13 +178,17 @@ def _with_pipelines(recipe: Recipe, policy: Policy | None, parts: Sequence[Part]
     if policy is None:
         policy = _fresh(recipe, parts, len(tokenizer))
     # All or none give labels, so that they can share a batch: without a response, there is no text to learn.
-    text = any(part.recipe.data.response_key is not None for part in parts)
+    text = _trains_text(parts)
     pipelines: dict[str, Pipeline] = {}
     for part in parts:
         with _naming(part.name):
             pipelines[part.name] = make_pipeline(part.recipe, policy, part.dataset, tokenizer, text=text)
     policy.pipeline, policy.pipelines, policy.tokenizer = None, pipelines, tokenizer
     return policy
+
+
+def _trains_text(parts: Sequence[Part]) -> bool:
+    return any(part.recipe.data.response_key is not None for part in parts)
 
 
 def _fresh(recipe: Recipe, parts: Sequence[Part], vocabulary: int) -> Policy:

@@ -139,6 +139,7 @@ def set_up(
     config = policy.config if policy is not None else config_of(recipe)
     dataset, held_out = open_datasets(data, config.action_horizon, train.seed)
     cameras = camera_slots(data, dataset)
+    trains_text = data.response_key is not None
 
     if checkpoint is not None:
         assert policy is not None
@@ -147,12 +148,11 @@ def set_up(
         tokenizer = tokenizer_of(recipe, policy, [(dataset, data.response_key)])
         if policy is None:
             policy = fresh_policy(recipe, list(cameras), len(tokenizer))
-        text = data.response_key is not None
-        policy.pipeline = make_pipeline(recipe, policy, dataset, tokenizer, text=text)
+        policy.pipeline = make_pipeline(recipe, policy, dataset, tokenizer, text=trains_text)
         policy.pipelines = {}  # of the robots that it came from
     assert policy is not None
     assert policy.pipeline is not None
-    prepare(policy, recipe, is_resumed=checkpoint is not None)
+    prepare(policy, recipe, trains_text=trains_text, is_resumed=checkpoint is not None)
     check_fit(policy, policy.pipeline, cameras)
     if data.cache == "frames":
         dataset.preload()  # before workers are forked, so that they share the memory
@@ -187,9 +187,9 @@ def set_up(
     return Job(policy, robots, loader, validation, fingerprints)
 
 
-def prepare(policy: Policy, recipe: Recipe, *, is_resumed: bool) -> None:
+def prepare(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resumed: bool) -> None:
     """Choose which weights are trained, which layers forget their activations, whether to compile."""
-    choose_trained(policy, recipe, is_resumed=is_resumed)
+    choose_trained(policy, recipe, trains_text=trains_text, is_resumed=is_resumed)
     if recipe.train.activation_checkpointing != "none":
         policy.activation_checkpointing_enable(
             every_n_layers=2 if recipe.train.activation_checkpointing == "every_2" else 1

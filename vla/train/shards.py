@@ -110,7 +110,12 @@ class OptimizerState:
         elif self._zero is not None:
             rank = self._engine.accelerator.process_index
             step = next(iter(rest["state"].values()))["step"]
-            self._zero.load(optimizer, step, lambda number, name: reader.read(_key(number, name)), rank)
+
+            def moment(number: int, name: str) -> Tensor | None:
+                key = _key(number, name)
+                return reader.read(key) if key in reader.infos else None
+
+            self._zero.load(optimizer, step, moment, rank)
         else:
             parameters = [one for group in optimizer.param_groups for one in group["params"]]
             state = {number: dict(values) for number, values in rest["state"].items()}

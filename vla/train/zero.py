@@ -51,14 +51,19 @@ class ZeroState:
         return {"state": state, "param_groups": groups}
 
     def load(
-        self, optimizer: Any, step: torch.Tensor, moment: Callable[[int, str], torch.Tensor], rank: int
+        self,
+        optimizer: Any,
+        step: torch.Tensor,
+        moment: Callable[[int, str], torch.Tensor | None],
+        rank: int,
     ) -> None:
         """Give ZeRO its share of what `whole`, or AdamW in one process, returned.
 
         Args:
             optimizer: What accelerate made of the optimiser.
             step: How many steps were taken, of shape `[]`.
-            moment: Returns a parameter's whole moment, by the parameter's number and the moment's name.
+            moment: Returns a parameter's whole moment, by the parameter's number and the moment's name; None
+                where AdamW has none yet, as no gradient has come.
             rank: This process.
         """
         zero = optimizer.optimizer
@@ -70,7 +75,9 @@ class ZeroState:
         _link(zero)
         for number, parameter in enumerate(self._parameters):
             for name in MOMENTS:
-                _set(parameter, name, moment(number, name).flatten(), rank)
+                whole = moment(number, name)
+                if whole is not None:
+                    _set(parameter, name, whole.flatten(), rank)
 
 
 def _flat_weights(zero: Any) -> list[torch.Tensor]:
