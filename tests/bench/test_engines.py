@@ -1,16 +1,11 @@
 """What one of several GPUs holds, by arithmetic on counted tensors."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.bench.saved_bytes import StepBytes, make, make_batch
+from tests.processes import report_of
 from vla.bench.activations import Load
 from vla.bench.engines import SHARDED, Engine
 from vla.bench.memory import (
@@ -100,18 +95,7 @@ def test_ddp_as_it_is_launched_holds_all_gradients_once(alone):
 
 @pytest.mark.slow
 def test_fsdp2_holds_what_is_predicted():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.bench.sharded_bytes", port],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert ran.returncode == 0, ran.stderr
-    for checkpointing, real in zip(("none", "all"), json.loads(ran.stdout.splitlines()[-1]), strict=True):
+    for checkpointing, real in zip(("none", "all"), report_of("tests.bench.sharded_bytes"), strict=True):
         load = Load(1, 1, 12, fused_norms=False)
         settings = Settings(checkpointing, engine=Engine("fsdp2", 2))
         row = TrainingPlan(CONFIG, TENSORS, load, FULL, MASTER, ADAMW, settings).row()

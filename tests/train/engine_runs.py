@@ -14,7 +14,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.tensor import DTensor
 from transformers.utils import logging as transformers_logging
 
+from tests.processes import free_port
 from tests.train.conftest import tiny_overrides
 from vla.errors import DatasetError, VlaError
 from vla.train import load_recipe, shards
@@ -227,11 +227,8 @@ def main(file):
     ended = {}
     for case in json.loads(file.read_text()):
         case["folder"] = str(file.parent)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
         world = case["processes"]
-        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         environments = [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world)]
         began = time.monotonic()
         children = [start(case, e) for e in (environments if world > 1 else [{}])]

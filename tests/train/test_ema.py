@@ -1,9 +1,3 @@
-import json
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +5,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.processes import report_of
 from tests.train.conftest import numbers, training_tensors
 from vla.errors import ConfigError, TrainingError
 from vla.train import train
@@ -93,18 +88,7 @@ def test_unreachable_weights_are_refused():
 
 
 def test_sharded_average_is_the_average():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.train.sharded_average", port],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert ran.returncode == 0, ran.stderr
-    report = json.loads(ran.stdout.splitlines()[-1])
+    report = report_of("tests.train.sharded_average")
     # 26 weights; the larger half of axis 0 is rank 0's: 3 of 5 rows and 1 of 1.
     assert report.pop("held") == 18 / 26
     assert max(report.values()) < 1e-6, report

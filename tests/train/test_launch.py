@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import free_port
 from tests.train.conftest import tiny_overrides
 from vla.train import load_recipe, train
 from vla.train.checkpoint import checkpoint_step, list_checkpoints
@@ -49,11 +49,8 @@ def whole(recipe, tmp_path_factory):
 
 def launch(config, recipe, *overrides):
     """Start two processes as a user would, and return the launcher."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", port]
-    command += ["--config_file", f"recipes/accelerate/{config}.yaml", "--num_processes", "2"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port"]
+    command += [free_port(), "--config_file", f"recipes/accelerate/{config}.yaml", "--num_processes", "2"]
     command += ["-m", "vla", "train", str(recipe), *overrides]
     output = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=output, stderr=subprocess.STDOUT)

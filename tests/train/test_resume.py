@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import free_port
 from tests.train.conftest import numbers, tiny_overrides, training_tensors
 from vla.errors import TrainingError
 from vla.train import load_recipe, train
@@ -58,10 +58,7 @@ def killed(dataset, tmp_path_factory):
 
 def pair(recipe, where, resume=False):
     """Two processes that train together, and are killed together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         {
             "recipe": recipe,

@@ -1,13 +1,10 @@
 """AdamW's state under ZeRO is torch's own, gathered and set."""
 
 import importlib.util
-import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
+
+from tests.processes import report_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra: deepspeed)"
@@ -16,17 +13,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def report():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.train.zero_state", port],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-    )
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.splitlines()[-1])
+    return report_of("tests.train.zero_state", DS_ACCELERATOR="cpu")
 
 
 @pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3"])

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import vla
 from tests.cli.info_rows import rows
 from tests.policies.conftest import make_robot_policy
+from tests.processes import free_port
 from vla.cli import main
 from vla.errors import WeightsError
 from vla.weights.row_shards import SHARDS, RowShardsReader, write_shapes
@@ -111,11 +111,8 @@ def write_as_one_of_two(rank, folder, port):
 
 
 def test_what_two_processes_wrote_is_whole_again(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     torch.multiprocessing.start_processes(
-        write_as_one_of_two, (tmp_path, port), nprocs=2, start_method="fork"
+        write_as_one_of_two, (tmp_path, free_port()), nprocs=2, start_method="fork"
     )
     files = sorted(tmp_path.glob("*.safetensors"))
     first, second = map(load_file, files)

@@ -1,6 +1,5 @@
 """A checkpoint is a folder, or comes from a hub: a real one on this machine, and every way to be refused."""
 
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +8,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from tests.hub_server import TOKEN, serving, speak_to
+from tests.processes import free_port
 from vla.errors import WeightsError
 from vla.weights.known import known_checkpoints
 from vla.weights.source import local_folder
@@ -240,9 +240,7 @@ class TestRefusals:
         assert says in said
 
     def test_nobody_listens(self, monkeypatch, tmp_path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            speak_to(f"http://127.0.0.1:{free.getsockname()[1]}", monkeypatch, tmp_path)
+        speak_to(f"http://127.0.0.1:{free_port()}", monkeypatch, tmp_path)
         said = refusal("a/b")
         assert "a/b is no folder here, and the hub could not be reached for it: ConnectError" in said
         assert "Give a folder" in said
