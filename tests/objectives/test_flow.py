@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.objectives.flow import flow_loss, sample_tau, straight_path
+from vla.objectives.flow import flow_loss, sample_noise, sample_tau, straight_path
 
 
 @given(tau=st.floats(0, 1), seed=st.integers(0, 1000))
@@ -59,6 +59,76 @@ def test_tau_law_equals_torchs_beta(alpha):
 def test_same_generator_same_times():
     one, two = (sample_tau((4,), generator=torch.Generator().manual_seed(7)) for _ in range(2))
     assert torch.equal(one, two)
+
+
+@given(draws=st.integers(2, 9), seed=st.integers(0, 1000))
+def test_stratified_times_lie_one_in_each_part_of_the_law(draws, seed):
+    tau = sample_tau((5, draws), 1.5, 0.999, generator=torch.Generator().manual_seed(seed), stratified=True)
+    # The inverse of the distribution function says which of the equally likely parts a time lies in.
+    share = ((0.999 - tau.double()) / 0.999) ** 1.5
+    part = (share * draws - 1e-5).floor().sort().values
+    assert torch.equal(part, torch.arange(draws).double().expand(5, -1))
+
+
+def test_every_one_of_stratified_times_follows_the_law():
+    generator = torch.Generator().manual_seed(0)
+    tau = sample_tau((50_000, 4), generator=generator, stratified=True)
+    alone = sample_tau((50_000,), generator=generator)
+    quantiles = torch.linspace(0.01, 0.99, 25)
+    for place in range(4):
+        torch.testing.assert_close(
+            tau[:, place].quantile(quantiles), alone.quantile(quantiles), atol=0.012, rtol=0
+        )
+
+
+def test_one_time_alone_is_the_same_number_stratified_or_not():
+    one, two = (
+        sample_tau((4, 1), generator=torch.Generator().manual_seed(7), stratified=stratified)
+        for stratified in (False, True)
+    )
+    assert torch.equal(one, two)
+
+
+@given(draws=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_noise_comes_in_opposite_pairs(draws, seed):
+    noise = sample_noise((3, draws, 4, 2), generator=torch.Generator().manual_seed(seed))
+    pairs, alone = draws // 2, draws % 2
+    assert noise.shape == (3, draws, 4, 2)
+    assert torch.equal(noise[:, pairs + alone :], -noise[:, :pairs])
+    assert len(noise.abs().flatten(2)[0].unique(dim=0)) == pairs + alone, "different ones otherwise"
+
+
+def test_every_draw_of_noise_is_standard_normal():
+    noise = sample_noise((50_000, 4, 1, 1), generator=torch.Generator().manual_seed(0))
+    levels = torch.linspace(0.01, 0.99, 25)
+    want = torch.distributions.Normal(0.0, 1.0).icdf(levels)
+    for place in range(4):
+        torch.testing.assert_close(noise[:, place].flatten().quantile(levels), want, atol=0.04, rtol=0)
+
+
+def spread_and_independent(draws, repeats=20_000):
+    """Means over draws of a cubic of the point on the path, for draws that are spread and that are not."""
+    generator = torch.Generator().manual_seed(0)
+    action = torch.full((1, 1, 1, 1), 0.7)
+
+    def mean(noise, tau):
+        x = straight_path(action.expand_as(noise), noise, tau).x
+        return (x + 0.5 * x**2 + 0.1 * x**3).mean((1, 2, 3))
+
+    shape = (repeats, draws, 1, 1)
+    spread = mean(
+        sample_noise(shape, generator=generator),
+        sample_tau(shape[:2], generator=generator, stratified=True),
+    )
+    return spread, mean(torch.randn(shape, generator=generator), sample_tau(shape[:2], generator=generator))
+
+
+@pytest.mark.parametrize("draws", [2, 4, 5])
+def test_spread_draws_estimate_the_same_with_less_variance(draws):
+    spread, independent = spread_and_independent(draws)
+    error = ((spread.var() + independent.var()) / len(spread)).sqrt()
+    assert (spread.mean() - independent.mean()).abs() < 4 * error
+    assert spread.var() < 0.7 * independent.var()
 
 
 def test_loss_counts_only_what_it_is_told_to():

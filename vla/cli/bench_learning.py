@@ -32,8 +32,8 @@ def draws(
             help="pi0: a network with a costly prefix, as pi-0's; demo: the demo's, where it is cheap."
         ),
     ] = "pi0",
-    steps: Annotated[int, typer.Option(help="Steps with one draw.")] = 800,
-    share: Annotated[float, typer.Option(help="Steps with several draws, as a share of them.")] = 0.5,
+    steps: Annotated[int, typer.Option(help="Steps with one draw.")] = 2000,
+    share: Annotated[float, typer.Option(help="Steps with several draws, as a share of them.")] = 0.56,
     batch: Annotated[
         int | None, typer.Option(help="Observations per step of both; the shape's where not given.")
     ] = None,
@@ -49,7 +49,8 @@ def draws(
     """Train the demo's recipe with one noise draw per observation and with several, and compare the time.
 
     Each is a whole run with a warm-up and a cosine of its own. Compared is when each first has the held-out
-    loss that one draw ends with: seconds of steps, without set-up, validation and saving. Takes minutes.
+    loss that one draw ends with: seconds of steps, without set-up, validation and saving. Takes about three
+    minutes a seed.
 
     Example: vla bench draws --draws 4
     """

@@ -3,6 +3,10 @@
 tau runs from 0 (noise) to 1 (data), as in the pi-0 paper (arXiv 2410.24164):
 
     A^tau = tau * actions + (1 - tau) * noise,   d A^tau / d tau = actions - noise.
+
+Several draws for one chunk are spread: times stratified, noise in pairs of opposite sign (both classical,
+Owen, Monte Carlo theory, methods and examples, chapter 8). Each draw still follows its law, so that the
+expected gradient is that of independent draws, while noise and time disturb it less.
 """
 
 from typing import NamedTuple
@@ -36,6 +40,7 @@ def sample_tau(
     *,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
+    stratified: bool = False,
 ) -> torch.Tensor:
     """Draw times from pi-0's shifted Beta law, which favours the noisy end.
 
@@ -47,12 +52,40 @@ def sample_tau(
         scale: `s`, the largest tau ever drawn; the last sliver before the data is never needed.
         generator: Source of randomness.
         device: Where to draw; must be the generator's.
+        stratified: Draw along the last axis, of size n, once from each of n equally likely parts of the law,
+            in random order.
 
     Returns:
         float32 of the given shape, in [0, s].
     """
     uniform = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+    if stratified and shape[-1] > 1:
+        part = torch.rand(shape, generator=generator, device=device).argsort(-1)
+        uniform = (part + uniform) / shape[-1]
     return scale * (1 - uniform ** (1 / alpha))
+
+
+def sample_noise(
+    shape: tuple[int, int, int, int],
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Draw standard normal noise; the second half of every chunk's draws is the negative of the first.
+
+    Args:
+        shape: `[b, n, a, m]`, n draws for each of b chunks; of an odd n, one has no opposite.
+        generator: Source of randomness.
+        device: Where to draw; must be the generator's.
+
+    Returns:
+        float32 `[b, n, a, m]`.
+    """
+    batch, draws, horizon, width = shape
+    half = torch.randn(
+        (batch, (draws + 1) // 2, horizon, width), generator=generator, device=device, dtype=torch.float32
+    )
+    return torch.cat([half, -half[:, : draws // 2]], dim=1)
 
 
 def flow_loss(

@@ -22,7 +22,7 @@ from vla.nn.attention import KeyValueCache
 from vla.nn.embeddings import TiedEmbedding
 from vla.nn.norms import Modulation, RMSNorm
 from vla.nn.prefix import Prefix
-from vla.objectives.flow import flow_loss, sample_tau, straight_path
+from vla.objectives.flow import flow_loss, sample_noise, sample_tau, straight_path
 from vla.objectives.solvers import SOLVERS, Solver, Velocity
 from vla.policies.base import Policy
 from vla.policies.flow_checks import check_inputs, check_observation
@@ -183,12 +183,10 @@ class FlowPolicy(Policy):
             noise, tau = actions.new_zeros(batch, 1, horizon, width), actions.new_zeros(batch, 1)
             return noise.float(), tau
         if noise is None:
-            shape = (batch, draws, horizon, width)
-            noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+            noise = sample_noise((batch, draws, horizon, width), generator=generator, device=device)
         if tau is None:
-            tau = sample_tau(
-                (batch, draws), config.tau_alpha, config.tau_scale, generator=generator, device=device
-            )
+            law = (config.tau_alpha, config.tau_scale)
+            tau = sample_tau((batch, draws), *law, generator=generator, device=device, stratified=True)
         noise = noise[:, None] if noise.ndim == 3 else noise
         tau = tau[:, None] if tau.ndim == 1 else tau
         check_shape(noise, "b n a m", "noise", b=batch, n=draws, a=horizon, m=width)

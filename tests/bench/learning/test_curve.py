@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.bench.learning.curve import Point, seconds_to_reach
+from vla.bench.learning.curve import Point, mean_curve, seconds_to_reach
 
 
 def curve(seconds, losses):
@@ -44,3 +44,8 @@ def test_the_named_loss_is_read():
     points = [Point(1, 5.0, {"a": 1.0, "b": 0.0}), Point(2, 9.0, {"a": 0.0, "b": 0.0})]
     assert seconds_to_reach(points, "a", 0.5) == 7.0
     assert seconds_to_reach(points, "b", 0.5) == 5.0
+
+
+def test_the_mean_curve_is_the_mean_of_seconds_and_of_losses():
+    mean = mean_curve([curve([1.0, 2.0], [6.0, 4.0]), curve([3.0, 5.0], [2.0, 1.0])])
+    assert mean == curve([2.0, 3.5], [4.0, 2.5])

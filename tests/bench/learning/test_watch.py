@@ -15,7 +15,7 @@ from vla.bench.learning.watch import (
     train_watched,
 )
 from vla.errors import ConfigError
-from vla.objectives.flow import sample_tau
+from vla.objectives.flow import sample_noise, sample_tau
 from vla.train.metrics import read_metrics
 from vla.train.recipe_file import load_recipe
 from vla.train.setup import set_up
@@ -76,8 +76,8 @@ def test_held_out_losses_are_means_over_draws_that_stay_the_same(recipe):
     for number, batch in enumerate(batches):
         generator = torch.Generator().manual_seed(number)
         rows, horizon, width = batch["actions"].shape
-        noise = torch.randn(rows, HELD_OUT_DRAWS, horizon, width, generator=generator)
-        tau = sample_tau((rows, HELD_OUT_DRAWS), generator=generator)
+        noise = sample_noise((rows, HELD_OUT_DRAWS, horizon, width), generator=generator)
+        tau = sample_tau((rows, HELD_OUT_DRAWS), generator=generator, stratified=True)
         with torch.no_grad():
             single = [policy(**batch, noise=noise[:, n], tau=tau[:, n]) for n in range(HELD_OUT_DRAWS)]
         losses += [one.loss.item() for one in single]

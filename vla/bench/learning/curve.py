@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 
 @dataclass(frozen=True)
@@ -11,6 +12,18 @@ class Point:
     step: int
     seconds: float
     losses: dict[str, float]
+
+
+def mean_curve(curves: Sequence[Sequence[Point]]) -> list[Point]:
+    """Return the means, over repetitions that looked after the same steps, of seconds and of losses."""
+    return [
+        Point(
+            points[0].step,
+            mean(point.seconds for point in points),
+            {name: mean(point.losses[name] for point in points) for name in points[0].losses},
+        )
+        for points in zip(*curves, strict=True)
+    ]
 
 
 def seconds_to_reach(points: Sequence[Point], name: str, loss: float) -> float | None:
