@@ -39,6 +39,13 @@ def make_batch(config, batch, cameras, prompt, text=0):
     return made
 
 
+def freeze(policy, beginnings):
+    """Train a policy without the parameters whose names begin so."""
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(not name.startswith(beginnings))
+    return policy
+
+
 def loss_of(policy, batch, autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         return policy(**batch).loss

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.bench.saved_bytes import StepBytes, adapt, make, make_batch, step_peak
+from tests.bench.saved_bytes import StepBytes, adapt, freeze, make, make_batch, step_peak
 from vla.bench import tensors
 from vla.bench.activations import Load
 from vla.bench.memory import FLOAT32, MASTER, PURE, Settings, TrainingPlan, memory_table
@@ -13,7 +13,7 @@ from vla.policies.adapters import AdapterConfig, add_adapter, cast_trained
 from vla.policies.quantize import quantize_base
 from vla.policies.registry import make_config
 
-FULL, LORA = "full fine-tuning", "LoRA fine-tuning"
+FULL, LORA, EXPERT = "full fine-tuning", "LoRA fine-tuning", "expert fine-tuning"
 DTYPES = {FLOAT32: torch.float32, MASTER: torch.float32, PURE: torch.bfloat16}
 EVERY = {"none": None, "all": 1, "every_2": 2}
 each_policy = pytest.mark.parametrize("name", ["pi0", "pi05"])
@@ -21,6 +21,15 @@ each_policy = pytest.mark.parametrize("name", ["pi0", "pi05"])
 
 def rows(config, **options):
     return {(row.use, row.precision, row.optimizer): row for row in memory_table(config, **options)}
+
+
+def test_the_expert_alone_learns_no_text():
+    config = make_config("pi0", {}, "tiny")
+    silent, spoken = (rows(config, text_tokens=tokens) for tokens in (0, 8))
+    keys = [key for key in silent if key[0] == EXPERT]
+    assert len(keys) == 6
+    assert all(silent[key] == spoken[key] for key in keys)
+    assert spoken[FULL, FLOAT32.name, "AdamW"] != silent[FULL, FLOAT32.name, "AdamW"]
 
 
 # -- against real steps -------------------------------------------------------------------------------
@@ -76,11 +85,24 @@ def test_the_peak_of_a_step_with_text(name, precision, checkpointing, vocabulary
 @pytest.mark.parametrize("checkpointing", EVERY)
 def test_the_peak_of_an_insulated_step(checkpointing):
     policy = make("pi0", insulate_backbone=True)
+    freeze(policy, policy.unreached_parts(False))
     if checkpointing != "none":
         policy.activation_checkpointing_enable(every_n_layers=EVERY[checkpointing])
     peak = step_peak(policy, make_batch(policy.config, 8, 3, 12))
     load = Load(8, 3, 12, fused_norms=False)
     assert predicted(policy, load, FLOAT32, FULL, checkpointing) == pytest.approx(peak, rel=0.15)
+
+
+@each_policy
+@pytest.mark.parametrize("precision", DTYPES, ids=lambda precision: precision.name)
+@pytest.mark.parametrize("preset", ["tiny", "middle"])
+def test_the_peak_of_a_step_of_the_expert_alone(name, precision, preset):
+    policy = make(name, preset, DTYPES[precision])
+    freeze(policy, policy.frozen_parts("vlm"))
+    size = 1 if preset == "middle" else 8
+    peak = step_peak(policy, make_batch(policy.config, size, 3, 12), precision.autocast)
+    load = Load(size, 3, 12, fused_norms=False)
+    assert predicted(policy, load, precision, EXPERT) == pytest.approx(peak, rel=0.1)
 
 
 @each_policy
@@ -126,7 +148,7 @@ def test_full_size_fits_the_cards_it_should(name):
 def test_every_way_is_there_once():
     table = memory_table(make_config("pi0", {}, "tiny"))
     keys = [(row.use, row.precision, row.optimizer) for row in table]
-    assert len(set(keys)) == len(keys) == 3 + 6 + 4 + 6
+    assert len(set(keys)) == len(keys) == 3 + 6 + 4 + 6 + 6
     for row in table:
         parts = row.weights_gb + row.gradients_gb + row.optimizer_gb + row.activations_gb
         assert row.weights_gb + row.optimizer_gb < row.total_gb

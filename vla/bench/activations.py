@@ -171,6 +171,8 @@ class _Counter:
 
     def language(self, weights: Weights) -> Kept:
         """The prefix. Its last layer makes keys and values only, unless text is read out behind it."""
+        if weights == "frozen":
+            return Kept()
         gemma, batch = self.config.vlm_gemma, self.load.batch
         tokens = batch * self.prefix
         stream = self._stream(weights)

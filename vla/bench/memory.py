@@ -14,7 +14,7 @@ layers that are gathered ahead of their turn, and data loading.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vla.bench.activations import (
@@ -34,6 +34,7 @@ from vla.errors import ConfigError
 INFERENCE = "inference"
 LORA = "LoRA fine-tuning"
 QLORA = "QLoRA fine-tuning"
+EXPERT = "expert fine-tuning"
 FULL = "full fine-tuning"
 
 FLOAT32 = Arithmetic("float32", trained=4, frozen=4, compute=4, autocast=False)
@@ -66,7 +67,8 @@ class MemoryRow:
     """One way to use a policy, in GB of 10^9 bytes.
 
     Attributes:
-        use: "inference", "LoRA fine-tuning", "QLoRA fine-tuning" or "full fine-tuning".
+        use: "inference", "LoRA fine-tuning", "QLoRA fine-tuning", "expert fine-tuning" or "full
+            fine-tuning".
         precision: "float32", "bf16 compute, float32 master" or "pure bf16".
         optimizer: "AdamW", "8-bit AdamW", or "none" when acting.
         weights_gb: The weights, adapters included.
@@ -119,7 +121,8 @@ def memory_table(
     LoRA trains adapters on the linear maps of both Gemma stacks (ranks `RANKS`) and the heads; vision tower
     and token table are frozen. What is frozen needs no float32 master, so with mixed precision it is kept in
     bf16. QLoRA stores the maps of all layers in 4 bits, the vision tower's included, and the rest of what is
-    frozen in bf16.
+    frozen in bf16. Beside an expert that is trained alone (`policy.freeze: vlm`) the rest keeps the dtype of
+    what is trained, and no text is learned.
 
     Args:
         config: Of a policy of pi-0's family, any size.
@@ -143,9 +146,10 @@ def memory_table(
             raise ConfigError(f"{name} is {value}, but this policy takes at most {most}.")
     load = Load(batch_size, cameras, prompt, config.draws_per_observation, text=text_tokens)
     rows = [_acting(config, count_tensors(config), load, precision) for precision in PRECISIONS]
-    tensors = count_tensors(config, text=text_tokens > 0)
-    for use, precisions in ((LORA, PRECISIONS), (QLORA, (MASTER, PURE)), (FULL, PRECISIONS)):
-        for precision in precisions:
+    for use in (LORA, QLORA, EXPERT, FULL):
+        text = 0 if use == EXPERT else text_tokens
+        tensors, load = count_tensors(config, text=text > 0), replace(load, text=text)
+        for precision in PRECISIONS if use != QLORA else (MASTER, PURE):
             for optimizer in (ADAMW, ADAMW_8BIT):
                 if settings.engine.runs(quantized=use == QLORA, eight_bit_adamw=optimizer == ADAMW_8BIT):
                     plan = TrainingPlan(config, tensors, load, use, precision, optimizer, settings)
@@ -161,7 +165,7 @@ class TrainingPlan:
         config: Of the policy.
         tensors: Its parameters, counted for text where the load has text to learn.
         load: What a pass is given.
-        use: `LORA`, `QLORA` or `FULL`.
+        use: `LORA`, `QLORA`, `EXPERT` or `FULL`.
         precision: One of `PRECISIONS`.
         optimizer: `ADAMW` or `ADAMW_8BIT`.
         settings: What else is decided.
@@ -195,28 +199,34 @@ class TrainingPlan:
         )
 
     def _is_adapted(self, tensor: Tensor) -> bool:
-        return self.use != FULL and tensor.maps is not None
+        return self.use in (LORA, QLORA) and tensor.maps is not None
 
     def _is_trained(self, tensor: Tensor) -> bool:
-        return self.use == FULL or tensor.part == "heads"
+        return self.use == FULL or tensor.part == "heads" or (self.use == EXPERT and tensor.part == "expert")
+
+    @property
+    def _freezes_prefix(self) -> bool:
+        return self.use == EXPERT or (self.config.insulate_backbone and not self.load.text)
 
     def _trained(self, tensor: Tensor) -> Iterator[int]:
         """Sizes of what is trained of a tensor: itself, or the matrices beside it."""
+        if not tensor.reached:
+            return
         if self._is_trained(tensor):
             yield tensor.size
         elif self._is_adapted(tensor):
             yield from tensor.adapter_sizes
 
     def _stepped(self, part: str) -> Iterator[int]:
-        """Sizes of the tensors of a part that have an optimiser's state: DeepSpeed's takes in idle ones."""
+        """Sizes of the tensors of a part that have an optimiser's state."""
         for tensor in self.tensors:
-            if tensor.part == part and (tensor.reached or self.settings.engine.is_zero):
+            if tensor.part == part:
                 yield from self._trained(tensor)
 
     def _gradients(self, part: str) -> Iterator[int]:
-        """Bytes of the gradients of a part; DDP's buckets have room for idle ones."""
+        """Bytes of the gradients of a part."""
         for tensor in self.tensors:
-            if tensor.part == part and (tensor.reached or self.settings.engine.keeps_gradients):
+            if tensor.part == part:
                 yield sum(self._trained(tensor)) * self.precision.trained
 
     def _average(self) -> float:
@@ -227,7 +237,7 @@ class TrainingPlan:
         return FLOAT * values * self.settings.engine.share("weights")
 
     def _weight_bytes(self, tensor: Tensor) -> float:
-        if self.use == FULL:
+        if self.use in (FULL, EXPERT):
             return tensor.size * self.precision.trained
         frozen = tensor.size * (FOUR_BIT if self.use == QLORA and tensor.quantized else self.precision.frozen)
         if self._is_trained(tensor):  # the base's own is kept beside the copy that is trained
@@ -243,14 +253,18 @@ class TrainingPlan:
         return copy + 2 * size * self.precision.trained
 
     def _kept(self) -> dict[str, Kept]:
-        ways: dict[str, Weights] = {"vision": "frozen", "language": "adapted", "expert": "adapted"}
+        adapted = self.use in (LORA, QLORA)
+        way: Weights = "adapted" if adapted else "trained"
+        ways: dict[str, Weights] = {"vision": "frozen" if adapted else way, "language": way, "expert": way}
+        if self._freezes_prefix:
+            ways |= {"vision": "frozen", "language": "frozen"}
         return kept_bytes(
             self.config,
             self.load,
             self.precision,
-            dict.fromkeys(ways, "trained") if self.use == FULL else ways,
+            ways,
             adaptive=any(tensor.name.startswith("model.expert.norm.dense.") for tensor in self.tensors),
-            ranks=None if self.use == FULL else RANKS,
+            ranks=RANKS if adapted else None,
         )
 
     def _copies(self) -> dict[str, float]:
@@ -261,7 +275,7 @@ class TrainingPlan:
 
     def _converted(self, part: str) -> Iterator[int]:
         for tensor in self.tensors:
-            if tensor.part != part or not tensor.used:
+            if tensor.part != part or not tensor.reached:
                 continue
             if self._is_trained(tensor) and (tensor.in_map or (self.load.text and tensor.part == "table")):
                 yield tensor.size
@@ -292,8 +306,8 @@ class TrainingPlan:
         if text:  # read out, the table has its gradient first; looked up, it has another one, to be added
             made["text"], made["table"] = made["table"], 0.0
         peak = self._forward_peak(held, kept)
-        if self.config.insulate_backbone and not text:
-            way_back = ["heads", "expert"]  # the prefix has no way back: the forward pass ends with its end
+        if self._freezes_prefix:
+            way_back = ["heads", "expert"]  # the prefix has no way back
         now = sum(held[part] for part in way_back)
         for part in way_back:
             after = now - held[part] + made[part]
@@ -317,7 +331,9 @@ class TrainingPlan:
             work = stored + sum(self._copies().values()) - sum(held.values())
             layers = max(one.widest for part, one in kept.items() if part != "text")
             work += max(FORWARD_COPIES * layers, kept["text"].widest)
-        return sum(held.values()) + work + self._gathered(PARTS, with_gradients=False)
+        # A frozen prefix is passed through as in acting: nothing stays but its keys and values.
+        passing = acting_bytes(self.config, self.load, self.precision) if self._freezes_prefix else 0.0
+        return max(sum(held.values()) + work, passing) + self._gathered(PARTS, with_gradients=False)
 
     def _gathered(self, parts: tuple[str, ...], with_gradients: bool) -> float:
         """Bytes of the largest layer of some parts where it is whole for a moment, beside its shares."""
@@ -325,7 +341,7 @@ class TrainingPlan:
         for tensor in self.tensors:
             if tensor.part in parts:
                 size = self._weight_bytes(tensor) if engine.shards("weights") else 0.0
-                if with_gradients and engine.shards("gradients") and tensor.reached:
+                if with_gradients and engine.shards("gradients"):
                     size += sum(self._trained(tensor)) * self.precision.trained
                 layers[tensor.layer] = layers.get(tensor.layer, 0.0) + size
         return max(layers.values(), default=0.0)

@@ -13,7 +13,6 @@ from vla.policies.quantize import BLOCK
 from vla.policies.registry import policy_entry, policy_names
 
 PARTS = ("vision", "table", "language", "expert", "heads")
-PREFIX = ("vision", "table", "language")
 
 RANKS: Mapping[str, int] = {"language": 16, "expert": 32}
 """LoRA ranks of the published low-memory runs, on all seven linear maps of every layer of both stacks."""
@@ -36,8 +35,7 @@ class Tensor:
         quantized: QLoRA stores it in 4 bits: maps of the layers of all towers, where they fit.
         used: The forward pass reads it. Of the prefix's last layer that is what makes keys and values,
             unless text is trained.
-        reached: The loss has a gradient for it: what is used, unless the backbone is insulated and no text
-            is trained.
+        reached: The loss has a gradient for it; what it has none for is not trained.
     """
 
     name: str
@@ -87,6 +85,7 @@ def count_parameters(config: Any) -> dict[str, int]:
 def _tensors(model: nn.Module, config: Any, text: bool) -> Iterator[Tensor]:
     last = f"model.language_model.layers.{config.depth - 1}."
     stored = re.compile(model.quantized_maps())  # type: ignore[operator]
+    unreached = model.unreached_parts(text)  # type: ignore[operator]
     idle = tuple(last + name for name in ("self_attn.q_proj", "self_attn.o_proj", "post_attention", "mlp"))
     for path, module in model.named_modules():
         is_map = isinstance(module, nn.Linear | nn.Conv2d)
@@ -106,7 +105,7 @@ def _tensors(model: nn.Module, config: Any, text: bool) -> Iterator[Tensor]:
                 maps=(parameter.shape[1], parameter.shape[0]) if adaptable else None,
                 quantized=bool(matrix and stored.fullmatch(path)) and parameter.shape[1] % BLOCK == 0,
                 used=used,
-                reached=used and (text or not (config.insulate_backbone and part in PREFIX)),
+                reached=not full.startswith(unreached),
             )
 
 
