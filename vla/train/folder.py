@@ -12,8 +12,6 @@ runs/cube/
 """
 
 import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
 from vla.atomic import atomic_write
@@ -21,6 +19,7 @@ from vla.errors import TrainingError
 from vla.train.checkpoint import list_checkpoints, remove_leftovers
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
+from vla.train.reproduce import package_versions
 
 RECIPE_FILE = "recipe.yaml"
 VERSIONS_FILE = "versions.json"
@@ -96,6 +95,5 @@ class RunFolder:
 
 def describe_run(recipe: Recipe) -> dict[str, str]:
     """Return the files, by name, that say what a run or a checkpoint came from."""
-    packages = {name: version(name) for name in ("vla", "torch", "transformers", "accelerate", "numpy")}
-    versions = {"python": platform.python_version(), **packages}
-    return {RECIPE_FILE: recipe.to_yaml(), VERSIONS_FILE: json.dumps(versions, indent=2) + "\n"}
+    versions = json.dumps(package_versions(), indent=2) + "\n"
+    return {RECIPE_FILE: recipe.to_yaml(), VERSIONS_FILE: versions}

@@ -90,7 +90,7 @@ def package_versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return found | {"torch": torch.__version__}  # which says for which CUDA it was built
 
 
 def git_state(package: Path) -> dict[str, Any] | None:

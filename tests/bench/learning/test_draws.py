@@ -1,6 +1,7 @@
 """Ratios of made-up curves, two runs that differ in what they should, and the options that are refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,13 @@ def test_a_loss_that_is_not_reached_has_no_ratio():
     both = findings([*pairs, run(1.0, falling(0.01)), run(1.0, falling(0.02))], draws=4)[1]
     assert both.values == [None, pytest.approx(0.5, rel=1e-3)]
     assert both.median is None
+
+
+def test_a_loss_that_was_there_at_once_has_no_ratio():
+    """The clock starts after the first step: what only rises from there was reached in no time."""
+    rising, falls = run(1.0, lambda step: 1 + step), run(1.0, lambda step: 1 / step)
+    points = [replace(point, seconds=point.seconds - 1) for point in rising.points]
+    assert findings([replace(rising, points=points), falls], draws=4)[0].values == [None]
 
 
 def test_of_several_seeds_the_mean_curve_is_held_to_the_aim():

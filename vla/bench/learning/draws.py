@@ -126,12 +126,14 @@ def findings(runs: list[Run], draws: int) -> list[Finding]:
 
 
 def _ratio_of_times(one: Sequence[Point], several: Sequence[Point], loss: str) -> float | None:
-    """Return the share of the time to one curve's last loss that the other takes; None if it never does."""
+    """Return the share of the time to one curve's last loss that the other takes.
+
+    None if it never gets there, or if the first curve was there before its clock ran.
+    """
     target = one[-1].losses[loss]
     base = seconds_to_reach(one, loss, target)
-    assert base is not None
     reached = seconds_to_reach(several, loss, target)
-    return None if reached is None else reached / base
+    return reached / base if base and reached is not None else None
 
 
 def _recipes(options: DrawsOptions, dataset: Path, folder: Path, seed: int) -> tuple[Recipe, Recipe]:
