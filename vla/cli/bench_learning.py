@@ -49,8 +49,8 @@ def draws(
     """Train the demo's recipe with one noise draw per observation and with several, and compare the time.
 
     Each is a whole run with a warm-up and a cosine of its own. Compared is when each first has the held-out
-    loss that one draw ends with: seconds of steps, without set-up, validation and saving. Takes about three
-    minutes a seed.
+    loss that one draw ends with: seconds of steps, without set-up, validation and saving. Takes three to
+    four minutes a seed.
 
     Example: vla bench draws --draws 4
     """
