@@ -36,7 +36,7 @@ def prepare(work: Path, policy: str, preset: str | None) -> None:
     import numpy as np
     import torch
 
-    from vla.data.writer import LeRobotWriter
+    from vla.data.writing.writer import LeRobotWriter
     from vla.policies.registry import make_config, make_policy
     from vla.transforms.tokenizer import train_tokenizer
 
@@ -65,7 +65,7 @@ def measure(work: Path, policy: str, way: str, batch: int) -> dict[str, object]:
     """Take some steps of one way to train, in this process."""
     import torch
 
-    from vla.train.folder import RunFolder
+    from vla.train.checkpoint.folder import RunFolder
     from vla.train.loop import Loop
     from vla.train.recipe_file import load_recipe
 

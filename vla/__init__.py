@@ -11,8 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-_FROM_REGISTRY = ("AutoPolicy", "load")
-_SUFFIXES = ("Config", "Policy")
+_AUTO = ("AutoPolicy", "load")
 _HERE = Path(__file__).parent
 _ROOMS = tuple(
     sorted(
@@ -35,15 +34,15 @@ def __getattr__(name: str) -> Any:
 def _resolve(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("vla")
-    if name in _FROM_REGISTRY:
-        return getattr(import_module("vla.policies.registry"), name)
+    if name in _AUTO:
+        return getattr(import_module("vla.policies.auto"), name)
     if name in _ROOMS:
         return import_module(f"vla.{name}")
-    for suffix in _SUFFIXES:
-        # Policies are found by their folder, so a new one needs no line here.
-        folder = name.removesuffix(suffix).lower()
-        if name.endswith(suffix) and (_HERE / "policies" / folder / "policy.py").is_file():
-            return getattr(import_module(f"vla.policies.{folder}"), name)
+    if name.endswith(("Config", "Policy")):
+        # By what the policies' packages export, so that a new one needs no line here.
+        package = import_module("vla.policies.registry").public_names().get(name)
+        if package is not None:
+            return getattr(import_module(package), name)
     hint = import_module("vla.errors").did_you_mean(name, __dir__())
     raise AttributeError(f"module 'vla' has no attribute '{name}'.{hint}")
 

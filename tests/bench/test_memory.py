@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from tests.bench.saved_bytes import StepBytes, adapt, freeze, make, make_batch, step_peak
+from vla.adapters.lora import AdapterConfig, add_adapter, cast_trained
+from vla.adapters.quantize import quantize_base
 from vla.bench import tensors
 from vla.bench.activations import Load
 from vla.bench.memory import FLOAT32, MASTER, PURE, Settings, TrainingPlan, memory_table
 from vla.bench.tensors import RANKS, count_tensors
 from vla.errors import ConfigError
-from vla.policies.adapters import AdapterConfig, add_adapter, cast_trained
-from vla.policies.quantize import quantize_base
 from vla.policies.registry import make_config
 
 FULL, LORA, EXPERT = "full fine-tuning", "LoRA fine-tuning", "expert fine-tuning"

@@ -8,14 +8,14 @@ import typer.testing
 from safetensors.torch import load_file
 
 import vla
+from tests.cli.info.test_checkpoint import make_policy
 from tests.cli.info_rows import rows
-from tests.cli.test_info_checkpoint import make_policy
 from tests.hub_server import TOKEN, serving, speak_to
 from tests.policies.conftest import make_robot_policy
 from tests.weights.published import renamed
+from vla.checkpoints.convert import ConversionReport
 from vla.cli import app, main
-from vla.cli.info_diff import compare
-from vla.policies.convert import ConversionReport
+from vla.cli.info.diff import compare
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_every_option_reaches_the_conversion(tmp_path, monkeypatch):
         calls.append((args, kwargs))
         return ConversionReport("pi0", "openpi-jax", "vla", 1, 2, 8, ("a",), {"b": "unused"}, ("Mind it.",))
 
-    monkeypatch.setattr("vla.policies.convert.convert", convert)
+    monkeypatch.setattr("vla.checkpoints.convert.convert", convert)
     dst = tmp_path / "dst"
     argv = ["convert", "a/b", str(dst), "--to", "vla", "--dtype", "float16", "--max-shard-size", "2GB"]
     argv += ["--asset-id", "trossen", "--tokenizer", "c/d", "--set", "action_horizon=10"]

@@ -6,8 +6,8 @@ import torch
 import vla
 from tests.cli.info_rows import rows
 from tests.policies.conftest import make_robot_policy
+from vla.adapters.lora import add_adapter
 from vla.cli import main
-from vla.policies.adapters import add_adapter
 
 
 @pytest.fixture

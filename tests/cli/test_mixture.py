@@ -10,7 +10,7 @@ from tests.cli.info_rows import rows
 from tests.data.make import make_dataset
 from vla.cli import main
 from vla.data import LeRobotDataset
-from vla.train.metrics import read_metrics
+from vla.train.monitor.metrics import read_metrics
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla.data.encoder import same_scheduling
-from vla.data.writer import LeRobotWriter
+from vla.data.writing.encoder import same_scheduling
+from vla.data.writing.writer import LeRobotWriter
 
 CAMERAS = ("observation.images.top", "observation.images.wrist")
 BLOCK = 8

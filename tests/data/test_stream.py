@@ -13,8 +13,8 @@ from huggingface_hub import constants, errors
 from tests.data.make import CAMERAS, make_dataset, read_code
 from tests.hub_server import serving, speak_to
 from vla.data import LeRobotDataset, ResumableLoader, stream
-from vla.data.file_order import WindowedEpochs
 from vla.data.hub import Source
+from vla.data.loading.file_order import WindowedEpochs
 from vla.data.stream import FileStream
 from vla.errors import ConfigError, DatasetError
 

@@ -13,9 +13,9 @@ from vla.demo.demonstrations import record_demonstrations
 from vla.demo.run import no_progress, twin_recipe
 from vla.demo.twins import Trained
 from vla.errors import ConfigError
-from vla.policies.registry import AutoPolicy
+from vla.policies.auto import AutoPolicy
 from vla.train.loop import train
-from vla.train.metrics import read_metrics
+from vla.train.monitor.metrics import read_metrics
 
 
 def train_here(recipes):

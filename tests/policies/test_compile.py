@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.parity.transformers_pi0 import make_batch, perturb
-from tests.policies.test_flow_policy import with_response
+from tests.policies.flow.test_policy import with_response
 from vla.policies.pi0 import Pi0Policy
 from vla.policies.pi05 import Pi05Policy
 

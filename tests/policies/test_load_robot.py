@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import vla
+from vla.checkpoints.convert import convert
 from vla.errors import StatisticsError
-from vla.policies.convert import convert
 from vla.policies.registry import make_policy
 from vla.transforms.tokenizer import train_tokenizer
 

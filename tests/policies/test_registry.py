@@ -5,8 +5,9 @@ import torch
 
 import vla
 from vla.errors import ConfigError, StatisticsError, WeightsError
+from vla.policies.auto import AutoPolicy, load
 from vla.policies.pi0.policy import Pi0Policy
-from vla.policies.registry import AutoPolicy, load, make_config, make_policy, policy_entry, policy_names
+from vla.policies.registry import make_config, make_policy, policy_entry, policy_names
 
 
 def test_policies_are_found_by_folder():

@@ -35,18 +35,10 @@ BANNED_PACKAGES = (
 ALWAYS = ("errors", "types", "atomic", "__version__")
 """Names of `vla` that are open to all."""
 
-POLICY_MODULES = (
-    "adapter_files", "adapters", "base", "card", "convert", "empty", "flow_adapters",
-    "flow_checks", "flow_config", "flow_config_files", "flow_config_written", "flow_flops",
-    "flow_formats", "flow_output", "flow_parts", "flow_pipeline", "flow_policy", "flow_text", "flow_time",
-    "hub", "initialise", "lerobot_equivalent", "lerobot_files", "lerobot_steps", "lerobot_written",
-    "loading", "openpi_files", "pipelines", "published", "quantize", "registry", "robot",
-    "transformers_files",
-)  # fmt: skip
-"""Modules of `policies/` that know no particular policy; every other name in it is a policy's folder."""
-
 ROOMS: dict[str, Room] = {
-    "": Room(rooms=("policies.registry",)),  # vla/__init__.py, which resolves its public names on demand
+    "": Room(
+        rooms=("policies.auto", "policies.registry")
+    ),  # vla/__init__.py, which resolves its public names on demand
     "__main__": Room(rooms=("cli",)),
     "errors": Room(),
     "types": Room(packages=("torch",)),
@@ -60,27 +52,29 @@ ROOMS: dict[str, Room] = {
     "data": Room(
         rooms=("transforms",), packages=("torch", "numpy", "PIL", "pyarrow", "av", "huggingface_hub")
     ),
-    "policies": Room(
-        rooms=("nn", "objectives", "transforms", "weights"),
-        packages=(
-            "torch",
-            "numpy",
-            "PIL",
-            "transformers",
-            "accelerate",
-            "peft",
-            "safetensors",
-            "huggingface_hub",
-            "yaml",
-        ),
+    # How a policy meets a folder or the hub. Policies are modules with a config and pipelines here, found by
+    # name: so `Policy`, whose methods load and save, can stand above this room.
+    "checkpoints": Room(
+        rooms=("transforms", "weights", "policies.registry"),
+        packages=("torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "yaml"),
     ),
-    "policies.quantize": Room(packages=("torch", "bitsandbytes")),
+    "adapters": Room(
+        rooms=("checkpoints", "transforms", "weights"), packages=("torch", "peft", "safetensors")
+    ),
+    "adapters.quantize": Room(
+        rooms=("checkpoints", "transforms", "weights"), packages=("torch", "bitsandbytes")
+    ),
+    # The one module of policies/ that rooms below may import: it imports no policy until it is asked for one.
+    "policies.registry": Room(packages=("huggingface_hub",)),
+    "policies": Room(
+        rooms=("nn", "objectives", "transforms", "weights", "checkpoints", "adapters", "policies.registry"),
+        packages=("torch", "numpy", "transformers", "safetensors", "huggingface_hub"),
+    ),
     "train": Room(
         rooms=(
             "data",
             "transforms",
-            "policies.adapter_files",
-            "policies.adapters",
+            "adapters",
             "policies.base",
             "policies.registry",
             "weights",
@@ -88,21 +82,21 @@ ROOMS: dict[str, Room] = {
         packages=("torch", "numpy", "safetensors", "accelerate", "omegaconf", "pydantic", "yaml", "rich"),
     ),
     "train.optim": Room(packages=("torch", "bitsandbytes")),
-    "train.zero": Room(packages=("torch", "deepspeed")),
-    "serve": Room(rooms=("policies.registry",), packages=("numpy", "msgpack", "websockets")),
+    "train.checkpoint.zero": Room(packages=("torch", "deepspeed")),
+    "serve": Room(rooms=("policies.auto",), packages=("numpy", "msgpack", "websockets")),
     "serve.chunking": Room(packages=("numpy",)),
     "eval": Room(
-        rooms=("serve", "policies.registry", "data"),
+        rooms=("serve", "policies.auto", "data"),
         packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),
     ),
     "bench": Room(
-        rooms=("policies.registry", "policies.quantize"),
+        rooms=("policies.auto", "policies.registry", "adapters.quantize"),
         packages=("torch", "numpy", "transformers", "psutil"),
     ),
     # Measured by training: what cost and learning are weighed against each other by.
     "bench.learning": Room(rooms=("demo", "train"), packages=("torch",)),
     "demo": Room(
-        rooms=("data", "train", "eval", "policies.registry", "transforms"),
+        rooms=("data", "train", "eval", "policies.auto", "policies.registry", "transforms"),
         packages=("torch", "numpy", "PIL", "jinja2", "markupsafe", "matplotlib", "gymnasium", "rich"),
     ),
     "cli": Room(rooms=("*",), packages=("*",)),

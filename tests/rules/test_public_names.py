@@ -8,6 +8,7 @@ import pytest
 
 import vla
 from tests.rules.source import PACKAGE
+from vla.policies.registry import policy_names
 
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "matplotlib", "av", "pyarrow", "gymnasium")
 
@@ -53,7 +54,7 @@ def missing_policy_files(folder: Path) -> list[str]:
 
 
 def test_every_policy_folder_is_complete():
-    folders = [path.parent for path in sorted((PACKAGE / "policies").glob("*/__init__.py"))]
+    folders = [PACKAGE / "policies" / name for name in policy_names()]
     assert folders, "no policy at all"
     assert {folder.name: missing_policy_files(folder) for folder in folders} == {
         folder.name: [] for folder in folders

@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.data.make import make_dataset
-from vla.train.metrics import read_metrics
+from vla.train.monitor.metrics import read_metrics
 from vla.train.recipe_file import load_recipe
 
 CAMERA = "observation.images.top"

@@ -32,11 +32,12 @@ from transformers.utils import logging as transformers_logging
 from tests.processes import free_port
 from tests.train.conftest import tiny_overrides
 from vla.errors import DatasetError, VlaError
-from vla.train import load_recipe, shards
+from vla.train import load_recipe
 from vla.train import loop as loop_module
-from vla.train.folder import RunFolder
+from vla.train.checkpoint import shards
+from vla.train.checkpoint.folder import RunFolder
 from vla.train.loop import Loop, train
-from vla.weights.tensors import open_tensors
+from vla.weights.files.open import open_tensors
 
 # eps: where a gradient is zero but for rounding (biases of keys), AdamW would take whole steps of noise.
 COMMON = ["train.batch_size=2", "train.total_batch_size=4", "train.steps=20", "train.eps=1e-6"]

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from vla.train import checkpoint, load_recipe, loop
+from vla.train import load_recipe, loop
+from vla.train.checkpoint import save as checkpoint
 
 
 def kill_before_step(at):

@@ -10,7 +10,7 @@ from tests.train.conftest import numbers, training_tensors
 from vla.errors import ConfigError, TrainingError
 from vla.train import train
 from vla.train.ema import WeightAverage
-from vla.train.metrics import read_metrics
+from vla.train.monitor.metrics import read_metrics
 
 
 def contents(model):
@@ -88,7 +88,7 @@ def test_unreachable_weights_are_refused():
 
 
 def test_sharded_average_is_the_average():
-    report = report_of("tests.train.sharded_average")
+    report = report_of("tests.train.checkpoint.sharded_average")
     # 26 weights; the larger half of axis 0 is rank 0's: 3 of 5 rows and 1 of 1.
     assert report.pop("held") == 18 / 26
     assert max(report.values()) < 1e-6, report

@@ -13,11 +13,11 @@ import vla
 from tests.data.make import make_dataset
 from tests.train.conftest import training_tensors
 from tests.train.engine_runs import Runs
+from vla.checkpoints.convert import convert
 from vla.errors import ConfigError, MissingDependencyError, TrainingError
-from vla.policies.convert import convert
 from vla.policies.registry import make_policy
 from vla.train import engine, train
-from vla.train.checkpoint import load_training_state
+from vla.train.checkpoint.save import load_training_state
 from vla.train.recipe import TrainSection
 
 pytestmark = pytest.mark.timeout(1200)  # one fixture makes all the runs

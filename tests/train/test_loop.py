@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from tests.train.conftest import CAMERA, numbers
 from vla.errors import ConfigError, DatasetError, TrainingError
+from vla.policies.auto import load
 from vla.policies.base import Policy
-from vla.policies.registry import load
 from vla.train import train
-from vla.train.checkpoint import list_checkpoints
+from vla.train.checkpoint.save import list_checkpoints
 from vla.train.engine import check_recipe
-from vla.train.metrics import read_metrics
+from vla.train.monitor.metrics import read_metrics
 
 
 def test_a_run_leaves_what_the_docstring_says(tiny):

@@ -8,12 +8,12 @@ import vla
 from tests.train.conftest import numbers, tiny_overrides, training_tensors
 from tests.train.test_engines import Runs, needs_deepspeed
 from tests.train.test_resume import assert_equal
+from vla.adapters.files import merge
+from vla.adapters.lora import base_parameters, fingerprint
 from vla.errors import ConfigError
-from vla.policies.adapter_files import merge
-from vla.policies.adapters import base_parameters, fingerprint
 from vla.train import load_recipe, train
-from vla.train.checkpoint import load_training_state
-from vla.train.setup import set_up
+from vla.train.checkpoint.save import load_training_state
+from vla.train.setup.run import set_up
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_without_bf16_everything_is_float32(lora):
 def test_the_losses_of_a_bfloat16_base_are_those_of_a_float32_one(lora, tmp_path, monkeypatch):
     """Under autocast its maps are rounded anyway; what is new is the rounding of norms and embeddings."""
     rounded = train(lora("train.precision=bf16", output="rounded"), progress=False)
-    monkeypatch.setattr("vla.train.adapters.cast_frozen", lambda policy, dtype: None)
+    monkeypatch.setattr("vla.train.setup.trainable.cast_frozen", lambda policy, dtype: None)
     whole = train(lora("train.precision=bf16", output="whole"), progress=False)
     losses = [[one["loss"] for one in numbers(run.folder) if "loss" in one] for run in (rounded, whole)]
     assert losses[0] != losses[1]

@@ -4,8 +4,8 @@ from torch import nn
 
 from vla.errors import ConfigError
 from vla.nn.norms import AdaptiveRMSNorm, RMSNorm
-from vla.policies.flow_output import FlowOutput
-from vla.train.folder import RunFolder
+from vla.policies.flow.output import FlowOutput
+from vla.train.checkpoint.folder import RunFolder
 from vla.train.loop import Loop
 from vla.train.optim import make_optimizer
 from vla.train.precision import check_trained_weights, set_matmul_precision

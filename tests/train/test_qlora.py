@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 
 import vla
-from tests.policies.test_quantize import SIZES, integers
+from tests.adapters.test_quantize import SIZES, integers
 from tests.train.conftest import numbers
 from tests.train.test_engines import Runs, assert_same_curve, needs_deepspeed
 from tests.train.test_resume import assert_equal
 from vla.errors import ConfigError, MissingDependencyError
 from vla.policies.registry import make_policy
 from vla.train import train
-from vla.train.checkpoint import load_training_state
+from vla.train.checkpoint.save import load_training_state
 from vla.train.engine import check_recipe
 from vla.train.loop import Loop
-from vla.train.setup import set_up
+from vla.train.setup.run import set_up
 from vla.transforms.tokenizer import train_tokenizer
 
 

@@ -10,7 +10,7 @@ import vla
 from tests.parity.transformers_pi0 import perturb
 from tests.train.engine_runs import Runs
 from tests.weights.published import as_paligemma
-from vla.policies.convert import convert
+from vla.checkpoints.convert import convert
 from vla.policies.registry import make_policy
 from vla.train.loop import train
 from vla.transforms.tokenizer import train_tokenizer

@@ -9,7 +9,7 @@ from tests.hub_server import serving, speak_to
 from tests.train.conftest import CAMERA, numbers
 from vla.errors import ConfigError, TrainingError
 from vla.train.loop import train
-from vla.train.setup import set_up
+from vla.train.setup.run import set_up
 
 ID = "someone/many"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from vla.policies.flow_config import FlowConfig
+from vla.policies.flow.config import FlowConfig
 
 TABLE = "model.language_model.embed_tokens.weight"
 

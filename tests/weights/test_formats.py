@@ -8,15 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tests.policies.random_configs import configs, policy_of, shapes_of, tensors_of
+from tests.checkpoints.random_configs import configs, policy_of, shapes_of, tensors_of
 from tests.weights.memory import make, stored_in_memory
 from tests.weights.published import GENERATIONS, as_jax, renamed
+from vla.checkpoints.recognise import format_of
 from vla.errors import WeightsError
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi05.config import Pi05Config
-from vla.policies.published import format_of
-from vla.weights.formats import open_stored, plan_load, plan_write
+from vla.weights.formats import open_stored
 from vla.weights.paligemma import EXPERT_LM_HEAD, LM_HEAD
+from vla.weights.plan import plan_load, plan_write
 from vla.weights.stream import Fill
 
 CONFIGS = {"pi0": Pi0Config.tiny(), "pi05": Pi05Config.tiny()}

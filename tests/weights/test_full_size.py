@@ -63,8 +63,8 @@ import json, re, sys, time
 from pathlib import Path
 
 import torch, vla
-from vla.policies.convert import convert
-from vla.policies.loading import load_policy
+from vla.checkpoints.convert import convert
+from vla.checkpoints.loading import load_policy
 
 what, folder = sys.argv[1], Path(sys.argv[2])
 begin = time.perf_counter()

@@ -17,8 +17,9 @@ from tests.weights.memory import MemoryReader, make
 from vla.atomic import SaveError, atomic_folder
 from vla.errors import WeightsError
 from vla.weights import stream
+from vla.weights.files.open import open_tensors
 from vla.weights.stream import Fill, fill_module, write_tensors
-from vla.weights.tensors import Piece, TensorInfo, open_tensors
+from vla.weights.tensors import Piece, TensorInfo
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -362,7 +363,8 @@ import re, sys, torch
 from pathlib import Path
 from torch import nn
 from vla.weights.stream import Fill, fill_module, write_tensors
-from vla.weights.tensors import Piece, open_tensors
+from vla.weights.files.open import open_tensors
+from vla.weights.tensors import Piece
 
 def peak():  # MiB; getrusage would count the process from which this one was forked
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024

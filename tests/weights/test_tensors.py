@@ -4,7 +4,8 @@ from safetensors.torch import save_file
 
 from tests.weights.memory import MemoryReader
 from vla.errors import WeightsError
-from vla.weights.tensors import Piece, TensorInfo, open_tensors
+from vla.weights.files.open import open_tensors
+from vla.weights.tensors import Piece, TensorInfo
 
 INFO = TensorInfo((4, 3), torch.bfloat16)
 

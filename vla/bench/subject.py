@@ -10,7 +10,8 @@ from transformers.initialization import no_init_weights
 
 from vla.bench.options import DTYPES, BenchOptions
 from vla.errors import ConfigError
-from vla.policies.registry import AutoPolicy, make_config, policy_entry, policy_names
+from vla.policies.auto import AutoPolicy
+from vla.policies.registry import make_config, policy_entry, policy_names
 from vla.types import Batch
 
 _BLOCK = 1_000_003

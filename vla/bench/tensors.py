@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vla.adapters.quantize import BLOCK
 from vla.errors import ConfigError
-from vla.policies.quantize import BLOCK
 from vla.policies.registry import policy_entry, policy_names
 
 PARTS = ("vision", "table", "language", "expert", "heads")

@@ -15,7 +15,7 @@ from vla.cli.bench_learning import draws, features
 from vla.cli.convert import convert
 from vla.cli.demo import demo
 from vla.cli.eval import evaluate
-from vla.cli.info import info
+from vla.cli.info.command import info
 from vla.cli.merge import merge
 from vla.cli.stats import stats
 from vla.cli.train import train

@@ -9,7 +9,7 @@ from vla.cli.console import byte_bar, print_rows
 from vla.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vla.policies.convert import ConversionReport
+    from vla.checkpoints.convert import ConversionReport
 
 SourceArgument = Annotated[
     str,
@@ -78,7 +78,7 @@ def convert(
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise ConfigError(f"{dst} is already there; give another DST or remove it.")
 
-    from vla.policies.convert import convert as run
+    from vla.checkpoints.convert import convert as run
 
     with byte_bar("converting") as progress:
         report = run(

@@ -70,7 +70,7 @@ def evaluate(
         raise ConfigError(f"{unused[0]} is about --open-loop DATASET, which is not given.")
 
     from vla.atomic import atomic_folder
-    from vla.policies.registry import load
+    from vla.policies.auto import load
 
     quiet_loading()
     source = checkpoint_folder(checkpoint)

@@ -46,7 +46,7 @@ def merge(
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise ConfigError(f"{dst} is already there; give another DST or remove it.")
 
-    from vla.policies.adapter_files import merge as run
+    from vla.adapters.files import merge as run
 
     quiet_loading()
     policy = run(adapter, dst, base=base, dtype=dtype, revision=revision, token=token)

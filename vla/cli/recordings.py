@@ -51,8 +51,8 @@ def keys_of(checkpoint: Path, cameras: Sequence[str] | None, pipeline: str | Non
     """
     keys = Keys()
     if (checkpoint / RECIPE_FILE).is_file():
-        from vla.train.mixture import member_recipes
         from vla.train.recipe_file import load_recipe
+        from vla.train.setup.members import member_recipes
 
         recipe = load_recipe(checkpoint / RECIPE_FILE)
         data = (recipe if recipe.data.mixture is None else member_recipes(recipe)[str(pipeline)]).data

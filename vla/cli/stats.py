@@ -85,7 +85,7 @@ def stats(
     opened = _open(dataset, action_horizon, chosen, state_key, action_key)
     before = []
     if arm is not None:
-        from vla.train.robot import check_robot
+        from vla.train.setup.robot import check_robot
 
         check_robot(arm, opened)
         before, flags = arm.transforms(), flags or arm.delta_mask

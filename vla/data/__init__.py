@@ -1,14 +1,14 @@
 """Disk or hub to samples: LeRobot datasets, their statistics, and a loader that can be resumed."""
 
 from vla.data.dataset import LeRobotDataset
-from vla.data.episodes import Episode
-from vla.data.loader import ResumableLoader
-from vla.data.mixture import Member, Mixture
+from vla.data.lerobot.episodes import Episode
+from vla.data.lerobot.schema import DatasetInfo, Feature
+from vla.data.loading.loader import ResumableLoader
+from vla.data.loading.mixture import Member, Mixture
 from vla.data.sample import to_canonical
-from vla.data.schema import DatasetInfo, Feature
 from vla.data.split import split_episodes
 from vla.data.stats import compute_statistics
-from vla.data.writer import LeRobotWriter
+from vla.data.writing.writer import LeRobotWriter
 
 __all__ = [
     "DatasetInfo",

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla.data import storage_v21, storage_v30
-from vla.data.columns import TextColumn, read_columns
-from vla.data.episodes import Episode
-from vla.data.file_order import Window
 from vla.data.frames import FrameStore, Progress
 from vla.data.hub import Source, locate
-from vla.data.schema import INFO_PATH, DatasetInfo, Feature, read_info
+from vla.data.lerobot import storage_v21, storage_v30
+from vla.data.lerobot.columns import TextColumn, read_columns
+from vla.data.lerobot.episodes import Episode
+from vla.data.lerobot.schema import INFO_PATH, DatasetInfo, Feature, read_info
+from vla.data.loading.file_order import Window
 from vla.data.stream import FileStream
 from vla.data.video import OPEN_VIDEOS, check_container
 from vla.data.windows import window

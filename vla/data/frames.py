@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from vla.data.episodes import Episode
 from vla.data.images import ParquetImages
-from vla.data.schema import Feature
+from vla.data.lerobot.episodes import Episode
+from vla.data.lerobot.schema import Feature
 from vla.data.video import OPEN_VIDEOS, VideoReaders
 from vla.errors import DatasetError
 

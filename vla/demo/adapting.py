@@ -29,7 +29,7 @@ from vla.demo.run import (
 from vla.demo.twins import Trained, train_side_by_side
 from vla.errors import ConfigError
 from vla.eval.envs.detour_embodiment import SECOND
-from vla.policies.registry import AutoPolicy
+from vla.policies.auto import AutoPolicy
 from vla.train.recipe import Recipe
 
 FEW = 50

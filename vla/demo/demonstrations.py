@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vla.data.writer import LeRobotWriter
+from vla.data.writing.writer import LeRobotWriter
 from vla.eval.envs.detour import CAMERA, STATE, DetourEnv, DetourExpert
 from vla.eval.envs.detour_embodiment import FIRST, Embodiment
 from vla.eval.envs.detour_layout import Side

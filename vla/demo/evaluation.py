@@ -13,7 +13,7 @@ from vla.eval.envs.detour_layout import Side
 from vla.eval.figures import Fan
 from vla.eval.outcome import EpisodeResult
 from vla.eval.rollout import BatchPolicy, rollout
-from vla.policies.registry import load
+from vla.policies.auto import load
 
 EXECUTE = 8
 """Actions that the first robot executes of each chunk of 16; another, as many as take it that long."""

@@ -11,7 +11,7 @@ from vla.demo.evaluation import evaluate, fans
 from vla.demo.report import FLOW, REGRESSION, TITLES, DemoResults, write_results
 from vla.demo.twins import train_side_by_side
 from vla.errors import ConfigError
-from vla.policies.registry import AutoPolicy
+from vla.policies.auto import AutoPolicy
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
 

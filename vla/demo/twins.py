@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla.errors import TrainingError
-from vla.train.metrics import read_metrics
+from vla.train.monitor.metrics import read_metrics
 from vla.train.recipe import Recipe
 
 

@@ -1,53 +1,24 @@
 """What every policy offers: a loss, samples, and one folder that holds all it needs to meet a robot."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
+from vla.adapters.files import load_with_base, write_adapter
+from vla.adapters.quantize import load_quantized
 from vla.atomic import SaveError, atomic_folder
-from vla.errors import WeightsError
+from vla.checkpoints.hub.push import push
+from vla.checkpoints.module import LoadedFrom, PolicyModule
+from vla.errors import ConfigError, WeightsError
 from vla.nn.gemma import LayerStack
-from vla.transforms.base import Pipeline
-from vla.transforms.named_pipelines import write_pipelines
+from vla.weights.formats import BASE_FILE
 from vla.weights.source import local_folder
 
-_SNAPSHOT = re.compile(r"/models--(.+?)--(.+)/snapshots/([0-9a-f]{40})$")
 
-
-@dataclass(frozen=True)
-class LoadedFrom:
-    """The checkpoint that a policy's weights came from.
-
-    Attributes:
-        name: Hub id, or absolute path of a folder.
-        revision: Commit on the hub; None for a folder.
-        config: Fields of the config that were given beside it.
-        asset_id: Whose statistics were taken.
-    """
-
-    name: str
-    revision: str | None
-    config: dict[str, Any]
-    asset_id: str | None = None
-
-    @classmethod
-    def of_folder(
-        cls, folder: Path, config: Mapping[str, Any] | None = None, asset_id: str | None = None
-    ) -> Self:
-        """Return the hub id and commit of a folder in the hub's cache, or the path of any other."""
-        folder = folder.resolve()
-        snapshot = _SNAPSHOT.search(folder.as_posix())
-        name, revision = (f"{snapshot[1]}/{snapshot[2]}", snapshot[3]) if snapshot else (str(folder), None)
-        return cls(name, revision, dict(config or {}), asset_id)
-
-
-class Policy(PreTrainedModel):
+class Policy(PolicyModule):
     """A `transformers` model that carries its pipeline.
 
     Subclasses define `forward(**batch)` with `.loss`, `sample_actions`, and their config class; their
@@ -58,28 +29,6 @@ class Policy(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.pipeline: Pipeline | None = None
-        """Robot units to model space and back; None for weights that have met no dataset yet."""
-        self.pipelines: dict[str, Pipeline] = {}
-        """Where it was trained on several robots at once: each one's, by name, and no `pipeline`."""
-        self.tokenizer: Any = None
-        """Where there is no pipeline: what the checkpoint's prompts were tokenised with, for fine-tuning."""
-        self.loaded_from: LoadedFrom | None = None
-        """Which checkpoint the weights came from; None where they are fresh."""
-        self.adapter: str | None = None
-        """Name of the active adapter; None is the base alone. See `vla.policies.adapters`."""
-        self.base_fingerprint: str | None = None
-        """Of the weights that the adapters were put beside, before they were quantised."""
-        self.quantized: str | None = None
-        """In how many bits the linear maps of the base are stored: "4bit", "8bit", or None for all of them.
-        See `vla.policies.quantize`."""
-        self.trained_on: dict[str, str | None] = {}
-        """What `quantized` was where each adapter was trained, by name."""
-        self.adapter_pipelines: dict[str | None, tuple[Pipeline | None, dict[str, Pipeline]]] = {}
-        """Every adapter's `pipeline` and `pipelines`, and under None the base's."""
 
     def sample_actions(self, **observation: Any) -> torch.Tensor:
         """Return chunks `[b, a, m]` in model space for the observation's tensors."""
@@ -145,25 +94,12 @@ class Policy(PreTrainedModel):
         try:
             with atomic_folder(save_directory) as folder:
                 if self.adapter is not None:
-                    from vla.policies.adapter_files import write_adapter
-
                     write_adapter(self, folder, kwargs.get("state_dict"))
                 else:
                     super().save_pretrained(folder, **kwargs)
-                self._save_pipelines(folder)
+                self.save_pipelines(folder)
         except SafetensorError as error:  # what becomes of a full disk in there
             raise SaveError(f"Could not write {save_directory}: {error}. Nothing was changed.") from error
-
-    def save_description(self, folder: Path) -> None:
-        """Write everything but the weights into a folder that exists: config, pipeline, tokenizer."""
-        self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder)
-        self._save_pipelines(folder)
-
-    def _save_pipelines(self, folder: Path) -> None:
-        if self.pipeline is not None:
-            self.pipeline.save(folder)
-        write_pipelines(self.pipelines, folder)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -208,54 +144,53 @@ class Policy(PreTrainedModel):
             StatisticsError: The statistics are damaged, or several and none was chosen.
             ConfigError: `config` does not fit.
         """
-        from vla.policies.loading import load_policy
-
-        folder = local_folder(
-            pretrained_model_name_or_path,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        where = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        folder = local_folder(pretrained_model_name_or_path, revision=revision, **where)
         expected = None if cls is Policy else cls
-        policy: Any = load_policy(
+        policy: Any
+        if (folder / BASE_FILE).is_file():
+            if config or asset_id is not None:
+                raise ConfigError(
+                    f"{folder} holds an adapter: config and statistics are those of its training."
+                )
+            policy = load_with_base(
+                folder, expected, dtype=dtype, device=device, tokenizer=tokenizer, quantize=quantize, **where
+            )
+            policy.loaded_from = policy.loaded_from or LoadedFrom.of_folder(folder)
+            return policy.eval()
+        return load_quantized(  # type: ignore[return-value]
             folder,
             expected,
+            quantize,
             dtype=dtype,
             device=device,
             config=config,
             tokenizer=tokenizer,
             asset_id=asset_id,
-            quantize=quantize,
-            hub={"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only},
-            fill=fill,
+            fill=fill or quantize is not None,
         )
-        if policy.loaded_from is None:
-            policy.loaded_from = LoadedFrom.of_folder(folder, config, asset_id)
-        return policy
 
     @classmethod
-    def from_paligemma(
+    def from_backbone(
         cls, name_or_path: str | Path, config: Mapping[str, Any] | None = None, **options: Any
     ) -> Self:
-        """Return a policy whose vision-language model is a PaliGemma's and whose expert is fresh.
+        """Return a policy that begins with the weights of another library's model, the rest of it fresh.
 
         Args:
-            name_or_path: Folder or hub id, `google/paligemma-3b-pt-224` for one.
-            config: Fields of the config that the PaliGemma does not decide.
-            **options: See `vla.policies.initialise.from_paligemma`: dtype, device, revision, token.
-        """
-        from vla.policies.initialise import from_paligemma
+            name_or_path: Folder or hub id of the model.
+            config: Fields of the config that the model does not decide.
+            **options: dtype, device, revision, token, ...
 
-        return from_paligemma(cls, name_or_path, dict(config or {}), **options)
+        Raises:
+            ConfigError: This policy does not begin with another model's weights.
+        """
+        raise ConfigError(f"{cls.__name__} does not begin with the weights of another model.")
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
         """Upload weights, pipeline and model card as one commit; returns the address.
 
         Args:
             repo_id: `"owner/name"`.
-            **options: See `vla.policies.hub.push`: private, token, revision, max_shard_size, run, ...
+            **options: See `vla.checkpoints.hub.push.push`: private, token, revision, max_shard_size, run, ...
         """
-        from vla.policies.hub import push
-
         return push(self, repo_id, **options)

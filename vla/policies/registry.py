@@ -1,54 +1,95 @@
-"""Policies by name, found by folder: `vla/policies/<name>/` is all it takes to add one."""
+"""Policies by name: what `vla/policies/<name>/` exports, imported when it is asked for.
 
+A folder is a policy if its `__init__.py` exports `CONFIG`, `POLICY` and `make_pipeline`. Policies that live
+in other packages join by `register`, or by an entry point in the group `vla.policies`:
+
+    [project.entry-points."vla.policies"]
+    toy = "my_package.toy"
+
+This module imports no policy by itself, so that whatever looks for one by name may import it.
+"""
+
+import ast
 import importlib
 import importlib.util
-import pkgutil
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PretrainedConfig
 
-import vla.policies
 from vla.errors import ConfigError, did_you_mean
-from vla.policies.base import Policy
-from vla.policies.robot import RobotPolicy, choose_pipeline
-from vla.transforms.base import Pipeline
-from vla.transforms.named_pipelines import check_choice, pipeline_names
-from vla.transforms.robots import apply_robot, load_robot
-from vla.weights.source import local_folder
+
+EXPORTS = ("CONFIG", "POLICY", "make_pipeline")
+"""What a policy's package must export; see docs/add_a_policy.md."""
+
+_HERE = Path(__file__).parent
+_registered: dict[str, str] = {}
 
 
 class PolicyEntry(NamedTuple):
-    """What a policy's folder exports."""
+    """What a policy's package exports: its config class, its policy class, and what builds its pipeline."""
 
-    config: type[PretrainedConfig]
-    policy: type[Policy]
-    make_pipeline: Callable[..., Pipeline]
+    config: type[Any]
+    policy: type[Any]
+    make_pipeline: Callable[..., Any]
+
+
+def register(name: str, package: str) -> None:
+    """Make a policy of another package known, until the process ends.
+
+    Args:
+        name: Its name in recipes; its config's `model_type` is `vla_<name>`.
+        package: Dotted name of the package that exports `CONFIG`, `POLICY` and `make_pipeline`.
+
+    Raises:
+        ConfigError: The name belongs to another package already.
+    """
+    known = _packages().get(name, package)
+    if known != package:
+        raise ConfigError(f"There is a policy '{name}' already, in {known}; give yours another name.")
+    _registered[name] = package
 
 
 def policy_names() -> list[str]:
-    """Return the names of all policies, that is of the folders beside this file."""
-    return sorted(module.name for module in pkgutil.iter_modules(vla.policies.__path__) if module.ispkg)
+    """Return the names of all policies: those of this library, and those that joined it."""
+    return sorted(_packages())
 
 
 def policy_entry(name: str) -> PolicyEntry:
-    """Import a policy's folder and return what it exports.
+    """Import a policy's package and return what it exports.
 
     Raises:
-        ConfigError: There is no such policy; the nearest name is given.
+        ConfigError: There is no such policy; the nearest name is given. Or its package lacks an export.
     """
-    names = policy_names()
-    if name not in names:
-        raise ConfigError(f"There is no policy '{name}', only {', '.join(names)}.{did_you_mean(name, names)}")
-    folder = importlib.import_module(f"vla.policies.{name}")
-    return PolicyEntry(*(getattr(folder, export) for export in ("CONFIG", "POLICY", "make_pipeline")))
+    packages = _packages()
+    if name not in packages:
+        raise ConfigError(
+            f"There is no policy '{name}', only {', '.join(sorted(packages))}.{did_you_mean(name, packages)}"
+        )
+    package = importlib.import_module(packages[name])
+    if missing := [export for export in EXPORTS if not hasattr(package, export)]:
+        raise ConfigError(f"The policy '{name}' ({packages[name]}) does not export {', '.join(missing)}.")
+    return PolicyEntry(*(getattr(package, export) for export in EXPORTS))
 
 
-def make_config(
-    name: str, overrides: dict[str, Any] | None = None, preset: str | None = None
-) -> PretrainedConfig:
+def policy_module(name: str, module: str) -> ModuleType | None:
+    """Import one of a policy's modules that it may have or not ("weights", "reference"); None without it."""
+    package = _packages().get(name)
+    if package is None or importlib.util.find_spec(f"{package}.{module}") is None:
+        return None
+    return importlib.import_module(f"{package}.{module}")
+
+
+def name_of(config: Any) -> str:
+    """Return the name of the policy that a config is of, "pi0"."""
+    return str(config.model_type).removeprefix("vla_")
+
+
+def make_config(name: str, overrides: dict[str, Any] | None = None, preset: str | None = None) -> Any:
     """Build a policy's config.
 
     Args:
@@ -66,7 +107,7 @@ def make_config(
             raise ConfigError(
                 f"policy.config.{key} is not a field of {config_class.__name__}.{did_you_mean(key, known)}"
             )
-    make: Callable[..., PretrainedConfig] = config_class
+    make: Callable[..., Any] = config_class
     if preset is not None:
         presets = getattr(config_class, "PRESETS", ())
         if preset not in presets:
@@ -79,74 +120,61 @@ def make_config(
         raise ConfigError(f"{config_class.__name__}: {detail}") from error
 
 
-def make_policy(name: str, overrides: dict[str, Any] | None = None, preset: str | None = None) -> Policy:
+def make_policy(name: str, overrides: dict[str, Any] | None = None, preset: str | None = None) -> Any:
     """Build a freshly initialised policy; see `make_config` for the arguments."""
     return policy_entry(name).policy(make_config(name, overrides, preset))
 
 
-def reference_of(policy: Policy, library: str) -> Any:
+def reference_of(policy: Any, library: str) -> Any:
     """Return another library's implementation with the policy's weights, to compare with.
 
     It has `model`, `sample_actions(observation, noise)` and `loss(batch)`, on our tensors.
 
     Args:
-        policy: Its folder may hold a `reference.py` with one class per library.
+        policy: Its package may hold a `reference.py` with one class per library.
         library: "transformers".
 
     Raises:
-        ConfigError: The policy's folder has no such implementation.
+        ConfigError: The policy's package has no such implementation.
     """
-    folder = type(policy).__module__.rpartition(".")[0]
-    found = importlib.util.find_spec(f"{folder}.reference")
-    reference = importlib.import_module(f"{folder}.reference") if found else None
+    reference = policy_module(name_of(policy.config), "reference")
     make = getattr(reference, f"{library.capitalize()}Reference", None)
     if make is None:
         raise ConfigError(f"{type(policy).__name__} has no implementation in {library} to compare with.")
     return make(policy)
 
 
-_WHERE = ("revision", "token", "cache_dir", "local_files_only")
+def public_names() -> dict[str, str]:
+    """Return the config and policy classes that the packages export, each with its package, importing none.
 
-
-class AutoPolicy:
-    """Opens any known checkpoint as the policy that its content says it is."""
-
-    from_pretrained = staticmethod(Policy.from_pretrained)
-    """See `vla.policies.base.Policy.from_pretrained`."""
-
-
-def load(
-    name_or_path: str | Path,
-    *,
-    robot: str | Path | None = None,
-    pipeline: str | None = None,
-    **options: Any,
-) -> RobotPolicy:
-    """Load weights and pipeline: robot units in, robot units out.
-
-    Args:
-        name_or_path: Folder, hub id, or short name from `vla info known`.
-        robot: Description of the robot (`recipes/robots/<robot>.yaml`), for checkpoints that record neither
-            cameras nor conventions, such as openpi's. It also chooses among the statistics of several robots.
-        pipeline: Which robot of a checkpoint that was trained on a mixture: the name of its pipeline.
-        **options: As of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, ...
-
-    Raises:
-        WeightsError: As `AutoPolicy.from_pretrained`.
-        StatisticsError: The checkpoint has no statistics, so its actions could not be denormalised.
-        ConfigError: The robot's description does not fit, or `pipeline` names none of the checkpoint's.
+    Read off `__all__` of this library's own policies; `vla/__init__.py` resolves its names by it.
     """
-    described = None if robot is None else load_robot(robot)
-    folder = local_folder(name_or_path, **{key: options[key] for key in _WHERE if key in options})
-    options.pop("revision", None)  # of the folder, not of an adapter's base, which the rest may help to reach
-    check_choice(pipeline_names(folder), pipeline)  # before minutes are spent on loading
-    if (
-        described is not None
-        and described.asset_id is not None
-        and (folder / "assets" / described.asset_id).is_dir()
-    ):
-        options.setdefault("asset_id", described.asset_id)
-    policy = choose_pipeline(AutoPolicy.from_pretrained(folder, **options), pipeline)
-    if described is not None and policy.pipeline is not None:
-        policy.pipeline = apply_robot(policy.pipeline, described)
-    return RobotPolicy(policy)
+    return {
+        export: package for name, package in _own_packages().items() for export in _exports(name)
+        if export.endswith(("Config", "Policy"))
+    }  # fmt: skip
+
+
+def _packages() -> dict[str, str]:
+    return {**_own_packages(), **_installed(), **_registered}
+
+
+@cache
+def _own_packages() -> dict[str, str]:
+    names = [path.parent.name for path in _HERE.glob("*/__init__.py")]
+    return {name: f"vla.policies.{name}" for name in sorted(names) if set(EXPORTS) <= set(_exports(name))}
+
+
+@cache
+def _installed() -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group="vla.policies")}
+
+
+@cache
+def _exports(name: str) -> tuple[str, ...]:
+    """Return the names in `__all__` of a folder's `__init__.py`, without importing it (and torch with it)."""
+    tree = ast.parse((_HERE / name / "__init__.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__":
+            return tuple(ast.literal_eval(node.value))
+    return ()

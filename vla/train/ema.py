@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vla.errors import ConfigError, TrainingError
-from vla.train.shards import reshard
+from vla.train.checkpoint.shards import reshard
 
 
 class WeightAverage:

@@ -17,23 +17,24 @@ from torch.distributed.tensor import DTensor
 
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
-from vla.train.diagnostics import Diagnostics
+from vla.train.checkpoint.checkpointer import Snapshots
+from vla.train.checkpoint.folder import RunFolder
 from vla.train.ema import WeightAverage
 from vla.train.engine import check_recipe, make_engine
-from vla.train.flop_rate import FlopRate
-from vla.train.folder import RunFolder
-from vla.train.last_words import LastWords
-from vla.train.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
+from vla.train.error_files import LastWords
+from vla.train.monitor.diagnostics import Diagnostics
+from vla.train.monitor.flop_rate import FlopRate
+from vla.train.monitor.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
+from vla.train.monitor.reproduce import record_start, run_identity
+from vla.train.monitor.trackers import PACKAGED, Tracker, check_trackers
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.precision import set_matmul_precision
 from vla.train.recipe import Recipe
-from vla.train.reproduce import record_start, run_identity
-from vla.train.robot import with_robot
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
-from vla.train.setup import Job, set_up
+from vla.train.setup.job import Job
+from vla.train.setup.robot import with_robot
+from vla.train.setup.run import set_up
 from vla.train.signals import StopRequest, signals_held
-from vla.train.snapshots import Snapshots
-from vla.train.trackers import PACKAGED, Tracker, check_trackers
 
 OpenLoop = Callable[[Any, Job], Mapping[str, float]]
 """Given the policy in evaluation mode and the job, returns numbers to record, by name."""
@@ -76,7 +77,7 @@ def train(
     """Run a recipe to its last step, or to the first SIGTERM or SIGINT, and save the policy.
 
     Args:
-        recipe: What to do; its `output` is laid out as `vla.train.folder` says.
+        recipe: What to do; its `output` is laid out as `vla.train.checkpoint.folder` says.
         resume: Go on from the newest checkpoint in the output folder.
         open_loop: Called by the main process every `train.open_loop_every` steps.
         progress: Show a progress bar, or log lines where there is no terminal.

@@ -5,13 +5,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vla.errors import WeightsError
+from vla.weights.formats import Format, Names
 from vla.weights.keymap import split_index
-
-if TYPE_CHECKING:
-    from vla.weights.formats import Format, Names
 
 SHOWN = 5
 """Names of one kind that a message holds; the others are counted."""
@@ -37,9 +34,7 @@ class Problems:
         return [f"{len(found)} {kind}: {_some(found)}." for kind, found in kinds if found]
 
 
-def check_complete(
-    format: "Format", folder: Path, names: "Names", wanted: Mapping[str, tuple[int, ...]]
-) -> None:
+def check_complete(format: Format, folder: Path, names: Names, wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Raise unless a file holds exactly the wanted tensors.
 
     Raises:
@@ -61,7 +56,7 @@ def check_complete(
 
 
 def _missing(
-    format: "Format", names: "Names", wanted: Mapping[str, tuple[int, ...]], problems: Problems
+    format: Format, names: Names, wanted: Mapping[str, tuple[int, ...]], problems: Problems
 ) -> list[str]:
     """Collect wanted tensors that the file lacks; return the names that it should have them under."""
     spelled = {canonical: stored for stored, canonical in names.canonical.items()}
@@ -88,7 +83,7 @@ def _missing(
     return absent
 
 
-def _shapes(names: "Names", wanted: Mapping[str, tuple[int, ...]], problems: Problems) -> None:
+def _shapes(names: Names, wanted: Mapping[str, tuple[int, ...]], problems: Problems) -> None:
     """Collect what was found under a wanted name with another shape, or in too many places."""
     said = set()
     for stored, why in names.misfits.items():
@@ -113,7 +108,7 @@ def _shapes(names: "Names", wanted: Mapping[str, tuple[int, ...]], problems: Pro
                 problems.twice.append(" and ".join(stored))
 
 
-def _surplus(names: "Names", wanted: Mapping[str, tuple[int, ...]], problems: Problems) -> list[str]:
+def _surplus(names: Names, wanted: Mapping[str, tuple[int, ...]], problems: Problems) -> list[str]:
     """Return stored names that no wanted tensor is made of; a stack that is too long has a wrong shape."""
     used = {source.piece.stored for ours in wanted for source in names.found.get(ours, [])}
     surplus = list(names.unknown)

@@ -8,9 +8,9 @@ from pathlib import Path
 import huggingface_hub
 
 from vla.errors import WeightsError, did_you_mean
+from vla.weights.files.row_shards import has_row_shards
 from vla.weights.hub_errors import hub_errors
 from vla.weights.known import known_checkpoints
-from vla.weights.row_shards import has_row_shards
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

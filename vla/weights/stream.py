@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from vla.atomic import SaveError
 from vla.errors import WeightsError
 from vla.weights import memory
+from vla.weights.files.safetensors import DTYPES, METADATA_KEY
 from vla.weights.finite import first_not_finite, raw_bytes
-from vla.weights.safetensors_file import DTYPES, METADATA_KEY
 from vla.weights.tensors import BLOCK_BYTES, Piece, TensorInfo, TensorReader
 
 STAGING_BYTES = 2**21

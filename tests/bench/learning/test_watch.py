@@ -16,9 +16,9 @@ from vla.bench.learning.watch import (
 )
 from vla.errors import ConfigError
 from vla.objectives.flow import sample_noise, sample_tau
-from vla.train.metrics import read_metrics
+from vla.train.monitor.metrics import read_metrics
 from vla.train.recipe_file import load_recipe
-from vla.train.setup import set_up
+from vla.train.setup.run import set_up
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from vla.bench.learning.watch import WATCHED, Watch, train_watched
 from vla.bench.learning.workplace import Say, workplace
 from vla.bench.timing import Timing
 from vla.errors import ConfigError, did_you_mean
-from vla.train.metrics import read_metrics
+from vla.train.monitor.metrics import read_metrics
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
-from vla.train.setup import set_up
+from vla.train.setup.run import set_up
 
 KEPT = {"vision": "vision", "vlm": "prefix"}
 """What is frozen -> what can then be kept: the tower's features, or all that the expert reads."""

@@ -10,7 +10,8 @@ from vla.bench.learning.curve import Point
 from vla.errors import ConfigError
 from vla.train.loop import train
 from vla.train.recipe import Recipe
-from vla.train.setup import Job, set_up
+from vla.train.setup.job import Job
+from vla.train.setup.run import set_up
 from vla.types import Batch
 
 HELD_OUT_DRAWS = 8

@@ -2,7 +2,7 @@
 
 from huggingface_hub.dataclasses import strict
 
-from vla.policies.flow_config import FlowConfig
+from vla.policies.flow.config import FlowConfig
 
 
 @strict

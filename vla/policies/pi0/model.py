@@ -19,7 +19,7 @@ sequence; acting caches the state as well and runs the actions alone, once per s
 
 Time: this project's tau runs from 0 (noise) to 1 (data) and velocity is actions - noise. Published
 weights were trained with t = 1 - tau and predict noise - actions; `_velocity_from_hidden` and
-`policies.flow_time` are the only places that know.
+`policies.flow.time` are the only places that know.
 """
 
 import torch
@@ -31,7 +31,7 @@ from vla.nn.gemma import GemmaDecoder
 from vla.nn.linear import Linear
 from vla.nn.masks import GroupRules, Sight, Tokens
 from vla.nn.prefix import PrefixModel
-from vla.policies.flow_time import embed_time
+from vla.policies.flow.time import embed_time
 from vla.policies.pi0.config import Pi0Config
 
 

@@ -1,7 +1,7 @@
 """pi-0 as a policy: its config and its network, on what the family shares."""
 
-from vla.policies.flow_adapters import FlowAdapters
-from vla.policies.flow_policy import FlowPolicy
+from vla.policies.flow.parts import FlowAdapters
+from vla.policies.flow.policy import FlowPolicy
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.model import Pi0Model
 

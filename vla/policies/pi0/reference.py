@@ -7,7 +7,7 @@ from transformers import PI0Config, PI0ForConditionalGeneration
 from transformers.initialization import no_init_weights
 
 from vla.errors import ConfigError
-from vla.policies.flow_config_written import transformers_fields
+from vla.policies.flow.config_write import transformers_fields
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.policy import Pi0Policy
 from vla.policies.pi0.weights import to_transformers

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from huggingface_hub.dataclasses import strict
 
-from vla.policies.flow_config import FlowConfig
+from vla.policies.flow.config import FlowConfig
 
 
 @strict

@@ -17,7 +17,7 @@ the chunk once per solver step, and since the condition depends on nothing but t
 steps are made in one go before the first.
 
 Time: as in pi-0, published weights know t = 1 - tau and predict noise - actions; `_velocity_from_hidden` and
-`policies.flow_time` are the only places that know.
+`policies.flow.time` are the only places that know.
 """
 
 import torch
@@ -28,7 +28,7 @@ from vla.nn.gemma_adaptive import AdaptiveGemmaDecoder, StackModulation
 from vla.nn.linear import Linear
 from vla.nn.masks import GroupRules, Sight, Tokens
 from vla.nn.prefix import PrefixModel
-from vla.policies.flow_time import embed_time
+from vla.policies.flow.time import embed_time
 from vla.policies.pi05.config import Pi05Config
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vla.policies.flow_pipeline import flow_pipeline
+from vla.policies.flow.pipeline import flow_pipeline
 from vla.policies.pi05.config import Pi05Config
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import VLA_RULE, NormalizationMode, Rule

@@ -6,8 +6,8 @@ import torch
 
 from vla.nn.attention import KeyValueCache
 from vla.objectives.solvers import Velocity
-from vla.policies.flow_adapters import FlowAdapters
-from vla.policies.flow_policy import FlowPolicy
+from vla.policies.flow.parts import FlowAdapters
+from vla.policies.flow.policy import FlowPolicy
 from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.model import Pi05Model
 

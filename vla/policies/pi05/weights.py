@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from vla.policies.flow_config_files import read_flow_config
-from vla.policies.flow_config_written import write_flow_config
-from vla.policies.flow_formats import flow_formats
+from vla.policies.flow.config_read import read_flow_config
+from vla.policies.flow.config_write import write_flow_config
+from vla.policies.flow.formats import flow_formats
 from vla.policies.pi05.config import Pi05Config
 from vla.weights.formats import Format, Stored
 from vla.weights.keymap import Spelling

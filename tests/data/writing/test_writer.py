@@ -1,0 +1,302 @@
+import errno
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.make import CAMERAS, draw_code, low_dim, make_dataset, read_code
+from vla.data import LeRobotDataset, LeRobotWriter
+from vla.data.writing import writer as writer_module
+from vla.errors import ConfigError, DatasetError, ShapeError
+
+
+def make_writer(folder, **options):
+    return LeRobotWriter(
+        folder,
+        **{
+            "fps": 10,
+            "cameras": {CAMERAS[0]: (32, 64)},
+            "state_names": ["x", "y"],
+            "action_names": ["dx", "dy", "grip"],
+            "extra_features": {"response": "string"},
+            **options,
+        },
+    )
+
+
+def frame(i=0, episode=0, **changes):
+    return {
+        CAMERAS[0]: draw_code(episode, i, 0),
+        "observation.state": [i, 0.5],
+        "action": np.array([i, 1, 2]),
+        "response": "left",
+        **changes,
+    }
+
+
+def leftovers(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def record(folder, lengths=(3, 5), **options):
+    with make_writer(folder, **options) as writer:
+        for episode, length in enumerate(lengths):
+            for i in range(length):
+                writer.add_frame(frame(i, episode))
+            assert writer.save_episode(f"task {episode % 2}") == episode
+    return folder
+
+
+def test_what_is_written_is_read(tmp_path):
+    dataset = LeRobotDataset(record(tmp_path / "deep" / "x"), action_horizon=2)
+    assert leftovers(tmp_path / "deep") == ["x"]
+    assert dataset.info.robot_type == "unknown"
+    assert dataset.info.features["action"].names == ("dx", "dy", "grip")
+    for n, (episode, i) in enumerate([(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3), (1, 4)]):
+        item = dataset[n]
+        assert read_code(item[CAMERAS[0]]) == (episode, i, 0)
+        assert item["observation.state"].tolist() == [i, 0.5]
+        assert item["action"][0].tolist() == [i, 1, 2]
+        assert (item["response"], item["task"]) == ("left", f"task {episode}")
+
+
+@pytest.mark.parametrize("codec", ["h264", "av1"])
+def test_files_roll_over_by_size(tmp_path, codec):
+    root = make_dataset(
+        tmp_path / "x", episodes=8, length=30, codec=codec, video_file_mb=0.002, data_file_mb=0.005
+    )
+    assert len(list((root / f"videos/{CAMERAS[0]}/chunk-000").iterdir())) > 1
+    assert len(list((root / "data/chunk-000").iterdir())) > 1
+    dataset = LeRobotDataset(root, action_horizon=2)
+    assert [read_code(dataset[i][CAMERAS[1]]) for i in range(0, 240, 7)] == [
+        (i // 30, i % 30, 1) for i in range(0, 240, 7)
+    ]
+
+
+def test_files_beyond_a_chunk_start_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "CHUNKS_SIZE", 2)
+    root = record(tmp_path / "x", (2,) * 5, video_file_mb=0, data_file_mb=0)
+    names = [
+        "chunk-000/file-000",
+        "chunk-000/file-001",
+        "chunk-001/file-000",
+        "chunk-001/file-001",
+        "chunk-002/file-000",
+    ]
+    for folder, suffix in (("data", "parquet"), (f"videos/{CAMERAS[0]}", "mp4")):
+        found = sorted(str(path.relative_to(root / folder)) for path in (root / folder).rglob("*.*"))
+        assert found == [f"{name}.{suffix}" for name in names]
+    dataset = LeRobotDataset(root, action_horizon=2)
+    assert [read_code(dataset[i][CAMERAS[0]])[:2] for i in range(10)] == [(i // 2, i % 2) for i in range(10)]
+
+
+def test_statistics_beside_the_data_are_exact(tmp_path):
+    root = make_dataset(tmp_path / "x", episodes=3, length=(7, 20, 4))
+    stats = json.loads((root / "meta/stats.json").read_text())
+    action = np.concatenate([low_dim(e, n, 3, 3)[1] for e, n in enumerate((7, 20, 4))]).astype(float)
+    assert stats["action"]["count"] == [31]
+    for name, expected in {
+        "mean": action.mean(0),
+        "std": action.std(0),
+        "q01": np.quantile(action, 0.01, axis=0),
+        "q99": np.quantile(action, 0.99, axis=0),
+    }.items():
+        assert stats["action"][name] == pytest.approx(expected, abs=1e-12)
+    assert np.shape(stats[CAMERAS[0]]["mean"]) == (3, 1, 1)
+    assert stats[CAMERAS[0]]["count"] == [31]
+    assert stats["episode_index"]["max"] == [2.0]
+
+
+def test_layout_is_that_of_a_published_dataset(tmp_path, shared_dir):
+    """Column for column and field for field as a recording made by LeRobot itself."""
+    published = shared_dir / "data/bridge_mini_v3"
+    cameras = [f"observation.images.image_{i}" for i in range(3)]
+    mine = make_dataset(tmp_path / "x", cameras=cameras)
+    for name in (
+        "meta/tasks.parquet",
+        "meta/episodes/chunk-000/file-000.parquet",
+        "data/chunk-000/file-000.parquet",
+    ):
+        ours, theirs = (
+            {field.name: str(field.type).replace("[3]", "[7]") for field in pq.read_schema(root / name)}
+            for root in (mine, published)
+        )
+        assert ours == theirs, name
+        assert pq.ParquetFile(mine / name).num_row_groups >= 1
+    ours, theirs = (json.loads((root / "meta/info.json").read_text()) for root in (mine, published))
+    assert ours.keys() == theirs.keys()
+    assert ours["features"].keys() == theirs["features"].keys()
+    for key in ("data_path", "video_path", "chunks_size", "codebase_version", "data_files_size_in_mb"):
+        assert ours[key] == theirs[key]
+    stats, published_stats = (
+        json.loads((root / "meta/stats.json").read_text()) for root in (mine, published)
+    )
+    assert stats.keys() == published_stats.keys()
+    assert stats["action"].keys() == published_stats["action"].keys()
+    # one row group per episode, as LeRobot records
+    assert pq.ParquetFile(mine / "data/chunk-000/file-000.parquet").num_row_groups == 4
+
+
+def test_other_readers_of_the_format(tmp_path):
+    """What LeRobot's reader does: pandas for the tasks, `datasets` with declared features for the rows."""
+    pandas = pytest.importorskip("pandas")
+    datasets = pytest.importorskip("datasets")
+    root = make_dataset(tmp_path / "x", response=True)
+    tasks = pandas.read_parquet(root / "meta/tasks.parquet")
+    assert tasks.iloc[1].name == "open the drawer"
+    assert tasks.loc["open the drawer"].task_index == 1
+    features = {
+        key: datasets.Sequence(datasets.Value(f["dtype"]), length=f["shape"][0])
+        if f["shape"] != [1]
+        else datasets.Value(f["dtype"])
+        for key, f in json.loads((root / "meta/info.json").read_text())["features"].items()
+        if f["dtype"] != "video"
+    }
+    files = [str(path) for path in sorted((root / "data").glob("*/*.parquet"))]
+    rows = datasets.Dataset.from_parquet(
+        files, features=datasets.Features(features), cache_dir=str(tmp_path / "cache")
+    )
+    assert rows[45]["episode_index"] == 2
+    assert rows[45]["response"] == "episode 2, later frame"
+    episodes = datasets.Dataset.from_parquet(
+        str(root / "meta/episodes/chunk-000/file-000.parquet"), cache_dir=str(tmp_path / "cache")
+    )
+    assert episodes[1]["dataset_from_index"] == 20
+    assert episodes[1][f"videos/{CAMERAS[0]}/from_timestamp"] == 2.0
+
+
+def test_nothing_is_there_before_finalize_nor_after_an_error(tmp_path):
+    folder = tmp_path / "x"
+    writer = make_writer(folder)
+    writer.add_frame(frame())
+    writer.save_episode("task")
+    assert not folder.exists()
+    assert len(leftovers(tmp_path)) == 1
+    with pytest.raises(RuntimeError, match="the robot fell over"), writer:
+        raise RuntimeError("the robot fell over")
+    assert leftovers(tmp_path) == []
+    writer.abort()
+    writer.finalize()  # both idempotent
+    assert leftovers(tmp_path) == []
+
+
+def test_discarded_episodes_leave_no_trace(tmp_path):
+    with make_writer(tmp_path / "x") as writer:
+        for i in range(4):
+            writer.add_frame(frame(i, 9))
+        writer.discard_episode()
+        for i in range(3):
+            writer.add_frame(frame(i, 0))
+        writer.save_episode("task")
+    dataset = LeRobotDataset(tmp_path / "x", action_horizon=2)
+    assert [read_code(dataset[i][CAMERAS[0]]) for i in range(3)] == [(0, i, 0) for i in range(3)]
+
+
+def test_frames_are_copied(tmp_path):
+    """Simulators draw every frame into the same buffer."""
+    buffer, state = draw_code(0, 0, 0), np.zeros(2, np.float32)
+    with make_writer(tmp_path / "x") as writer:
+        for i in range(3):
+            buffer[:] = draw_code(0, i, 0)
+            state[:] = i
+            writer.add_frame(frame(i, **{CAMERAS[0]: buffer, "observation.state": state}))
+        writer.save_episode("task")
+    dataset = LeRobotDataset(tmp_path / "x", action_horizon=2)
+    assert [read_code(dataset[i][CAMERAS[0]])[1] for i in range(3)] == [0, 1, 2]
+    assert dataset.low_dim("observation.state")[:, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"other": 1}, DatasetError, r"unknown \['other'\]"),
+        ({CAMERAS[0]: np.zeros((32, 32, 3), np.uint8)}, ShapeError, r"must be uint8 \[32, 64, 3\]"),
+        ({CAMERAS[0]: np.zeros((32, 64, 3))}, ShapeError, "got float64"),
+        ({"action": [0.0, 0.0]}, ShapeError, r"action must have shape \[3\], got \[2\]"),
+        ({"action": [0.0, np.nan, 0.0]}, DatasetError, "action of episode 1, frame 1 is not finite"),
+    ],
+)
+def test_bad_frames(tmp_path, changes, error, message):
+    writer = make_writer(tmp_path / "x")
+    for _ in range(2):
+        writer.add_frame(frame())
+        if not writer._episode_rows:
+            writer.save_episode("task")
+    with pytest.raises(error, match=message):
+        writer.add_frame(frame(**changes))
+    incomplete = frame()
+    del incomplete["response"]
+    with pytest.raises(DatasetError, match=r"missing \['response'\]"):
+        writer.add_frame(incomplete)
+    writer.abort()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"extra_features": {"response": "text"}}, "extra_features must be one of"),
+        ({"extra_features": {"action": "float32"}}, r"used twice: \['action'\]"),
+        ({"cameras": {"top": (31, 64)}}, "even sizes"),
+        ({"codec": "vp9"}, "codec must be one of"),
+        ({"fps": 29.97}, "fps must be a whole number"),
+        ({"fps": 0, "cameras": {}}, "fps must be a whole number"),
+    ],
+)
+def test_bad_arguments(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_writer(tmp_path / "x", **options)
+    assert leftovers(tmp_path) == []
+
+
+def test_an_existing_folder_is_refused(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(DatasetError, match="exists already"):
+        make_writer(tmp_path / "x")
+    writer = make_writer(tmp_path / "y")
+    writer.add_frame(frame())
+    writer.save_episode("task")
+    (tmp_path / "y").mkdir()
+    with pytest.raises(DatasetError, match="came into being"):
+        writer.finalize()
+    assert leftovers(tmp_path) == ["x", "y"]
+
+
+def test_incomplete_recordings(tmp_path):
+    with pytest.raises(DatasetError, match="No episode was saved"):
+        make_writer(tmp_path / "x").finalize()
+    writer = make_writer(tmp_path / "x")
+    with pytest.raises(DatasetError, match="holds no frames"):
+        writer.save_episode("task")
+    writer.add_frame(frame())
+    writer.save_episode("task")
+    writer.add_frame(frame())
+    with pytest.raises(DatasetError, match="1 frames were added after the last save_episode"):
+        writer.finalize()
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("where", ["rows", "video", "metadata"])
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, where):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = make_writer(tmp_path / "x")
+    target, name = {
+        "rows": (writer_module.pq.ParquetWriter, "write_table"),
+        "video": (writer_module.VideoEncoder, "append"),
+        "metadata": (writer_module.pq, "write_table"),
+    }[where]
+    monkeypatch.setattr(target, name, full)
+    writer.add_frame(frame())
+    if where == "metadata":
+        writer.save_episode("task")
+    with pytest.raises(DatasetError, match="No space left on device"):
+        writer.finalize() if where == "metadata" else writer.save_episode("task")
+    assert leftovers(tmp_path) == []
+
+
+def test_permissions_are_the_usual_ones(tmp_path):
+    record(tmp_path / "x")
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "usual").stat().st_mode

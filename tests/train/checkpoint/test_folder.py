@@ -1,0 +1,73 @@
+import json
+
+import pytest
+import torch
+
+from vla.errors import TrainingError
+from vla.train.checkpoint.folder import MAY_CHANGE, RunFolder, describe_run
+from vla.train.checkpoint.save import save_checkpoint
+from vla.train.recipe_file import load_recipe
+
+
+def recipe(*overrides):
+    return load_recipe(None, ["data.path=d", "output=runs/x", *overrides])
+
+
+def folder_with_checkpoint(path, of=None):
+    folder = RunFolder(path)
+    folder.create(of or recipe())
+    state = {"x": torch.zeros(1)}
+    save_checkpoint(folder.checkpoints, 5, lambda _: None, state, describe_run(of or recipe()))
+    return folder
+
+
+def test_absent_and_empty_folders_are_free(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("absent", "empty"):
+        RunFolder(tmp_path / name).check_free()
+    assert not (tmp_path / "absent").exists()
+
+
+def test_taken_folder_is_refused(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    with pytest.raises(TrainingError, match="not empty"):
+        RunFolder(tmp_path / "taken").check_free()
+    with pytest.raises(TrainingError, match="is a file"):
+        RunFolder(tmp_path / "taken" / "notes.txt").check_free()
+
+
+def test_created_folder_says_what_made_it(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(recipe("train.steps=7"))
+    assert load_recipe(folder.path / "recipe.yaml") == recipe("train.steps=7")
+    assert json.loads((folder.path / "versions.json").read_text())["torch"] == torch.__version__
+
+
+def test_same_recipe_resumes(tmp_path):
+    folder = folder_with_checkpoint(tmp_path / "run")
+    assert folder.checkpoint_to_resume(recipe()) == folder.checkpoints / "step-000005"
+
+
+def test_what_does_not_change_a_loss_may_change(tmp_path):
+    folder = folder_with_checkpoint(tmp_path / "run")
+    overrides = ["output=y", "train.steps=9", "train.save_every=1", "train.log_every=1", "data.num_workers=0"]
+    assert folder.checkpoint_to_resume(recipe(*overrides)).name == "step-000005"
+    assert recipe().flat().keys() >= MAY_CHANGE
+
+
+def test_other_recipe_is_refused_with_the_keys_that_differ(tmp_path):
+    folder = folder_with_checkpoint(tmp_path / "run", recipe("policy.config.depth=3"))
+    with pytest.raises(TrainingError) as caught:
+        folder.checkpoint_to_resume(recipe("train.seed=1", "data.augment=false", "train.steps=5"))
+    said = str(caught.value)
+    assert "train.seed (was 42, now 1)" in said
+    assert "data.augment (was True, now False)" in said
+    assert "policy.config.depth (was 3, now None)" in said
+    assert "steps" not in said
+
+
+def test_nothing_to_resume(tmp_path):
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(TrainingError, match="nothing to resume"):
+            RunFolder(path).checkpoint_to_resume(recipe())

@@ -1,0 +1,106 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.train.conftest import numbers
+from vla.policies.pi0 import Pi0Policy
+from vla.train.loop import train
+from vla.train.monitor.diagnostics import Diagnostics
+from vla.train.monitor.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return Accelerator(cpu=True)
+
+
+def taken(diagnostics):
+    diagnostics.finish(torch.nn.Linear(1, 1))
+    return {name: value for name, value in diagnostics.take().items() if name != "memory_gb"}
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 99), draws=st.sampled_from([None, 1, 3]), micro=st.integers(1, 3))
+def test_means_by_dimension_and_time_are_those_of_a_plain_count(alone, seed, draws, micro):
+    """Every entry one by one, against the sums over tensors."""
+    generator = torch.Generator().manual_seed(seed)
+    diagnostics, entries = Diagnostics(None, alone), {}
+    for _ in range(micro):
+        lead = (2,) if draws is None else (2, draws)
+        velocity, target = (torch.randn(*lead, 4, 3, generator=generator) for _ in range(2))
+        tau = torch.rand(lead, generator=generator)
+        dim_is_pad = torch.tensor([[False, False, True]] * 2)
+        counts = torch.rand(2, 4, 3, generator=generator) < 0.8
+        broadcast = counts if draws is None else counts[:, None]
+        output = SimpleNamespace(velocity=velocity, target=target, tau=tau, counts=broadcast)
+        diagnostics.add(output, {"action_dim_is_pad": dim_is_pad})
+        for sample, draw, step, dim in torch.cartesian_prod(
+            *(torch.arange(n) for n in (2, draws or 1, 4, 3))
+        ).tolist():
+            if not counts[sample, step, dim]:
+                continue
+            at = (sample,) if draws is None else (sample, draw)
+            error = (velocity - target)[at][step, dim].item() ** 2
+            fifth = min(int(tau[at].item() * 5), 4)
+            entries.setdefault(f"action_loss/tau_{fifth / 5:.1f}_{(fifth + 1) / 5:.1f}", []).append(error)
+            if dim < 2:
+                entries.setdefault(f"action_loss/dim_{dim}", []).append(error)
+    expected = {name: sum(errors) / len(errors) for name, errors in entries.items()}
+    assert taken(diagnostics) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_time_of_one_is_in_the_last_fifth(alone):
+    diagnostics = Diagnostics(None, alone)
+    ones = torch.ones(1, 2, 1)
+    diagnostics.add(SimpleNamespace(velocity=2 * ones, target=ones, tau=torch.ones(1), counts=None), {})
+    assert taken(diagnostics) == {"action_loss/dim_0": 1.0, "action_loss/tau_0.8_1.0": 1.0}
+    assert diagnostics.take() == {}
+
+
+def test_an_output_that_does_not_say_is_left_out(alone):
+    diagnostics = Diagnostics(None, alone)
+    diagnostics.add(SimpleNamespace(loss=torch.zeros(())), {})
+    assert taken(diagnostics) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("model.vision_tower.layers.0.mlp.fc1.weight", "vision"),
+        ("module.model.multi_modal_projector.linear.bias", "projector"),
+        ("base_model.model.model.language_model.layers.1.self_attn.q_proj.lora_A.weight", "language_model"),
+        ("model.expert.layers.0.mlp.up_proj.weight", "expert"),
+        ("model.action_out_proj.weight", "heads"),
+    ],
+)
+def test_parts_by_name(name, part):
+    assert Pi0Policy(Pi0Policy.config_class.tiny()).part_of(name) == part
+
+
+def test_a_run_records_where_loss_and_gradient_come_from(tiny, tmp_path):
+    result = train(tiny("train.accumulation=2", "train.log_every=2", "train.steps=5"), progress=False)
+    records = [record for record in read_metrics(result.folder / "metrics.jsonl") if "loss" in record]
+    assert [record["step"] for record in records] == [2, 4, 5]
+    last = records[-1]  # a report of one step, so that its means are that step's
+    parts = {name: value for name, value in last.items() if name.startswith("gradient_norm/")}
+    assert parts.keys() == {
+        f"gradient_norm/{n}" for n in ("vision", "projector", "language_model", "expert", "heads")
+    }
+    assert math.hypot(*parts.values()) == pytest.approx(last["gradient_norm"], rel=1e-5)
+    dims = [value for name, value in last.items() if name.startswith("action_loss/dim_")]
+    assert len(dims) == 3
+    taus = [name for name in last if name.startswith("action_loss/tau_")]
+    assert 1 <= len(taus) <= 5
+    assert 0 <= last["text_accuracy"] <= 1
+    assert last["memory_gb"] > 0.05
+
+
+def test_looking_changes_no_loss(tiny):
+    seldom = train(tiny("train.log_every=6", output="seldom"), progress=False)
+    often = train(tiny("train.log_every=1", output="often"), progress=False)
+    assert numbers(seldom.folder)[-1]["validation_loss"] == numbers(often.folder)[-1]["validation_loss"]

@@ -1,0 +1,107 @@
+"""Operations per second: what is added up, over which time, against which peak."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.train.conftest import numbers
+from vla.bench.flops import count_flops
+from vla.train.loop import train
+from vla.train.monitor import flop_rate
+from vla.train.monitor.flop_rate import FlopRate, peak_tflops
+from vla.train.monitor.metrics import read_metrics
+from vla.train.recipe import TrainSection
+from vla.train.setup.run import set_up
+
+
+class Accelerator(SimpleNamespace):
+    """Several processes that all have done the same."""
+
+    device = torch.device("cpu")
+
+    def reduce(self, value, how):
+        assert how == "sum"
+        return value * self.num_processes
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(flop_rate, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
+    return now
+
+
+class Counting:
+    """A policy whose batches say what they cost."""
+
+    def training_flops(self, draws):
+        return lambda batch: batch["cost"] * (draws or 1)
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_rates_are_of_the_time_since_the_last_report_and_of_all_processes(clock, processes):
+    settings = TrainSection(peak_tflops=8.0, draws_per_observation=2)
+    rate = FlopRate(Counting(), Accelerator(num_processes=processes), settings)
+    for cost in (1e12, 3e12):
+        rate.add({"cost": cost})
+    clock.seconds += 2
+    assert rate.take() == {"tflops": 4.0 * processes, "mfu": 0.5}
+    rate.add({"cost": 1e12})
+    clock.seconds += 1
+    assert rate.take() == {"tflops": 2.0 * processes, "mfu": 0.25}
+
+
+def test_a_policy_that_does_not_count_gives_no_numbers():
+    rate = FlopRate(object(), Accelerator(num_processes=1), TrainSection(peak_tflops=1.0))
+    rate.add({})
+    assert rate.take() == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("NVIDIA A100-SXM4-80GB", (312, 156, 19.5)),
+        ("NVIDIA A100 80GB PCIe", (312, 156, 19.5)),
+        ("NVIDIA H100 80GB HBM3", (989, 494, 67)),
+        ("NVIDIA H100 PCIe", (756, 378, 51)),
+        ("NVIDIA H200", (989, 494, 67)),
+        ("NVIDIA L40S", (362, 183, 91.6)),
+        ("NVIDIA GeForce RTX 4090", (165.2, 82.6, 82.6)),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", (None,) * 3),
+        ("NVIDIA GeForce RTX 4090 D", (None,) * 3),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", (None,) * 3),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", (None,) * 3),
+        ("Some GPU of tomorrow", (None,) * 3),
+        (None, (None,) * 3),
+    ],
+)
+def test_peaks_are_those_of_the_whole_name_and_the_precision(device, expected):
+    ways = [{"precision": "bf16"}, {"precision": "no"}, {"precision": "no", "tf32": False}]
+    assert tuple(peak_tflops(device, TrainSection(**way)) for way in ways) == expected
+
+
+def test_a_run_reports_what_pytorch_counts(tiny, monkeypatch):
+    """Two micro-batches of known cost per step, against PyTorch's count of the same batches."""
+    monkeypatch.setattr(flop_rate, "time", SimpleNamespace(perf_counter=iter(range(100)).__next__))
+    recipe = tiny("train.steps=2", "train.accumulation=2", "train.peak_tflops=1e-3", "data.augment=false")
+    result = train(recipe, progress=False)
+    job = set_up(recipe, None, 0, 1)
+    policy, batches = job.policy.train(), iter(job.loader)
+    for record in [one for one in read_metrics(result.folder / "metrics.jsonl") if "tflops" in one]:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            pair = [next(batches)[0] for _ in range(2)]
+            steps = [lambda b=b: policy(**b).loss.backward() for b in pair]
+            flops = sum(count_flops(step) for step in steps)
+        assert record["tflops"] == pytest.approx(flops / 1e12, rel=1e-6)
+        assert record["mfu"] == pytest.approx(record["tflops"] / 1e-3)
+
+
+def test_nothing_is_guessed_on_a_processor_and_no_loss_changes(tiny, monkeypatch, tmp_path):
+    first = train(tiny("train.steps=2", output="with"), progress=False)
+    assert first.metrics["tflops"] > 0
+    assert "mfu" not in first.metrics
+    monkeypatch.setattr(FlopRate, "add", lambda self, batch: None)
+    train(tiny("train.steps=2", output="without"), progress=False)
+    assert numbers(tmp_path / "with") == numbers(tmp_path / "without")

@@ -1,0 +1,84 @@
+import json
+import logging
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla.errors import TrainingError
+from vla.train.monitor.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans, read_metrics
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20), st.integers(0, 20))
+def test_means_survive_a_restart_exactly(values, cut):
+    whole, before, after = RunningMeans(), RunningMeans(), RunningMeans()
+    for value in values:
+        whole.add({"x": value})
+    for value in values[:cut]:
+        before.add({"x": value})
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    for value in values[cut:]:
+        after.add({"x": value})
+    mean = whole.take()
+    assert mean == after.take()
+    assert mean["x"] == pytest.approx(sum(values) / len(values), abs=1e-6)
+
+
+def test_the_share_of_waiting():
+    wait = DataWait()
+    with wait:
+        time.sleep(0.05)
+    time.sleep(0.05)
+    assert 0.1 < wait.take()["data_wait_share"] < 0.9
+    assert wait.take()["data_wait_share"] == 0
+
+
+def test_records_after_the_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, None, 0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step / 2})
+    log.close()
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # the process was killed here
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
+    log = MetricsLog(path, None, 2)
+    log.write(3, {"loss": 9.0})
+    log.close()
+    assert read_metrics(path) == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 1.0},
+        {"step": 3, "loss": 9.0},
+    ]
+
+
+def test_tensorboard_holds_the_same_numbers(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0)
+    log.write(5, {"loss": 0.25})
+    log.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(5, 0.25)]
+
+
+def test_full_disk_is_one_error(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", None, 0)
+    log._file.close()
+    log._file = open("/dev/full", "a", buffering=1)  # noqa: SIM115
+    with pytest.raises(TrainingError, match="No space left"):
+        log.write(1, {"loss": 1.0})
+
+
+def test_without_a_terminal_reports_are_log_lines(caplog):
+    with caplog.at_level(logging.INFO), ProgressDisplay(10, 0, 4, show=True) as display:
+        display.advance(2, 0.5)
+        values = display.report(2, {"loss": 0.5})
+    assert values["loss"] == 0.5
+    assert values["samples_per_second"] > 0
+    assert "step 2 of 10: loss 0.5" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO), ProgressDisplay(10, 0, 4, show=False) as display:
+        display.report(2, {"loss": 0.5})
+    assert caplog.text == ""

@@ -1,0 +1,282 @@
+"""Adapters on disk: a folder of megabytes that names its base.
+
+    adapter_config.json          peft's own, so that peft reads the folder, too
+    adapter_model.safetensors    the matrices, and the maps that were trained whole
+    adapter_base.json            the base: hub id or path, commit, what it must look like (a fingerprint), and
+                                 in how many bits it was stored in training
+    pipeline.json, ...           statistics, transforms and tokenizer, as in every policy's folder
+
+An adapter changes the weights of one base and of no other, so the base's fingerprint is compared whenever the
+two meet.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vla.adapters.lora import (
+    DEFAULT_NAME,
+    cast_trained,
+    fingerprint,
+    fold_in,
+    import_peft,
+    inject,
+    remove_adapter,
+)
+from vla.adapters.quantize import load_quantized
+from vla.atomic import atomic_write
+from vla.checkpoints.module import LoadedFrom, PolicyModule
+from vla.errors import StatisticsError, VlaError, WeightsError
+from vla.transforms.base import PIPELINE_FILE, Pipeline
+from vla.transforms.named_pipelines import read_pipelines
+from vla.weights.dtypes import as_dtype
+from vla.weights.formats import ADAPTER_FILES, BASE_FILE
+from vla.weights.source import local_folder
+
+logger = logging.getLogger(__name__)
+
+_, CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES
+
+_PREFIX = "base_model.model."
+"""What `peft` puts before every name in its files."""
+
+
+def write_adapter(
+    policy: PolicyModule, folder: Path, state_dict: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write the active adapter into an existing folder, without pipeline.
+
+    Args:
+        policy: With an active adapter.
+        folder: Where to.
+        state_dict: The whole policy's tensors, where they were gathered from several processes.
+
+    Raises:
+        WeightsError: The base came from no checkpoint, so nothing could name it.
+    """
+    name, base = policy.adapter, policy.loaded_from
+    assert name is not None
+    if base is None:
+        raise WeightsError(
+            "This adapter's base was never saved, so the adapter alone would be of no use: save the base "
+            "with save_pretrained before an adapter is added, and load it from there."
+        )
+    peft: Any = import_peft()
+    lora: Any = policy.peft_config[name]  # type: ignore[index]
+    lora.base_model_name_or_path, lora.revision = base.name, base.revision
+    stored = peft.get_peft_model_state_dict(
+        policy, state_dict=state_dict, adapter_name=name, save_embedding_layers=False
+    )
+    tensors = {_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    fields = {
+        key: sorted(value) if isinstance(value, set) else value for key, value in lora.to_dict().items()
+    } | {"inference_mode": True}
+    atomic_write(folder / CONFIG_FILE, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    said = {
+        "name": base.name,
+        "revision": base.revision,
+        "config": base.config,
+        "asset_id": base.asset_id,
+        "fingerprint": policy.base_fingerprint,
+        "quantize": policy.trained_on[name],
+    }
+    atomic_write(folder / BASE_FILE, json.dumps(said, indent=2) + "\n")
+
+
+def load_adapter(
+    policy: PolicyModule, folder: str | Path, name: str = DEFAULT_NAME, dtype: torch.dtype | None = None
+) -> None:
+    """Load an adapter into its base, beside others that may be in it, and make it the active one.
+
+    The policy's pipeline becomes the adapter's: another robot has other statistics.
+
+    Args:
+        policy: The base; changed in place.
+        folder: The adapter's folder, or its hub id.
+        name: Of the adapter inside the policy, for `set_adapter`.
+        dtype: Of the adapter, where it is to be trained further; None is the base's.
+
+    Raises:
+        WeightsError: The adapter was trained on another base, or is damaged; the policy is as it was.
+        ConfigError: The name is taken.
+        MissingDependencyError: `peft` is not installed.
+    """
+    peft: Any = import_peft()
+    folder = local_folder(folder)
+    said = _read_base(folder)
+    ours = fingerprint(policy)
+    if ours != said["fingerprint"]:
+        ours_from = policy.loaded_from.name if policy.loaded_from else "weights of no checkpoint"
+        raise WeightsError(
+            f"The adapter {folder} was trained on {said['name']} with the fingerprint {said['fingerprint']}, "
+            f"but this policy, {ours_from}, has the fingerprint {ours}: an adapter fits its own base alone. "
+            "Say where that lies: base=..., or `vla merge --base`."
+        )
+    lora, tensors = _read_adapter(folder)
+    pipeline = Pipeline.load(folder) if (folder / PIPELINE_FILE).exists() else None
+    pipelines = read_pipelines(folder)
+    try:
+        inject(policy, lora, name)
+    except VlaError:
+        raise
+    except ValueError as error:  # peft's complaint of a config that fits no map
+        raise WeightsError(f"{folder / CONFIG_FILE} does not fit the policy: {error}") from error
+    policy.trained_on[name] = said.get("quantize")
+    if dtype is not None or policy.quantized is not None:
+        cast_trained(policy, dtype or policy.dtype)  # beside maps of integers, `peft` makes it float32
+    targets = peft.get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
+    wanted = {_PREFIX + key: tensor for key, tensor in targets.items()}
+    wrong = sorted(
+        key
+        for key in wanted.keys() | tensors.keys()
+        if key not in wanted or key not in tensors or wanted[key].shape != tensors[key].shape
+    )
+    if wrong:
+        remove_adapter(policy, name)
+        raise WeightsError(
+            f"{folder / WEIGHTS_FILE} does not hold what its {CONFIG_FILE} says: {len(wrong)} tensors are "
+            f"missing, too many or of another shape, such as {', '.join(wrong[:3])}. Nothing was loaded."
+        )
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(tensors[key])
+    if pipeline is not None or pipelines:
+        policy.pipeline, policy.pipelines = pipeline, pipelines
+
+
+def load_with_base(
+    folder: Path,
+    expected: type[PolicyModule] | None = None,
+    *,
+    base: str | Path | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    tokenizer: Any = None,
+    quantize: str | None = None,
+    adapter_dtype: torch.dtype | None = None,
+    **hub: Any,
+) -> PolicyModule:
+    """Return the policy of an adapter's folder: its base, with the adapter in it.
+
+    Args:
+        folder: The adapter's.
+        expected: The class that the base must be; None takes what it is.
+        base: Where the base lies, if no longer where the adapter says.
+        dtype: Of the weights; None keeps the base's.
+        device: Where to put them.
+        tokenizer: A tokenizer, or its folder or hub id, where the base brings none.
+        quantize: "4bit" or "8bit" for the base, whatever it was in training.
+        adapter_dtype: Of the adapter, where it is to be trained further; None is the base's.
+        **hub: `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        WeightsError: The base cannot be reached or is another one than was trained on; or files are damaged.
+    """
+    said, wanted = _read_base(folder), as_dtype(dtype)
+    name = said["name"] if base is None else str(base)
+    try:
+        policy = load_quantized(
+            local_folder(name, revision=said["revision"] if base is None else None, **hub),
+            expected,
+            quantize,
+            # Rounded to float16, a base would no longer have its fingerprint.
+            dtype=None if wanted == torch.float16 else wanted,
+            device=device,
+            config=said["config"],
+            tokenizer=tokenizer,
+            asset_id=said["asset_id"],
+        )
+    except (WeightsError, StatisticsError) as error:
+        raise WeightsError(
+            f"The adapter {folder} needs its base {name}, which cannot be opened: {error}"
+        ) from error
+    load_adapter(policy, folder, dtype=adapter_dtype)
+    if wanted is None or adapter_dtype is not None:
+        return policy
+    return policy.to(wanted)  # type: ignore[arg-type, return-value]
+
+
+def merge(
+    adapter: str | Path,
+    dst: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: torch.dtype | str | None = None,
+    **hub: Any,
+) -> PolicyModule:
+    """Write base and adapter as one whole checkpoint, which needs neither of them any more.
+
+    The base is taken in full precision, also where the adapter was trained on one in 4 or 8 bits; the result
+    then differs from what was trained by the error of those, and the log says so.
+
+    Args:
+        adapter: Its folder or hub id.
+        dst: Folder to make; it must not exist, or be empty.
+        base: Where the base lies, if no longer where the adapter says.
+        dtype: Of what is written; float32, in which the sum is made, where not given.
+        **hub: `revision` (the adapter's), `token`, `cache_dir`, `local_files_only`.
+
+    Returns:
+        The merged policy.
+
+    Raises:
+        WeightsError: The folder holds no adapter that was trained here, or the base cannot be opened.
+        SaveError: `dst` holds something already, or the disk is full. Nothing is left behind.
+    """
+    folder = local_folder(adapter, hub.pop("revision", None), **hub)
+    policy = load_with_base(folder, base=base, dtype=torch.float32, **hub)
+    if (quantized := policy.trained_on[DEFAULT_NAME]) is not None:
+        logger.warning(
+            "The adapter was trained on a base in %s and is merged into the base itself: the result differs "
+            "from what was trained by the error of the %s.", quantized, quantized,
+        )  # fmt: skip
+    fold_in(policy)
+    policy = policy.to(as_dtype(dtype) or torch.float32)  # type: ignore[arg-type]
+    policy.save_pretrained(dst)
+    policy.loaded_from = LoadedFrom.of_folder(Path(dst))
+    return policy.eval()
+
+
+def _read_base(folder: Path) -> dict[str, Any]:
+    path = folder / BASE_FILE
+    said = _read_json(path)
+    if said.keys() - {"quantize"} != {"name", "revision", "config", "asset_id", "fingerprint"}:
+        raise WeightsError(f"{path} does not say what an adapter's base is: its keys are {sorted(said)}.")
+    return said
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{path} is missing, so {path.parent} holds no adapter that was trained here. One of another "
+            "library must be merged there (peft: merge_and_unload), and the result opened."
+        ) from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(read, dict):
+        raise WeightsError(f"{path} does not hold a JSON object.")
+    return read
+
+
+def _read_adapter(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return the `peft.LoraConfig` and the tensors of an adapter's folder."""
+    peft: Any = import_peft()
+    path = folder / CONFIG_FILE
+    fields = _read_json(path)
+    if fields.get("peft_type") != "LORA":
+        raise WeightsError(f"{path} describes no LoRA but '{fields.get('peft_type')}'.")
+    fields["inference_mode"] = False
+    try:
+        return peft.LoraConfig.from_peft_type(**fields), load_file(folder / WEIGHTS_FILE)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}.") from error
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{folder / WEIGHTS_FILE} cannot be read: {error}.") from error

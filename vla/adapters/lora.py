@@ -1,0 +1,310 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) inside a policy, by way of `peft`.
+
+The policy stays what it is, a `Pi0Policy` for one: the linear maps that its preset names get two small
+matrices beside them, and the maps between the robot's numbers and the expert get a trained copy. Everything
+else is frozen. Several adapters may lie in one policy; one of them, with its own pipeline, is active.
+
+`vla.adapters.files` saves, loads and merges them.
+"""
+
+import hashlib
+import re
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from vla.checkpoints.module import PolicyModule
+from vla.errors import ConfigError, MissingDependencyError, did_you_mean
+
+DEFAULT_NAME = "default"
+"""Name of an adapter inside a policy where none is given."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SAMPLES = 64
+"""Values of a tensor that count in a fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """How a policy is adapted.
+
+    Attributes:
+        preset: Which linear maps, as the policy names them: "expert", "vlm+expert", "attention" or
+            "all-linear".
+        targets: Instead of the preset: an expression that the full names of the maps match.
+        rank: Of the low-rank change.
+        alpha: The change is scaled by `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`.
+        dropout: Of what enters the change, in training.
+        dora: Learn magnitude and direction apart (arXiv 2402.09353).
+        rslora: Scale that does not fade with the rank (arXiv 2312.03732).
+    """
+
+    preset: str = "expert"
+    targets: str | None = None
+    rank: int = 16
+    alpha: float = 16
+    dropout: float = 0.0
+    dora: bool = False
+    rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"An adapter's rank must be at least 1, got {self.rank}.")
+        if self.alpha <= 0:
+            raise ConfigError(f"An adapter's alpha must be above 0, got {self.alpha}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"An adapter's dropout must be in [0, 1), got {self.dropout}.")
+
+
+def import_peft() -> ModuleType:
+    """Return `peft`, which is imported where an adapter is needed and nowhere else.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingDependencyError("Adapters need peft: pip install 'vla[lora]'.") from error
+    return peft
+
+
+def add_adapter(policy: PolicyModule, config: AdapterConfig | None = None, name: str = DEFAULT_NAME) -> None:
+    """Put a fresh adapter into a policy and make it the active one; its outputs stay what they were.
+
+    From here on only the adapter and the maps that are trained whole require a gradient. The matrices are
+    drawn from torch's global generator.
+
+    Args:
+        policy: Changed in place.
+        config: What to adapt and how.
+        name: Of the adapter inside the policy.
+
+    Raises:
+        ConfigError: The targets match no linear map (names the nearest modules), or the policy does not say
+            what to adapt.
+        MissingDependencyError: `peft` is not installed.
+    """
+    config = config or AdapterConfig()
+    peft: Any = import_peft()
+    adapted: Any = policy
+    if not hasattr(policy, "adapter_targets"):
+        raise ConfigError(f"{type(policy).__name__} does not say what an adapter would change.")
+    expression = config.targets or adapted.adapter_targets(config.preset)
+    lora = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_dora=config.dora,
+        use_rslora=config.rslora,
+        target_modules=_matching(policy, expression),
+        modules_to_save=adapted.whole_modules(),
+    )
+    inject(policy, lora, name)
+
+
+def inject(policy: PolicyModule, lora: Any, name: str) -> None:
+    """Put the adapter that a `peft.LoraConfig` describes into a policy, and make it the active one.
+
+    Raises:
+        ConfigError: The name is taken, or no name.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"An adapter's name is made of letters, digits, '-' and '_'; got '{name}'.")
+    if name in adapter_names(policy):
+        raise ConfigError(f"The policy has an adapter '{name}' already; give another name.")
+    if not adapter_names(policy):
+        policy.base_fingerprint = fingerprint(policy)  # now: later on, the weights may be sharded
+    peft: Any = import_peft()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is no accident
+        peft.inject_adapter_in_model(lora, policy, adapter_name=name)
+    pipelines = (policy.pipeline, policy.pipelines)
+    policy.adapter_pipelines[policy.adapter] = policy.adapter_pipelines[name] = pipelines
+    policy.trained_on[name] = policy.quantized
+    set_adapter(policy, name)
+
+
+def adapter_names(policy: PolicyModule) -> list[str]:
+    """Return the names of the adapters in a policy, in the order in which they came."""
+    return [name for name in policy.adapter_pipelines if name is not None]
+
+
+def set_adapter(policy: PolicyModule, name: str | None) -> None:
+    """Make one of a policy's adapters, and its pipeline, the active one.
+
+    Args:
+        policy: Changed in place.
+        name: Of the adapter; None is the base alone.
+
+    Raises:
+        ConfigError: The policy has no such adapter.
+    """
+    names = adapter_names(policy)
+    if name is not None and name not in names:
+        known = f"only {', '.join(names)}" if names else "nor any other"
+        raise ConfigError(f"The policy has no adapter '{name}', {known}.{did_you_mean(name, names)}")
+    policy.adapter_pipelines[policy.adapter] = (policy.pipeline, policy.pipelines)
+    for _, part in _parts(policy):
+        part.enable_adapters(name is not None)
+        part.set_adapter([] if name is None else _of_this(part, name))
+    policy.adapter = name
+    policy.pipeline, policy.pipelines = policy.adapter_pipelines[name]
+    train_adapter_only(policy)
+
+
+def train_adapter_only(policy: PolicyModule) -> None:
+    """Let the active adapter require gradients, and nothing else."""
+    marks = (
+        f".lora_A.{policy.adapter}.",
+        f".lora_B.{policy.adapter}.",
+        f".modules_to_save.{policy.adapter}.",
+    )
+    marks += (f".lora_magnitude_vector.{policy.adapter}.",)
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(any(mark in name for mark in marks))
+
+
+def cast_trained(policy: PolicyModule, dtype: torch.dtype) -> None:
+    """Give what requires a gradient another dtype than the frozen weights; in place, names stay."""
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def cast_frozen(policy: PolicyModule, dtype: torch.dtype) -> None:
+    """Give what requires no gradient another dtype than what is trained; in place, names stay.
+
+    The base's fingerprint and the trained copies of its maps are older than that, and in full precision.
+    """
+    for parameter in policy.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def fold_in(policy: PolicyModule) -> None:
+    """Make the active adapter part of the weights; the policy is then one like any other.
+
+    Other adapters in it are dropped. Best done in float32: the sum is rounded to the weights' dtype.
+
+    Raises:
+        ConfigError: No adapter is active, or the base is quantised.
+    """
+    if policy.quantized is not None:
+        raise ConfigError(
+            f"The base is stored in {policy.quantized}, where a sum would be rounded once more: load it in "
+            "full precision, as `vla merge` does."
+        )
+    if policy.adapter is None:
+        raise ConfigError("No adapter is active in this policy, so there is nothing to merge.")
+    name = policy.adapter
+    for path, module in _parts(policy):
+        if not hasattr(module, "modules_to_save"):
+            module.merge(adapter_names=_of_this(module, name))
+            plain = module.get_base_layer()
+        else:
+            plain = module.modules_to_save[name] if _of_this(module, name) else module.original_module
+        _replace(policy, path, plain)
+    del policy.peft_config  # type: ignore[attr-defined]
+    policy.adapter, policy.adapter_pipelines, policy.trained_on = None, {}, {}
+    policy.requires_grad_(True)
+
+
+def remove_adapter(policy: PolicyModule, name: str) -> None:
+    """Take an adapter out of a policy; the base becomes active, with its own pipeline.
+
+    Raises:
+        ConfigError: The policy has no such adapter.
+    """
+    set_adapter(policy, name)
+    set_adapter(policy, None)
+    del policy.adapter_pipelines[name], policy.trained_on[name]
+    del policy.peft_config[name]  # type: ignore[attr-defined]
+    for path, part in _parts(policy):
+        if hasattr(part, "modules_to_save"):
+            held, plain = part.modules_to_save, part.original_module
+        else:
+            held, plain = part.lora_A, part.get_base_layer()
+        if set(held) - {name}:
+            part.delete_adapter(name, []) if hasattr(part, "modules_to_save") else part.delete_adapter(name)
+        else:
+            _replace(policy, path, plain)
+    if not adapter_names(policy) and policy.quantized is None:
+        policy.requires_grad_(True)
+
+
+def base_parameters(policy: PolicyModule) -> dict[str, nn.Parameter]:
+    """Return the parameters of the base by the names that they have without an adapter."""
+    plain = {}
+    for name, parameter in policy.named_parameters():
+        if ".lora_" not in name and ".modules_to_save." not in name:
+            plain[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = parameter
+    return plain
+
+
+def fingerprint(policy: PolicyModule) -> str:
+    """Return what tells the base of a policy from others: a hash of names, shapes and some of the values.
+
+    Values are rounded to bfloat16 first, so that a base has one fingerprint in float32 and in bfloat16; up to
+    64 of every tensor count. Adapters in the policy do not. A quantised base has the one that it had before.
+    """
+    if policy.quantized is not None:
+        assert policy.base_fingerprint is not None
+        return policy.base_fingerprint
+    digest = hashlib.sha256()
+    for name, parameter in sorted(base_parameters(policy).items()):
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        flat = parameter.detach().flatten()
+        places = torch.arange(min(_SAMPLES, len(flat)), device=flat.device) * len(flat) // _SAMPLES
+        values = flat[places if len(flat) > _SAMPLES else slice(None)].to(torch.bfloat16)
+        digest.update(values.cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _matching(policy: PolicyModule, expression: str) -> str:
+    """Return the expression as `peft` shall read it; raise where it matches no linear map."""
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise ConfigError(
+            f"The adapter's targets '{expression}' are no valid expression: {error}."
+        ) from error
+    plain = {name.replace(".base_layer", ""): module for name, module in policy.named_modules()}
+    linear = [
+        name for name, module in plain.items() if isinstance(module, nn.Linear) and ".lora_" not in name
+    ]
+    whole: list[str] = policy.whole_modules()  # type: ignore[operator]
+    linear = [name for name in linear if not name.startswith(tuple(whole))]
+    found = [name for name in linear if pattern.fullmatch(name)]
+    if not found:
+        hint = (
+            did_you_mean(expression.replace("\\", ""), linear) or f" There are, say, {', '.join(linear[:2])}."
+        )
+        raise ConfigError(f"The adapter's targets '{expression}' match no linear map of the policy.{hint}")
+    others = [name for name, module in plain.items() if pattern.fullmatch(name) and name not in linear]
+    if not others:
+        return expression
+    # `peft` refuses an expression that also matches blocks and norms; the maps' names alone say the same.
+    return "|".join(re.escape(name) for name in found)
+
+
+def _replace(policy: PolicyModule, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(policy.get_submodule(parent), child, module)
+
+
+def _parts(policy: PolicyModule) -> list[tuple[str, Any]]:
+    """Return the modules that hold adapters, by name."""
+    peft: Any = import_peft()
+    kinds = (peft.tuners.tuners_utils.BaseTunerLayer, peft.utils.ModulesToSaveWrapper)
+    return [(name, module) for name, module in policy.named_modules() if isinstance(module, kinds)]
+
+
+def _of_this(part: Any, name: str) -> list[str]:
+    """Return what to activate in one part: two adapters need not change the same maps."""
+    held = part.modules_to_save if hasattr(part, "modules_to_save") else part.lora_A
+    return [name] if name in held else []

@@ -1,0 +1,224 @@
+"""A frozen base in few bits: linear maps as 4-bit normal floats or 8-bit integers, by way of `bitsandbytes`.
+
+What such a policy can do is act, and train an adapter (QLoRA, arXiv 2305.14314): gradients pass through the
+stored numbers, which never change. Stored so are the maps that the policy names, those of its layers. Token
+table, norms, modulations and the maps between the robot's numbers and the expert stay as they were loaded.
+
+    4bit    NF4 in blocks of 64 with a scale each, the scales in 8 bits: 0.52 bytes a weight, about 9 % noise
+    8bit    rows with a scale each (LLM.int8, arXiv 2208.07339): 1 byte a weight, about 1 % noise
+"""
+
+import logging
+import re
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from vla.adapters.lora import adapter_names, fingerprint
+from vla.checkpoints.loading import load_policy
+from vla.checkpoints.module import PolicyModule
+from vla.errors import ConfigError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["4bit", "8bit"]
+
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+
+BLOCK = 64
+"""Weights of a row that share a scale in 4 bits."""
+
+_OUTLIER = 6.0
+"""Inputs at least so large are multiplied in the dtype that they came in, not in 8 bits."""
+
+
+def import_bitsandbytes() -> ModuleType:
+    """Return `bitsandbytes`, which is imported where a base is quantised and nowhere else.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    # The first looks for a faster kernel and reports its absence, the second reports every product.
+    for name in ("backends.cpu.ops", "autograd._functions"):
+        logging.getLogger(f"bitsandbytes.{name}").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise MissingDependencyError(
+            "A base in 4 or 8 bits needs bitsandbytes: pip install 'vla[quant]'."
+        ) from error
+    return bitsandbytes
+
+
+def check_kind(kind: str) -> Kind:
+    """Return a kind that exists and can be had here, or say why it cannot.
+
+    Raises:
+        ConfigError: There is no such kind.
+        MissingDependencyError: `bitsandbytes` is not installed.
+    """
+    for known in _KINDS:
+        if kind == known:
+            import_bitsandbytes()
+            return known
+    raise ConfigError(f"quantize must be one of {', '.join(_KINDS)}, got '{kind}'.")
+
+
+def load_quantized(
+    folder: Path,
+    expected: type[PolicyModule] | None,
+    kind: str | None,
+    *,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> PolicyModule:
+    """Load a whole policy and store its base in few bits, if asked for; see `vla.checkpoints.loading`.
+
+    It is loaded into the host's memory and moved layer by layer, so that a device holds the few bits alone.
+
+    Args:
+        folder: Holds a whole checkpoint.
+        expected: The class that the checkpoint must hold; None takes what it holds.
+        kind: "4bit", "8bit", or None for the weights as they are.
+        device: Where to put them.
+        **options: Passed on to `load_policy`.
+    """
+    if kind is None:
+        return load_policy(folder, expected, device=device, **options)
+    checked = check_kind(kind)  # before gigabytes are read
+    policy = load_policy(folder, expected, **options)
+    quantize_base(policy, checked, device)
+    return policy
+
+
+def quantize_base(policy: PolicyModule, kind: Kind, device: torch.device | str | None = None) -> None:
+    """Store the linear maps that a policy names in 4 or 8 bits, one after the other, and freeze it.
+
+    Each map's memory is freed before the next one is made, so that there is never a second copy of the
+    weights. Products are computed in the dtype that the weights have now.
+
+    In 4 bits, maps whose number of inputs is no multiple of 64 are left as they are: their blocks would lie
+    across rows, which bitsandbytes reads back wrongly on a CPU.
+
+    Args:
+        policy: Without an adapter; changed in place.
+        kind: "4bit" or "8bit".
+        device: Where to put all of it; a map is moved before it is quantised. None leaves it where it is.
+
+    Raises:
+        ConfigError: It is quantised already, has an adapter, names no maps, or none of them fits.
+        MissingDependencyError: `bitsandbytes` is not installed.
+    """
+    make = _four_bits if check_kind(kind) == "4bit" else _eight_bits
+    if policy.quantized is not None:
+        raise ConfigError(f"The policy is quantised already ({policy.quantized}); load it anew.")
+    if adapter_names(policy):
+        raise ConfigError("The policy has an adapter: quantise its base first, then load the adapter.")
+    named, fitting = _maps(policy, kind)
+    policy.base_fingerprint = fingerprint(policy)
+    before = after = 0
+    for name in fitting:
+        parent, _, child = name.rpartition(".")
+        holder = policy.get_submodule(parent)
+        plain: Any = getattr(holder, child)
+        stored = make(plain, device or plain.weight.device).train(plain.training)
+        before += _bytes(plain)
+        after += _bytes(stored)
+        setattr(holder, child, stored)
+    if device is not None:
+        policy.to(device)  # type: ignore[arg-type]
+    policy.requires_grad_(False)
+    policy.quantized = kind
+    setattr(policy, f"is_loaded_in_{kind}", True)  # what `peft` asks for
+    logger.info(
+        "%d of %d linear maps are stored in %s, %.3f GB instead of %.3f; %d stay as they are.",
+        len(fitting), len(named), kind, after / 1e9, before / 1e9, len(named) - len(fitting),
+    )  # fmt: skip
+
+
+def _maps(policy: PolicyModule, kind: Kind) -> tuple[list[str], list[str]]:
+    """Return the names of the maps that the policy names, and of those that fit."""
+    if not hasattr(policy, "quantized_maps"):
+        raise ConfigError(f"{type(policy).__name__} does not say which of its maps may be quantised.")
+    pattern = re.compile(policy.quantized_maps())  # type: ignore[operator]
+    maps = {
+        name: module.in_features
+        for name, module in policy.named_modules()
+        if isinstance(module, nn.Linear) and pattern.fullmatch(name)
+    }
+    fitting = [name for name, inputs in maps.items() if kind == "8bit" or inputs % BLOCK == 0]
+    if not fitting:
+        raise ConfigError(
+            f"None of the policy's {len(maps)} linear maps can be stored in 4 bits: they have "
+            f"{', '.join(map(str, sorted(set(maps.values()))))} inputs, and it takes a multiple of {BLOCK}. "
+            "Use 8bit, or leave quantize out."
+        )
+    return list(maps), fitting
+
+
+def _four_bits(plain: nn.Linear, device: torch.device | str) -> nn.Linear:
+    bnb: Any = import_bitsandbytes()
+    stored = bnb.nn.Linear4bit(
+        plain.in_features,
+        plain.out_features,
+        plain.bias is not None,
+        compute_dtype=plain.weight.dtype,
+        quant_type="nf4",
+        device="meta",
+    )
+    # Otherwise a pass in evaluation mode on a CPU repacks the weights, and leaves them so, for a kernel that
+    # computes in bfloat16 and has no gradient.
+    stored.support_avx512bf16_for_cpu = False
+    weight = bnb.nn.Params4bit(
+        plain.weight.detach(), requires_grad=False, quant_type="nf4", blocksize=BLOCK, module=stored
+    )
+    stored.weight = weight.to(device)
+    return _with_bias(stored, plain, device)
+
+
+@cache
+def _eight_bit_class() -> type:
+    bnb: Any = import_bitsandbytes()
+
+    class Linear8bit(bnb.nn.Linear8bitLt):
+        """bitsandbytes' own, whose scales survive that it is moved or cast after a pass."""
+
+        def init_8bit_state(self) -> None:
+            state, weight = self.state, self.weight
+            scales = state.SCB if weight.SCB is None else weight.SCB
+            state.CB, state.SCB = weight.CB, scales.to(weight.CB.device)
+            weight.CB = weight.SCB = None
+
+    return Linear8bit
+
+
+def _eight_bits(plain: nn.Linear, device: torch.device | str) -> nn.Linear:
+    bnb: Any = import_bitsandbytes()
+    stored = _eight_bit_class()(
+        plain.in_features,
+        plain.out_features,
+        plain.bias is not None,
+        has_fp16_weights=False,
+        threshold=_OUTLIER,
+        device="meta",
+    )
+    # It is what comes from the processor's memory that is quantised on its way.
+    weight = bnb.nn.Int8Params(plain.weight.detach().cpu(), requires_grad=False, has_fp16_weights=False)
+    stored.weight = weight.to(device)
+    stored.init_8bit_state()
+    return _with_bias(stored, plain, device)
+
+
+def _with_bias(stored: nn.Linear, plain: nn.Linear, device: torch.device | str) -> nn.Linear:
+    if plain.bias is not None:
+        stored.bias = nn.Parameter(plain.bias.detach().to(device), requires_grad=False)
+    return stored
+
+
+def _bytes(module: nn.Module) -> int:
+    """Return what a module's state takes, scales included."""
+    return sum(tensor.nbytes for tensor in module.state_dict().values())

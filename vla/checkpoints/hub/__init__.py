@@ -1,0 +1,1 @@
+"""Uploading a policy with its model card."""

@@ -1,0 +1,105 @@
+"""One way to load a policy, whatever format its checkpoint has: recognise, check, build empty, stream.
+
+Nothing is read but headers until the whole plan has been found right, and a policy is handed out whole or
+not at all.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla.checkpoints.empty import empty_policy, parameter_shapes, reserve_memory
+from vla.checkpoints.module import LoadedFrom, PolicyModule
+from vla.checkpoints.pipelines import read_pipeline, read_tokenizer
+from vla.checkpoints.recognise import recognise, weights_module
+from vla.errors import WeightsError
+from vla.policies.registry import policy_entry
+from vla.transforms.named_pipelines import read_pipelines
+from vla.transforms.prompt import TokenizePrompt
+from vla.weights.dtypes import as_dtype, main_dtype
+from vla.weights.formats import Format, Stored, open_stored
+from vla.weights.plan import plan_load
+from vla.weights.stream import fill_module
+
+
+def load_policy(
+    folder: Path,
+    expected: type[PolicyModule] | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    config: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+    asset_id: str | None = None,
+    fill: bool = True,
+) -> PolicyModule:
+    """Return the policy of a checkpoint folder, in evaluation mode.
+
+    Args:
+        folder: Of any format that is known.
+        expected: The class that the checkpoint must hold; None takes what it holds.
+        dtype: Of the weights; None keeps that of most of the stored ones.
+        device: Where to put them.
+        config: Fields of the config to change; not those that the tensors decide.
+        tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.
+        asset_id: Which statistics to take where the checkpoint holds those of several robots.
+        fill: False leaves the weights without values.
+
+    Raises:
+        WeightsError: Not a policy, an adapter, not the expected policy, or not exactly its weights.
+        StatisticsError: Its statistics are damaged, or several and none was chosen.
+        ConfigError: A field of `config` does not exist or contradicts the weights.
+    """
+    with ExitStack() as stack:
+        stored = stack.enter_context(open_stored(folder))
+        name, fmt = recognise(stored)
+        policy_class = policy_entry(name).policy
+        if expected is not None and policy_class is not expected:
+            raise WeightsError(
+                f"{folder} holds a {policy_class.__name__}, not a {expected.__name__}: open it with "
+                f"{policy_class.__name__}.from_pretrained or vla.AutoPolicy.from_pretrained."
+            )
+        settings = weights_module(name).read_config(stored, fmt, dict(config or {}))
+        policy = _fill(policy_class, settings, stored, fmt, dtype, device, fill)
+        policy.pipeline = read_pipeline(
+            folder,
+            fmt.name,
+            name,
+            settings,
+            stored_config=stored.config,
+            tokenizer=tokenizer,
+            asset_id=asset_id,
+        )
+        if fmt.name == "vla":
+            policy.pipelines = read_pipelines(folder)
+        if policy.pipelines:
+            policy.tokenizer = next(iter(policy.pipelines.values())).find(TokenizePrompt).tokenizer
+        elif policy.pipeline is None:
+            policy.tokenizer = read_tokenizer(
+                folder, fmt.name, stored_config=stored.config, tokenizer=tokenizer
+            )
+    policy.loaded_from = LoadedFrom.of_folder(folder, config, asset_id)
+    return policy.eval()
+
+
+def _fill(
+    policy_class: type[PolicyModule],
+    settings: Any,
+    stored: Stored,
+    fmt: Format,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    fill: bool,
+) -> PolicyModule:
+    policy = empty_policy(policy_class, settings)
+    plan = plan_load(fmt, stored, parameter_shapes(policy))
+    wanted = as_dtype(dtype) or main_dtype(plan.pieces)
+    if fill:
+        fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
+    else:
+        reserve_memory(policy, wanted)
+    policy.config.dtype = wanted
+    return policy if device is None else policy.to(device)  # type: ignore[arg-type]

@@ -1,0 +1,104 @@
+"""What a checkpoint holds, as a module: weights, config and pipelines, and nothing of what they compute.
+
+`vla.policies.base.Policy` stands on it; this room and `vla.adapters` know policies as no more than this.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from transformers import PreTrainedModel
+
+from vla.transforms.base import Pipeline
+from vla.transforms.named_pipelines import write_pipelines
+
+_SNAPSHOT = re.compile(r"/models--(.+?)--(.+)/snapshots/([0-9a-f]{40})$")
+
+
+@dataclass(frozen=True)
+class LoadedFrom:
+    """The checkpoint that a policy's weights came from.
+
+    Attributes:
+        name: Hub id, or absolute path of a folder.
+        revision: Commit on the hub; None for a folder.
+        config: Fields of the config that were given next to it.
+        asset_id: Whose statistics were taken.
+    """
+
+    name: str
+    revision: str | None
+    config: dict[str, Any]
+    asset_id: str | None = None
+
+    @classmethod
+    def of_folder(
+        cls, folder: Path, config: Mapping[str, Any] | None = None, asset_id: str | None = None
+    ) -> Self:
+        """Return the hub id and commit of a folder in the hub's cache, or the path of any other."""
+        folder = folder.resolve()
+        snapshot = _SNAPSHOT.search(folder.as_posix())
+        name, revision = (f"{snapshot[1]}/{snapshot[2]}", snapshot[3]) if snapshot else (str(folder), None)
+        return cls(name, revision, dict(config or {}), asset_id)
+
+
+class PublishedConfig(Protocol):
+    """What the other libraries' files say of a policy, as its config has it."""
+
+    model_type: str
+
+    @property
+    def cameras(self) -> Any:
+        """Names of the camera slots."""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side of an image."""
+
+    @property
+    def max_state_dim(self) -> int:
+        """Width to which states are padded."""
+
+    @property
+    def max_action_dim(self) -> int:
+        """Width to which actions are padded."""
+
+
+class PolicyModule(PreTrainedModel):
+    """A `transformers` model that carries its pipelines, and knows where its weights came from."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.pipeline: Pipeline | None = None
+        """Robot units to model space and back; None until it was fitted to a dataset."""
+        self.pipelines: dict[str, Pipeline] = {}
+        """Where it was trained on several robots at once: each one's, by name, and no `pipeline`."""
+        self.tokenizer: Any = None
+        """Where there is no pipeline: what the checkpoint's prompts were tokenised with, for fine-tuning."""
+        self.loaded_from: LoadedFrom | None = None
+        """Which checkpoint the weights came from; None where they are fresh."""
+        self.adapter: str | None = None
+        """Name of the active adapter; None is the base alone. See `vla.adapters.lora`."""
+        self.base_fingerprint: str | None = None
+        """Fingerprint of the base weights of the adapters, before they were quantised."""
+        self.quantized: str | None = None
+        """In how many bits the linear layers of the base are stored: "4bit", "8bit", or None for all of them.
+        See `vla.adapters.quantize`."""
+        self.trained_on: dict[str, str | None] = {}
+        """What `quantized` was where each adapter was trained, by name."""
+        self.adapter_pipelines: dict[str | None, tuple[Pipeline | None, dict[str, Pipeline]]] = {}
+        """Every adapter's `pipeline` and `pipelines`, and under None the base's."""
+
+    def save_description(self, folder: Path) -> None:
+        """Write everything but the weights into a folder that exists: config, pipelines, tokenizer."""
+        self.config.architectures = [type(self).__name__]
+        self.config.save_pretrained(folder)
+        self.save_pipelines(folder)
+
+    def save_pipelines(self, folder: Path) -> None:
+        """Write pipelines, statistics and tokenizer into a folder that exists."""
+        if self.pipeline is not None:
+            self.pipeline.save(folder)
+        write_pipelines(self.pipelines, folder)

@@ -1,0 +1,1 @@
+"""`vla info`: one file per kind of answer."""

@@ -1,0 +1,149 @@
+"""What `vla info CHECKPOINT` has found, as names and values for people."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class CheckpointInfo:
+    """What the headers and the small files of a checkpoint say.
+
+    Attributes:
+        policy: Its name here, or what the config calls it.
+        format: Name of the format; None where it is none that is known.
+        problem: Why it would not load; None where nothing speaks against it.
+        config: Of the policy; None where it would not load.
+        dimensions: By name, as far as they are known.
+        cameras: Camera slots.
+        tensors: Number of stored tensors.
+        parameters: Stored numbers, unused ones included.
+        parts: Numbers of the policy by part.
+        unused: Numbers that the policy does not have, by stored name.
+        dtypes: Numbers by dtype.
+        notes: What loading would say.
+        files: Files with weights.
+        bytes: Their size on disk.
+        pipeline: Names of the transforms; None where there are none.
+        pipeline_problem: Why there are none.
+        statistics: What was counted; None where there are none.
+        robots: Where it was trained on several robots: what each one's pipeline says, by name.
+        license: As its README says.
+    """
+
+    policy: str = "unknown"
+    format: str | None = None
+    problem: str | None = None
+    config: Any = None
+    dimensions: dict[str, Any] = field(default_factory=dict)
+    cameras: list[str] = field(default_factory=list)
+    tensors: int = 0
+    parameters: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0
+    pipeline: list[str] | None = None
+    pipeline_problem: str | None = None
+    statistics: dict[str, Any] | None = None
+    robots: dict[str, dict[str, Any]] = field(default_factory=dict)
+    license: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the config object."""
+        return {name: value for name, value in vars(self).items() if name != "config"}
+
+
+def in_words(found: CheckpointInfo) -> dict[str, str]:
+    """Return names and values for people."""
+    rows = {"format": found.format or "unknown", "policy": found.policy}
+    if found.problem is not None:
+        rows["does not load"] = found.problem
+    sizes = dict(found.dimensions)
+    stacks = {name: sizes.pop(name, None) for name in ("vision", "language_model", "expert")}
+    if found.config is not None:
+        rows |= _stacks(sizes, stacks)
+    rows |= {name.replace("_", " "): str(value) for name, value in sizes.items()}
+    if found.cameras:
+        rows["cameras"] = ", ".join(found.cameras)
+    if found.tensors:
+        rows["parameters"] = f"{found.parameters:,} in {found.tensors} tensors"
+    rows |= {f"  {part}": f"{count:,}" for part, count in found.parts.items()}
+    if found.unused:
+        rows["  unused"] = f"{sum(found.unused.values()):,} ({', '.join(found.unused)})"
+    rows["weights"] = _weights(found)
+    rows |= {f"note {at}": note for at, note in enumerate(found.notes, 1)}
+    rows |= _conventions(found)
+    rows["licence"] = found.license or "not stated in its README"
+    return rows
+
+
+def _stacks(sizes: dict[str, Any], stacks: Mapping[str, Any]) -> dict[str, str]:
+    depth, heads, width = (sizes.pop(name) for name in ("depth", "heads", "head_width"))
+    shared = sizes.pop("key_value_heads")
+    vision = stacks["vision"]
+    rows = {
+        "vision": f"{vision['num_hidden_layers']} layers of {vision['hidden_size']}, "
+        f"patches of {vision['patch_size']} pixels"
+    }
+    for name in ("language_model", "expert"):
+        stack = stacks[name]
+        rows[name.replace("_", " ")] = f"{depth} layers of {stack['width']}, MLP {stack['mlp_width']}"
+    return rows | {"attention": f"{heads} heads of {width}, {shared} of keys and values"}
+
+
+def _weights(found: CheckpointInfo) -> str:
+    if not found.tensors:
+        return "none"
+    total = sum(found.dtypes.values())
+    kinds = [
+        name if len(found.dtypes) == 1 else f"{name} ({count / total:.1%})"
+        for name, count in found.dtypes.items()
+    ]
+    return f"{', '.join(kinds)}; {found.bytes / 1e6:,.1f} MB in {found.files} file(s)"
+
+
+def _conventions(found: CheckpointInfo) -> dict[str, str]:
+    if found.robots:
+        rows = {"robots": f"{len(found.robots)}, each with its own pipeline: {', '.join(found.robots)}"}
+        for name, robot in found.robots.items():
+            rows |= {f"{name}: {what}": value for what, value in _robot(robot).items()}
+        return rows
+    if found.pipeline is not None:
+        rows = {"pipeline": " -> ".join(found.pipeline)}
+    elif found.pipeline_problem is not None:
+        rows = {"pipeline": f"cannot be read: {found.pipeline_problem}"}
+    else:
+        rows = {"pipeline": "none: loads as a model, not as a robot policy"}
+    return rows | _statistics(found.statistics)
+
+
+def _robot(robot: Mapping[str, Any]) -> dict[str, str]:
+    """Say what one of several robots' pipelines is."""
+    cameras, modes = robot["cameras"], robot["normalization"]
+    rows = {
+        "dimensions": f"state {robot['state_dim']}, actions {robot['action_dim']}",
+        "cameras": "called as in its dataset"
+        if cameras is None
+        else ", ".join(f"{s} ({k})" for s, k in cameras.items()),
+        "pipeline": " -> ".join(robot["pipeline"]),
+        "normalised by": "nothing" if not modes else ", ".join(f"{f}: {mode}" for f, mode in modes.items()),
+    }
+    return rows | _statistics(robot["statistics"])
+
+
+def _statistics(statistics: Mapping[str, Any] | None) -> dict[str, str]:
+    if statistics is None:
+        return {"statistics": "none"}
+    features = [
+        f"{name}: {values['width']} dimensions"
+        + (f" from {values['count']:,} values" if values["count"] else "")
+        for name, values in statistics["features"].items()
+    ]
+    return {
+        "statistics": ", ".join(features),
+        "counted": statistics["convention"] or "not recorded",
+        "from dataset": statistics["source"] or "not recorded",
+    }

@@ -1,0 +1,1 @@
+"""LeRobot's dataset formats v2.1 and v3.0."""

@@ -1,0 +1,72 @@
+"""Where an episode lives: the answer that both storage versions give to the reader."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vla.data.lerobot.schema import DatasetInfo
+from vla.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """One episode's part of a video file.
+
+    Attributes:
+        path: Relative to the dataset's root.
+        start: Time of the episode's first frame in the file, in seconds.
+    """
+
+    path: str
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One demonstration.
+
+    Attributes:
+        index: `episode_index`, unique in the dataset.
+        length: Number of frames.
+        tasks: The instructions that occur in it.
+        data_path: Parquet file that holds its rows, relative to the dataset's root.
+        videos: Span by camera key; cameras stored as pictures in parquet have none.
+    """
+
+    index: int
+    length: int
+    tasks: tuple[str, ...]
+    data_path: str
+    videos: Mapping[str, VideoSpan] = field(default_factory=dict)
+
+
+def check_totals(info: DatasetInfo, episodes: Sequence[Episode], source: Path) -> None:
+    """Raise `DatasetError` unless the list of episodes agrees with info.json and with itself."""
+    frames = sum(episode.length for episode in episodes)
+    if len(episodes) != info.total_episodes or frames != info.total_frames:
+        raise DatasetError(
+            f"meta/info.json promises {info.total_episodes} episodes and {info.total_frames} frames, but "
+            f"{source} lists {len(episodes)} episodes and {frames} frames: the dataset is incomplete, or "
+            "its metadata is stale."
+        )
+    seen: set[int] = set()
+    for episode in episodes:
+        if episode.index in seen:
+            raise DatasetError(f"{source} lists episode {episode.index} twice.")
+        if episode.length <= 0:
+            raise DatasetError(f"{source} says that episode {episode.index} has {episode.length} frames.")
+        seen.add(episode.index)
+
+
+def fill_template(template: str, source: str, **values: int | str) -> str:
+    """Format a path template of info.json.
+
+    Raises:
+        DatasetError: The template asks for a field that this version does not have.
+    """
+    try:
+        return template.format(**values)
+    except (KeyError, IndexError, ValueError) as error:
+        raise DatasetError(
+            f"meta/info.json: {source} '{template}' cannot be filled from {sorted(values)}: {error}."
+        ) from error

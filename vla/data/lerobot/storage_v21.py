@@ -1,0 +1,69 @@
+"""v2.1 on disk: one parquet file and one video per camera for every episode; metadata in JSON lines."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, fill_template
+from vla.data.lerobot.schema import DatasetInfo
+from vla.errors import DatasetError
+
+TASKS_PATH = "meta/tasks.jsonl"
+EPISODES_PATH = "meta/episodes.jsonl"
+
+
+def read_tasks(root: Path) -> dict[int, str]:
+    """Read instruction by task index from meta/tasks.jsonl; raises `DatasetError` on a bad line."""
+    tasks = {}
+    for where, line in _lines(root / TASKS_PATH):
+        try:
+            tasks[int(line["task_index"])] = str(line["task"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"{where} is not a task: {line}.") from error
+    return tasks
+
+
+def read_episodes(root: Path, info: DatasetInfo) -> list[Episode]:
+    """Read meta/episodes.jsonl, sorted by episode index.
+
+    Raises:
+        DatasetError: The file is missing, has a bad line, or disagrees with info.json.
+    """
+    cameras = [key for key in info.cameras if info.features[key].dtype == "video"]
+    episodes = []
+    for where, line in _lines(root / EPISODES_PATH):
+        try:
+            index, length = int(line["episode_index"]), int(line["length"])
+            tasks = tuple(str(task) for task in line.get("tasks", ()))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(f"{where} is not an episode: {line}.") from error
+        place: dict[str, Any] = {"episode_chunk": index // info.chunks_size, "episode_index": index}
+        videos = {
+            key: VideoSpan(fill_template(info.video_path or "", "video_path", video_key=key, **place))
+            for key in cameras
+        }
+        data_path = fill_template(info.data_path, "data_path", **place)
+        episodes.append(Episode(index, length, tasks, data_path, videos))
+    check_totals(info, episodes, root / EPISODES_PATH)
+    return sorted(episodes, key=lambda episode: episode.index)
+
+
+def metadata_files(root: Path) -> list[Path]:
+    """Files that say what the dataset holds, besides info.json."""
+    return [root / TASKS_PATH, root / EPISODES_PATH]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing: a v2.1 dataset needs it.") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not text: {error}.") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DatasetError(f"{path}, line {number} is not JSON: {error}.") from error

@@ -1,0 +1,1 @@
+"""Samples into batches, in an order that can be resumed."""

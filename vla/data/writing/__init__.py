@@ -1,0 +1,1 @@
+"""Recording a dataset in LeRobot v3.0."""

@@ -1,0 +1,359 @@
+"""Record episodes as a LeRobot v3.0 dataset: parquet rows, mp4 video, metadata.
+
+The dataset is built in a temporary folder beside its destination and renamed when it is complete, so
+that no half-written dataset is ever found under the name that was asked for.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla.data.lerobot.layout_v30 import (
+    ACTION_KEY,
+    CHUNKS_SIZE,
+    DATA_PATH,
+    DEFAULT_COLUMNS,
+    EPISODES_PATH,
+    SCALARS,
+    STATE_KEY,
+    VIDEO_PATH,
+    make_features,
+    make_info,
+    tasks_table,
+)
+from vla.data.writing.encoder import Codec, VideoEncoder, check_video_format
+from vla.data.writing.episode_stats import PixelHistogram, summarize
+from vla.errors import ConfigError, DatasetError, ShapeError
+
+_log = logging.getLogger(__name__)
+
+
+class LeRobotWriter:
+    """Writes a v3.0 dataset that LeRobot's own reader accepts.
+
+    Frames of the episode being recorded are held in memory until `save_episode`, so that an episode can
+    be thrown away. As a context manager it finalises on a clean exit and leaves nothing behind after an
+    error.
+
+    Args:
+        folder: Destination; must not exist yet.
+        fps: Frames per second, whole.
+        cameras: Dataset key to frame size (height, width), `{"observation.images.top": (224, 224)}`.
+        state_names: A name per state dimension.
+        action_names: A name per action dimension.
+        robot_type: Written to info.json.
+        extra_features: Further columns with one value a frame, name to `"float32"`, `"int64"`, `"bool"` or
+            `"string"`: `{"response": "string"}`.
+        codec: `"h264"` or `"av1"`.
+        data_file_mb: A parquet file that has reached this size is followed by a new one.
+        video_file_mb: The same for video files.
+
+    Raises:
+        DatasetError: The folder exists already.
+        ConfigError: An unknown dtype, an unknown codec, an odd frame size, or a name used twice.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        fps: int,
+        *,
+        cameras: Mapping[str, tuple[int, int]],
+        state_names: Sequence[str],
+        action_names: Sequence[str],
+        robot_type: str = "unknown",
+        extra_features: Mapping[str, str] | None = None,
+        codec: Codec = "h264",
+        data_file_mb: float = 100,
+        video_file_mb: float = 200,
+    ) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists():
+            raise DatasetError(f"{self.folder} exists already: give another folder, or remove it first.")
+        self.fps = fps
+        self.robot_type = robot_type
+        self.cameras = dict(cameras)
+        self.codec: Codec = codec
+        self._extra = dict(extra_features or {})
+        self._names = {STATE_KEY: list(state_names), ACTION_KEY: list(action_names)}
+        self._check_columns()
+        self._limits_mb = (data_file_mb, video_file_mb)
+        self._schema = self._make_schema()
+        self._tasks: dict[str, int] = {}
+        self._episode_rows: list[dict[str, Any]] = []
+        self._num_frames = 0
+        self._frames: list[dict[str, Any]] = []
+        self._pixels = {key: PixelHistogram() for key in self.cameras}
+        self._data: tuple[Path, pq.ParquetWriter, int] | None = None
+        self._videos: dict[str, tuple[VideoEncoder, int]] = {}
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(
+            tempfile.mkdtemp(prefix=f".{self.folder.name}.", suffix=".partial", dir=self.folder.parent)
+        )
+        self._open = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finalize()
+        else:
+            self.abort()
+
+    def add_frame(self, frame: Mapping[str, Any]) -> None:
+        """Add one frame to the episode being recorded.
+
+        Args:
+            frame: Every camera key (uint8 `[h, w, 3]`), `observation.state` `[d]`, `action` `[m]` and every
+                extra feature.
+
+        Raises:
+            DatasetError: A key is missing or unknown, or a value is not finite.
+            ShapeError: A value has another shape or dtype than declared.
+        """
+        expected = {*self.cameras, *self._names, *self._extra}
+        if set(frame) != expected:
+            missing, unknown = sorted(expected - set(frame)), sorted(set(frame) - expected)
+            raise DatasetError(f"A frame must hold {sorted(expected)}; missing {missing}, unknown {unknown}.")
+        row: dict[str, Any] = {key: frame[key] for key in self._extra}
+        for key, (height, width) in self.cameras.items():
+            pixels = np.asarray(frame[key])
+            if pixels.dtype != np.uint8 or pixels.shape != (height, width, 3):
+                raise ShapeError(
+                    f"{key} must be uint8 [{height}, {width}, 3], got {pixels.dtype} {list(pixels.shape)}."
+                )
+            row[key] = pixels.copy()  # environments may draw the next frame into the same buffer
+        for key, names in self._names.items():
+            values = np.array(frame[key], dtype=np.float32)
+            if values.shape != (len(names),):
+                raise ShapeError(f"{key} must have shape [{len(names)}], got {list(values.shape)}.")
+            if not np.isfinite(values).all():
+                where = f"episode {len(self._episode_rows)}, frame {len(self._frames)}"
+                raise DatasetError(f"{key} of {where} is not finite: {values.tolist()}.")
+            row[key] = values
+        self._frames.append(row)
+
+    def discard_episode(self) -> None:
+        """Forget the frames added since the last `save_episode`."""
+        self._frames = []
+
+    def save_episode(self, task: str) -> int:
+        """Write the recorded frames as one episode and return its index.
+
+        Args:
+            task: The instruction given to the robot.
+
+        Raises:
+            DatasetError: No frame was added, or the disk refused the data (nothing is left behind then).
+        """
+        if not self._frames:
+            raise DatasetError("The episode holds no frames: add_frame comes before save_episode.")
+        index = len(self._episode_rows)
+        try:
+            self._episode_rows.append(self._write_episode(index, task))
+        except (OSError, av.FFmpegError) as error:
+            self.abort()
+            raise DatasetError(f"Episode {index} could not be written to {self.folder}: {error}.") from error
+        self._num_frames += len(self._frames)
+        self._frames = []
+        return index
+
+    def finalize(self) -> None:
+        """Complete the files and move the dataset to its destination. Idempotent.
+
+        Raises:
+            DatasetError: No episode was saved, frames were added but not saved, the destination came into
+                being meanwhile, or the disk refused the data. Nothing is left behind then.
+        """
+        if not self._open:
+            return
+        try:
+            if not self._episode_rows:
+                raise DatasetError(f"No episode was saved, so {self.folder} is not written.")
+            if self._frames:
+                raise DatasetError(f"{len(self._frames)} frames were added after the last save_episode.")
+            self._close_files()
+            self._write_metadata()
+            if self.folder.exists():
+                raise DatasetError(f"{self.folder} came into being while the dataset was recorded.")
+            self._temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for the owner alone
+            os.replace(self._temporary, self.folder)
+        except (OSError, av.FFmpegError) as error:
+            self.abort()
+            raise DatasetError(f"{self.folder} could not be written: {error}.") from error
+        except DatasetError:
+            self.abort()
+            raise
+        self._open = False
+        _log.info(
+            "Wrote %d episodes, %d frames to %s", len(self._episode_rows), self._num_frames, self.folder
+        )
+
+    def abort(self) -> None:
+        """Remove everything written so far. Idempotent; does nothing after `finalize`."""
+        if not self._open:
+            return
+        self._open = False
+        self._frames = []
+        try:
+            self._close_files()
+        except (OSError, av.FFmpegError, ValueError) as error:
+            _log.debug("While throwing away %s: %s", self._temporary, error)
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _check_columns(self) -> None:
+        unknown = {name: dtype for name, dtype in self._extra.items() if dtype not in SCALARS}
+        if unknown:
+            raise ConfigError(f"extra_features must be one of {sorted(SCALARS)}, got {unknown}.")
+        names = [*self.cameras, *self._names, *self._extra, *DEFAULT_COLUMNS]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"These feature names are used twice: {twice}.")
+        for size in self.cameras.values() or [(2, 2)]:  # without cameras the rate is still checked
+            check_video_format(self.codec, self.fps, *size)
+
+    def _make_schema(self) -> pa.Schema:
+        fields = [(key, pa.list_(pa.float32(), len(names))) for key, names in self._names.items()]
+        scalars = {**DEFAULT_COLUMNS, **self._extra}
+        return pa.schema(fields + [(key, SCALARS[dtype]) for key, dtype in scalars.items()])
+
+    def _write_episode(self, index: int, task: str) -> dict[str, Any]:
+        length, frames = len(self._frames), self._frames
+        task_index = self._tasks.setdefault(task, len(self._tasks))
+        columns: dict[str, Any] = {key: np.stack([f[key] for f in frames]) for key in self._names}
+        columns |= {key: np.array([f[key] for f in frames]) for key in self._extra}
+        columns |= {
+            "timestamp": (np.arange(length) / self.fps).astype(np.float32),
+            "frame_index": np.arange(length),
+            "episode_index": np.full(length, index),
+            "index": self._num_frames + np.arange(length),
+            "task_index": np.full(length, task_index),
+        }
+        chunk, file = self._write_rows(columns)
+        row: dict[str, Any] = {
+            "episode_index": index,
+            "tasks": [task],
+            "length": length,
+            "data/chunk_index": chunk,
+            "data/file_index": file,
+            "dataset_from_index": self._num_frames,
+            "dataset_to_index": self._num_frames + length,
+        }
+        stats = {}
+        for key in self.cameras:
+            pixels = [f[key] for f in frames]
+            row |= self._write_video(key, pixels)
+            histogram = PixelHistogram()
+            histogram.add_episode(pixels)
+            self._pixels[key].merge(histogram)
+            stats[key] = histogram.summary()
+        stats |= {key: summarize(column) for key, column in columns.items() if column.dtype.kind != "U"}
+        row |= {f"stats/{key}/{name}": v for key, summary in stats.items() for name, v in summary.items()}
+        return {**row, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+
+    def _write_rows(self, columns: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        if self._data is not None and self._data[0].stat().st_size >= self._limits_mb[0] * 2**20:
+            self._data[1].close()
+            self._data = self._open_rows(self._data[2] + 1)
+        elif self._data is None:
+            self._data = self._open_rows(0)
+        arrays = []
+        for field in self._schema:
+            values = columns[field.name]
+            if values.ndim == 2:
+                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]))
+            else:
+                arrays.append(pa.array(values, type=field.type))
+        # One row group per episode: a reader of few episodes then skips the others' bytes.
+        self._data[1].write_table(pa.table(arrays, schema=self._schema))
+        return divmod(self._data[2], CHUNKS_SIZE)
+
+    def _open_rows(self, number: int) -> tuple[Path, pq.ParquetWriter, int]:
+        chunk, file = divmod(number, CHUNKS_SIZE)
+        path = self._temporary / DATA_PATH.format(chunk_index=chunk, file_index=file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path, pq.ParquetWriter(path, self._schema), number
+
+    def _write_video(self, key: str, pixels: Sequence[np.ndarray]) -> dict[str, Any]:
+        number = 0
+        if key in self._videos:
+            encoder, number = self._videos[key]
+            if encoder.num_bytes >= self._limits_mb[1] * 2**20:
+                encoder.close()
+                del self._videos[key]
+                number += 1
+        chunk, file = divmod(number, CHUNKS_SIZE)
+        if key not in self._videos:
+            path = VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
+            encoder = VideoEncoder(self._temporary / path, self.fps, *self.cameras[key], codec=self.codec)
+            self._videos[key] = encoder, number
+        encoder = self._videos[key][0]
+        start = encoder.num_frames
+        encoder.append(pixels)
+        return {
+            f"videos/{key}/chunk_index": chunk,
+            f"videos/{key}/file_index": file,
+            f"videos/{key}/from_timestamp": start / self.fps,
+            f"videos/{key}/to_timestamp": encoder.num_frames / self.fps,
+        }
+
+    def _close_files(self) -> None:
+        if self._data is not None:
+            self._data[1].close()
+            self._data = None
+        for key in list(self._videos):
+            self._videos.pop(key)[0].close()
+
+    def _write_metadata(self) -> None:
+        meta = self._temporary / "meta"
+        episodes = self._temporary / EPISODES_PATH.format(chunk_index=0, file_index=0)
+        episodes.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(self._episode_rows), episodes)
+        pq.write_table(tasks_table(self._tasks), meta / "tasks.parquet")
+        features = make_features(self.cameras, self._names, self._extra, self.fps, self.codec)
+        info = make_info(
+            features,
+            fps=self.fps,
+            robot_type=self.robot_type,
+            totals=(len(self._episode_rows), self._num_frames, len(self._tasks)),
+            limits_mb=self._limits_mb,
+        )
+        (meta / "info.json").write_text(json.dumps(info, indent=4) + "\n")
+        (meta / "stats.json").write_text(json.dumps(self._stats(), indent=4) + "\n")
+
+    def _stats(self) -> dict[str, Any]:
+        """Statistics over every frame, read back column by column, so that quantiles are exact."""
+        files = sorted((self._temporary / "data").glob("*/*.parquet"))
+        stats = {key: histogram.summary() for key, histogram in self._pixels.items()}
+        for field in self._schema:
+            if field.type == pa.string():
+                continue
+            parts = defaultdict(list)
+            for file in files:
+                column = pq.read_table(file, columns=[field.name])[field.name].combine_chunks()
+                flat = column.flatten() if field.name in self._names else column
+                parts[field.name].append(flat.to_numpy(zero_copy_only=False))
+            values = np.concatenate(parts[field.name])
+            stats[field.name] = summarize(values.reshape(self._num_frames, -1))
+        return stats
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

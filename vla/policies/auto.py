@@ -1,0 +1,56 @@
+"""Open any known checkpoint: the bare network, or a policy that speaks robot units."""
+
+from pathlib import Path
+from typing import Any
+
+from vla.policies.base import Policy
+from vla.policies.robot import RobotPolicy, choose_pipeline
+from vla.transforms.named_pipelines import check_choice, pipeline_names
+from vla.transforms.robots import apply_robot, load_robot
+from vla.weights.source import local_folder
+
+_WHERE = ("revision", "token", "cache_dir", "local_files_only")
+
+
+class AutoPolicy:
+    """Opens any known checkpoint as the policy that its content says it is."""
+
+    from_pretrained = staticmethod(Policy.from_pretrained)
+    """See `vla.policies.base.Policy.from_pretrained`."""
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    robot: str | Path | None = None,
+    pipeline: str | None = None,
+    **options: Any,
+) -> RobotPolicy:
+    """Load weights and pipeline: robot units in, robot units out.
+
+    Args:
+        name_or_path: Folder, hub id, or short name from `vla info known`.
+        robot: Description of the robot (`recipes/robots/<robot>.yaml`), for checkpoints that record neither
+            cameras nor conventions, such as openpi's. It also chooses among the statistics of several robots.
+        pipeline: Which robot of a checkpoint that was trained on a mixture: the name of its pipeline.
+        **options: As of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, ...
+
+    Raises:
+        WeightsError: As `AutoPolicy.from_pretrained`.
+        StatisticsError: The checkpoint has no statistics, so its actions could not be denormalised.
+        ConfigError: The robot's description does not fit, or `pipeline` names none of the checkpoint's.
+    """
+    described = None if robot is None else load_robot(robot)
+    folder = local_folder(name_or_path, **{key: options[key] for key in _WHERE if key in options})
+    options.pop("revision", None)  # of the folder, not of an adapter's base, which the rest may help to reach
+    check_choice(pipeline_names(folder), pipeline)  # before minutes are spent on loading
+    if (
+        described is not None
+        and described.asset_id is not None
+        and (folder / "assets" / described.asset_id).is_dir()
+    ):
+        options.setdefault("asset_id", described.asset_id)
+    policy = choose_pipeline(AutoPolicy.from_pretrained(folder, **options), pipeline)
+    if described is not None and policy.pipeline is not None:
+        policy.pipeline = apply_robot(policy.pipeline, described)
+    return RobotPolicy(policy)

@@ -1,0 +1,236 @@
+"""Sizes and choices that the policies of pi-0's family share: a prefix read once, a flow in its suffix."""
+
+from typing import Any, ClassVar, Literal, Self, get_args
+
+from huggingface_hub.dataclasses import strict
+from transformers import PretrainedConfig
+
+from vla.errors import ConfigError
+from vla.nn.gemma import GemmaConfig
+from vla.nn.vision import num_image_tokens
+from vla.objectives.solvers import SOLVERS
+from vla.policies.flow.time import Numerics
+
+_SO400M = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+}
+_GEMMA_2B = {"width": 2048, "mlp_width": 16384}
+_GEMMA_300M = {"width": 1024, "mlp_width": 4096}
+_SHARED = {"depth": 18, "num_heads": 8, "num_kv_heads": 1, "head_width": 256}
+
+
+@strict
+class FlowConfig(PretrainedConfig):
+    """Everything that decides such a policy's function; full size by default (PaliGemma and a 300M expert).
+
+    Args:
+        vision: Sizes of the SigLIP tower, by `SiglipVisionConfig`'s names.
+        vlm: `width` and `mlp_width` of the language model that reads the prefix.
+        expert: `width` and `mlp_width` of the action expert.
+        depth: Layers of either stack.
+        num_heads: Query heads of either stack.
+        num_kv_heads: Key/value heads of either stack.
+        head_width: Width of a head in either stack.
+        vocab_size: Rows of the token table.
+        cameras: Names of the camera slots, in the order in which the model meets them.
+        wrist_cameras: Those of them that move with the gripper; they are not cropped or rotated in training.
+        max_prompt_length: Text tokens at most, response included.
+        max_state_dim: Width to which states are zero-padded.
+        max_action_dim: Width to which actions are zero-padded.
+        action_horizon: Steps of a chunk.
+        num_inference_steps: Solver steps of `sample_actions`.
+        solver: "euler", "midpoint" or "heun".
+        tau_alpha: First parameter of tau's Beta law; the second is 1.
+        tau_scale: Largest tau drawn in training.
+        min_period: Shortest period of the time embedding.
+        max_period: Longest period of the time embedding.
+        action_objective: "flow" is pi-0. "regression" trains the same network with a plain mean-squared
+            error: at tau = 0 without noise the velocity to be learned is the chunk itself. A baseline.
+        action_loss_weight: Factor of the flow-matching loss.
+        text_loss_weight: Factor of the cross-entropy on response tokens; 0 leaves text untrained.
+        draws_per_observation: Noise draws that share one prefix in training.
+        loss_includes_padding: Count padded action dimensions and steps past the episode's end, as the
+            published weights were trained.
+        actions_see_response: Whether state and actions attend to the response text. If so, acting means
+            generating it first; if not, it is an auxiliary target and costs nothing when acting.
+        max_response_length: Tokens that acting generates at most where actions see the response.
+        numerics: Whose rounding of time to follow, where implementations of the same mathematics part in the
+            fourth decimal of a phase: "openpi" (the JAX original), "transformers" (its PI0) or "float64"
+            (the PyTorch ports of openpi and LeRobot).
+        eos_token_id: Token that ends a response.
+        pad_token_id: Token that follows it in a batch.
+        insulate_backbone: Stop gradients of the action loss at the prefix's keys and values.
+    """
+
+    PRESETS: ClassVar[tuple[str, ...]] = ("tiny", "middle")
+
+    vision: dict[str, int] | None = None
+    vlm: dict[str, int] | None = None
+    expert: dict[str, int] | None = None
+    depth: int = _SHARED["depth"]
+    num_heads: int = _SHARED["num_heads"]
+    num_kv_heads: int = _SHARED["num_kv_heads"]
+    head_width: int = _SHARED["head_width"]
+    vocab_size: int = 257_152
+    cameras: tuple[str, ...] | list[str] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+    wrist_cameras: tuple[str, ...] | list[str] | None = None
+    max_prompt_length: int = 48
+    max_state_dim: int = 32
+    max_action_dim: int = 32
+    action_horizon: int = 50
+    num_inference_steps: int = 10
+    solver: str = "euler"
+    tau_alpha: float = 1.5
+    tau_scale: float = 0.999
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    action_objective: Literal["flow", "regression"] = "flow"
+    action_loss_weight: float = 1.0
+    text_loss_weight: float = 1.0
+    draws_per_observation: int = 1
+    loss_includes_padding: bool = False
+    actions_see_response: bool = False
+    max_response_length: int = 16
+    insulate_backbone: bool = False
+    numerics: Numerics = "openpi"
+    eos_token_id: int = 1
+    pad_token_id: int = 0
+    tie_word_embeddings: bool = False  # the table is one parameter, so there is nothing to tie
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.vision = {**_SO400M, **(self.vision or {})}
+        self.vlm = {**_GEMMA_2B, **(self.vlm or {})}
+        self.expert = {**_GEMMA_300M, **(self.expert or {})}
+        self.cameras = tuple(self.cameras)
+        if self.wrist_cameras is None:
+            self.wrist_cameras = tuple(name for name in self.cameras if "wrist" in name)
+        self.wrist_cameras = tuple(self.wrist_cameras)
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        at_least_one = (
+            "depth", "num_heads", "num_kv_heads", "head_width", "vocab_size", "max_prompt_length",
+            "max_state_dim", "max_action_dim", "action_horizon", "num_inference_steps",
+            "draws_per_observation", "max_response_length",
+        )  # fmt: skip
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})."
+            )
+        if self.head_width % 2:
+            raise ConfigError(f"head_width must be even for rotary positions, got {self.head_width}.")
+        if self.expert_gemma.width % 2:
+            raise ConfigError(
+                f"expert width must be even for the time embedding, got {self.expert_gemma.width}."
+            )
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise ConfigError(f"cameras must be distinct names, at least one, got {list(self.cameras)}.")
+        if unknown := set(self.wrist_cameras or ()) - set(self.cameras):
+            raise ConfigError(
+                f"wrist_cameras {sorted(unknown)} are not among the cameras {list(self.cameras)}."
+            )
+        if self.solver not in SOLVERS:
+            raise ConfigError(f"solver must be one of {sorted(SOLVERS)}, got '{self.solver}'.")
+        if self.action_objective not in ("flow", "regression"):
+            raise ConfigError(
+                f"action_objective must be 'flow' or 'regression', got '{self.action_objective}'."
+            )
+        if not 0 < self.tau_scale <= 1 or self.tau_alpha <= 0:
+            raise ConfigError(
+                f"tau_scale must lie in (0, 1] and tau_alpha above 0: {self.tau_scale}, {self.tau_alpha}."
+            )
+        if self.numerics not in get_args(Numerics):
+            raise ConfigError(f"numerics must be one of {get_args(Numerics)}, got '{self.numerics}'.")
+        if self.action_objective == "regression" and self.draws_per_observation > 1:
+            raise ConfigError(
+                "draws_per_observation must be 1 with action_objective 'regression': it draws no noise."
+            )
+
+    @classmethod
+    def tiny(cls, **overrides: Any) -> Self:
+        """Return a config of a few thousand parameters with every part present, for tests."""
+        sizes: dict[str, Any] = {
+            "vision": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "vlm": {"width": 32, "mlp_width": 64},
+            "expert": {"width": 16, "mlp_width": 32},
+            "depth": 2,
+            "num_heads": 4,
+            "head_width": 8,
+            "vocab_size": 512,
+            "max_prompt_length": 16,
+            "max_state_dim": 8,
+            "max_action_dim": 8,
+            "action_horizon": 6,
+        }
+        return cls(**{**sizes, **overrides})
+
+    @classmethod
+    def middle(cls, **overrides: Any) -> Self:
+        """Return a config of 44 million parameters on pictures of full size, for measurements on a CPU."""
+        sizes: dict[str, Any] = {
+            "vision": {
+                "hidden_size": 384,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 6,
+                "num_attention_heads": 6,
+            },
+            "vlm": {"width": 512, "mlp_width": 2048},
+            "expert": {"width": 256, "mlp_width": 1024},
+            "depth": 6,
+            "head_width": 64,
+            "vocab_size": 8192,
+        }
+        return cls(**{**sizes, **overrides})
+
+    def _gemma(self, sizes: dict[str, int]) -> GemmaConfig:
+        return GemmaConfig(
+            depth=self.depth,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_width=self.head_width,
+            **sizes,
+        )
+
+    @property
+    def vlm_gemma(self) -> GemmaConfig:
+        """Sizes of the stack that reads the prefix."""
+        assert self.vlm is not None
+        return self._gemma(self.vlm)
+
+    @property
+    def expert_gemma(self) -> GemmaConfig:
+        """Sizes of the action expert's stack."""
+        assert self.expert is not None
+        return self._gemma(self.expert)
+
+    @property
+    def siglip(self) -> dict[str, int]:
+        """Sizes of the vision tower."""
+        assert self.vision is not None
+        return self.vision
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side of the square pictures that the vision tower takes."""
+        return self.siglip["image_size"]
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Tokens that one camera contributes to the prefix."""
+        return num_image_tokens(self.siglip["image_size"], self.siglip["patch_size"])

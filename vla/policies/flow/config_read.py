@@ -1,0 +1,297 @@
+"""`config.json` of pi-0's family in every published format, read and completed from the tensors.
+
+Most formats record few dimensions and none records all, so the tensors have the last word: what a config
+says must agree with them. What neither says is our default, or stands in the config of ours that files
+written by this project carry beside their tensors (`vla_config`).
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from huggingface_hub.errors import StrictDataclassError
+
+from vla.errors import ConfigError, WeightsError, did_you_mean
+from vla.policies.flow.config import FlowConfig
+from vla.policies.flow.formats import NUMERICS
+from vla.policies.flow.sizes import Side, most_common, read_sizes
+from vla.weights.formats import VLA_CONFIG, Format, Names, Stored
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=FlowConfig)
+
+SIGLIP_HEADS = 16
+"""Heads of every published SigLIP So400m, which is what no format but `transformers`' records."""
+
+_SIZES_IN_TRANSFORMERS = {
+    "vision.hidden_size": "vlm_config.vision_config.hidden_size",
+    "vision.intermediate_size": "vlm_config.vision_config.intermediate_size",
+    "vision.num_hidden_layers": "vlm_config.vision_config.num_hidden_layers",
+    "vision.num_attention_heads": "vlm_config.vision_config.num_attention_heads",
+    "vision.image_size": "vlm_config.vision_config.image_size",
+    "vision.patch_size": "vlm_config.vision_config.patch_size",
+    "vlm.width": "vlm_config.text_config.hidden_size",
+    "vlm.mlp_width": "vlm_config.text_config.intermediate_size",
+    "depth": "vlm_config.text_config.num_hidden_layers",
+    "num_heads": "vlm_config.text_config.num_attention_heads",
+    "num_kv_heads": "vlm_config.text_config.num_key_value_heads",
+    "head_width": "vlm_config.text_config.head_dim",
+    "vocab_size": "vlm_config.text_config.vocab_size",
+    "expert.width": "dit_config.hidden_size",
+    "expert.mlp_width": "dit_config.intermediate_size",
+}
+_FLOW_IN_TRANSFORMERS = {
+    "max_state_dim": "max_state_dim",
+    "max_action_dim": "max_action_dim",
+    "action_horizon": "chunk_size",
+    "num_inference_steps": "num_inference_steps",
+    "tau_alpha": "time_sampling_beta_alpha",
+    "tau_scale": "time_sampling_scale",
+    "min_period": "min_period",
+    "max_period": "max_period",
+}
+RECORDED: dict[str, dict[str, str]] = {
+    "transformers": {**_SIZES_IN_TRANSFORMERS, **_FLOW_IN_TRANSFORMERS},
+    "lerobot": {
+        **_SIZES_IN_TRANSFORMERS,
+        **_FLOW_IN_TRANSFORMERS,
+        "max_prompt_length": "tokenizer_max_length",
+    },
+    "openpi": {
+        "max_action_dim": "action_dim",
+        "action_horizon": "action_horizon",
+        "max_prompt_length": "max_token_len",
+        "discrete_state": "discrete_state_input",
+    },
+    "openpi-jax": {},
+    "paligemma": {
+        name: path.removeprefix("vlm_config.")
+        for name, path in _SIZES_IN_TRANSFORMERS.items()
+        if path.startswith("vlm_config.") and name != "vocab_size"
+    },
+}
+"""Our field -> where a format's `config.json` has it. Dots lead into nested objects on either side."""
+
+JAX_HEADS = {
+    "num_heads": tuple(Side(f"PaliGemma.llm.layers.attn.q_einsum{end}.w", 1) for end in ("", "_1")),
+    "head_width": tuple(Side(f"PaliGemma.llm.layers.attn.q_einsum{end}.w", 3) for end in ("", "_1")),
+    "num_kv_heads": tuple(Side(f"PaliGemma.llm.layers.attn.kv_einsum{end}.w", 2) for end in ("", "_1")),
+    "vision.num_attention_heads": tuple(
+        Side(f"PaliGemma.img.Transformer.encoderblock.MultiHeadDotProductAttention_0.{name}.kernel", 2)
+        for name in ("query", "key", "value")
+    ),
+}
+"""Axes of openpi's arrays that show the heads, which matrices do not."""
+
+_NO_FIELDS = ("query_width", "key_width", "expert.depth")
+"""Dimensions of tensors that are no fields of a config."""
+
+PALIGEMMA_ROWS = {257_216: 257_152}
+"""Rows of a published token table -> rows that the policies use: an image token and padding are left out."""
+
+
+def read_flow_config(
+    config_class: type[Config], stored: Stored, format: Format, overrides: dict[str, Any] | None = None
+) -> Config:
+    """Return the config of a stored policy.
+
+    Args:
+        config_class: The policy's config.
+        stored: The opened folder.
+        format: Its format.
+        overrides: Fields of the config that are to be otherwise, or that the format does not record
+            (`action_horizon`, `num_kv_heads`).
+
+    Raises:
+        WeightsError: The config says what the tensors contradict, or the heads cannot be told.
+        ConfigError: An override is unknown, is refused by the config, or contradicts the tensors.
+    """
+    asked = _flat_overrides(config_class, overrides or {})
+    names = format.read_names(stored.reader.infos)
+    shown = {**read_sizes(names.shapes), **_heads_of_arrays(stored, names)}
+    file = _recorded(stored, format)
+    _refuse_contradiction(asked, shown, "You asked for", format, ConfigError)
+    _refuse_contradiction(file, shown, f"{stored.folder / 'config.json'} says", format, WeightsError)
+
+    fields: dict[str, Any] = {"numerics": NUMERICS[format.name]} if format.name in NUMERICS else {}
+    if format.name == "openpi" and "max_action_dim" in file:
+        fields["max_state_dim"] = file["max_action_dim"]  # openpi pads both to one width
+    carried = _carried(stored, shown)
+    fields |= {name: size for name, size in shown.items() if name not in _NO_FIELDS}
+    fields |= {**carried, **file, **asked}
+    if "cameras" in asked and "wrist_cameras" not in asked:
+        fields.pop("wrist_cameras", None)  # those of other cameras; the config tells the new ones by name
+    if format.crops_rows and "vocab_size" not in {**carried, **file, **asked} and "vocab_size" in fields:
+        fields["vocab_size"] = PALIGEMMA_ROWS.get(fields["vocab_size"], fields["vocab_size"])
+    fields |= _heads(stored, shown, fields)
+    return make_config(config_class, fields, stored)
+
+
+def _flat_overrides(config_class: type[FlowConfig], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    known = set(config_class().to_dict())
+    for name in overrides:
+        if name not in known:
+            raise ConfigError(f"{config_class.__name__} has no field '{name}'.{did_you_mean(name, known)}")
+    return flatten(overrides)
+
+
+def _heads_of_arrays(stored: Stored, names: Names) -> dict[str, int]:
+    """Return the heads that the shapes of a JAX tree show; nothing for other files."""
+    kinds = {names.canonical[name]: [info.shape] for name, info in stored.reader.infos.items()}
+    found = {name: most_common(kinds, sides) for name, sides in JAX_HEADS.items()}
+    return {name: size for name, size in found.items() if size is not None}
+
+
+def _recorded(stored: Stored, format: Format) -> dict[str, Any]:
+    """Return the fields that `config.json` records, by our names."""
+    if format.name == "vla":
+        return flatten(stored.config)
+    fields = {}
+    for ours, theirs in RECORDED[format.name].items():
+        value: Any = stored.config
+        for key in theirs.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            fields[ours] = value
+    if format.name == "lerobot":
+        fields |= _recorded_by_lerobot(stored)
+    if format.name in ("lerobot", "transformers"):
+        _say_what_is_ignored(stored)
+    return fields
+
+
+def _recorded_by_lerobot(stored: Stored) -> dict[str, Any]:
+    """Return what LeRobot's config says in a form of its own: the cameras; the pictures' size is checked."""
+    features = stored.config.get("input_features") or {}
+    cameras = [
+        name.removeprefix("observation.images.")
+        for name, feature in features.items()
+        if isinstance(feature, Mapping) and feature.get("type") == "VISUAL"
+    ]
+    empty = [f"empty_camera_{index}" for index in range(stored.config.get("empty_cameras") or 0)]
+    cameras += [name for name in empty if name not in cameras]
+    fields: dict[str, Any] = {"cameras": tuple(cameras)} if cameras else {}
+    if "num_steps" in stored.config:  # the name in early files
+        fields["num_inference_steps"] = stored.config["num_steps"]
+    resolution = stored.config.get("image_resolution")
+    if resolution and resolution[0] == resolution[1]:
+        fields["vision.image_size"] = resolution[0]
+    elif resolution:
+        raise WeightsError(
+            f"{stored.folder / 'config.json'} says image_resolution {resolution}, but the vision tower takes "
+            "square pictures."
+        )
+    return fields
+
+
+def _say_what_is_ignored(stored: Stored) -> None:
+    """Warn of a law of training times that our configs cannot express; nothing else depends on it."""
+    scale = stored.config.get("time_sampling_scale", 0.999)
+    offset = stored.config.get("time_sampling_offset", 1 - scale)
+    if stored.config.get("time_sampling_beta_beta", 1.0) != 1.0 or abs(offset - (1 - scale)) > 1e-9:
+        logger.warning(
+            "%s: times were drawn from another law than Beta(alpha, 1) up to tau_scale; training goes on "
+            "with ours.",
+            stored.folder / "config.json",
+        )
+
+
+def _refuse_contradiction(
+    said: Mapping[str, Any],
+    shown: Mapping[str, int],
+    who: str,
+    format: Format,
+    error: type[WeightsError] | type[ConfigError],
+) -> None:
+    for name, size in shown.items():
+        if name not in said or said[name] == size:
+            continue
+        if name == "vocab_size" and format.crops_rows and said[name] < size:
+            continue  # rows beyond the recorded vocabulary are left out
+        theirs = RECORDED.get(format.name, {}).get(name, name) if error is WeightsError else name
+        raise error(f"{who} {theirs} is {said[name]}, but the tensors have {size}.")
+
+
+def _carried(stored: Stored, shown: Mapping[str, int]) -> dict[str, Any]:
+    """Return our config from the tensors' metadata, where the tensors still agree with it."""
+    text = stored.reader.metadata.get(VLA_CONFIG)
+    if text is None:
+        return {}
+    try:
+        carried = flatten(json.loads(text))
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise WeightsError(
+            f"{VLA_CONFIG} in the metadata of {stored.folder} is no config: {error}."
+        ) from error
+    odd = [name for name, size in shown.items() if name in carried and carried[name] != size]
+    if odd:
+        logger.info(
+            "%s: the config that it carries has another %s than its tensors, so it is not used.",
+            stored.folder,
+            odd[0],
+        )
+        return {}
+    return carried
+
+
+def _heads(stored: Stored, shown: Mapping[str, int], known: Mapping[str, Any]) -> dict[str, int]:
+    """Return heads and their width: what is known of them, else by the rule of all published models.
+
+    That rule: one key/value head in either stack, 16 heads in the vision tower.
+    """
+    heads: dict[str, int] = {}
+    if "query_width" in shown and "key_width" in shown:
+        queries, keys = shown["query_width"], shown["key_width"]
+        key_heads = known.get("num_kv_heads", 1)
+        width = known.get("head_width", keys // key_heads)
+        number = known.get("num_heads", queries // width if width else 0)
+        if key_heads * width != keys or number * width != queries:
+            raise WeightsError(
+                f"The projections in {stored.folder} make {queries} query and {keys} key channels, which "
+                f"{number} heads and {key_heads} key/value heads of {width} channels do not fill. "
+                "Where the file does not record its heads, give num_kv_heads and num_heads."
+            )
+        heads |= {"num_heads": number, "num_kv_heads": key_heads, "head_width": width}
+    if "vision.hidden_size" in shown:
+        number = known.get("vision.num_attention_heads", SIGLIP_HEADS)
+        if shown["vision.hidden_size"] % number:
+            raise WeightsError(
+                f"The vision tower in {stored.folder} is {shown['vision.hidden_size']} wide, which {number} "
+                "heads do not divide. Where the file does not record its heads, give "
+                "vision={'num_attention_heads': ...}."
+            )
+        heads["vision.num_attention_heads"] = number
+    return heads
+
+
+def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `{"vlm.width": 64}` for `{"vlm": {"width": 64}}`; only the three objects of sizes are opened."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if name in ("vision", "vlm", "expert") and isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": size for inner, size in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def make_config(config_class: type[Config], flat: Mapping[str, Any], stored: Stored) -> Config:
+    """Build a config from flat fields.
+
+    Raises:
+        ConfigError: A field has a value that the config refuses.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        outer, _, inner = name.partition(".")
+        if inner:
+            nested.setdefault(outer, {})[inner] = value
+        else:
+            nested[outer] = value
+    try:
+        return config_class.from_dict(nested)
+    except (ConfigError, StrictDataclassError) as error:
+        detail = " ".join(str(error.__cause__ or error).split())
+        raise ConfigError(f"The config of {stored.folder} is refused: {detail}") from error

@@ -1,0 +1,409 @@
+"""What pi-0's family shares as policies: the Transfusion loss, sampling of chunks, generation of text.
+
+A subclass names its config and makes `self.model`, which offers
+
+    encode_prefix(pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=...)
+    append_state(state, cache)              the state's keys and values join the cache, where it has a token
+    velocity(x, tau, cache)                 one chunk at one time
+    velocity_of_draws(state, x, tau, cache) several noise draws over one prefix
+    logits(hidden), continue_text(token, cache, valid)
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from vla.errors import ConfigError, ShapeError
+from vla.nn.attention import KeyValueCache
+from vla.nn.embeddings import TiedEmbedding
+from vla.nn.norms import Modulation, RMSNorm
+from vla.nn.prefix import Prefix
+from vla.objectives.flow import flow_loss, sample_noise, sample_tau, straight_path
+from vla.objectives.solvers import SOLVERS, Solver, Velocity
+from vla.policies.base import Policy
+from vla.policies.flow.checks import check_inputs, check_observation
+from vla.policies.flow.config import FlowConfig
+from vla.policies.flow.flops import TrainingFlops
+from vla.policies.flow.initialise import from_paligemma
+from vla.policies.flow.output import FlowOutput
+from vla.policies.flow.parts import part_of
+from vla.policies.flow.text import generate, text_loss
+from vla.policies.flow.time import sampling_times
+from vla.types import check_shape
+
+logger = logging.getLogger(__name__)
+
+
+class FlowPolicy(Policy):
+    """A policy whose chunk flows from noise behind a prefix that is read once."""
+
+    config: FlowConfig
+    model: Any
+    part_of = staticmethod(part_of)
+    _remarked_on_horizon = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise one module as the original does: LeCun-normal maps, small embeddings, plain norms."""
+        if isinstance(module, Modulation):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.lecun_normal_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            init.zeros_(module.weight)
+        elif isinstance(module, TiedEmbedding):
+            init.normal_(module.weight, std=0.01)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token table, which reads the logits out as well."""
+        return self.model.language_model.embed_tokens
+
+    def training_flops(self, draws: int | None = None) -> TrainingFlops:
+        """Return what counts the floating-point operations of training, batch by batch.
+
+        Args:
+            draws: Noise draws of each observation; the config's where not given.
+        """
+        flows = self.config.action_objective != "regression"
+        return TrainingFlops(self, (draws or self.config.draws_per_observation) if flows else 1)
+
+    @classmethod
+    def from_paligemma(
+        cls, name_or_path: str | Path, config: Mapping[str, Any] | None = None, **options: Any
+    ) -> Self:
+        """Return a policy whose vision-language model is a PaliGemma's and whose expert is fresh.
+
+        Args:
+            name_or_path: Folder or hub id, `google/paligemma-3b-pt-224` for one.
+            config: Fields of the config that the PaliGemma does not decide.
+            **options: See `vla.policies.flow.initialise.from_paligemma`: dtype, device, revision, token.
+        """
+        return from_paligemma(cls, name_or_path, dict(config or {}), **options)
+
+    from_backbone = from_paligemma
+
+    # -- training -------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        actions: torch.Tensor | None = None,
+        action_is_pad: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        tau: torch.Tensor | None = None,
+        *,
+        action_dim_is_pad: torch.Tensor | None = None,
+        prefix_keys_values: torch.Tensor | None = None,
+        prefix_mask: torch.Tensor | None = None,
+        draws_per_observation: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> FlowOutput:
+        """Compute the Transfusion loss of a batch.
+
+        The observation is its pictures and text, or the prefix that an earlier pass made of them.
+
+        Args:
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1]; or the vision tower's features of it
+                (`model.look`), `[b, v, p, vision width]`, where the tower is frozen and they were kept.
+            pixel_mask: bool `[b, v]`, True where the camera exists.
+            input_ids: long `[b, l]`, right-padded text: prompt, then response.
+            attention_mask: `[b, l]`, non-zero where the text is real.
+            state: `[b, m]`, normalised, zero-padded; may be None where the prompt holds it.
+            actions: `[b, a, m]`, normalised, zero-padded.
+            action_is_pad: bool `[b, a]`, True past the episode's end.
+            token_type_ids: `[b, l]`, 0 prompt (bidirectional), 1 response (causal).
+            labels: long `[b, l]`, the token itself where it is to be predicted from what precedes it,
+                -100 elsewhere. None leaves text untrained, and the pass is cheaper.
+            noise: `[b, a, m]` (or `[b, n, a, m]`); drawn where not given.
+            tau: `[b]` (or `[b, n]`) in [0, 1]; drawn from the config's law where not given. In float64, a
+                published t given as 1 - t arrives unrounded.
+            action_dim_is_pad: bool `[b, m]`, True for dimensions that the robot does not have.
+            prefix_keys_values: `[b, s, layers, 2, k, e]`, and
+            prefix_mask: bool `[b, s]`, right-padded, in place of pictures and text, where the whole
+                vision-language model is frozen and its prefix was kept (`KeyValueCache.pack`).
+            draws_per_observation: `n`; the config's where not given.
+            generator: Source of noise and tau, on the policy's device.
+
+        Raises:
+            ShapeError: A tensor is missing or does not have its documented shape.
+        """
+        config = self.config
+        train_text = labels is not None and config.text_loss_weight > 0
+        seen, kept = (pixel_values, pixel_mask, input_ids, attention_mask), (prefix_keys_values, prefix_mask)
+        batch = check_inputs(config, seen, kept, state if self._reads_state else None, train_text)
+        if actions is None:
+            raise ShapeError("The loss is that of actions [b, a, m], which must be given.")
+        check_shape(actions, "b a m", "actions", b=batch, m=config.max_action_dim)
+        self._remark_on_horizon(actions)
+        noise, tau = self._noise_and_tau(actions, noise, tau, draws_per_observation, generator)
+
+        if prefix_keys_values is not None and prefix_mask is not None:
+            prefix = Prefix(KeyValueCache.unpack(prefix_keys_values, prefix_mask.bool()), None)
+        else:
+            prefix = self.model.encode_prefix(*seen, token_type_ids, with_hidden=train_text)
+        cache = prefix.cache.detach() if config.insulate_backbone else prefix.cache
+        point = straight_path(actions[:, None].expand_as(noise).float(), noise, tau)
+        velocity = self.model.velocity_of_draws(state, point.x, tau, cache)
+        counts = self._counts(actions, action_is_pad, action_dim_is_pad)
+        action_loss = flow_loss(velocity, point.velocity, counts)
+        loss = config.action_loss_weight * action_loss
+        cross_entropy = logits = text_accuracy = None
+        if train_text:
+            assert labels is not None
+            cross_entropy, text_accuracy, logits = text_loss(
+                self.model, prefix, labels, all_logits=not self.training
+            )
+            loss = loss + config.text_loss_weight * cross_entropy
+        one = velocity.shape[1] == 1
+        return FlowOutput(
+            loss=loss,
+            action_loss=action_loss,
+            text_loss=cross_entropy,
+            velocity=velocity[:, 0] if one else velocity,
+            logits=logits,
+            text_accuracy=text_accuracy,
+            target=point.velocity[:, 0] if one else point.velocity,
+            tau=tau[:, 0] if one else tau,
+            counts=counts if counts is None or not one else counts[:, 0],
+        )
+
+    def _noise_and_tau(
+        self,
+        actions: torch.Tensor,
+        noise: torch.Tensor | None,
+        tau: torch.Tensor | None,
+        draws: int | None,
+        generator: torch.Generator | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return noise `[b, n, a, m]` and tau `[b, n]`, as given or drawn."""
+        config, device = self.config, actions.device
+        batch, horizon, width = actions.shape
+        if noise is not None and noise.ndim == 4:
+            draws = noise.shape[1]
+        draws = draws or config.draws_per_observation
+        if config.action_objective == "regression":
+            # Without noise and at tau = 0 the path starts at zero and its velocity is the chunk itself.
+            noise, tau = actions.new_zeros(batch, 1, horizon, width), actions.new_zeros(batch, 1)
+            return noise.float(), tau
+        if noise is None:
+            noise = sample_noise((batch, draws, horizon, width), generator=generator, device=device)
+        if tau is None:
+            law = (config.tau_alpha, config.tau_scale)
+            tau = sample_tau((batch, draws), *law, generator=generator, device=device, stratified=True)
+        noise = noise[:, None] if noise.ndim == 3 else noise
+        tau = tau[:, None] if tau.ndim == 1 else tau
+        check_shape(noise, "b n a m", "noise", b=batch, n=draws, a=horizon, m=width)
+        check_shape(tau, "b n", "tau", b=batch, n=draws)
+        return noise.float(), tau
+
+    def _counts(
+        self,
+        actions: torch.Tensor,
+        action_is_pad: torch.Tensor | None,
+        action_dim_is_pad: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Return which entries of the chunk count in the loss, bool `[b, 1, a, m]`; None: all of them."""
+        if self.config.loss_includes_padding or (action_is_pad is None and action_dim_is_pad is None):
+            return None
+        counts = torch.ones_like(actions, dtype=torch.bool)
+        if action_is_pad is not None:
+            check_shape(action_is_pad, "b a", "action_is_pad", b=actions.shape[0], a=actions.shape[1])
+            counts = counts & ~action_is_pad.bool()[:, :, None]
+        if action_dim_is_pad is not None:
+            check_shape(action_dim_is_pad, "b m", "action_dim_is_pad", b=actions.shape[0], m=actions.shape[2])
+            counts = counts & ~action_dim_is_pad.bool()[:, None, :]
+        return counts[:, None]
+
+    # -- acting ---------------------------------------------------------------------------------------
+
+    def encode_prefix(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        state: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> KeyValueCache:
+        """Run the observation once; every `velocity` call on it reads the result.
+
+        Where actions see the response (`actions_see_response`) and the text holds none, it is generated
+        greedily first.
+
+        Args:
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
+            pixel_mask: bool `[b, v]`.
+            input_ids: long `[b, l]`, right-padded.
+            attention_mask: `[b, l]`.
+            state: `[b, m]`, normalised, zero-padded; may be None where the prompt holds it.
+            token_type_ids: `[b, l]`, 1 for a response that is given.
+        """
+        self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask, state)
+        given = token_type_ids is not None and bool((token_type_ids == 1).any())
+        say_first = self.config.actions_see_response and not given
+        prefix = self.model.encode_prefix(
+            pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=say_first
+        )
+        cache = prefix.cache
+        if say_first:
+            _, cache = generate(
+                self.model, self.config, prefix, attention_mask, self.config.max_response_length
+            )
+        return self.model.append_state(state, cache)
+
+    def velocity(self, x: torch.Tensor, tau: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        """Return the velocity of the flow, float32 `[b, a, m]`; tau = 0 is noise, 1 is data.
+
+        Args:
+            x: Noisy chunk `[b, a, m]`.
+            tau: Time `[b]`, in [0, 1].
+            cache: From `encode_prefix`; `cache.repeat(n)` serves `n` chunks of each observation.
+        """
+        batch = cache.next_position_b.shape[0]
+        check_shape(x, "b a m", "x", b=batch, m=self.config.max_action_dim)
+        check_shape(tau, "b", "tau", b=batch)
+        return self.model.velocity(x, tau, cache)
+
+    @torch.no_grad()
+    def sample_actions(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        state: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        num_steps: int | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        token_type_ids: torch.Tensor | None = None,
+        action_dim_is_pad: torch.Tensor | None = None,
+        solver: Solver | None = None,
+    ) -> torch.Tensor:
+        """Draw one chunk per observation, in model space.
+
+        Args:
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
+            pixel_mask: bool `[b, v]`.
+            input_ids: long `[b, l]`, right-padded.
+            attention_mask: `[b, l]`.
+            state: `[b, m]`, normalised, zero-padded; may be None where the prompt holds it.
+            noise: `[b, a, m]`, where the flow starts; drawn where not given.
+            num_steps: Solver steps; the config's `num_inference_steps` (10) where not given.
+            generator: Source of the noise, on the policy's device.
+            token_type_ids: `[b, l]`, 1 for a response that is given.
+            action_dim_is_pad: bool `[b, m]` or `[m]`. Dimensions that the robot does not have follow
+                their known path to zero, as they did in training, instead of an untrained prediction.
+            solver: Any function of `objectives.solvers`' form; the config's where not given.
+
+        Returns:
+            float32 `[b, a, m]`.
+        """
+        cache = self.encode_prefix(pixel_values, pixel_mask, input_ids, attention_mask, state, token_type_ids)
+        config = self.config
+        horizon = config.action_horizon if noise is None else noise.shape[-2]
+        shape, device = (input_ids.shape[0], horizon, config.max_action_dim), input_ids.device
+        if config.action_objective == "regression":
+            noise, num_steps = torch.zeros(shape, device=device), 1
+        if noise is None:
+            noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+        check_shape(noise, "b a m", "noise", b=shape[0], m=shape[2])
+        self._remark_on_horizon(noise)
+        start = noise.float()
+        pad = None if action_dim_is_pad is None else action_dim_is_pad.bool()
+        if pad is not None:
+            pad = pad.expand(shape[0], -1)[:, None, :]
+
+        times = sampling_times(
+            config.num_inference_steps if num_steps is None else num_steps, config.numerics
+        )
+        field = self.velocity_field(cache, times)
+
+        def velocity(x: torch.Tensor, tau: float) -> torch.Tensor:
+            return field(x, tau) if pad is None else torch.where(pad, -start, field(x, tau))
+
+        solve: Solver = solver or SOLVERS[config.solver]
+        return solve(velocity, start, times)
+
+    def velocity_field(self, cache: KeyValueCache, times: Sequence[float]) -> Velocity:
+        """Return `velocity(x, tau)` over a cache; `times` are those at which a solver will stop.
+
+        A policy overrides this where something depends on the times alone and is better made beforehand.
+        """
+
+        def velocity(x: torch.Tensor, tau: float) -> torch.Tensor:
+            # float64, so that 1 - tau is rounded once: the time embedding multiplies it by up to 1571.
+            tau_b = torch.full(x.shape[:1], tau, dtype=torch.float64, device=x.device)
+            return self.model.velocity(x, tau_b, cache)
+
+        return velocity
+
+    @torch.no_grad()
+    def generate_text(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Continue the prompt.
+
+        Args:
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
+            pixel_mask: bool `[b, v]`.
+            input_ids: long `[b, l]`, the prompt, right-padded.
+            attention_mask: `[b, l]`.
+            max_new_tokens: Tokens at most; the config's `max_response_length` where not given.
+            temperature: 0 takes the likeliest token; above, tokens are drawn from the softened law.
+            generator: Source of randomness, on the policy's device.
+
+        Returns:
+            long `[b, n]`: the response with its end token, then padding; `n` is at most `max_new_tokens`.
+        """
+        self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask)
+        if temperature < 0:
+            raise ConfigError(f"temperature must not be negative, got {temperature}.")
+        prefix = self.model.encode_prefix(
+            pixel_values, pixel_mask, input_ids, attention_mask, with_hidden=True
+        )
+        limit = self.config.max_response_length if max_new_tokens is None else max_new_tokens
+        return generate(self.model, self.config, prefix, attention_mask, limit, temperature, generator)[0]
+
+    # -- checks ---------------------------------------------------------------------------------------
+
+    def _check_observation(self, *tensors: torch.Tensor | None) -> None:
+        check_observation(self.config, *(tensors if self._reads_state else tensors[:4]))
+
+    @property
+    def _reads_state(self) -> bool:
+        return "state" in self.model.rules.names
+
+    def _remark_on_horizon(self, chunk: torch.Tensor) -> None:
+        """Warn once of a chunk of another length than the config's: it works, but was not trained.
+
+        No weight depends on the length, and some published formats do not record it.
+        """
+        if chunk.shape[-2] != self.config.action_horizon and not self._remarked_on_horizon:
+            self._remarked_on_horizon = True
+            logger.warning(
+                "A chunk of %d steps was given, but action_horizon is %d.",
+                chunk.shape[-2],
+                self.config.action_horizon,
+            )

@@ -1,0 +1,82 @@
+"""Response text: what is learned of it, and how it is said, token by token, behind a cached prefix."""
+
+import torch
+import torch.nn.functional as F
+
+from vla.nn.attention import KeyValueCache
+from vla.nn.prefix import Prefix, PrefixModel
+from vla.policies.flow.config import FlowConfig
+
+
+def text_loss(
+    model: PrefixModel, prefix: Prefix, labels: torch.Tensor, all_logits: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return mean cross-entropy and accuracy per supervised token, and all text logits where asked for.
+
+    Args:
+        model: What reads hidden states out.
+        prefix: A pass over images and text, with its hidden states.
+        labels: long `[b, l]`, the token itself where it is to be predicted from what precedes it, -100
+            elsewhere.
+        all_logits: Whether to read out every position, float32 `[b, l, vocab]`, or the supervised ones alone.
+    """
+    assert prefix.text_hidden is not None
+    longest = prefix.text_hidden.shape[1]
+    targets = labels[:, 1:longest]
+    supervised = targets != -100
+    if all_logits:
+        logits = model.logits(prefix.text_hidden)
+        read_out = logits[:, :-1][supervised]
+        logits = F.pad(logits, (0, 0, 0, labels.shape[1] - longest))
+    else:
+        logits, read_out = None, model.logits(prefix.text_hidden[:, :-1][supervised])
+    total = F.cross_entropy(read_out, targets[supervised], reduction="sum")
+    number = supervised.sum().clamp(min=1)
+    correct = (read_out.detach().argmax(-1) == targets[supervised]).sum()
+    return total / number, correct / number, logits
+
+
+@torch.no_grad()
+def generate(
+    model: PrefixModel,
+    config: FlowConfig,
+    prefix: Prefix,
+    attention_mask: torch.Tensor,
+    limit: int,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, KeyValueCache]:
+    """Continue the prompt token by token.
+
+    Args:
+        model: What reads the prefix.
+        config: Names the end and padding tokens.
+        prefix: A pass over images and prompt, with its hidden states.
+        attention_mask: `[b, l]` of the prompt.
+        limit: Tokens at most.
+        temperature: 0 takes the likeliest token; above, tokens are drawn from the softened law.
+        generator: Source of randomness, on the model's device.
+
+    Returns:
+        The new tokens, long `[b, n]`, padded behind their end token, and the cache that holds them all.
+    """
+    assert prefix.text_hidden is not None
+    cache = prefix.cache
+    rows = torch.arange(attention_mask.shape[0], device=attention_mask.device)
+    hidden_bd = prefix.text_hidden[rows, attention_mask.sum(dim=1) - 1]
+    running_b = torch.ones_like(rows, dtype=torch.bool)
+    tokens: list[torch.Tensor] = []
+    while len(tokens) < limit and bool(running_b.any()):
+        logits_bl = model.logits(hidden_bd)
+        if temperature == 0:
+            token_b = logits_bl.argmax(dim=-1)
+        else:
+            law = torch.softmax(logits_bl / temperature, dim=-1)
+            token_b = torch.multinomial(law, 1, generator=generator)[:, 0]
+        token_b = torch.where(running_b, token_b, config.pad_token_id)
+        tokens.append(token_b)
+        longer = model.continue_text(token_b, cache, running_b)
+        assert longer.text_hidden is not None
+        cache, hidden_bd = longer.cache, longer.text_hidden[:, 0]
+        running_b = running_b & (token_b != config.eos_token_id)
+    return torch.stack(tokens, dim=1) if tokens else rows.new_zeros(len(rows), 0), cache

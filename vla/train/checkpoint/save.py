@@ -1,0 +1,159 @@
+"""Checkpoints that are either whole or not there.
+
+    checkpoints/
+      step-000100/           a policy folder (`vla.load` takes it) plus what training needs to go on:
+        training/              AdamW's moments; and, where the policy folder has averaged weights, those
+                               that training goes on with
+        training_state.pt      position in the data, running means, counts
+        recipe.yaml            the recipe that wrote it
+        versions.json          the packages that wrote it
+      last -> step-000100    always the newest
+
+A folder with a checkpoint's name is complete, whatever happened to the process or the machine: it was
+written under another name, flushed to the disk and renamed.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from vla.atomic import SaveError, atomic_folder
+from vla.errors import TrainingError
+from vla.train.error_files import is_lost_connection
+
+STATE_FILE = "training_state.pt"
+LAST = "last"
+_NAME = re.compile(r"step-(\d{6,})")
+_LEFTOVER = re.compile(r"\.(step-\d{6,}|last)\..*\.?tmp")
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the folder name of the checkpoint after `step` steps."""
+    return f"step-{step:06d}"
+
+
+def checkpoint_step(path: Path) -> int:
+    """Return the number of steps that a checkpoint's name states."""
+    match = _NAME.fullmatch(path.name)
+    assert match, path
+    return int(match[1])
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in `folder`, oldest first; none where it does not exist."""
+    if not folder.is_dir():
+        return []
+    found = [
+        path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / STATE_FILE).is_file()
+    ]
+    return sorted(found, key=checkpoint_step)
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    write_policy: Callable[[Path], object],
+    state: dict[str, Any],
+    texts: dict[str, str],
+) -> Path:
+    """Write the checkpoint of `step` into `folder`, whole or not at all, and point `last` at it.
+
+    Args:
+        folder: The run's `checkpoints/`; made where absent.
+        step: Optimiser steps done.
+        write_policy: Called with an empty folder, writes the policy into it (`policy.save_pretrained`).
+        state: What `load_training_state` gives back: tensors and plain values.
+        texts: Small files by name.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        TrainingError: The disk is full or cannot be written. Earlier checkpoints are untouched.
+    """
+    final = folder / checkpoint_name(step)
+    with write_errors(final):
+        with atomic_folder(final) as partial:
+            write_policy(partial)
+            write_rest(partial, state, texts)
+        point_last_at(final)
+    return final
+
+
+def write_rest(folder: Path, state: dict[str, Any], texts: dict[str, str]) -> None:
+    """Write what a checkpoint holds besides the policy into its folder; see `save_checkpoint`."""
+    with open(folder / STATE_FILE, "wb") as file:  # given a path, torch would hide the cause
+        torch.save(state, file)
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+
+
+@contextmanager
+def write_errors(final: Path) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint is written into a `TrainingError` that says so."""
+    try:
+        yield
+    # safetensors and torch report a failed write in their own ways, torch as a RuntimeError.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if is_lost_connection(error):
+            raise
+        cause = _write_error(error)
+        said = "the disk is full" if "No space left" in str(cause) else str(cause).rstrip(".")
+        said = said if isinstance(cause, SaveError) else f"{final} could not be written: {said}"
+        raise TrainingError(f"{said}. Earlier checkpoints are whole: make room, then resume.") from error
+
+
+def prune_checkpoints(folder: Path, keep_last: int | None) -> None:
+    """Remove all but the `keep_last` newest checkpoints; None keeps all."""
+    for path in list_checkpoints(folder)[: -keep_last if keep_last else 0]:
+        removed = folder / f".{path.name}.removed.tmp"
+        os.rename(path, removed)  # at once: half a checkpoint must not keep a checkpoint's name
+        shutil.rmtree(removed)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left behind while it wrote or pruned a checkpoint."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _LEFTOVER.fullmatch(path.name):
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path)
+
+
+def load_training_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the `state` that `save_checkpoint` was given.
+
+    Raises:
+        TrainingError: The file is missing or damaged.
+    """
+    path = checkpoint / STATE_FILE
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise TrainingError(
+            f"{path} cannot be read ({error}); remove {checkpoint} to resume from the one before it."
+        ) from error
+
+
+def _write_error(error: BaseException) -> BaseException:
+    """Return the system's own error behind what a library made of it, if there is one."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__context__
+    return behind or error
+
+
+def point_last_at(checkpoint: Path) -> None:
+    """Let `last` be the name of a checkpoint, in one step."""
+    link = checkpoint.parent / f".{LAST}.tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(checkpoint.name, target_is_directory=True)
+    os.replace(link, checkpoint.parent / LAST)

@@ -1,0 +1,1 @@
+"""How a run goes: metrics, trackers, diagnostics, and what it takes to repeat it."""

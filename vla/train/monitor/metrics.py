@@ -1,0 +1,184 @@
+"""What a run tells: running means, `metrics.jsonl`, TensorBoard, and the progress bar."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vla.atomic import atomic_write
+from vla.errors import TrainingError
+from vla.train.monitor.trackers import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+class RunningMeans:
+    """Means since the last report. Their sums are saved with a checkpoint, so a resumed run reports alike."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Count one step's values."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+
+    def take(self) -> dict[str, float]:
+        """Return the means and start anew."""
+        means = {name: total / self._count for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums so far."""
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from another object's sums."""
+        self._sums, self._count = dict(state["sums"]), state["count"]
+
+
+class DataWait:
+    """How much of the time was spent waiting for batches: a context manager around each wait."""
+
+    def __init__(self) -> None:
+        self._waited, self._since, self._entered = 0.0, time.perf_counter(), 0.0
+
+    def __enter__(self) -> Self:
+        self._entered = time.perf_counter()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._waited += time.perf_counter() - self._entered
+
+    def take(self) -> dict[str, float]:
+        """Return `data_wait_share`, in [0, 1], of the wall-clock since the last call, and start anew."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return {"data_wait_share": share}
+
+
+def read_metrics(path: Path | str) -> list[dict[str, float]]:
+    """Return the records of a `metrics.jsonl`, without a last line that a killed process left unfinished."""
+    text = Path(path).read_text() if Path(path).exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+class MetricsLog:
+    """Appends records to `metrics.jsonl` and, if wanted, to TensorBoard and other trackers.
+
+    Records after `start_step`, left by a process that was killed later than its last checkpoint, are dropped:
+    the resumed run writes them again.
+    """
+
+    def __init__(
+        self, path: Path, tensorboard: Path | None, start_step: int, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self._trackers = trackers
+        kept = [record for record in read_metrics(path) if record["step"] <= start_step]
+        atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._path = path
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        self._tensorboard = None
+        if tensorboard:
+            # Imported here: it takes a second, and not everybody wants it.
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(tensorboard), purge_step=start_step + 1, flush_secs=30)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of one step.
+
+        Raises:
+            TrainingError: The disk is full or cannot be written.
+        """
+        with self._write_errors():
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            if self._tensorboard:
+                for name, value in values.items():
+                    self._tensorboard.add_scalar(name, value, step)
+            for tracker in self._trackers:
+                tracker.write(step, values)
+
+    def close(self) -> None:
+        """Flush and close all of them.
+
+        Raises:
+            TrainingError: As `write`.
+        """
+        with self._write_errors():
+            self._file.close()
+            if self._tensorboard:
+                self._tensorboard.close()
+            for tracker in self._trackers:
+                tracker.close()
+
+    @contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(f"{self._path} or TensorBoard's files cannot be written: {error}.") from error
+
+
+class ProgressDisplay:
+    """A bar on a terminal; elsewhere a log line per report; nothing where `show` is False.
+
+    Args:
+        steps: Steps of the whole run.
+        done: Steps done before.
+        samples_per_step: Of all processes together.
+        show: Whether to show anything.
+    """
+
+    def __init__(self, steps: int, done: int, samples_per_step: int, show: bool) -> None:
+        console = Console(stderr=True)
+        self._lines = show and not console.is_terminal
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not show or self._lines,
+        )
+        self._task = self._bar.add_task("training", total=steps, completed=done, note="")
+        self._steps, self._samples_per_step = steps, samples_per_step
+        self._since, self._clock = done, time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int, loss: float) -> None:
+        """Move the bar to `step`."""
+        speed = self._samples_per_step / self._seconds_per_step(step)
+        self._bar.update(self._task, completed=step, note=f"loss {loss:.4f}, {speed:.0f} samples/s")
+
+    def report(self, step: int, means: dict[str, float]) -> dict[str, float]:
+        """Say the means since the last report where no bar shows them; return them with the speed."""
+        pace = self._seconds_per_step(step)
+        values = means | {"samples_per_second": self._samples_per_step / pace}
+        if self._lines:
+            left = timedelta(seconds=round(pace * (self._steps - step)))
+            said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            logger.info("step %d of %d: %s; %s left", step, self._steps, said, left)
+        self._since, self._clock = step, time.perf_counter()
+        return values
+
+    def _seconds_per_step(self, step: int) -> float:
+        return max(time.perf_counter() - self._clock, 1e-9) / max(step - self._since, 1)

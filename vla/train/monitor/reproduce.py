@@ -1,0 +1,127 @@
+"""`reproduce.json`: what it takes to do a run again, and what its weights can be traced back to.
+
+    {"starts": [{"step": 0, "time": ..., "command": [...], "recipe": {...}, "versions": {...},
+                 "git": {"commit": ..., "is_dirty": ...} or null, "datasets": {path: fingerprint},
+                 "revisions": {path: commit}, "engine": "ddp", "processes": 2, "device": ...}, ...]}
+
+The first start stays as it was written; each resumption adds its own behind it.
+"""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla.atomic import atomic_write
+from vla.errors import TrainingError
+from vla.train.recipe import Recipe
+
+PACKAGES = ("vla", "torch", "transformers", "accelerate", "numpy", "peft", "deepspeed", "bitsandbytes")
+"""Whose versions are written down, where they are installed."""
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+
+
+def record_start(
+    path: Path,
+    recipe: Recipe,
+    step: int,
+    datasets: Mapping[str, str],
+    engine: str,
+    processes: int,
+    revisions: Mapping[str, str] | None = None,
+) -> None:
+    """Add the start of a run, or of its resumption, to `reproduce.json`.
+
+    Args:
+        path: The file; made where it is absent.
+        recipe: Resolved: every default spelled out.
+        step: Optimiser steps done before.
+        datasets: Fingerprint of the frames that are trained on, by path.
+        engine: What distributes the training.
+        processes: Of all machines together.
+        revisions: Commits of those that are hub datasets, by path.
+
+    Raises:
+        TrainingError: The file holds something else.
+    """
+    starts = _read(path)
+    starts.append(
+        {
+            "step": step,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": list(sys.orig_argv),
+            "recipe": recipe.model_dump(mode="json"),
+            "versions": package_versions(),
+            "git": git_state(_PACKAGE),
+            "datasets": dict(datasets),
+            "revisions": dict(revisions or {}),
+            "engine": engine,
+            "processes": processes,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        }
+    )
+    atomic_write(path, json.dumps({"starts": starts}, indent=2) + "\n")
+
+
+def run_identity(path: Path) -> str:
+    """Return 16 hex digits that tell a run from all others and stay when it is resumed.
+
+    Args:
+        path: Its `reproduce.json`, which is there.
+    """
+    first = json.dumps([str(path.resolve()), _read(path)[0]], sort_keys=True)
+    return hashlib.sha256(first.encode()).hexdigest()[:16]
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that training depends on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found | {"torch": torch.__version__}  # which says for which CUDA it was built
+
+
+def git_state(package: Path) -> dict[str, Any] | None:
+    """Return the commit of the checkout that a package runs from, and whether files differ from it.
+
+    Args:
+        package: The package's folder. One that was installed from a wheel is in no checkout, even where its
+            environment lies in one: None.
+    """
+    commit = _git(package, "rev-parse", "HEAD")
+    if commit is None or _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return {"commit": commit, "is_dirty": bool(_git(package, "status", "--porcelain", "-uno"))}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git says; None where it says no, or is not there."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        starts = json.loads(path.read_text())["starts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{path} is damaged ({error}); move it away to go on without its record."
+        ) from error
+    return list(starts)
