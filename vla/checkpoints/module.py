@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from transformers import PreTrainedModel
 
@@ -44,26 +44,8 @@ class LoadedFrom:
         return cls(name, revision, dict(config or {}), asset_id)
 
 
-class PublishedConfig(Protocol):
-    """What the other libraries' files say of a policy, as its config has it."""
-
-    model_type: str
-
-    @property
-    def cameras(self) -> Any:
-        """Names of the camera slots."""
-
-    @property
-    def image_size(self) -> int:
-        """Pixels per side of an image."""
-
-    @property
-    def max_state_dim(self) -> int:
-        """Width to which states are padded."""
-
-    @property
-    def max_action_dim(self) -> int:
-        """Width to which actions are padded."""
+PolicyConfig = Any
+"""A policy's config. Other libraries' files say what it must have: cameras, padded widths, horizon, ..."""
 
 
 class PolicyModule(PreTrainedModel):

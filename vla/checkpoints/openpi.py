@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.atomic import atomic_write
-from vla.checkpoints.module import PublishedConfig
+from vla.checkpoints.module import PolicyConfig
 from vla.errors import StatisticsError, did_you_mean
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import OPENPI_RULE, Normalize
@@ -122,7 +122,7 @@ def without_padding(feature: FeatureStats, padded_width: int) -> FeatureStats:
 
 
 def read_openpi(
-    path: Path, config: PublishedConfig, make_pipeline: Callable[..., Pipeline], tokenizer: Any
+    path: Path, config: PolicyConfig, make_pipeline: Callable[..., Pipeline], tokenizer: Any
 ) -> Pipeline:
     """Return the pipeline that openpi's statistics make: its formulas, the standard slots, no delta.
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from vla.checkpoints.lerobot.read import lerobot_tokenizer_name, read_lerobot
 from vla.checkpoints.lerobot.write import write_lerobot
-from vla.checkpoints.module import PublishedConfig
+from vla.checkpoints.module import PolicyConfig
 from vla.checkpoints.openpi import (
     choose_asset,
     find_assets,
@@ -48,7 +48,7 @@ def read_pipeline(
     folder: Path,
     format_name: str,
     policy_name: str,
-    config: PublishedConfig,
+    config: PolicyConfig,
     *,
     stored_config: dict[str, Any],
     tokenizer: Any = None,
@@ -113,7 +113,7 @@ def write_pipeline(
     pipeline: Pipeline,
     folder: Path,
     format_name: str,
-    config: PublishedConfig,
+    config: PolicyConfig,
     *,
     asset_id: str | None = None,
 ) -> None:
@@ -159,7 +159,7 @@ def _own(folder: Path, tokenizer: Any) -> Pipeline | None:
 
 
 def _transformers(
-    folder: Path, config: PublishedConfig, make_pipeline: Callable[..., Pipeline], tokenizer: Any
+    folder: Path, config: PolicyConfig, make_pipeline: Callable[..., Pipeline], tokenizer: Any
 ) -> Pipeline | None:
     theirs, own = read_processor(folder), _own(folder, tokenizer)
     if own is not None:
@@ -173,7 +173,7 @@ def _transformers(
 
 def _openpi(
     folder: Path,
-    config: PublishedConfig,
+    config: PolicyConfig,
     make_pipeline: Callable[..., Pipeline],
     tokenizer: Any,
     asset_id: str | None,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.atomic import atomic_write
-from vla.checkpoints.module import PublishedConfig
+from vla.checkpoints.module import PolicyConfig
 from vla.errors import StatisticsError
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import TRANSFORMERS_RULE, Normalize
@@ -60,7 +60,7 @@ def read_processor(folder: Path) -> Statistics | None:
 
 
 def read_transformers(
-    statistics: Statistics, config: PublishedConfig, make_pipeline: Callable[..., Pipeline], tokenizer: Any
+    statistics: Statistics, config: PolicyConfig, make_pipeline: Callable[..., Pipeline], tokenizer: Any
 ) -> Pipeline:
     """Return the pipeline of a processor's statistics: z-scores, no delta, instructions as they are."""
     pipeline = make_pipeline(
@@ -97,7 +97,7 @@ def processor_features(normalize: Normalize) -> dict[str, FeatureStats] | None:
     }
 
 
-def write_transformers(pipeline: Pipeline, folder: Path, config: PublishedConfig) -> None:
+def write_transformers(pipeline: Pipeline, folder: Path, config: PolicyConfig) -> None:
     """Write `processor_config.json` into an existing folder.
 
     Args:

@@ -35,7 +35,7 @@ from vla.checkpoints.lerobot.steps import (
     Steps,
     read_steps,
 )
-from vla.checkpoints.module import PublishedConfig
+from vla.checkpoints.module import PolicyConfig
 from vla.errors import StatisticsError, WeightsError
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.cameras import RenameCameras
@@ -59,7 +59,7 @@ class _Processors:
 
 def read_lerobot(
     folder: Path,
-    config: PublishedConfig,
+    config: PolicyConfig,
     stored_config: Mapping[str, Any],
     make_pipeline: Callable[..., Pipeline],
     tokenizer: Any = None,
@@ -268,7 +268,7 @@ def _width(
     normalize: Normalize,
     processors: _Processors,
     stored_config: Mapping[str, Any],
-    config: PublishedConfig,
+    config: PolicyConfig,
 ) -> int:
     """Return the robot's width: that of the statistics, else that of the feature, else the model's."""
     if normalize.modes[name] != "identity":
@@ -313,7 +313,7 @@ def _prompt(steps: Steps, tokenizer: Any, folder: Path, verbatim: bool) -> Token
     return TokenizePrompt(found, length, response=False, verbatim=verbatim)
 
 
-def _renames(step: Step | None, config: PublishedConfig) -> list[Transform]:
+def _renames(step: Step | None, config: PolicyConfig) -> list[Transform]:
     """Return the renaming of cameras; that of the state has no meaning where it is always called the same."""
     slots = {}
     if step is None:

@@ -28,7 +28,7 @@ from vla.checkpoints.lerobot.steps import (
     TOKENIZE,
     UNNORMALIZE,
 )
-from vla.checkpoints.module import PublishedConfig
+from vla.checkpoints.module import PolicyConfig
 from vla.errors import ConfigError
 from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.base import Pipeline
@@ -47,7 +47,7 @@ _EXPRESSIBLE = (
 _ABSOLUTE_NAME = "absolute"
 
 
-def write_lerobot(pipeline: Pipeline, folder: Path, config: PublishedConfig) -> None:
+def write_lerobot(pipeline: Pipeline, folder: Path, config: PolicyConfig) -> None:
     """Write the processors, their tensors and, where they are not on the hub, the tokenizer's files.
 
     A `config.json` of LeRobot that lies in the folder is brought in line with them.
@@ -98,7 +98,7 @@ def config_fields(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def _refuse_inexpressible(pipeline: Pipeline, config: PublishedConfig) -> None:
+def _refuse_inexpressible(pipeline: Pipeline, config: PolicyConfig) -> None:
     for step in pipeline.transforms:
         if not isinstance(step, _EXPRESSIBLE):
             raise ConfigError(

@@ -39,7 +39,8 @@ def start_quantized(recipe: Recipe, checkpoint: Path | None) -> Policy:
         "quantize": wanted.adapter.quantize,
     }
     if checkpoint is not None:
-        return load_with_base(checkpoint, expected, adapter_dtype=torch.float32, **options)
+        policy: Any = load_with_base(checkpoint, expected, adapter_dtype=torch.float32, **options)
+        return policy
     return expected.from_pretrained(wanted.pretrained, config=wanted.config, **options)
 
 
