@@ -5,6 +5,8 @@ k key/value head, e head width, d model width, a action step, m action or state 
 n noise draw.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +18,52 @@ Sample = dict[str, Any]
 
 Batch = dict[str, torch.Tensor]
 """Keyword tensors of a policy's `forward`: `policy(**batch)`."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which frames around the present one a policy reads and predicts, in steps of the dataset.
+
+    Attributes:
+        horizon: Steps of a chunk, `a`.
+        state: Offsets of the states that are read, ascending, the last one 0: `(-1, 0)` is two frames.
+        images: The same of the images of every camera.
+        cameras: The same of single cameras where they differ, by camera slot.
+        action_start: Offset of a chunk's first step; -1 begins it one step before the present.
+        first_executable: Index in a chunk of the first step that is not past: `-action_start`, usually.
+    """
+
+    horizon: int
+    state: tuple[int, ...] = (0,)
+    images: tuple[int, ...] = (0,)
+    cameras: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    action_start: int = 0
+    first_executable: int = 0
+
+    def of_camera(self, slot: str) -> tuple[int, ...]:
+        """Return the offsets of one camera slot's images."""
+        return self.cameras.get(slot, self.images)
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the training data is like, as far as a policy's config depends on it.
+
+    Attributes:
+        cameras: Camera slots that any dataset fills.
+        wrist_cameras: Those of them that ride on the gripper; None where nothing says.
+        state_dim: Width of the widest state.
+        action_dim: Width of the widest action.
+        fps: Frames per second of the first dataset.
+        vocabulary: Tokens of the tokenizer; None without text.
+    """
+
+    cameras: tuple[str, ...]
+    wrist_cameras: tuple[str, ...] | None
+    state_dim: int
+    action_dim: int
+    fps: float
+    vocabulary: int | None = None
 
 
 def check_shape(x: torch.Tensor, layout: str, name: str, **sizes: int) -> None:

@@ -263,7 +263,7 @@ def test_wrong_names_and_choices_are_refused(policy):
     with pytest.raises(ConfigError, match="no adapter 'x', nor any other"):
         set_adapter(make_robot_policy(), "x")
     with pytest.raises(ConfigError, match="freeze must be one of"):
-        policy.frozen_parts("all")
+        policy.parts.frozen_prefixes("all")
 
 
 def test_an_adapter_of_unsaved_weights_is_not_saved(tmp_path):

@@ -75,7 +75,7 @@ def alone():
 def test_ddp_as_it_is_launched_holds_all_gradients_once(alone):
     [handler] = _options(None, TrainSection())["kwargs_handlers"]
     policy = make("pi0")
-    freeze(policy, policy.unreached_parts(False))
+    freeze(policy, policy.prefixes_without_gradient(False))
     tensors = count_tensors(policy.config)
     batch, load = make_batch(policy.config, 2, 3, 12), Load(2, 3, 12)
     with StepBytes() as count:

@@ -85,7 +85,7 @@ def test_the_peak_of_a_step_with_text(name, precision, checkpointing, vocabulary
 @pytest.mark.parametrize("checkpointing", EVERY)
 def test_the_peak_of_an_insulated_step(checkpointing):
     policy = make("pi0", insulate_backbone=True)
-    freeze(policy, policy.unreached_parts(False))
+    freeze(policy, policy.prefixes_without_gradient(False))
     if checkpointing != "none":
         policy.activation_checkpointing_enable(every_n_layers=EVERY[checkpointing])
     peak = step_peak(policy, make_batch(policy.config, 8, 3, 12))
@@ -98,7 +98,7 @@ def test_the_peak_of_an_insulated_step(checkpointing):
 @pytest.mark.parametrize("preset", ["tiny", "middle"])
 def test_the_peak_of_a_step_of_the_expert_alone(name, precision, preset):
     policy = make(name, preset, DTYPES[precision])
-    freeze(policy, policy.frozen_parts("vlm"))
+    freeze(policy, policy.parts.frozen_prefixes("vlm"))
     size = 1 if preset == "middle" else 8
     peak = step_peak(policy, make_batch(policy.config, size, 3, 12), precision.autocast)
     load = Load(size, 3, 12, fused_norms=False)

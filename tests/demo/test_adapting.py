@@ -51,7 +51,9 @@ def test_lora_trains_a_tenth_at_most_and_saves_no_more(demo_folder, adapted):
     sizes = {"q": (64, 128), "k": (64, 32), "v": (64, 32), "o": (128, 64), "gate": (64, 128), "up": (64, 128)}
     sizes["down"] = (128, 64)
     low_rank = 3 * 6 * sum(sum(size) for size in sizes.values())
-    whole = sum(p.numel() for n, p in base.named_parameters() if n.startswith(tuple(base.whole_modules())))
+    whole = sum(
+        p.numel() for n, p in base.named_parameters() if n.startswith(tuple(base.parts.modules_to_save))
+    )
     assert results.parameters == sum(p.numel() for p in base.parameters())
     assert results.ways[LORA].trained == low_rank + whole
     assert results.share(LORA) == results.ways[LORA].trained / results.parameters <= 0.10

@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,12 @@ from torch import nn
 
 from tests.train.conftest import numbers
 from vla.errors import ConfigError, MissingDependencyError
+from vla.policies.base import decay_groups
 from vla.train import train
 from vla.train.optim import (
     check_sharding,
     learning_rate_at,
     make_optimizer,
-    parameter_groups,
     set_learning_rate,
 )
 from vla.train.recipe import TrainSection
@@ -52,6 +53,12 @@ def test_learning_rate_stays_between_its_ends(step, warmup, steps):
         assert rate >= 1e-4 * (1 - 1e-12)
 
 
+def grouped(model: nn.Module) -> Any:
+    """Give a plain module a policy's default parameter groups."""
+    model.parameter_groups = lambda weight_decay: decay_groups(model, weight_decay)
+    return model
+
+
 class OwnEmbedding(nn.Module):
     def __init__(self):
         super().__init__()
@@ -72,7 +79,7 @@ class Toy(nn.Module):
 def test_only_matrices_and_kernels_decay():
     toy = Toy()
     names = {id(parameter): name for name, parameter in toy.named_parameters()}
-    decaying, rest = parameter_groups(toy, 0.1)
+    decaying, rest = decay_groups(toy, 0.1)
     assert {names[id(p)] for p in decaying["params"]} == {"patches.weight", "out.weight"}
     assert {names[id(p)] for p in rest["params"]} == {
         *("tokens.weight", "positions.weight", "patches.bias", "norm.weight", "norm.bias", "out.bias"),
@@ -82,7 +89,7 @@ def test_only_matrices_and_kernels_decay():
 
 def test_optimizer_follows_the_recipe():
     train = TrainSection(betas=(0.5, 0.6), eps=1e-3, weight_decay=0.2)
-    optimizer = make_optimizer(Toy(), train)
+    optimizer = make_optimizer(grouped(Toy()), train)
     set_learning_rate(optimizer, 0.125)
     for group, decay in zip(optimizer.param_groups, (0.2, 0.0), strict=True):
         assert (group["lr"], group["betas"], group["eps"]) == (0.125, (0.5, 0.6), 1e-3)
@@ -113,9 +120,9 @@ def test_8bit_adamw_keeps_its_moments_in_bytes_and_steps_alike():
     ours, theirs = nn.Linear(64, 64), nn.Linear(64, 64)
     ours.load_state_dict(start)
     theirs.load_state_dict(start)
-    eight = make_optimizer(ours, section, min_8bit_size=0)
+    eight = make_optimizer(grouped(ours), section, min_8bit_size=0)
     take_steps(eight, ours, 10)
-    take_steps(make_optimizer(theirs, section.model_copy(update={"optimizer": "adamw"})), theirs, 10)
+    take_steps(make_optimizer(grouped(theirs), section.model_copy(update={"optimizer": "adamw"})), theirs, 10)
     for state in eight.state.values():
         assert {state["state1"].dtype, state["state2"].dtype} == {torch.uint8}
     assert ours.weight.dtype == torch.float32
@@ -128,7 +135,7 @@ def test_8bit_adamw_keeps_its_moments_in_bytes_and_steps_alike():
 @needs_bitsandbytes
 def test_small_tensors_keep_float32_moments():
     model = nn.Linear(64, 64)
-    optimizer = make_optimizer(model, TrainSection(optimizer="adamw8bit"))
+    optimizer = make_optimizer(grouped(model), TrainSection(optimizer="adamw8bit"))
     take_steps(optimizer, model, 1)
     assert optimizer.state[model.weight]["state1"].dtype == torch.uint8
     assert optimizer.state[model.bias]["state1"].dtype == torch.float32
@@ -148,7 +155,7 @@ def test_8bit_adamw_resumes_bit_for_bit(tiny):
 def test_8bit_adamw_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'vla\[quant\]'"):
-        make_optimizer(Toy(), TrainSection(optimizer="adamw8bit"))
+        make_optimizer(grouped(Toy()), TrainSection(optimizer="adamw8bit"))
 
 
 def test_8bit_adamw_refuses_shards(monkeypatch):

@@ -91,10 +91,9 @@ def add_adapter(policy: PolicyModule, config: AdapterConfig | None = None, name:
     """
     config = config or AdapterConfig()
     peft: Any = import_peft()
-    adapted: Any = policy
-    if not hasattr(policy, "adapter_targets"):
+    if config.targets is None and not policy.parts.adapter_presets:
         raise ConfigError(f"{type(policy).__name__} does not say what an adapter would change.")
-    expression = config.targets or adapted.adapter_targets(config.preset)
+    expression = config.targets or policy.parts.adapter_targets(config.preset)
     lora = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -102,9 +101,15 @@ def add_adapter(policy: PolicyModule, config: AdapterConfig | None = None, name:
         use_dora=config.dora,
         use_rslora=config.rslora,
         target_modules=_matching(policy, expression),
-        modules_to_save=adapted.whole_modules(),
+        modules_to_save=modules_to_save(policy),
     )
     inject(policy, lora, name)
+
+
+def modules_to_save(policy: PolicyModule) -> list[str]:
+    """Return the full names of the modules that are trained whole next to an adapter."""
+    existing = {name.replace(".base_layer", "") for name, _ in policy.named_modules()}
+    return [name for name in policy.parts.modules_to_save if name in existing]
 
 
 def inject(policy: PolicyModule, lora: Any, name: str) -> None:
@@ -277,7 +282,7 @@ def _matching(policy: PolicyModule, expression: str) -> str:
     linear = [
         name for name, module in plain.items() if isinstance(module, nn.Linear) and ".lora_" not in name
     ]
-    whole: list[str] = policy.whole_modules()  # type: ignore[operator]
+    whole = modules_to_save(policy)
     linear = [name for name in linear if not name.startswith(tuple(whole))]
     found = [name for name in linear if pattern.fullmatch(name)]
     if not found:

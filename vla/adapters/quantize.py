@@ -142,9 +142,9 @@ def quantize_base(policy: PolicyModule, kind: Kind, device: torch.device | str |
 
 def _maps(policy: PolicyModule, kind: Kind) -> tuple[list[str], list[str]]:
     """Return the names of the maps that the policy names, and of those that fit."""
-    if not hasattr(policy, "quantized_maps"):
-        raise ConfigError(f"{type(policy).__name__} does not say which of its maps may be quantised.")
-    pattern = re.compile(policy.quantized_maps())  # type: ignore[operator]
+    if policy.parts.quantizable_linears is None:
+        raise ConfigError(f"{type(policy).__name__} does not say which of its layers may be quantised.")
+    pattern = re.compile(policy.parts.quantizable_linears)
     maps = {
         name: module.in_features
         for name, module in policy.named_modules()

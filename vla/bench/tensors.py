@@ -84,8 +84,9 @@ def count_parameters(config: Any) -> dict[str, int]:
 
 def _tensors(model: nn.Module, config: Any, text: bool) -> Iterator[Tensor]:
     last = f"model.language_model.layers.{config.depth - 1}."
-    stored = re.compile(model.quantized_maps())  # type: ignore[operator]
-    unreached = model.unreached_parts(text)  # type: ignore[operator]
+    policy: Any = model
+    stored = re.compile(policy.parts.quantizable_linears)
+    unreached = policy.prefixes_without_gradient(text)
     idle = tuple(last + name for name in ("self_attn.q_proj", "self_attn.o_proj", "post_attention", "mlp"))
     for path, module in model.named_modules():
         is_map = isinstance(module, nn.Linear | nn.Conv2d)

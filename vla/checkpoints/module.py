@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedModel
 
+from vla.checkpoints.parts import Parts
 from vla.transforms.base import Pipeline
 from vla.transforms.named_pipelines import write_pipelines
 
@@ -50,6 +51,9 @@ PolicyConfig = Any
 
 class PolicyModule(PreTrainedModel):
     """A `transformers` model that carries its pipelines, and knows where its weights came from."""
+
+    parts: ClassVar[Parts] = Parts()
+    """What it is made of, and what may be done to each part."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

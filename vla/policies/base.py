@@ -1,11 +1,19 @@
-"""What every policy offers: a loss, samples, and one folder that holds all it needs to meet a robot."""
+"""What a policy is: the one contract that training, evaluation, serving and measuring rely on.
 
-from collections.abc import Mapping
+A policy's package exports its config (`PolicyConfig`), its policy (`Policy`) and `make_pipeline`; whatever is
+declared below has a default, so that a policy writes what it does otherwise. `tests/contract/` runs all of it
+over every policy; docs/add_a_policy.md goes through it question by question.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
+from transformers.utils import ModelOutput
 
 from vla.adapters.files import load_with_base, write_adapter
 from vla.adapters.quantize import load_quantized
@@ -13,16 +21,66 @@ from vla.atomic import SaveError, atomic_folder
 from vla.checkpoints.hub.push import push
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.errors import ConfigError, WeightsError
-from vla.nn.gemma import LayerStack
+from vla.policies.cacheable import Cacheable
+from vla.policies.config import PolicyConfig
+from vla.transforms.base import Pipeline
+from vla.transforms.normalize import NormalizationMode
+from vla.types import Batch
 from vla.weights.formats import BASE_FILE
 from vla.weights.source import local_folder
 
+CAPABILITIES = {
+    "text": "generates text (`generate_text`)",
+    "adapters": "can be adapted by LoRA (`parts.adapter_presets`)",
+    "quantization": "its base can be stored in 4 or 8 bits (`parts.quantizable_linears`)",
+    "freezing": "parts of it can be kept as they are (`parts.freezable`)",
+    "feature_cache": "what frozen parts make of a frame can be kept (`cacheable`)",
+    "backbone": "can begin with another model's weights (`from_backbone`)",
+    "activation_checkpointing": "layers can compute their activations again",
+    "training_flops": "counts the operations of training by a formula (`training_flops`)",
+    "memory_prediction": "its memory can be predicted (`vla info --memory`)",
+    "draws": "several noise draws share one observation in training (`draws_per_observation`)",
+}
+"""What a policy may leave out, by the names of `Policy.leaves_out`."""
+
+
+@dataclass
+class PolicyOutput(ModelOutput):
+    """What a training pass returns; a policy's own output adds what it computes.
+
+    Attributes:
+        loss: Scalar.
+    """
+
+    loss: torch.Tensor | None = None
+
+    @property
+    def metrics(self) -> dict[str, torch.Tensor]:
+        """Scalars to report next to the loss, by name."""
+        return {}
+
+    @property
+    def action_error(self) -> torch.Tensor | None:
+        """Squared errors behind the action loss, float32 `[b, n, a, m]` (n: noise draws, or 1), or None."""
+        return None
+
+    @property
+    def action_error_mask(self) -> torch.Tensor | None:
+        """Which of them count, bool, broadcast to `action_error`; None: all of them."""
+        return None
+
+    @property
+    def noise_level(self) -> torch.Tensor | None:
+        """Where each draw lies between noise (0) and data (1), `[b, n]`, for objectives with noise."""
+        return None
+
 
 class Policy(PolicyModule):
-    """A `transformers` model that carries its pipeline.
+    """A `transformers` model that maps a batch to a loss and an observation to a chunk of actions.
 
-    Subclasses define `forward(**batch)` with `.loss`, `sample_actions`, and their config class; their
-    folder's `pipeline.py` defines `make_pipeline`.
+    A subclass sets `config_class`, builds its modules in `__init__` (ending with `self.post_init()`), and
+    defines `forward(**batch) -> PolicyOutput` and `sample_actions`. `forward` must accept `generator`, the
+    source of whatever it draws, and ignore keyword tensors that it does not read.
     """
 
     base_model_prefix = "model"
@@ -30,13 +88,94 @@ class Policy(PolicyModule):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
+    config: PolicyConfig
+
+    leaves_out: ClassVar[frozenset[str]] = frozenset()
+    """Names in `CAPABILITIES` of what this policy does not offer."""
+    training_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Values of `train` keys where a recipe gives none, by key: `{"learning_rate": 1e-4}`."""
+    normalization: ClassVar[Mapping[str, NormalizationMode]] = {"state": "zscore", "actions": "zscore"}
+    """How each feature is normalised where a recipe does not say."""
+    sampling_inputs: ClassVar[tuple[str, ...] | None] = None
+    """Keyword tensors of `sample_actions` among those that the pipeline makes; None: all of them."""
+
+    # -- acting ----------------------------------------------------------------------------------------
+
     def sample_actions(self, **observation: Any) -> torch.Tensor:
-        """Return chunks `[b, a, m]` in model space for the observation's tensors."""
+        """Return chunks `[b, a, m]` in model space.
+
+        Args:
+            **observation: Tensors that the pipeline makes of an observation, stacked; besides them `noise`
+                (`[b, a, m]`, or None) and `generator` (source of randomness, on the policy's device).
+        """
         raise NotImplementedError(f"{type(self).__name__} does not sample actions.")
 
     def generate_text(self, **observation: Any) -> torch.Tensor:
         """Return generated token ids `[b, n]` for the observation's tensors."""
         raise NotImplementedError(f"{type(self).__name__} does not generate text.")
+
+    def check_pipeline(self, pipeline: Pipeline) -> None:
+        """Raise `ConfigError` unless the policy can read what a pipeline makes."""
+
+    # -- training --------------------------------------------------------------------------------------
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return the trainable parameters in groups for the optimiser.
+
+        By default matrices and convolution kernels decay; norms, biases, other vectors and embedding tables
+        (a tied output head is one) do not. A group may hold `lr_scale`, a factor of the learning rate.
+        """
+        return decay_groups(self, weight_decay)
+
+    def prefixes_without_gradient(self, trains_text: bool) -> tuple[str, ...]:
+        """Return how the names of the parameters begin that no gradient of the loss ever reaches.
+
+        They are not trained: engines differ in whether such weights decay.
+
+        Args:
+            trains_text: Whether the text loss is part of the loss.
+        """
+        return ()
+
+    def cacheable(self) -> Mapping[str, Cacheable]:
+        """Return what frozen parts make of a frame and may be kept, by `data.feature_cache_of`."""
+        return {}
+
+    # -- measuring -------------------------------------------------------------------------------------
+
+    def training_flops(self, draws: int | None = None) -> Callable[[Mapping[str, torch.Tensor]], int] | None:
+        """Return what counts the floating-point operations of a training batch; None where nothing does.
+
+        Args:
+            draws: Noise draws of each observation; the config's where not given.
+        """
+        return None
+
+    def example_batch(
+        self,
+        batch_size: int,
+        *,
+        cameras: int | None = None,
+        text_tokens: int | None = None,
+        training: bool = False,
+        seed: int = 1,
+    ) -> Batch:
+        """Return random tensors of the policy's shapes, on its device, to measure and test with.
+
+        Args:
+            batch_size: Observations.
+            cameras: How many of its cameras are there; None: all.
+            text_tokens: Length of the text; None: the longest that the config allows. Without text: ignored.
+            training: Whether to add what the loss needs (`actions`).
+            seed: Seed of the values.
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes no example batch.")
+
+    def timed_parts(self, batch: Batch) -> dict[str, Callable[[], Any]]:
+        """Return the parts of sampling that are worth timing by themselves, for an `example_batch`."""
+        return {}
+
+    # -- engines ---------------------------------------------------------------------------------------
 
     def activation_checkpointing_enable(
         self,
@@ -50,11 +189,16 @@ class Policy(PolicyModule):
             activation_checkpointing_kwargs: For `torch.utils.checkpoint.checkpoint`.
             every_n_layers: 1 treats every layer of every tower so, 2 every second, counted from the first.
             offload: Hold those inputs in the host's memory.
+
+        Raises:
+            ConfigError: The policy leaves it out.
         """
+        if "activation_checkpointing" in self.leaves_out:
+            raise ConfigError(f"{type(self).__name__} offers no activation checkpointing: leave it out.")
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
         for module in self.modules():
-            if isinstance(module, LayerStack):  # transformers' count is of its own layers, SigLIP's, alone
-                module.checkpoint_every = every_n_layers
+            if hasattr(module, "checkpoint_every"):  # transformers' count is of its own layers alone
+                module.checkpoint_every = every_n_layers  # type: ignore[assignment]
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Compile each layer of each tower by itself, in place; parameters keep their names.
@@ -68,6 +212,8 @@ class Policy(PolicyModule):
         for module in self.modules():
             if type(module).__name__ in (self._no_split_modules or ()):
                 module.compile(backend=backend, dynamic=True)
+
+    # -- checkpoints -----------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write weights, config, pipeline, statistics and tokenizer into one folder, whole or not at all.
@@ -194,3 +340,20 @@ class Policy(PolicyModule):
             **options: See `vla.checkpoints.hub.push.push`: private, token, revision, max_shard_size, run, ...
         """
         return push(self, repo_id, **options)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the trainable parameters into one group that decays and one that does not.
+
+    Matrices and convolution kernels decay. Norms, biases and other vectors do not, nor do embedding tables
+    (a tied output head is an embedding table).
+    """
+    # By name, since policies have tables of their own that are no nn.Embedding (tied ones read out, too).
+    embeddings = [module for module in model.modules() if type(module).__name__.endswith("Embedding")]
+    tables = {id(table) for module in embeddings for table in module.parameters(recurse=False)}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decays = [parameter.ndim >= 2 and id(parameter) not in tables for parameter in trainable]
+    return [
+        {"params": [p for p, d in zip(trainable, decays, strict=True) if d], "weight_decay": weight_decay},
+        {"params": [p for p, d in zip(trainable, decays, strict=True) if not d], "weight_decay": 0.0},
+    ]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from vla.errors import ConfigError, MissingDependencyError
+from vla.policies.base import Policy
 from vla.train.precision import check_trained_weights
 from vla.train.recipe import TrainSection
 
@@ -35,28 +36,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split the trainable parameters into one group that decays and one that does not.
-
-    Matrices and convolution kernels decay. Norms, biases and other vectors do not, nor do embedding tables
-    (a tied output head is an embedding table).
-    """
-    # By name, since policies have tables of their own that are no nn.Embedding (tied ones read out, too).
-    embeddings = [module for module in model.modules() if type(module).__name__.endswith("Embedding")]
-    tables = {id(table) for module in embeddings for table in module.parameters(recurse=False)}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decays = [parameter.ndim >= 2 and id(parameter) not in tables for parameter in trainable]
-    return [
-        {"params": [p for p, d in zip(trainable, decays, strict=True) if d], "weight_decay": weight_decay},
-        {"params": [p for p, d in zip(trainable, decays, strict=True) if not d], "weight_decay": 0.0},
-    ]
-
-
-def make_optimizer(model: nn.Module, train: TrainSection, min_8bit_size: int = 4096) -> torch.optim.Optimizer:
+def make_optimizer(policy: Policy, train: TrainSection, min_8bit_size: int = 4096) -> torch.optim.Optimizer:
     """Return AdamW over the model's trainable parameters.
 
     Args:
-        model: Its trainable parameters are float32.
+        policy: Its trainable parameters are float32.
         train: Says which AdamW, and with which numbers.
         min_8bit_size: Tensors with fewer elements have float32 moments under `adamw8bit`, too.
 
@@ -64,8 +48,8 @@ def make_optimizer(model: nn.Module, train: TrainSection, min_8bit_size: int = 4
         ConfigError: A trainable parameter is not float32.
         MissingDependencyError: `adamw8bit` without bitsandbytes.
     """
-    check_trained_weights(model)
-    groups = [group for group in parameter_groups(model, train.weight_decay) if group["params"]]
+    check_trained_weights(policy)
+    groups = [group for group in policy.parameter_groups(train.weight_decay) if group["params"]]
     rate = learning_rate_at(0, train)
     if train.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=train.betas, eps=train.eps, fused=True)

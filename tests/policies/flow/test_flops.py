@@ -53,7 +53,7 @@ def test_everything_trained(name, text, insulated, draws):
 def test_what_is_frozen_has_no_gradient_of_its_weights(name, freeze, text):
     policy = make(name)
     for parameter, tensor in policy.named_parameters():
-        tensor.requires_grad_(not parameter.startswith(policy.frozen_parts(freeze)))
+        tensor.requires_grad_(not parameter.startswith(policy.parts.frozen_prefixes(freeze)))
     batch = with_text(policy)
     if not text:
         del batch["labels"]
@@ -76,7 +76,7 @@ def test_adapters_count_and_their_base_has_no_gradient(name, preset):
 def test_a_prefix_that_was_kept_leaves_all_but_the_expert_out(name):
     policy = make(name)
     for parameter, tensor in policy.named_parameters():
-        tensor.requires_grad_(not parameter.startswith(policy.frozen_parts("vlm")))
+        tensor.requires_grad_(not parameter.startswith(policy.parts.frozen_prefixes("vlm")))
     batch = make_batch(policy.config, 2, 3, 12)
     whole = policy.training_flops()(batch)
     seen = [batch.pop(key) for key in ("pixel_values", "pixel_mask", "input_ids", "attention_mask")]

@@ -13,11 +13,11 @@ def test_unreached_parts_are_those_without_a_gradient(name, text, insulated):
     policy = make(name, insulate_backbone=insulated)
     batch = with_text(policy) if text else make_batch(policy.config, 2, 2, 12)
     policy(**batch).loss.backward()
-    unreached = policy.unreached_parts(text)
+    unreached = policy.prefixes_without_gradient(text)
     for parameter, tensor in policy.named_parameters():
         assert (tensor.grad is None) == parameter.startswith(unreached), parameter
 
 
 def test_a_text_loss_that_counts_nothing_reaches_no_more_than_none():
     policy = make("pi0", text_loss_weight=0.0)
-    assert policy.unreached_parts(True) == policy.unreached_parts(False) != ()
+    assert policy.prefixes_without_gradient(True) == policy.prefixes_without_gradient(False) != ()

@@ -79,7 +79,7 @@ def test_an_output_that_does_not_say_is_left_out(alone):
     ],
 )
 def test_parts_by_name(name, part):
-    assert Pi0Policy(Pi0Policy.config_class.tiny()).part_of(name) == part
+    assert Pi0Policy(Pi0Policy.config_class.tiny()).parts.measured(name) == part
 
 
 def test_a_run_records_where_loss_and_gradient_come_from(tiny, tmp_path):

@@ -28,16 +28,6 @@ from vla.weights.plan import plan_load
 from vla.weights.source import has_weights
 from vla.weights.tensors import TensorInfo
 
-PARTS = {
-    "vision tower": "model.vision_tower.",
-    "projector": "model.multi_modal_projector.",
-    "token table": "model.language_model.embed_tokens.",
-    "language model": "model.language_model.",
-    "expert": "model.expert.",
-    "heads": "",
-}
-"""What the parameters are counted by: the first prefix that fits a name of ours."""
-
 _FIELDS = (
     "action_horizon", "max_action_dim", "max_state_dim", "max_prompt_length", "image_size",
     "num_inference_steps", "numerics", "discrete_state",
@@ -143,16 +133,12 @@ def _take_policy(found: CheckpointInfo, stored: Stored, format: Format, sizes: M
         found.problem = str(error)
         return
     parts: Counter[str] = Counter()
+    table = policy_entry(found.policy).policy.parts
     for name, piece in plan.pieces.items():
-        parts[part_of(name)] += prod(piece.shape)
-    found.parts = {part: parts[part] for part in PARTS}
+        parts[table.of(name).title] += prod(piece.shape)
+    found.parts = {part.title: parts[part.title] for part in table.parts}
     found.unused = {name: sizes[name] for name in plan.dropped}
     found.notes = list(plan.notes)
-
-
-def part_of(name: str) -> str:
-    """Return the part that a tensor of ours belongs to."""
-    return next(part for part, prefix in PARTS.items() if name.startswith(prefix))
 
 
 def _by_dtype(infos: Mapping[str, TensorInfo]) -> dict[str, int]:

@@ -3,13 +3,14 @@
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from huggingface_hub.dataclasses import strict
-from transformers import PretrainedConfig
 
 from vla.errors import ConfigError
 from vla.nn.gemma import GemmaConfig
 from vla.nn.vision import num_image_tokens
 from vla.objectives.solvers import SOLVERS
+from vla.policies.config import PolicyConfig
 from vla.policies.flow.time import Numerics
+from vla.types import DatasetFacts
 
 _SO400M = {
     "hidden_size": 1152,
@@ -25,7 +26,7 @@ _SHARED = {"depth": 18, "num_heads": 8, "num_kv_heads": 1, "head_width": 256}
 
 
 @strict
-class FlowConfig(PretrainedConfig):
+class FlowConfig(PolicyConfig):
     """Everything that decides such a policy's function; full size by default (PaliGemma and a 300M expert).
 
     Args:
@@ -154,6 +155,14 @@ class FlowConfig(PretrainedConfig):
             raise ConfigError(
                 "draws_per_observation must be 1 with action_objective 'regression': it draws no noise."
             )
+
+    @classmethod
+    def from_facts(cls, facts: DatasetFacts) -> dict[str, Any]:
+        """Return the camera slots, which of them are wrist cameras, and the size of the vocabulary."""
+        fields: dict[str, Any] = {"cameras": list(facts.cameras), "vocab_size": facts.vocabulary}
+        if facts.wrist_cameras is not None:
+            fields["wrist_cameras"] = list(facts.wrist_cameras)
+        return fields
 
     @classmethod
     def tiny(cls, **overrides: Any) -> Self:

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from transformers.utils import ModelOutput
+
+from vla.policies.base import PolicyOutput
 
 
 @dataclass
-class FlowOutput(ModelOutput):
+class FlowOutput(PolicyOutput):
     """The losses, and what they were computed from.
 
     Attributes:
@@ -33,3 +34,27 @@ class FlowOutput(ModelOutput):
     target: torch.Tensor | None = None
     tau: torch.Tensor | None = None
     counts: torch.Tensor | None = None
+
+    @property
+    def metrics(self) -> dict[str, torch.Tensor]:
+        """The two losses and the accuracy of the text, as far as they were computed."""
+        names = ("action_loss", "text_loss", "text_accuracy")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @property
+    def action_error(self) -> torch.Tensor | None:
+        """Squared errors of the velocity, float32 `[b, n, a, m]`."""
+        if self.velocity is None or self.target is None:
+            return None
+        squared = (self.velocity.detach().float() - self.target.float()).square()
+        return squared if squared.ndim == 4 else squared[:, None]
+
+    @property
+    def action_error_mask(self) -> torch.Tensor | None:
+        """Which entries of the chunk count, bool `[b, 1, a, m]`; None: all of them."""
+        return self.counts if self.counts is None or self.counts.ndim == 4 else self.counts[:, None]
+
+    @property
+    def noise_level(self) -> torch.Tensor | None:
+        """The flow's time of every draw, `[b, n]`."""
+        return self.tau if self.tau is None or self.tau.ndim == 2 else self.tau[:, None]

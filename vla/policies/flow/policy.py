@@ -31,7 +31,7 @@ from vla.policies.flow.config import FlowConfig
 from vla.policies.flow.flops import TrainingFlops
 from vla.policies.flow.initialise import from_paligemma
 from vla.policies.flow.output import FlowOutput
-from vla.policies.flow.parts import part_of
+from vla.policies.flow.parts import FLOW_PARTS, prefixes_without_gradient
 from vla.policies.flow.text import generate, text_loss
 from vla.policies.flow.time import sampling_times
 from vla.types import check_shape
@@ -44,7 +44,7 @@ class FlowPolicy(Policy):
 
     config: FlowConfig
     model: Any
-    part_of = staticmethod(part_of)
+    parts = FLOW_PARTS
     _remarked_on_horizon = False
 
     @torch.no_grad()
@@ -65,6 +65,10 @@ class FlowPolicy(Policy):
     def get_input_embeddings(self) -> nn.Module:
         """Return the token table, which reads the logits out as well."""
         return self.model.language_model.embed_tokens
+
+    def prefixes_without_gradient(self, trains_text: bool) -> tuple[str, ...]:
+        """See `vla.policies.flow.parts.prefixes_without_gradient`."""
+        return prefixes_without_gradient(self.config, trains_text)
 
     def training_flops(self, draws: int | None = None) -> TrainingFlops:
         """Return what counts the floating-point operations of training, batch by batch.

@@ -1,12 +1,11 @@
 """pi-0 as a policy: its config and its network, on what the family shares."""
 
-from vla.policies.flow.parts import FlowAdapters
 from vla.policies.flow.policy import FlowPolicy
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.model import Pi0Model
 
 
-class Pi0Policy(FlowAdapters, FlowPolicy):
+class Pi0Policy(FlowPolicy):
     """pi-0 (arXiv 2410.24164) on `transformers`' `PreTrainedModel`."""
 
     config_class = Pi0Config

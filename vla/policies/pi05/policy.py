@@ -6,13 +6,12 @@ import torch
 
 from vla.nn.attention import KeyValueCache
 from vla.objectives.solvers import Velocity
-from vla.policies.flow.parts import FlowAdapters
 from vla.policies.flow.policy import FlowPolicy
 from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.model import Pi05Model
 
 
-class Pi05Policy(FlowAdapters, FlowPolicy):
+class Pi05Policy(FlowPolicy):
     """pi-0.5 (arXiv 2504.16054) on `transformers`' `PreTrainedModel`."""
 
     config_class = Pi05Config

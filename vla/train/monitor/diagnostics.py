@@ -28,13 +28,12 @@ class Diagnostics:
     """Collects the micro-batches of one step.
 
     Args:
-        policy: Says which part a parameter belongs to, `part_of(name)`; without it there are no gradient
-            norms by part.
+        policy: Says which part a parameter belongs to (`parts`).
         accelerator: To add up over the processes.
     """
 
     def __init__(self, policy: Any, accelerator: Accelerator) -> None:
-        self._part_of = getattr(policy, "part_of", None)
+        self._parts = policy.parts
         self._accelerator = accelerator
         self._sums: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._values: dict[str, float] = {}
@@ -77,12 +76,10 @@ class Diagnostics:
 
     def _gradient_norms(self, model: nn.Module) -> dict[str, float]:
         """Return the norm of each part's gradient; none where the engine keeps gradients to itself."""
-        if self._part_of is None:
-            return {}
         parts: dict[str, list[torch.Tensor]] = {}
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                parts.setdefault(self._part_of(name), []).append(parameter.grad)
+                parts.setdefault(self._parts.measured(name), []).append(parameter.grad)
         norms = {part: get_total_norm(gradients) for part, gradients in parts.items()}
         whole = {part: n.full_tensor() if isinstance(n, DTensor) else n for part, n in norms.items()}
         return {f"gradient_norm/{part}": float(norm) for part, norm in whole.items()}

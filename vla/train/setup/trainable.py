@@ -74,14 +74,8 @@ def choose_trained(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resu
     if wanted.adapter is not None and recipe.train.precision == "bf16":
         cast_frozen(policy, torch.bfloat16)
     if wanted.freeze != "none":
-        if not hasattr(policy, "frozen_parts"):
-            raise ConfigError(f"{type(policy).__name__} has no parts to freeze: leave policy.freeze out.")
-        parts: Any = policy
-        frozen = parts.frozen_parts(wanted.freeze)
-        _freeze(policy, frozen)
-    if hasattr(policy, "unreached_parts"):
-        flows: Any = policy
-        _freeze(policy, flows.unreached_parts(trains_text))
+        _freeze(policy, policy.parts.frozen_prefixes(wanted.freeze))
+    _freeze(policy, policy.prefixes_without_gradient(trains_text))
 
 
 def _freeze(policy: Policy, beginnings: tuple[str, ...]) -> None:

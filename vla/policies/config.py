@@ -1,0 +1,50 @@
+"""What every policy's config answers: what a dataset decides of it, which frames it reads and predicts."""
+
+from typing import Any, ClassVar, Self
+
+from transformers import PretrainedConfig
+
+from vla.types import DatasetFacts, Window
+
+
+class PolicyConfig(PretrainedConfig):
+    """Base of the policies' configs.
+
+    A subclass is a `@strict` dataclass with `model_type = "vla_<name>"`, the field `action_horizon`, and
+    `tiny()`, a config of a few thousand parameters with every part present.
+    """
+
+    PRESETS: ClassVar[tuple[str, ...]] = ("tiny",)
+    """Names of class methods that make configs of other sizes; `policy.preset` in a recipe."""
+    old_names: ClassVar[dict[str, str]] = {}
+    """Fields under the names that they had in earlier versions -> their names now; both are read."""
+
+    action_horizon: int
+
+    @classmethod
+    def from_facts(cls, facts: DatasetFacts) -> dict[str, Any]:
+        """Return the fields that a dataset decides where a recipe does not; the default takes none.
+
+        Args:
+            facts: What the training data is like.
+        """
+        return {}
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the camera slots, in the order in which the policy meets them; none for a blind one."""
+        return ()
+
+    @property
+    def window(self) -> Window:
+        """Which frames around the present one the policy reads and predicts; the default is the present."""
+        return Window(self.action_horizon)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what people want to know of it, by name, for `vla info` and model cards."""
+        return {"action horizon": f"{self.action_horizon} steps"}
+
+    @classmethod
+    def tiny(cls, **overrides: Any) -> Self:
+        """Return a config of a few thousand parameters with every part present, for tests."""
+        raise NotImplementedError(f"{cls.__name__} has no tiny size.")
