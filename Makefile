@@ -20,7 +20,8 @@ STAMP := $(VENV)/.installed
 # The tests speak to nothing outside and leave the cores to the test processes.
 TEST_ENV := HF_HUB_OFFLINE=1 MPLBACKEND=Agg OMP_NUM_THREADS=1
 
-# The variable silences an advertisement. ruff, which sets the signatures, is looked for on the path.
+# The variable leaves out a notice at every build (mkdocs-material is kept until May 2027; zensical follows it).
+# ruff, which sets the signatures, is looked for on the path.
 MKDOCS := NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs
 
 .DEFAULT_GOAL := help
@@ -58,7 +59,7 @@ types: $(STAMP) ## the type checker
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(STAMP) ## the documentation as a site in site/; what is doubtful in it is an error
-	$(MKDOCS) build --strict --quiet $(ARGS)
+	$(MKDOCS) build --strict --quiet
 
 docs-serve: $(STAMP) ## the site on http://127.0.0.1:8000, built again at each change
 	$(MKDOCS) serve $(ARGS)
