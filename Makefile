@@ -20,8 +20,12 @@ STAMP := $(VENV)/.installed
 # The tests speak to nothing outside and leave the cores to the test processes.
 TEST_ENV := HF_HUB_OFFLINE=1 MPLBACKEND=Agg OMP_NUM_THREADS=1
 
+# The variable leaves out a notice at every build (mkdocs-material is kept until May 2027; zensical follows it).
+# ruff, which sets the signatures, is looked for on the path.
+MKDOCS := NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow format lint types checks clean
+.PHONY: help install demo test test-slow format lint types docs docs-serve checks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -54,8 +58,14 @@ lint: $(STAMP) ## formatting and lint, changing nothing
 types: $(STAMP) ## the type checker
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-checks: lint types test ## everything that a change must pass
+docs: $(STAMP) ## the documentation as a site in site/; what is doubtful in it is an error
+	$(MKDOCS) build --strict --quiet
+
+docs-serve: $(STAMP) ## the site on http://127.0.0.1:8000, built again at each change
+	$(MKDOCS) serve $(ARGS)
+
+checks: lint types docs test ## everything that a change must pass
 
 clean: ## remove caches and build leftovers (not the environment, not runs)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find vla tests -name __pycache__ -type d -prune -exec rm -rf {} +
