@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.parity.joint_attention import joint_forward
 from tests.parity.transformers_pi0 import make_pair, perturb, to_their_prefix
+from tests.weights.orbax_tree import write_tree
 from tests.weights.published import as_jax, renamed
 from vla.nn.embeddings import sinusoidal_embedding
 from vla.policies.pi0 import Pi0Policy
@@ -165,8 +166,6 @@ def _name_as_jax(config, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def _write_jax(policy, folder: Path) -> None:
-    from tests.weights.test_orbax import write_tree  # it needs tensorstore
-
     write_tree(
         folder / "params",
         {name: tensor.numpy() for name, tensor in as_jax(policy.state_dict(), policy.config).items()},
