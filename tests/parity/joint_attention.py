@@ -29,11 +29,13 @@ def rope(x_bthe, positions_bt):
     return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], dim=-1)
 
 
-def joint_forward(model, batch: dict, x, tau, see_response: bool):
+def joint_forward(
+    model, batch: dict, x, tau, see_response: bool, embed_time=sinusoidal_embedding, with_images: bool = False
+):
     """Return velocity [b, a, m] and text hidden states [b, l, d] of one joint pass over everything.
 
     Absent cameras and padding stay in the sequence and are masked. `model` is a Pi0Model or, with adaptive
-    norms and no state token, a Pi05Model.
+    norms and no state token, a Pi05Model. With `with_images` the hidden states of the images come first.
     """
     config = model.config
     b, v = batch["pixel_mask"].shape
@@ -44,7 +46,7 @@ def joint_forward(model, batch: dict, x, tau, see_response: bool):
     text = model.language_model.embed_tokens.weight[batch["input_ids"]] * math.sqrt(config.vlm["width"])
     a_in = model.action_in_proj(x)
     silu, has_state = torch.nn.functional.silu, hasattr(model, "state_proj")
-    phi = sinusoidal_embedding(1 - tau, a_in.shape[-1])
+    phi = embed_time(1 - tau, a_in.shape[-1])
     if has_state:
         condition = None
         fused = torch.cat([a_in, phi[:, None].expand_as(a_in)], -1)
@@ -106,6 +108,6 @@ def joint_forward(model, batch: dict, x, tau, see_response: bool):
             up = torch.nn.functional.gelu(h @ layer.mlp.gate_proj.weight.T, approximate="tanh")
             up = up * (h @ layer.mlp.up_proj.weight.T)
             streams[i] = x_btd + gate * (up @ layer.mlp.down_proj.weight.T)
-    hidden = rms(streams[0], model.language_model.norm)[0][:, start:]
+    hidden = rms(streams[0], model.language_model.norm)[0][:, 0 if with_images else start :]
     suffix_hidden = rms(streams[1], model.expert.norm, condition)[0][:, -x.shape[1] :]
     return -(suffix_hidden @ model.action_out_proj.weight.T + model.action_out_proj.bias), hidden

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.weights.orbax_tree import kvstore, write_tree
 from vla.errors import MissingDependencyError, WeightsError
 from vla.weights.files.open import open_tensors
 from vla.weights.files.orbax import find_orbax, open_orbax
@@ -16,32 +17,6 @@ ts = pytest.importorskip("tensorstore")
 
 LAYOUTS = list(itertools.product(("zarr", "zarr3"), (True, False)))
 IDS = [f"{driver}-{'ocdbt' if is_ocdbt else 'files'}" for driver, is_ocdbt in LAYOUTS]
-
-
-def kvstore(root, name, is_ocdbt):
-    if is_ocdbt:
-        return {"driver": "ocdbt", "base": {"driver": "file", "path": f"{root}/"}, "path": f"{name}/"}
-    return {"driver": "file", "path": f"{root}/{name}/"}
-
-
-def write_tree(root, arrays, driver="zarr", is_ocdbt=True, chunks=None, keeps_zeros=True, **more):
-    """What orbax writes for a tree of arrays, written by tensorstore itself."""
-    root.mkdir(parents=True)
-    tree = {}
-    for name, array in arrays.items():
-        keys = [{"key": key, "key_type": 2} for key in name.split(".")]
-        value = {"value_type": "jax.Array", "skip_deserialize": False}
-        tree[str(tuple(name.split(".")))] = {"key_metadata": keys, "value_metadata": value}
-        spec = {
-            "driver": driver,
-            "kvstore": kvstore(root, name, is_ocdbt),
-            "store_data_equal_to_fill_value": keeps_zeros,
-        }
-        layout = ts.ChunkLayout(chunk_shape=(chunks or {}).get(name, array.shape))
-        options = {"dtype": array.dtype, "shape": array.shape, "chunk_layout": layout}
-        ts.open(spec, create=True, **options).result().write(array).result()
-    metadata = {"tree_metadata": tree, "use_zarr3": driver == "zarr3", **more}
-    (root / "_METADATA").write_text(json.dumps(metadata))
 
 
 BF16 = ts.bfloat16.numpy_dtype
