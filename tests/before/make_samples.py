@@ -8,7 +8,7 @@ today's code; `test_before.py` needs only what it wrote.
 
     datasets/      LeRobot datasets that the runs learn from
     robots/        every robot file of that commit, and one that uses every field
-    checkpoints/   policy folders: pi-0, and pi-0.5 in several files; `infer.npz` next to each
+    checkpoints/   policy folders: pi-0, and pi-0.5 in several files; each with its NAME.npz
     converted/     the same ones as `vla convert` wrote them
     trained/       runs as a kill leaves them; `whole.jsonl` is what the unbroken run wrote
     recipes/       recipes with every key of that commit, and the values they resolved to
