@@ -5,7 +5,7 @@
 The two cannot share an environment (their versions of torch and PyAV exclude each other), so this file runs
 itself under either interpreter, in turn (A B A B), so that what disturbs one disturbs the other. A sample is
 every camera of a random frame and an action chunk; batches, workers and the number of samples are the same,
-and the first batches are not counted. (LeRobot's pictures come out as float32, vla's as uint8, each as its
+and the first batches are not counted. (LeRobot's images come out as float32, vla's as uint8, each as its
 training takes them.)
 """
 # ruff: noqa: T201

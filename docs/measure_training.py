@@ -2,7 +2,7 @@
 
     python docs/measure_training.py [--policy pi0] [--ways "lora;full"] [--batch 1,8] [--work FOLDER]
 
-Every way is the real training loop in a process of its own, on random weights and random pictures at full
+Every way is the real training loop in a process of its own, on random weights and random images at full
 size, in bfloat16 over float32 weights. The peak is what PyTorch's allocator has held at most in the steps
 after the first, which makes AdamW's state; `vla info CHECKPOINT --memory` predicts the same number.
 """
@@ -48,11 +48,11 @@ def prepare(work: Path, policy: str, preset: str | None) -> None:
     with LeRobotWriter(work / "data", 10, cameras=cameras, state_names=names, action_names=names) as out:
         for _ in range(2):
             for _ in range(config.action_horizon + 8):
-                pictures = {key: draw.integers(0, 256, (*size, 3), np.uint8) for key, size in cameras.items()}
+                images = {key: draw.integers(0, 256, (*size, 3), np.uint8) for key, size in cameras.items()}
                 numbers = {
                     key: draw.standard_normal(7, np.float32) for key in ("observation.state", "action")
                 }
-                out.add_frame({**numbers, **pictures})
+                out.add_frame({**numbers, **images})
             out.save_episode(TASK)
     train_tokenizer([TASK], vocab_size=300).save_pretrained(work / "tokenizer")
     torch.manual_seed(0)

@@ -12,11 +12,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; a mis
 def shared_dir() -> Path:
     """The folder of golden outputs and real data, where there is one; tests that need it skip otherwise.
 
-    It lies beside the checkout under the name `shared`, or where VLA_SHARED says.
+    It lies next to the checkout under the name `shared`, or where VLA_SHARED says.
     """
     folder = Path(os.environ.get("VLA_SHARED", Path(__file__).parents[2] / "shared"))
     if not folder.is_dir():
-        pytest.skip("no folder of golden outputs beside the checkout (VLA_SHARED)")
+        pytest.skip("no folder of golden outputs next to the checkout (VLA_SHARED)")
     return folder
 
 

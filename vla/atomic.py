@@ -21,7 +21,7 @@ class SaveError(VlaError, OSError):
 
 @contextmanager
 def atomic_folder(target: Path | str) -> Iterator[Path]:
-    """Yield a new folder beside `target` that takes its place when the block ends well.
+    """Yield a new folder next to `target` that takes its place when the block ends well.
 
     Args:
         target: Must not exist, or be an empty folder.

@@ -233,8 +233,8 @@ def test_unreachable_base_is_named(base, tmp_path):
     ("config", "said"),
     [
         ({"preset": "exprt"}, "no adapter preset 'exprt'.*Did you mean 'expert'"),
-        ({"targets": r"model\.expert\.layers\.0\.mlp\.upproj"}, "match no linear map.*mlp.up_proj"),
-        ({"targets": "x"}, "match no linear map.*There are, say, model"),
+        ({"targets": r"model\.expert\.layers\.0\.mlp\.upproj"}, "match no linear layer.*mlp.up_proj"),
+        ({"targets": "x"}, "match no linear layer.*There are, say, model"),
         ({"targets": "("}, "no valid expression"),
         ({"rank": 0}, "rank must be"),
         ({"alpha": 0}, "alpha must be"),

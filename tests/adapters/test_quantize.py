@@ -22,10 +22,10 @@ SIZES = {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "image_size": 28, "patch_size": 14,
     },
-    "vlm": {"width": 128, "mlp_width": 192},
-    "expert": {"width": 64, "mlp_width": 128},
+    "vlm": {"width": 128, "mlp_dim": 192},
+    "expert": {"width": 64, "mlp_dim": 128},
     "num_heads": 4,
-    "head_width": 16,
+    "head_dim": 16,
 }  # fmt: skip
 """Every map of a layer has a multiple of 64 inputs."""
 
@@ -69,7 +69,7 @@ def rounded(weight, kind):
 
 
 def layer_maps(policy):
-    """The linear maps of all layers, modulations left out, found by what they lie in."""
+    """The linear layers of all layers, modulations left out, found by what they lie in."""
     return {
         name: module
         for name, module in policy.named_modules()
@@ -263,10 +263,10 @@ def test_taking_the_adapter_out_leaves_the_quantised_base(base):
 
 
 def test_maps_that_do_not_fit_stay_and_are_counted(caplog):
-    policy = make_base(expert={"width": 48, "mlp_width": 96})
+    policy = make_base(expert={"width": 48, "mlp_dim": 96})
     with caplog.at_level(logging.INFO):
         quantize_base(policy, "4bit")
-    assert "28 of 40 linear maps" in caplog.text
+    assert "28 of 40 linear layers" in caplog.text
     assert "12 stay as they are" in caplog.text
     assert all(p.is_floating_point() for p in policy.model.expert.layers[0].mlp.parameters())
     assert policy.model.expert.layers[0].self_attn.o_proj.weight.dtype == torch.uint8  # 64 inputs
@@ -274,8 +274,8 @@ def test_maps_that_do_not_fit_stay_and_are_counted(caplog):
 
 def test_what_cannot_be_quantised_is_refused(base):
     vision = {**SIZES["vision"], "hidden_size": 32, "intermediate_size": 24}
-    stacks = {"vlm": {"width": 32, "mlp_width": 16}, "expert": {"width": 8, "mlp_width": 16}}
-    small = make_base(vision=vision, **stacks, head_width=8)
+    stacks = {"vlm": {"width": 32, "mlp_dim": 16}, "expert": {"width": 8, "mlp_dim": 16}}
+    small = make_base(vision=vision, **stacks, head_dim=8)
     with pytest.raises(ConfigError, match=r"None of .* 40 .* 8, 16, 24, 32 inputs.*multiple of 64"):
         quantize_base(small, "4bit")
     with pytest.raises(ConfigError, match="4bit, 8bit, got '2bit'"):

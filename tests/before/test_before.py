@@ -28,7 +28,12 @@ from vla.train import load_recipe
 from vla.transforms import Pipeline
 from vla.transforms.robots import load_robot
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "head_width": "head_dim",
+    "vlm.mlp_width": "vlm.mlp_dim",
+    "expert.mlp_width": "expert.mlp_dim",
+    "insulate_backbone": "knowledge_insulation",
+}
 """Key of before, in a recipe or in a policy's config -> its name now; whoever renames one adds it."""
 
 CHECKPOINTS = {"pi0": "checkpoints/pi0", "pi05": "checkpoints/pi05", "plain": "checkpoints/plain"}

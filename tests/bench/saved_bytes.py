@@ -116,7 +116,7 @@ def step_peak(policy, batch, autocast=False):
 
 
 class Adapted(nn.Module):
-    """LoRA as PEFT computes it: the frozen map, and two small ones beside it in their own dtype."""
+    """LoRA as PEFT computes it: the frozen map, and two small ones next to it in their own dtype."""
 
     def __init__(self, base, rank):
         super().__init__()

@@ -44,7 +44,7 @@ def test_middle(name, precision):
 @pytest.mark.parametrize("precision", [FLOAT32, MASTER], ids=lambda precision: precision.name)
 @pytest.mark.parametrize("text", [0, 8])
 def test_with_adapters(name, precision, text):
-    sizes = {"vlm": {"width": 256, "mlp_width": 1024}, "expert": {"width": 128, "mlp_width": 512}}
+    sizes = {"vlm": {"width": 256, "mlp_dim": 1024}, "expert": {"width": 128, "mlp_dim": 512}}
     policy = make(name, **sizes, vocab_size=4000)
     dtype = torch.bfloat16 if precision is MASTER else torch.float32
     policy = adapt(policy, RANKS, dtype)
@@ -58,7 +58,7 @@ def test_with_adapters(name, precision, text):
 @each_precision
 @pytest.mark.parametrize(("batch", "text", "insulated"), [(4, 8, False), (2, 3, True)])
 def test_with_text(name, precision, batch, text, insulated):
-    policy = make(name, dtype=DTYPES[precision], vocab_size=4000, insulate_backbone=insulated)
+    policy = make(name, dtype=DTYPES[precision], vocab_size=4000, knowledge_insulation=insulated)
     saved = saved_bytes(policy, make_batch(policy.config, batch, 2, 12, text), precision.autocast)
     load = Load(batch, 2, 12, fused_norms=False, text=text)
     assert predicted(policy.config, load, precision) == pytest.approx(saved, rel=0.06)

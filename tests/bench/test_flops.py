@@ -8,11 +8,11 @@ from vla.nn import linear
 from vla.policies.pi0 import Pi0Config, Pi0Policy
 
 
-def stack_flops(tokens: int, keys: int, width: int, mlp_width: int, config: Pi0Config) -> int:
+def stack_flops(tokens: int, keys: int, width: int, mlp_dim: int, config: Pi0Config) -> int:
     """One layer: projections, attention over `keys`, gated MLP."""
-    inner, inner_kv = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+    inner, inner_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     projections = 2 * tokens * width * (2 * inner + 2 * inner_kv)
-    return projections + 4 * tokens * keys * inner + 6 * tokens * width * mlp_width
+    return projections + 4 * tokens * keys * inner + 6 * tokens * width * mlp_dim
 
 
 def prefix_flops(config: Pi0Config, images: int, text: int) -> int:
@@ -23,22 +23,22 @@ def prefix_flops(config: Pi0Config, images: int, text: int) -> int:
     layer += 4 * patches * d * vision["intermediate_size"]
     tower = embed + vision["num_hidden_layers"] * layer + 2 * patches * d * width
     tokens = patches + text
-    whole = (config.depth - 1) * stack_flops(tokens, tokens, width, config.vlm["mlp_width"], config)
-    last = 4 * tokens * width * config.num_kv_heads * config.head_width  # its keys and values alone
+    whole = (config.depth - 1) * stack_flops(tokens, tokens, width, config.vlm["mlp_dim"], config)
+    last = 4 * tokens * width * config.num_kv_heads * config.head_dim  # its keys and values alone
     return tower + whole + last
 
 
 def velocity_flops(config: Pi0Config, prefix: int) -> int:
     width, steps = config.expert["width"], config.action_horizon
     embed = 2 * steps * width * (config.max_action_dim + 2 * width + width)
-    layers = config.depth * stack_flops(steps, prefix + 1 + steps, width, config.expert["mlp_width"], config)
+    layers = config.depth * stack_flops(steps, prefix + 1 + steps, width, config.expert["mlp_dim"], config)
     return embed + layers + 2 * steps * width * config.max_action_dim
 
 
 def state_flops(config: Pi0Config, prefix: int) -> int:
     width = config.expert["width"]
-    whole = (config.depth - 1) * stack_flops(1, prefix + 1, width, config.expert["mlp_width"], config)
-    last = 4 * width * config.num_kv_heads * config.head_width
+    whole = (config.depth - 1) * stack_flops(1, prefix + 1, width, config.expert["mlp_dim"], config)
+    last = 4 * width * config.num_kv_heads * config.head_dim
     return 2 * config.max_state_dim * width + whole + last
 
 

@@ -84,7 +84,7 @@ def test_the_peak_of_a_step_with_text(name, precision, checkpointing, vocabulary
 
 @pytest.mark.parametrize("checkpointing", EVERY)
 def test_the_peak_of_an_insulated_step(checkpointing):
-    policy = make("pi0", insulate_backbone=True)
+    policy = make("pi0", knowledge_insulation=True)
     freeze(policy, policy.prefixes_without_gradient(False))
     if checkpointing != "none":
         policy.activation_checkpointing_enable(every_n_layers=EVERY[checkpointing])
@@ -108,7 +108,7 @@ def test_the_peak_of_a_step_of_the_expert_alone(name, precision, preset):
 @each_policy
 @pytest.mark.parametrize("precision", [FLOAT32, MASTER], ids=lambda precision: precision.name)
 def test_the_peak_of_a_step_with_adapters(name, precision):
-    sizes = {"vlm": {"width": 256, "mlp_width": 1024}, "expert": {"width": 128, "mlp_width": 512}}
+    sizes = {"vlm": {"width": 256, "mlp_dim": 1024}, "expert": {"width": 128, "mlp_dim": 512}}
     policy = adapt(make(name, **sizes), RANKS, torch.bfloat16 if precision is MASTER else torch.float32)
     peak = step_peak(policy, make_batch(policy.config, 4, 3, 12), precision.autocast)
     load = Load(4, 3, 12, fused_norms=False)

@@ -59,7 +59,7 @@ from vla.bench.subject import make_subject
 import torch
 make_subject(BenchOptions(preset="tiny", dtype="bfloat16"))
 before = peak_memory(torch.device("cpu"))
-sizes = {"vocab_size": 60_000, "vlm": {"width": 1024, "mlp_width": 2048}}
+sizes = {"vocab_size": 60_000, "vlm": {"width": 1024, "mlp_dim": 2048}}
 policy = make_subject(BenchOptions(preset="tiny", dtype="bfloat16", overrides=sizes))
 weights = sum(p.numel() * p.element_size() for p in policy.parameters())
 print((peak_memory(torch.device("cpu")) - before) / weights)

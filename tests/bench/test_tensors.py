@@ -27,7 +27,7 @@ def test_full_size_parameters_are_the_published_ones(name, expert, heads):
 @pytest.mark.parametrize("insulated", [False, True])
 @pytest.mark.parametrize("text", [0, 4])
 def test_tensors_and_their_gradients_are_the_policy_s_own(name, insulated, text):
-    policy = make(name, insulate_backbone=insulated)
+    policy = make(name, knowledge_insulation=insulated)
     loss_of(policy, make_batch(policy.config, 2, 3, 12, text), autocast=False).backward()
     counted = {tensor.name: tensor for tensor in count_tensors(policy.config, text=text > 0)}
     real = dict(policy.named_parameters())

@@ -25,19 +25,19 @@ def numbers(width: int, seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
 
 def statistics(state_dim: int = 3, action_dim: int = 3) -> dict[str, dict[str, np.ndarray]]:
     """Statistics of a dataset with a camera, as LeRobot has them."""
-    picture = {name: np.full((3, 1, 1), 0.5, np.float32) for name in ("mean", "std", "min", "max")}
+    image = {name: np.full((3, 1, 1), 0.5, np.float32) for name in ("mean", "std", "min", "max")}
     return {
         STATE: numbers(state_dim, 0),
         ACTION: numbers(action_dim, 1, 0.1),
-        "observation.images.base_0_rgb": picture,
+        "observation.images.base_0_rgb": image,
         "timestamp": numbers(1, 2),
     }
 
 
 def features(state_dim: int = 3, action_dim: int = 3) -> dict:
-    pictures = {f"observation.images.{name}": {"type": "VISUAL", "shape": [3, 28, 28]} for name in CAMERAS}
+    images = {f"observation.images.{name}": {"type": "VISUAL", "shape": [3, 28, 28]} for name in CAMERAS}
     return {
-        **pictures,
+        **images,
         STATE: {"type": "STATE", "shape": [state_dim]},
         ACTION: {"type": "ACTION", "shape": [action_dim]},
     }

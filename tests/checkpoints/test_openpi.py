@@ -22,7 +22,7 @@ from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.pipeline import make_pipeline as make_pi05
 from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.images import ResizeImages
-from vla.transforms.normalize import Normalize, Rule
+from vla.transforms.normalize import NormalizationFormula, Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import FeatureStats, Statistics
 from vla.transforms.tokenizer import train_tokenizer
@@ -60,8 +60,8 @@ def test_statistics_lie_with_the_checkpoint_or_beside_it(tmp_path):
     step.mkdir(parents=True)
     assert find_assets(step) == {}
     assert choose_asset(step, None) is None
-    beside = put(step.parent, "trossen", content())
-    assert find_assets(step) == {"trossen": beside}
+    alongside = put(step.parent, "trossen", content())
+    assert find_assets(step) == {"trossen": alongside}
     own = put(step, "physical-intelligence/libero", content())
     assert find_assets(step) == {"physical-intelligence/libero": own}, "the checkpoint's own come first"
     assert choose_asset(step, None) == own
@@ -173,7 +173,7 @@ def test_what_openpi_does_not_record_is_the_standard(tmp_path, tokenizer):
     pipeline = read_openpi(put(tmp_path, "robot", content()), Pi0Config.tiny(), make_pi0, tokenizer)
     assert pipeline.find(ResizeImages).slots == ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     assert pipeline.find(DeltaActions) is None
-    assert pipeline.find(Normalize).rule == Rule("openpi", 1e-6)
+    assert pipeline.find(Normalize).formula == NormalizationFormula("openpi", 1e-6)
     assert pipeline.find(PadDimensions) == PadDimensions(3, 2, 8, 8)
 
 

@@ -1,4 +1,4 @@
-"""One pair of functions for all formats: what comes out, what goes beside, and where tokenizers come from."""
+"""All formats: what is read, what is written, and where tokenizers come from."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.pipeline import make_pipeline as make_pi05
 from vla.transforms.actions import DeltaActions
 from vla.transforms.base import Pipeline
-from vla.transforms.normalize import Normalize, Rule
+from vla.transforms.normalize import NormalizationFormula, Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import FeatureStats, Statistics
 from vla.transforms.tokenizer import PALIGEMMA, LazyTokenizer, train_tokenizer
@@ -85,8 +85,8 @@ def test_a_pipeline_survives_every_format(tmp_path, tokenizer, policy, format_na
     assert all(torch.equal(there[key], again[key]) for key in there)
     chunk = {"actions": torch.randn(6, 8), "state": there["state"]}
     assert torch.equal(pipeline.inverse(chunk)["actions"], back.inverse(chunk)["actions"])
-    beside = {path.name for path in tmp_path.iterdir()}
-    assert ("pipeline.json" in beside) == (format_name != "lerobot"), "LeRobot's files say it all"
+    alongside = {path.name for path in tmp_path.iterdir()}
+    assert ("pipeline.json" in alongside) == (format_name != "lerobot"), "LeRobot's files say it all"
 
 
 @pytest.mark.parametrize("format_name", [*FORMATS, "openpi-jax"])
@@ -123,7 +123,7 @@ def test_openpis_statistics_make_its_pipeline(tmp_path, tokenizer):
     norm_stats(tmp_path, "droid", stats(3, 0.1), stats(2, 0.3))
     for format_name in ("openpi", "openpi-jax"):
         pipeline = read(tmp_path, format_name, "pi05", tokenizer)
-        assert pipeline.find(Normalize).rule == Rule("openpi", 1e-6)
+        assert pipeline.find(Normalize).formula == NormalizationFormula("openpi", 1e-6)
         assert pipeline.find(Normalize).modes == {"state": "quantile", "actions": "quantile"}
     norm_stats(tmp_path, "trossen", stats(4, 0.1), stats(2, 0.3))
     with pytest.raises(StatisticsError, match="several robots: droid, trossen"):
@@ -147,14 +147,14 @@ def test_our_files_beside_openpis_count_while_they_agree(tmp_path, tokenizer):
     with pytest.raises(StatisticsError, match=r"droid.*pipeline\.json speak of different statistics"):
         read(tmp_path, "openpi", "pi0")
     (tmp_path / "pipeline.json").unlink()
-    assert read(tmp_path, "openpi", "pi0", asset_id="droid").find(Normalize).rule.name == "openpi"
+    assert read(tmp_path, "openpi", "pi0", asset_id="droid").find(Normalize).formula.name == "openpi"
 
 
 # -- transformers ----------------------------------------------------------------------------------------
 
 
 def processor(folder: Path) -> PI0Processor:
-    """`transformers`' own processor with a folder's statistics; its picture half needs torchvision."""
+    """`transformers`' own processor with a folder's statistics; its image half needs torchvision."""
     values = json.loads((folder / "processor_config.json").read_text())
     bare = PI0Processor.__new__(PI0Processor)
     for name in ("state_mean", "state_std", "actions_mean", "actions_std", "max_state_dim", "chunk_size"):
@@ -162,13 +162,13 @@ def processor(folder: Path) -> PI0Processor:
     return bare
 
 
-@pytest.mark.parametrize("rule", [Rule("vla"), Rule("openpi", 1e-8)])
+@pytest.mark.parametrize("rule", [NormalizationFormula("vla"), NormalizationFormula("openpi", 1e-8)])
 def test_transformers_normalises_as_we_do(tmp_path, tokenizer, rule):
     still = replace(
         stats(3, 0.1), std=(0.1, 0.0, 0.3), mean=(0.0, 0.5, 0.0), min=(-1, 0.5, -1), max=(1, 0.5, 1)
     )
     statistics = Statistics({"state": still, "actions": stats(2, 0.3)})
-    pipeline, config = make("pi0", tokenizer, statistics=statistics, rule=rule, delta_mask=None)
+    pipeline, config = make("pi0", tokenizer, statistics=statistics, formula=rule, delta_mask=None)
     write_pipeline(pipeline, tmp_path, "transformers", config)
     theirs, given = processor(tmp_path), sample()
     given["state"][1] = 0.5
@@ -188,7 +188,7 @@ def test_a_processors_statistics_make_its_pipeline(tmp_path, tokenizer):
     assert read(tmp_path, "transformers", "pi0").find(TokenizePrompt).tokenizer == LazyTokenizer(PALIGEMMA)
     tokenizer.save_pretrained(tmp_path)
     pipeline = read(tmp_path, "transformers", "pi0")
-    assert pipeline.find(Normalize).rule == Rule("openpi", 1e-8)
+    assert pipeline.find(Normalize).formula == NormalizationFormula("openpi", 1e-8)
     given = sample() | {"state": torch.tensor([2.0, 2e-8]), "task": " as_it is"}
     del given["actions"]
     out = pipeline(given)

@@ -1,4 +1,4 @@
-"""Policy, format and dimensions come from the tensors; what a config says beside them must agree."""
+"""Policy, format and dimensions come from the tensors; what a config says next to them must agree."""
 
 import json
 import re
@@ -23,7 +23,7 @@ PUBLISHED = {"num_kv_heads": 1, "vision": {**CONFIGS["pi0"].siglip, "num_attenti
 NAMED = {"lerobot": {"type": "pi0"}, "transformers": {"model_type": "pi0"}, "openpi": {}}
 
 SIZES = (
-    "vision", "vlm", "expert", "depth", "num_heads", "num_kv_heads", "head_width", "vocab_size",
+    "vision", "vlm", "expert", "depth", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
     "max_action_dim",
 )  # fmt: skip
 
@@ -263,7 +263,7 @@ Q = "paligemma_with_expert.gemma_expert.model.layers.0.self_attn.q_proj.weight"
     ],
 )
 def test_one_transposed_tensor_decides_nothing(name):
-    config = Pi0Config.tiny(depth=1, vlm={"width": 20, "mlp_width": 64}, **PUBLISHED)
+    config = Pi0Config.tiny(depth=1, vlm={"width": 20, "mlp_dim": 64}, **PUBLISHED)
     tensors = renamed(tensors_of(config), "openpi")
     tensors[name] = tensors[name].T.contiguous()
     stored = stored_in_memory(tensors)
@@ -277,7 +277,7 @@ def test_one_transposed_tensor_decides_nothing(name):
 
 
 def test_heads_that_do_not_divide_are_refused():
-    config = Pi0Config.tiny(num_heads=3, num_kv_heads=3, head_width=4, vision=PUBLISHED["vision"])
+    config = Pi0Config.tiny(num_heads=3, num_kv_heads=3, head_dim=4, vision=PUBLISHED["vision"])
     tensors = renamed(tensors_of(config), "openpi")
     assert read(tensors).num_heads == 1  # 12 channels of either: nothing odd can be seen
     refuse(
@@ -286,7 +286,7 @@ def test_heads_that_do_not_divide_are_refused():
         {"type": "pi0", "dit_config": {}},
         overrides={"num_kv_heads": 5},
     )
-    config = Pi0Config.tiny(num_heads=3, num_kv_heads=1, head_width=4)
+    config = Pi0Config.tiny(num_heads=3, num_kv_heads=1, head_dim=4)
     refuse(renamed(tensors_of(config), "openpi"), "32 wide, which 5 heads do not divide", overrides={
         "vision": {"num_attention_heads": 5},
     })  # fmt: skip
@@ -299,7 +299,7 @@ def test_heads_that_do_not_divide_are_refused():
         ({"action_dim": 32}, "says action_dim is 32, but the tensors have 8"),
         ({"model_type": "pi0", "dit_config": {"hidden_size": 1024}}, "says dit_config.hidden_size is 1024"),
         ({"type": "pi0", "image_resolution": [224, 224]}, "image_size is 224, but the tensors have 28"),
-        ({"type": "pi0", "image_resolution": [28, 14]}, "square pictures"),
+        ({"type": "pi0", "image_resolution": [28, 14]}, "square images"),
         ({"model_type": "pi0", "vlm_config": {"text_config": {"vocab_size": 513}}}, "vocab_size is 513"),
         (
             {"model_type": "pi0", "vlm_config": {"text_config": {"num_attention_heads": 7}}},

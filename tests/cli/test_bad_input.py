@@ -293,7 +293,7 @@ class TestAdapter:
                 "targets=model.expert.layers.0.self_attn.qproj",
                 "Did you mean 'model.expert.layers.0.self_attn.q",
             ),
-            ("targets=model.expret.*", "match no linear map"),
+            ("targets=model.expret.*", "match no linear layer"),
             ("targets='model.(expert'", "no valid expression"),
             ("preset=exprt", "expected 'expert', 'vlm+expert'"),
             ("rnak=4", "Did you mean 'policy.adapter.rank'"),

@@ -82,8 +82,8 @@ def test_features_are_measured_printed_and_written(tmp_path, capsys):
     argv += ["--dataset", str(tmp_path / "set"), "--threads", "1", "--json", str(tmp_path / "x.json")]
     assert main(argv) == 0
     rows = printed_rows(capsys)
-    assert [row[0] for row in rows[:2]] == ["pictures", "features"]
-    assert rows[2][0] == "samples/s: features / pictures"
+    assert [row[0] for row in rows[:2]] == ["images", "features"]
+    assert rows[2][0] == "samples/s: features / images"
     assert rows[2][-1] == ">= 2"
     written = json.loads((tmp_path / "x.json").read_text())
     assert written["settings"]["freeze"] == "vlm"

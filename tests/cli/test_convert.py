@@ -112,7 +112,7 @@ class TestRefusals:
         error = failure(
             ["convert", tmp_path / "none" / "at" / "all", tmp_path / "dst", "--to", "vla"], capsys
         )
-        assert "none/at/all is no folder here" in error
+        assert "none/at/all is not a folder here" in error
 
     def test_damaged_source_leaves_nothing(self, src, tmp_path, capsys):
         weights = src / "model.safetensors"

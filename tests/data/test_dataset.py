@@ -283,7 +283,7 @@ def test_bridge_values_are_equal_to_the_bit(bridge):
 def test_bridge_frames_are_the_same_pictures(bridge):
     """The two were encoded separately (AV1, lossy): 34.9 dB apart on average, 29.9 at worst.
 
-    So equality is that of the picture, not of the byte: every frame is close to its counterpart, and over
+    So equality is that of the image, not of the byte: every frame is close to its counterpart, and over
     an episode no shift by a frame brings the two versions closer together.
     """
     new, old = bridge

@@ -13,7 +13,7 @@ from huggingface_hub import constants, errors
 from tests.data.make import CAMERAS, make_dataset, read_code
 from tests.hub_server import serving, speak_to
 from vla.data import LeRobotDataset, ResumableLoader, stream
-from vla.data.hub import Source
+from vla.data.hub import DatasetLocation
 from vla.data.loading.file_order import WindowedEpochs
 from vla.data.stream import FileStream
 from vla.errors import ConfigError, DatasetError
@@ -332,7 +332,7 @@ def test_many_episodes_in_a_file(hub, tmp_path):
 
 def test_a_stream_needs_a_commit(tmp_path):
     with pytest.raises(DatasetError, match="no snapshot of a commit"):
-        FileStream(Source(tmp_path))
+        FileStream(DatasetLocation(tmp_path))
 
 
 def test_a_stream_can_be_sent_to_another_process(hub):

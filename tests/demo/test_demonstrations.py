@@ -31,7 +31,7 @@ def test_every_instruction_gets_its_share_and_the_open_one_both_sides(recorded):
 
 
 def test_recorded_actions_lead_round_the_cup_on_the_side_that_is_said(recorded):
-    """Replayed in the environment they reach the target, and states and pictures are those recorded."""
+    """Replayed in the environment they reach the target, and states and images are those recorded."""
     dataset = LeRobotDataset(recorded[0], action_horizon=1)
     for episode, part in enumerate(dataset.episode_slices):
         env = DetourEnv()
@@ -39,8 +39,8 @@ def test_recorded_actions_lead_round_the_cup_on_the_side_that_is_said(recorded):
         for index in range(part.start, part.stop):
             item = dataset[index]
             np.testing.assert_allclose(item[STATE], observation[STATE], atol=1e-6)
-            picture = item[CAMERA].numpy().transpose(1, 2, 0).astype(int)
-            assert np.abs(picture - observation[CAMERA]).mean() < 8, "h264 is lossy, but not that lossy"
+            image = item[CAMERA].numpy().transpose(1, 2, 0).astype(int)
+            assert np.abs(image - observation[CAMERA]).mean() < 8, "h264 is lossy, but not that lossy"
             observation, *_, info = env.step(item["action"][0].numpy())
         assert info["success"]
         assert info["side_passed"] == item["response"]

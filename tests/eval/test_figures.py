@@ -35,7 +35,7 @@ def lines(ax):
     return [line for line in ax.lines if len(line.get_xdata())]
 
 
-def picture(figure):
+def image(figure):
     return np.asarray(Image.open(io.BytesIO(to_png(figure, dpi=50))).convert("RGB"))
 
 
@@ -50,7 +50,7 @@ def test_trajectories_have_a_panel_for_each_policy_and_layout():
     assert colours == [LEFT_COLOUR, RIGHT_COLOUR, FAILED_COLOUR, FAILED_COLOUR]
     np.testing.assert_allclose(lines(figure.axes[1])[0].get_xydata(), results["flow"][1].trajectory)
     assert [ax.get_xlabel() for ax in figure.axes] == ["reached", "reached", "hit the cup", "hit the cup"]
-    assert picture(figure).std() > 5
+    assert image(figure).std() > 5
 
 
 def test_overlay_is_centred_on_the_cup():
@@ -58,7 +58,7 @@ def test_overlay_is_centred_on_the_cup():
     ways = [line for line in lines(figure.axes[0]) if len(line.get_xdata()) > 1]
     np.testing.assert_allclose(ways[0].get_xydata(), episode(0).trajectory - [0.5, 0.3])
     assert "1 of 2 reached" in figure.axes[0].get_title()
-    assert picture(figure).std() > 5
+    assert image(figure).std() > 5
 
 
 def test_a_fan_draws_where_each_chunk_leads():
@@ -70,7 +70,7 @@ def test_a_fan_draws_where_each_chunk_leads():
     assert [line.get_color() for line in drawn[::2]] == [LEFT_COLOUR, RIGHT_COLOUR, INK]
     np.testing.assert_allclose(drawn[0].get_xydata()[-1], [0.5 - 8 * 0.04, 0.14])
     np.testing.assert_allclose(drawn[1].get_xydata()[-1], [0.5 - 4 * 0.04, 0.14])
-    assert picture(figure).std() > 5
+    assert image(figure).std() > 5
     with pytest.raises(ShapeError, match=r"\[n, a, 2\], got \[8, 2\]"):
         fan_figure([Fan("flow", fan.start, fan.cup, fan.target, left, 4)])
     with pytest.raises(ConfigError, match="no fans"):
@@ -101,7 +101,7 @@ def test_recorded_has_a_panel_for_each_dimension_broken_at_each_chunk(dims):
         pieces = [line.get_xydata() for line in lines(ax)[1::2]]
         assert [len(piece) for piece in pieces] == [4, 4, 2]
         np.testing.assert_allclose(np.concatenate(pieces)[:, 1], predicted[:, dim])
-    assert picture(figure).std() > 2
+    assert image(figure).std() > 2
     with pytest.raises(ShapeError, match=r"both be \[n, m\]"):
         recorded_figure(recorded, predicted[1:], starts=[0])
 

@@ -162,7 +162,7 @@ def test_text_is_escaped_everywhere():
     page = Page(html)
     assert "script" not in page.tags
     assert "<script" not in html
-    assert page.words().count("alert('x')") == html.count("alert(") - 1  # one stands in the picture's alt
+    assert page.words().count("alert('x')") == html.count("alert(") - 1  # one stands in the image's alt
     assert ("alt", EVIL) in page.attributes
 
 
@@ -180,7 +180,7 @@ def test_an_empty_report_is_a_page_too():
 
 
 def test_errors():
-    with pytest.raises(ConfigError, match="'Broken' is no PNG"):
+    with pytest.raises(ConfigError, match="'Broken' is not a PNG"):
         render_report(Report("t", blocks=[FigureBlock("Broken", b"GIF89a")]))
     with pytest.raises(ConfigError, match="'Timing' has 1 cells, but there are 2 columns"):
         TableBlock("Timing", ["a", "b"], [["x"]])

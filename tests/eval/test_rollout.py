@@ -16,15 +16,15 @@ HORIZON = 8
 
 
 class Seeing:
-    """Finds cup and target in the picture by their colours and plans as the instruction says."""
+    """Finds cup and target in the image by their colours and plans as the instruction says."""
 
     def __init__(self, silent_side="left"):
         self.silent_side, self.batches, self.resets = silent_side, [], 0
 
     def infer(self, observation):
-        picture = observation[CAMERA].astype(float)
-        size = len(picture)
-        red, green, blue = np.moveaxis(picture, -1, 0)
+        image = observation[CAMERA].astype(float)
+        size = len(image)
+        red, green, blue = np.moveaxis(image, -1, 0)
         cup, target = (
             self._centre(mask, size)
             for mask in (red > np.maximum(green, blue) + 40, green > np.maximum(red, blue) + 10)

@@ -12,7 +12,7 @@ from vla.eval.video import BAD, GOOD, encode_video, film_strip, write_video
 
 
 def clip(length, height=48, width=64, seed=0):
-    """Smooth pictures whose brightness tells their number."""
+    """Smooth images whose brightness tells their number."""
     ramp = np.linspace(0, 60, width)[None, :, None] + np.arange(length)[:, None, None, None] * 15.0
     return np.broadcast_to(ramp + np.zeros((1, height, 1, 3)), (length, height, width, 3)).astype(np.uint8)
 
@@ -76,8 +76,8 @@ def test_film_strip_holds_finished_episodes_and_frames_them_by_outcome():
         for column in range(2):
             frames = rows[row][column]
             for t in range(len(strip)):
-                picture, border = cell(t, row, column)
-                np.testing.assert_array_equal(picture, frames[min(t, len(frames) - 1)])
+                image, border = cell(t, row, column)
+                np.testing.assert_array_equal(image, frames[min(t, len(frames) - 1)])
                 over = t >= len(frames) - 1
                 assert (border in (GOOD, BAD)) == over
                 if over:
@@ -87,7 +87,7 @@ def test_film_strip_holds_finished_episodes_and_frames_them_by_outcome():
 def test_film_strip_errors():
     with pytest.raises(ShapeError, match=r"rows of \[2, 1\]"):
         film_strip([[clip(1), clip(1)], [clip(1)]], ["a", "b"])
-    with pytest.raises(ShapeError, match="one picture size"):
+    with pytest.raises(ShapeError, match="one image size"):
         film_strip([[clip(1), clip(1, 32)]], ["a"])
     with pytest.raises(ShapeError, match="1 labels"):
         film_strip([[clip(1)], [clip(1)]], ["a"])

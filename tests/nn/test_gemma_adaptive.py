@@ -7,7 +7,7 @@ from vla.nn.gemma import GemmaConfig
 from vla.nn.gemma_adaptive import AdaptiveGemmaDecoder
 from vla.nn.norms import AdaptiveRMSNorm
 
-CONFIG = GemmaConfig(width=16, mlp_width=24, depth=3, num_heads=2, num_kv_heads=1, head_width=8)
+CONFIG = GemmaConfig(width=16, mlp_dim=24, depth=3, num_heads=2, num_kv_heads=1, head_dim=8)
 
 
 @pytest.fixture

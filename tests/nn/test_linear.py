@@ -1,4 +1,4 @@
-"""Our linear maps against PyTorch's own, with either kernel, values and gradients."""
+"""Our linear layers against PyTorch's own, with either kernel, values and gradients."""
 
 import pytest
 import torch

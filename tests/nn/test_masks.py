@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vla.nn.masks
-from vla.nn.masks import GroupRules, Tokens
-from vla.policies.pi0.model import group_rules
+from vla.nn.masks import AttentionRules, Tokens
+from vla.policies.pi0.model import attention_rules
 
 
-def docstring_rules() -> GroupRules:
-    return GroupRules(
+def docstring_rules() -> AttentionRules:
+    return AttentionRules(
         images={"images": "all", "prompt": "all"},
         prompt={"images": "all", "prompt": "all"},
         response={"images": "all", "prompt": "all", "response": "causal"},
@@ -45,7 +45,7 @@ def test_mask_equals_its_picture():
 def test_actions_that_see_the_response_follow_the_published_cumulative_rule(
     images, prompt, response, actions, pads
 ):
-    """Published rule: c = cumsum(ar); i sees j iff c_j <= c_i and j is no padding."""
+    """Published rule: c = cumsum(ar); i sees j iff c_j <= c_i and j is not padding."""
     ar = [0] * (images + prompt) + [1] * response + [1] + [1] + [0] * (actions - 1)
     names = ["images"] * images + ["prompt"] * prompt + ["response"] * response
     names += ["state"] + ["actions"] * actions
@@ -53,13 +53,13 @@ def test_actions_that_see_the_response_follow_the_published_cumulative_rule(
     valid[0, images + prompt - min(pads, prompt - 1) : images + prompt] = False
     c = torch.tensor(ar).cumsum(0)
     published = (c[None, :] <= c[:, None]) & valid
-    rules = group_rules(actions_see_response=True)
+    rules = attention_rules(actions_see_response=True)
     tokens = Tokens(torch.tensor([[rules.index(name) for name in names]]), valid)
     assert torch.equal(rules.mask(tokens, tokens)[0], published)
 
 
 def test_padding_is_seen_by_nobody_and_still_sees_something():
-    rules = group_rules(actions_see_response=False)
+    rules = attention_rules(actions_see_response=False)
     valid = torch.tensor([[True, True, False]])
     tokens = Tokens(torch.full((1, 3), rules.index("prompt")), valid)
     mask = rules.mask(tokens, tokens)[0]
@@ -68,7 +68,7 @@ def test_padding_is_seen_by_nobody_and_still_sees_something():
 
 
 def test_queries_that_start_late_know_what_came_before():
-    rules = GroupRules(text={"text": "causal"})
+    rules = AttentionRules(text={"text": "causal"})
     keys = Tokens(torch.zeros(1, 5, dtype=torch.long))
     queries = Tokens(torch.zeros(1, 2, dtype=torch.long))
     assert rules.mask(queries, keys, first_query=3)[0].tolist() == [[True] * 4 + [False], [True] * 5]
@@ -80,4 +80,4 @@ def test_queries_that_start_late_know_what_came_before():
 )
 def test_rules_that_make_no_sense_are_refused(rules, message):
     with pytest.raises(ValueError, match=message):
-        GroupRules(**rules)
+        AttentionRules(**rules)

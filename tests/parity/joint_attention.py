@@ -95,11 +95,11 @@ def joint_forward(
             gates.append(gate)
             heads = [h @ getattr(layer.self_attn, name).weight.T for name in ("q_proj", "k_proj", "v_proj")]
             for out, projected in zip((q, k, val), heads, strict=True):
-                out.append(projected.unflatten(-1, (-1, config.head_width)))
+                out.append(projected.unflatten(-1, (-1, config.head_dim)))
         q, k = rope(torch.cat(q, 1), positions), rope(torch.cat(k, 1), positions)
         group = config.num_heads // config.num_kv_heads
         k, val = k.repeat_interleave(group, 2), torch.cat(val, 1).repeat_interleave(group, 2)
-        scores = torch.einsum("bthe,bshe->bhts", q, k) / math.sqrt(config.head_width)
+        scores = torch.einsum("bthe,bshe->bhts", q, k) / math.sqrt(config.head_dim)
         weights = scores.masked_fill(~mask[:, None], -2.3819763e38).softmax(-1)
         attended = torch.einsum("bhts,bshe->bthe", weights, val).flatten(2).split(split, 1)
         for i, (layer, out) in enumerate(zip(layers, attended, strict=True)):

@@ -27,11 +27,11 @@ PUBLISHED_VISION = {
 SIZES = {
     "openpi_jax_pi0": {
         "cameras": ("base_0_rgb", "wrist_0_rgb"), "action_horizon": 5, "depth": 3, "max_state_dim": 7,
-        "max_action_dim": 7, "vlm": {"width": 24, "mlp_width": 40},
+        "max_action_dim": 7, "vlm": {"width": 24, "mlp_dim": 40},
     },
     "openpi_jax_pi05": {
-        "cameras": ("only",), "action_horizon": 3, "num_heads": 6, "num_kv_heads": 2, "head_width": 4,
-        "expert": {"width": 20, "mlp_width": 12},
+        "cameras": ("only",), "action_horizon": 3, "num_heads": 6, "num_kv_heads": 2, "head_dim": 4,
+        "expert": {"width": 20, "mlp_dim": 12},
     },
     "lerobot_pi0": {
         "cameras": ("front", "left", "right", "back"), "action_horizon": 4, "max_state_dim": 5,
@@ -39,7 +39,7 @@ SIZES = {
     },
     "lerobot_pi05": {
         "cameras": ("front", "wrist"), "action_horizon": 9, "max_action_dim": 11, "vocab_size": 70,
-        "vision": PUBLISHED_VISION, "num_kv_heads": 1, "head_width": 12,
+        "vision": PUBLISHED_VISION, "num_kv_heads": 1, "head_dim": 12,
     },
 }  # fmt: skip
 """What differs from `tiny()`. min_period: transformers' PI0 rounds the phase of short periods its own way."""

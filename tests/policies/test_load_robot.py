@@ -33,10 +33,10 @@ def checkpoint(tmp_path):
 
 
 def test_a_robot_chooses_its_statistics(checkpoint):
-    picture = {"observation.images.base_0_rgb": np.zeros((180, 320, 3), dtype=np.uint8), "task": "put away"}
+    image = {"observation.images.base_0_rgb": np.zeros((180, 320, 3), dtype=np.uint8), "task": "put away"}
     for robot, dims in (("droid", 8), ("aloha", 14)):
         policy = vla.load(checkpoint, robot=ROBOTS / f"{robot}.yaml")
-        assert policy.infer({**picture, "observation.state": np.zeros(dims)})["actions"].shape == (6, dims)
+        assert policy.infer({**image, "observation.state": np.zeros(dims)})["actions"].shape == (6, dims)
 
 
 def test_without_one_the_robots_are_listed(checkpoint):

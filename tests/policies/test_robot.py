@@ -110,8 +110,8 @@ def test_text_is_generated_on_request(robot):
 
 
 def test_pictures_of_another_size_are_resized(robot):
-    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    assert robot.infer(make_observation(**{"observation.images.top": picture}))["actions"].shape == (6, 2)
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    assert robot.infer(make_observation(**{"observation.images.top": image}))["actions"].shape == (6, 2)
 
 
 @pytest.mark.parametrize(

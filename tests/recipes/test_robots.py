@@ -29,7 +29,7 @@ from vla.transforms import (
     TokenizePrompt,
     train_tokenizer,
 )
-from vla.transforms.normalize import OPENPI_RULE
+from vla.transforms.normalize import OPENPI_FORMULA
 from vla.transforms.robots import apply_robot, load_robot
 
 FILES = {path.stem: path for path in sorted((ROOT / "recipes" / "robots").glob("*.yaml"))}
@@ -322,7 +322,7 @@ def test_aloha_acts_with_weights_that_record_statistics_only():
     modes = dict.fromkeys(("state", "actions"), "zscore")
     bare = Pipeline(
         [
-            Normalize(Statistics({"state": stats, "actions": stats}), modes, OPENPI_RULE),
+            Normalize(Statistics({"state": stats, "actions": stats}), modes, OPENPI_FORMULA),
             ResizeImages(tuple(policy.config.cameras), policy.config.image_size),
             TokenizePrompt(train_tokenizer(["fold the towel"], vocab_size=300), 16),
             PadDimensions(32, 32, 32, 32),

@@ -81,7 +81,7 @@ ROOMS: dict[str, Room] = {
         ),
         packages=("torch", "numpy", "safetensors", "accelerate", "omegaconf", "pydantic", "yaml", "rich"),
     ),
-    "train.optim": Room(packages=("torch", "bitsandbytes")),
+    "train.optim": Room(rooms=("policies.base",), packages=("torch", "bitsandbytes")),
     "train.checkpoint.zero": Room(packages=("torch", "deepspeed")),
     "serve": Room(rooms=("policies.auto",), packages=("numpy", "msgpack", "websockets")),
     "serve.chunking": Room(packages=("numpy",)),

@@ -4,7 +4,7 @@
 
 A case names its engine, the processes' recipe, and what goes wrong on the way: `dies`, `fails` or `full`,
 each with a process and a step; or that the run `starts` only, and its memory is measured. Every process
-writes what it saw to `<name>-<rank>.json` beside CASES.json; the exit statuses and the seconds that it took,
+writes what it saw to `<name>-<rank>.json` next to CASES.json; the exit statuses and the seconds that it took,
 by case, end up in `statuses.json` there. `Runs` makes cases.
 """
 

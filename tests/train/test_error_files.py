@@ -8,7 +8,7 @@ from torch.distributed import DistNetworkError
 from tests.train.engine_runs import Runs
 from vla.errors import DatasetError, TrainingError
 from vla.train.checkpoint.folder import RunFolder
-from vla.train.error_files import LastWords, is_lost_connection
+from vla.train.error_files import ErrorFiles, is_lost_connection
 
 SHORT = ["train.steps=6", "train.save_every=2"]
 SHARDED = [*SHORT, "train.checkpoints=sharded"]
@@ -86,7 +86,7 @@ def process(tmp_path, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", str(world))
         monkeypatch.setenv("RANK", str(rank))
         expected = TrainingError if error is CLOSED else type(error)
-        with pytest.raises(expected) as caught, LastWords(tmp_path / "run" / "errors"):
+        with pytest.raises(expected) as caught, ErrorFiles(tmp_path / "run" / "errors"):
             raise error
         return caught.value
 
@@ -108,7 +108,7 @@ def test_what_an_earlier_start_said_is_gone(process, tmp_path):
     process(1, KeyError("old"))
     assert (tmp_path / "run" / "errors" / "process-1.txt").read_text() == "KeyError: 'old'\n"
     RunFolder(tmp_path / "run").check_free()
-    with LastWords(tmp_path / "run" / "errors"):
+    with ErrorFiles(tmp_path / "run" / "errors"):
         assert list((tmp_path / "run").iterdir()) == []
     assert "Another process of this run has died" in str(process(0, CLOSED))
 

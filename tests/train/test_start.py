@@ -60,7 +60,7 @@ def test_a_paligemma_begins_a_policy(tiny, tmp_path, tokenizer):
         *STILL,
         f"policy.paligemma={folder}",
         f"policy.tokenizer={tokenizer}",
-        "policy.config={cameras: [top], expert: {width: 16, mlp_width: 32}, action_horizon: 4, "
+        "policy.config={cameras: [top], expert: {width: 16, mlp_dim: 32}, action_horizon: 4, "
         "vision: {num_attention_heads: 4}, num_heads: 4, max_action_dim: 8, max_state_dim: 8}",
     )
     done = train(recipe, progress=False)
@@ -87,7 +87,7 @@ def test_the_main_process_alone_holds_the_whole_policy(
         pytest.skip("deepspeed is not installed (extra: deepspeed)")
     runs, sizes = Runs(dataset, tmp_path), []
     for name, depth in (("small", 2), ("large", 30)):
-        config = {"cameras": ["top"], "depth": depth, "vlm": {"width": 256, "mlp_width": 1024}}
+        config = {"cameras": ["top"], "depth": depth, "vlm": {"width": 256, "mlp_dim": 1024}}
         base = make_policy("pi0", config, preset="tiny")
         base.save_pretrained(tmp_path / f"{name}-base")
         sizes.append(sum(parameter.nbytes for parameter in base.parameters()))

@@ -37,9 +37,9 @@ def pillow_resize_with_pad(image: torch.Tensor, size: int) -> torch.Tensor:
     height, width = image.shape[-2:]
     ratio = max(width / size, height / size)
     new_width, new_height = max(1, math.floor(width / ratio)), max(1, math.floor(height / ratio))
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    image = Image.fromarray(image.permute(1, 2, 0).numpy())
     canvas = Image.new("RGB", (size, size), 0)
-    resized = picture.resize((new_width, new_height), Image.Resampling.BILINEAR)
+    resized = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
     canvas.paste(resized, ((size - new_width) // 2, (size - new_height) // 2))
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
 
@@ -61,7 +61,7 @@ def test_resizing_agrees_with_pillow(height: int, width: int, size: int):
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(2, 60), st.integers(0, 99))
 def test_resizing_noise_agrees_with_pillow(height: int, width: int, size: int, seed: int):
     image = noise(height, width, seed)
-    # Pillow also resamples a picture that is already right, to itself.
+    # Pillow also resamples an image that is already right, to itself.
     difference = resize_with_pad(image, size).int() - pillow_resize_with_pad(image, size).int()
     assert difference.abs().max() <= 2
 
@@ -143,7 +143,7 @@ def test_cameras_that_do_not_fit_are_named():
     with pytest.raises(ShapeError, match=r"no camera 'left_wrst'.*Did you mean 'left_wrist'"):
         resize.forward({"images": {"left_wrst": noise(8, 8)}})
     for sample in ({"images": {}}, {"state": torch.zeros(2)}):
-        with pytest.raises(ShapeError, match=r"no picture.*base, left_wrist, right_wrist"):
+        with pytest.raises(ShapeError, match=r"no image.*base, left_wrist, right_wrist"):
             resize.forward(sample)
 
 
@@ -156,7 +156,7 @@ def test_impossible_cameras_are_refused(slots: tuple[str, ...], size: int):
 def naive_crop_and_rotate(
     image: np.ndarray, crop: float, position: tuple[float, float], angle: float
 ) -> np.ndarray:
-    """One output pixel at a time, [3, h, w]: back to the crop, then to the picture, then bilinear."""
+    """One output pixel at a time, [3, h, w]: back to the crop, then to the image, then bilinear."""
     _, height, width = image.shape
     out = np.zeros_like(image)
 
@@ -209,14 +209,14 @@ def test_a_quarter_turn_is_anticlockwise_and_exact():
 def test_rotation_agrees_with_pillow_away_from_the_corners():
     image = photograph(64, 64)
     ours = crop_and_rotate(image.float(), 1.0, (0, 0), math.radians(5))
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).rotate(5, Image.Resampling.BILINEAR)
-    theirs = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    image = Image.fromarray(image.permute(1, 2, 0).numpy()).rotate(5, Image.Resampling.BILINEAR)
+    theirs = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     torch.testing.assert_close(ours[:, 8:-8, 8:-8], theirs[:, 8:-8, 8:-8].float(), atol=1.01, rtol=0)
 
 
 @pytest.mark.parametrize(("side", "column"), [(-1, 2.0), (1, 6.0)])
 def test_the_crop_lies_where_it_is_put(side: int, column: float):
-    # On a picture whose value is its column, half of the width starting at column 0 or 4.
+    # On an image whose value is its column, half of the width starting at column 0 or 4.
     ramp = torch.arange(8.0).expand(3, 8, 8).contiguous()
     out = crop_and_rotate(ramp, 0.5, (side, 0), 0.0)
     assert out[:, :, 3:5].mean().item() == pytest.approx(column - 0.5)
@@ -296,7 +296,7 @@ def test_wrist_cameras_keep_their_geometry():
 
 @pytest.mark.parametrize("strength", ["brightness", "contrast", "saturation"])
 def test_strengths_are_uniform_within_their_bounds(strength: str):
-    # A reddish picture with two tones: each factor can be read off it.
+    # A reddish image with two tones: each factor can be read off it.
     image = torch.full((3, 4, 4), 100, dtype=torch.uint8)
     image[0] = 130
     image[:, :2] -= 60

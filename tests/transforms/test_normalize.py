@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vla.errors import ConfigError, StatisticsError
 from vla.transforms.base import Pipeline
-from vla.transforms.normalize import EPSILON, LEROBOT_RULE, OPENPI_RULE, Normalize, Rule
+from vla.transforms.normalize import EPSILON, LEROBOT_FORMULA, OPENPI_FORMULA, NormalizationFormula, Normalize
 from vla.transforms.statistics import FeatureStats, Statistics
 
 MODES = ["zscore", "quantile"]
@@ -66,7 +66,7 @@ def test_state_and_actions_are_taken_where_present_whatever_their_leading_dimens
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("constant", [0.0, 0.1, -7.3, 1e-12, 12345.678, 1e9])
 def test_constant_dimensions_are_zero_and_come_back(mode: str, constant: float):
-    # Statistics with the noise that summing in float32 leaves, beside a dimension that moves.
+    # Statistics with the noise that summing in float32 leaves, next to a dimension that moves.
     x = np.full((1001, 2), constant, np.float32)
     x[:, 1] = np.linspace(-1, 1, 1001)
     stats = stats_of(x)
@@ -194,7 +194,7 @@ def test_published_rules_are_their_plain_formulas(rule: str, eps: float, mode: s
     x = random.normal([3.0, -40.0, 0.0, 0.5], [0.1, 25.0, 1e-3, 0.0], (500, 4)).astype(np.float32)
     stats = stats_of(x)
     stats = FeatureStats(*(tuple(np.float32(getattr(stats, v)).tolist()) for v in stats.held), count=500)
-    normalize = Normalize(Statistics({"state": stats}), {"state": mode}, Rule(rule, eps))  # type: ignore
+    normalize = Normalize(Statistics({"state": stats}), {"state": mode}, NormalizationFormula(rule, eps))  # type: ignore
     forward, inverse = restated(rule, eps, mode, stats)
     x = np.concatenate([x, x + np.float32(0.01)])
     got = normalize.forward({"state": torch.from_numpy(x)})["state"].numpy()
@@ -211,7 +211,7 @@ def test_published_rules_are_their_plain_formulas(rule: str, eps: float, mode: s
 def test_lerobots_zscore_does_not_come_back_quite():
     x = np.array([[0.0], [2e-8]], np.float64)  # std 1e-8, as large as the epsilon
     stats = stats_of(x)
-    for rule, back in ((LEROBOT_RULE, 1e-8 + 0.5e-8), (Rule("openpi", 1e-8), 2e-8)):
+    for rule, back in ((LEROBOT_FORMULA, 1e-8 + 0.5e-8), (NormalizationFormula("openpi", 1e-8), 2e-8)):
         normalize = Normalize(Statistics({"state": stats}), {"state": "zscore"}, rule)
         z = normalize.forward({"state": torch.tensor([2e-8], dtype=torch.float64)})
         assert z["state"].item() == pytest.approx(0.5)
@@ -219,8 +219,8 @@ def test_lerobots_zscore_does_not_come_back_quite():
 
 
 @pytest.mark.parametrize("mode", ["zscore", "quantile", "minmax"])
-@pytest.mark.parametrize("plain", [Rule("openpi"), Rule("lerobot", 1e-6)])
-def test_statistics_without_guard_do_the_same_by_a_plain_formula(mode: str, plain: Rule):
+@pytest.mark.parametrize("plain", [NormalizationFormula("openpi"), NormalizationFormula("lerobot", 1e-6)])
+def test_statistics_without_guard_do_the_same_by_a_plain_formula(mode: str, plain: NormalizationFormula):
     random = np.random.default_rng(0)
     x = random.normal(size=(1000, 4)).astype(np.float32)
     x[:, 1], x[:, 2] = 0.7, 1.0
@@ -252,7 +252,7 @@ def test_statistics_without_guard_do_the_same_by_a_plain_formula(mode: str, plai
 
 def test_without_a_guard_statistics_stay_what_they_are():
     stats = stats_of(np.ones((5, 2)))
-    plain = Normalize(Statistics({"state": stats}), {"state": "zscore"}, LEROBOT_RULE)
+    plain = Normalize(Statistics({"state": stats}), {"state": "zscore"}, LEROBOT_FORMULA)
     assert plain.without_guard() == (plain.statistics, {})
 
 
@@ -275,10 +275,10 @@ def test_identity_needs_no_statistics_and_changes_nothing():
 @pytest.mark.parametrize(
     ("mode", "rule", "held", "missing"),
     [
-        ("quantile", OPENPI_RULE, ("mean", "std"), "q01 and q99"),
-        ("zscore", LEROBOT_RULE, ("min", "max", "q01"), "mean and std"),
-        ("minmax", LEROBOT_RULE, ("min",), "max"),
-        ("zscore", Rule(), ("mean", "std", "q01"), "min and max"),
+        ("quantile", OPENPI_FORMULA, ("mean", "std"), "q01 and q99"),
+        ("zscore", LEROBOT_FORMULA, ("min", "max", "q01"), "mean and std"),
+        ("minmax", LEROBOT_FORMULA, ("min",), "max"),
+        ("zscore", NormalizationFormula(), ("mean", "std", "q01"), "min and max"),
     ],
 )
 def test_a_vector_that_a_mode_needs_is_named(mode, rule, held, missing):
@@ -290,7 +290,7 @@ def test_a_vector_that_a_mode_needs_is_named(mode, rule, held, missing):
 
 def test_published_rules_make_do_with_what_is_published():
     only = FeatureStats(mean=(1.0,), std=(2.0,))
-    for rule in (OPENPI_RULE, LEROBOT_RULE):
+    for rule in (OPENPI_FORMULA, LEROBOT_FORMULA):
         normalize = Normalize(Statistics({"state": only}), {"state": "zscore"}, rule)
         torch.testing.assert_close(
             normalize.forward({"state": torch.tensor([5.0])})["state"], torch.tensor([2.0])
@@ -307,17 +307,19 @@ def test_published_rules_make_do_with_what_is_published():
 )
 def test_an_unknown_rule_is_named(values: dict, message: str):
     with pytest.raises(ConfigError, match=message):
-        Rule(**values)
+        NormalizationFormula(**values)
 
 
 def test_the_rule_survives_and_files_from_before_there_were_rules_mean_ours(tmp_path: Path):
     stats = stats_of(np.random.default_rng(0).normal(size=(20, 3)))
-    pipeline = Pipeline([Normalize(Statistics({"state": stats}), {"state": "zscore"}, Rule("lerobot", 1e-7))])
+    pipeline = Pipeline(
+        [Normalize(Statistics({"state": stats}), {"state": "zscore"}, NormalizationFormula("lerobot", 1e-7))]
+    )
     pipeline.save(tmp_path)
     assert Pipeline.load(tmp_path).transforms == pipeline.transforms
     old = {"steps": [{"type": "normalize", "modes": {"state": "zscore"}}]}
     (tmp_path / "pipeline.json").write_text(json.dumps(old))
-    assert Pipeline.load(tmp_path).transforms[0].rule == Rule("vla", 1e-6)
+    assert Pipeline.load(tmp_path).transforms[0].formula == NormalizationFormula("vla", 1e-6)
     old["steps"][0]["rule"] = {"name": "lerobot", "epsilons": 1.0}
     (tmp_path / "pipeline.json").write_text(json.dumps(old))
     with pytest.raises(ConfigError, match=r"step 'normalize'.*epsilons"):

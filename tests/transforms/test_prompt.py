@@ -164,7 +164,7 @@ def test_decode_ends_at_the_end_token(tokenizer):
 
 def test_missing_words_are_named(tokenizer):
     transform = TokenizePrompt(tokenizer, 16)
-    with pytest.raises(ConfigError, match="'task' is no text"):
+    with pytest.raises(ConfigError, match="'task' is not text"):
         transform.forward({"state": 1})
     with pytest.raises(ConfigError, match="'task' is a bytes"):
         transform.forward({"task": b"go"})
@@ -236,7 +236,7 @@ def test_a_tokenizer_that_is_yet_to_be_fetched_is_saved_by_name(tokenizer, tmp_p
     pending.save(late)  # it is here now, so the folder gets it
     assert (late / "tokenizer_config.json").exists()
     assert torch.equal(Pipeline.load(late)({"task": "reach"})["input_ids"], truth)
-    # A tokenizer that was put beside the settings outranks the name in them.
+    # A tokenizer that was put next to the settings outranks the name in them.
     tokenizer.save_pretrained(early)
     assert not isinstance(Pipeline.load(early).transforms[0].tokenizer, LazyTokenizer)
 

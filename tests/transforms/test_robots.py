@@ -21,7 +21,7 @@ from vla.transforms import (
     RotateImages,
     Statistics,
 )
-from vla.transforms.normalize import OPENPI_RULE
+from vla.transforms.normalize import OPENPI_FORMULA
 from vla.transforms.robots import apply_robot, load_robot
 
 ARM = {
@@ -142,7 +142,7 @@ def test_a_picture_s_name_says_whose_it_is(write):
         ({"frequency": float("nan")}, "'frequency' is nan, expected a finite"),
         ({"cameras.base.rotate": 45}, "'cameras.base.rotate' is 45, expected 0, 90, 180 or 270"),
         ({"cameras.base.robot": ""}, "must not be empty"),
-        ({"cameras": {"base": None}}, "at least one picture"),
+        ({"cameras": {"base": None}}, "at least one image"),
         ({"cameras.wrist.robot": "front"}, "two slots are filled by one robot camera"),
         ({"cameras.wrist.dataset": "observation.images.front"}, "one dataset camera"),
         ({"cameras.wrist.robot": "other"}, "'other' is the name of another slot"),
@@ -204,7 +204,7 @@ def published(width, of=None, slots=("base", "wrist", "other")):
     modes = {"state": "zscore", "actions": "zscore"}
     return Pipeline(
         [
-            Normalize(statistics(width, of), modes, OPENPI_RULE),
+            Normalize(statistics(width, of), modes, OPENPI_FORMULA),
             ResizeImages(slots, 4),
             PadDimensions(width, width, 8, 8),
         ]

@@ -166,7 +166,7 @@ def test_what_is_no_tokenizer_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match="nobody/nothing holds no readable tokenizer"):
         load_tokenizer("nobody/nothing")
     (tmp_path / "broken.model").write_bytes(b"not a protobuf")
-    with pytest.raises(ConfigError, match=r"broken\.model is no SentencePiece model"):
+    with pytest.raises(ConfigError, match=r"broken\.model is not a SentencePiece model"):
         load_tokenizer(tmp_path / "broken.model")
 
 

@@ -124,7 +124,7 @@ def as_jax(
     tensors: Mapping[str, torch.Tensor], config: FlowConfig, lead: str = "params.", end: str = ""
 ) -> Tensors:
     """openpi's tree: layers stacked, heads on their own axis, every map transposed."""
-    heads, keys, width = config.num_heads, config.num_kv_heads, config.head_width
+    heads, keys, width = config.num_heads, config.num_kv_heads, config.head_dim
     tree: Tensors = {}
 
     def put(path: str, tensor: torch.Tensor) -> None:

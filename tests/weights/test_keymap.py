@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vla.errors import ShapeError
 from vla.policies.pi0.weights import FORMATS as PI0_FORMATS
 from vla.policies.pi05.weights import FORMATS as PI05_FORMATS
-from vla.weights.keymap import KeyTable, Layout, Rule, Spelling, respell, split_index
+from vla.weights.keymap import KeyMapping, KeyTable, Layout, Spelling, respell, split_index
 
 # Pattern -> our shape and where each of our entries lies in what is stored, for stored sizes (a, b, c, d).
 NAIVE = {
@@ -81,12 +81,18 @@ def test_index_is_a_component_of_digits(name, want):
 
 def test_table_is_looked_up_from_both_sides():
     table = KeyTable(
-        [Rule("a.{i}.w", "b.{i}.v"), Rule("x", "y"), Rule("x", "z"), Rule("k.{i}", "kv"), Rule("v.{i}", "kv")]
+        [
+            KeyMapping("a.{i}.w", "b.{i}.v"),
+            KeyMapping("x", "y"),
+            KeyMapping("x", "z"),
+            KeyMapping("k.{i}", "kv"),
+            KeyMapping("v.{i}", "kv"),
+        ]
     )
     assert table.of_ours("a.7.w") == ["b.7.v"]
     assert table.of_ours("x") == ["y", "z"]
     assert table.of_ours("q") == []
-    assert table.of_theirs("b.7.v") == [(Rule("a.{i}.w", "b.{i}.v"), "7")]
+    assert table.of_theirs("b.7.v") == [(KeyMapping("a.{i}.w", "b.{i}.v"), "7")]
     assert [rule.ours for rule, _ in table.of_theirs("kv")] == ["k.{i}", "v.{i}"]
     assert all(rule.is_stacked for rule, _ in table.of_theirs("kv"))
     assert table.of_theirs("b.x.v") == []

@@ -79,9 +79,9 @@ def test_look_up_by_hub_id():
 
 
 def test_the_copy_beside_the_checkpoints_is_the_same_file():
-    beside = ROOT / "checkpoints" / TABLE_FILE
-    assert beside.read_text() == (PACKAGE / "weights" / TABLE_FILE).read_text()
-    assert list(yaml.safe_load(beside.read_text())) == list(TABLE)
+    alongside = ROOT / "checkpoints" / TABLE_FILE
+    assert alongside.read_text() == (PACKAGE / "weights" / TABLE_FILE).read_text()
+    assert list(yaml.safe_load(alongside.read_text())) == list(TABLE)
 
 
 def test_it_is_there_after_installing_a_wheel(tmp_path):

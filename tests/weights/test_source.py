@@ -88,7 +88,7 @@ class TestFolder:
 class TestName:
     @pytest.mark.parametrize("name", ["no/such/folder", "./x", "nothing", "a b/c", "/absolute", ""])
     def test_that_is_nothing(self, name):
-        assert "is no folder here" in refusal(name)
+        assert "is not a folder here" in refusal(name)
         assert "owner/name" in refusal(name)
 
     def test_short_name_leads_to_the_hub_id(self, hub):
@@ -125,7 +125,7 @@ class TestName:
         assert refusal("s3://bucket") == "s3://bucket is an address, not a folder or a hub id."
 
     def test_name_that_the_hub_does_not_allow(self, hub):
-        assert "'a/b--c' is no name that the hub allows" in refusal("a/b--c")
+        assert "'a/b--c' is not a name that the hub allows" in refusal("a/b--c")
 
 
 class TestDownload:
@@ -242,7 +242,7 @@ class TestRefusals:
     def test_nobody_listens(self, monkeypatch, tmp_path):
         speak_to(f"http://127.0.0.1:{free_port()}", monkeypatch, tmp_path)
         said = refusal("a/b")
-        assert "a/b is no folder here, and the hub could not be reached for it: ConnectError" in said
+        assert "a/b is not a folder here, and the hub could not be reached for it: ConnectError" in said
         assert "Give a folder" in said
 
     def test_offline_with_an_empty_cache(self, hub, monkeypatch):
@@ -301,7 +301,10 @@ NOT_CACHED = "Cannot find an appropriate cached snapshot folder"
         (behind(errors.LocalEntryNotFoundError("x"), answer(errors.HfHubHTTPError, 503)), "it answers 503"),
         (behind(errors.LocalEntryNotFoundError("x"), answer(errors.GatedRepoError, 403)), "gated"),
         (errors.LocalTokenNotFoundError("Token is required"), "needs a token and none is stored"),
-        (errors.HFValidationError("Repo id must be ..."), "is no name that the hub allows: Repo id must be"),
+        (
+            errors.HFValidationError("Repo id must be ..."),
+            "is not a name that the hub allows: Repo id must be",
+        ),
         (errors.XetDownloadError("storage"), "could not be downloaded: storage"),
         (
             RuntimeError("Data processing error: CAS service"),

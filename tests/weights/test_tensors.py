@@ -67,7 +67,7 @@ def test_the_container_is_told_by_content(tmp_path):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(WeightsError, match="is no folder"):
+    with pytest.raises(WeightsError, match="is not a folder"):
         open_tensors(tmp_path / "model.safetensors")
 
 

@@ -1,1 +1,1 @@
-"""LoRA and its kin: put into a policy, saved beside it, on a quantised base."""
+"""LoRA and its kin: put into a policy, saved next to it, on a quantised base."""

@@ -92,7 +92,7 @@ def write_adapter(
 def load_adapter(
     policy: PolicyModule, folder: str | Path, name: str = DEFAULT_NAME, dtype: torch.dtype | None = None
 ) -> None:
-    """Load an adapter into its base, beside others that may be in it, and make it the active one.
+    """Load an adapter into its base, next to others that may be in it, and make it the active one.
 
     The policy's pipeline becomes the adapter's: another robot has other statistics.
 
@@ -129,7 +129,7 @@ def load_adapter(
         raise WeightsError(f"{folder / CONFIG_FILE} does not fit the policy: {error}") from error
     policy.trained_on[name] = said.get("quantize")
     if dtype is not None or policy.quantized is not None:
-        cast_trained(policy, dtype or policy.dtype)  # beside maps of integers, `peft` makes it float32
+        cast_trained(policy, dtype or policy.dtype)  # next to maps of integers, `peft` makes it float32
     targets = peft.get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
     wanted = {_PREFIX + key: tensor for key, tensor in targets.items()}
     wrong = sorted(

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) inside a policy, by way of `peft`.
 
-The policy stays what it is, a `Pi0Policy` for one: the linear maps that its preset names get two small
-matrices beside them, and the maps between the robot's numbers and the expert get a trained copy. Everything
+The policy stays what it is, a `Pi0Policy` for one: the linear layers that its preset names get two small
+matrices next to them, and the maps between the robot's numbers and the expert get a trained copy. Everything
 else is frozen. Several adapters may lie in one policy; one of them, with its own pipeline, is active.
 
 `vla.adapters.files` saves, loads and merges them.
@@ -33,7 +33,7 @@ class AdapterConfig:
     """How a policy is adapted.
 
     Attributes:
-        preset: Which linear maps, as the policy names them: "expert", "vlm+expert", "attention" or
+        preset: Which linear layers, as the policy names them: "expert", "vlm+expert", "attention" or
             "all-linear".
         targets: Instead of the preset: an expression that the full names of the maps match.
         rank: Of the low-rank change.
@@ -85,7 +85,7 @@ def add_adapter(policy: PolicyModule, config: AdapterConfig | None = None, name:
         name: Of the adapter inside the policy.
 
     Raises:
-        ConfigError: The targets match no linear map (names the nearest modules), or the policy does not say
+        ConfigError: The targets match no linear layer (names the nearest modules), or the policy does not say
             what to adapt.
         MissingDependencyError: `peft` is not installed.
     """
@@ -126,7 +126,9 @@ def inject(policy: PolicyModule, lora: Any, name: str) -> None:
         policy.base_fingerprint = fingerprint(policy)  # now: later on, the weights may be sharded
     peft: Any = import_peft()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is no accident
+        warnings.filterwarnings(
+            "ignore", "Already found a `peft_config`"
+        )  # a second adapter is not an accident
         peft.inject_adapter_in_model(lora, policy, adapter_name=name)
     pipelines = (policy.pipeline, policy.pipelines)
     policy.adapter_pipelines[policy.adapter] = policy.adapter_pipelines[name] = pipelines
@@ -271,7 +273,7 @@ def fingerprint(policy: PolicyModule) -> str:
 
 
 def _matching(policy: PolicyModule, expression: str) -> str:
-    """Return the expression as `peft` shall read it; raise where it matches no linear map."""
+    """Return the expression as `peft` shall read it; raise where it matches no linear layer."""
     try:
         pattern = re.compile(expression)
     except re.error as error:
@@ -289,7 +291,7 @@ def _matching(policy: PolicyModule, expression: str) -> str:
         hint = (
             did_you_mean(expression.replace("\\", ""), linear) or f" There are, say, {', '.join(linear[:2])}."
         )
-        raise ConfigError(f"The adapter's targets '{expression}' match no linear map of the policy.{hint}")
+        raise ConfigError(f"The adapter's targets '{expression}' match no linear layer of the policy.{hint}")
     others = [name for name, module in plain.items() if pattern.fullmatch(name) and name not in linear]
     if not others:
         return expression

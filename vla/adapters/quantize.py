@@ -1,4 +1,4 @@
-"""A frozen base in few bits: linear maps as 4-bit normal floats or 8-bit integers, by way of `bitsandbytes`.
+"""A frozen base in few bits: linear layers as 4-bit normal floats or 8-bit integers (`bitsandbytes`).
 
 What such a policy can do is act, and train an adapter (QLoRA, arXiv 2305.14314): gradients pass through the
 stored numbers, which never change. Stored so are the maps that the policy names, those of its layers. Token
@@ -96,13 +96,13 @@ def load_quantized(
 
 
 def quantize_base(policy: PolicyModule, kind: Kind, device: torch.device | str | None = None) -> None:
-    """Store the linear maps that a policy names in 4 or 8 bits, one after the other, and freeze it.
+    """Store the linear layers that a policy names in 4 or 8 bits, one after the other, and freeze it.
 
     Each map's memory is freed before the next one is made, so that there is never a second copy of the
     weights. Products are computed in the dtype that the weights have now.
 
-    In 4 bits, maps whose number of inputs is no multiple of 64 are left as they are: their blocks would lie
-    across rows, which bitsandbytes reads back wrongly on a CPU.
+    In 4 bits, layers whose number of inputs is not a multiple of 64 are left as they are: their blocks would
+    lie across rows, which bitsandbytes reads back wrongly on a CPU.
 
     Args:
         policy: Without an adapter; changed in place.
@@ -135,7 +135,7 @@ def quantize_base(policy: PolicyModule, kind: Kind, device: torch.device | str |
     policy.quantized = kind
     setattr(policy, f"is_loaded_in_{kind}", True)  # what `peft` asks for
     logger.info(
-        "%d of %d linear maps are stored in %s, %.3f GB instead of %.3f; %d stay as they are.",
+        "%d of %d linear layers are stored in %s, %.3f GB instead of %.3f; %d stay as they are.",
         len(fitting), len(named), kind, after / 1e9, before / 1e9, len(named) - len(fitting),
     )  # fmt: skip
 
@@ -153,7 +153,7 @@ def _maps(policy: PolicyModule, kind: Kind) -> tuple[list[str], list[str]]:
     fitting = [name for name, inputs in maps.items() if kind == "8bit" or inputs % BLOCK == 0]
     if not fitting:
         raise ConfigError(
-            f"None of the policy's {len(maps)} linear maps can be stored in 4 bits: they have "
+            f"None of the policy's {len(maps)} linear layers can be stored in 4 bits: they have "
             f"{', '.join(map(str, sorted(set(maps.values()))))} inputs, and it takes a multiple of {BLOCK}. "
             "Use 8bit, or leave quantize out."
         )

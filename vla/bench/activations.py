@@ -29,7 +29,7 @@ class Arithmetic:
         frozen: Bytes of a weight that is not.
         compute: c, bytes of an activation.
         autocast: Trained weights are converted at every use, and the copies kept; so are the inputs of
-            every linear map, once per map.
+            every linear layer, once per map.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Load:
 
     Attributes:
         batch: Observations.
-        cameras: Pictures of each.
+        cameras: Images of each.
         prompt: Text tokens of each; no padding is assumed, so the prefix needs no mask.
         draws: Noise draws of each.
         text: Supervised text tokens of each, which are among those of the prompt; 0 trains no text.
@@ -114,7 +114,7 @@ def kept_bytes(
         weights: How each part is trained.
         adaptive: Time enters the expert through adaptive norms, and the state through the prompt; otherwise
             both have tokens in the suffix.
-        ranks: Of the adapters on the linear maps of each part that is adapted.
+        ranks: Of the adapters on the linear layers of each part that is adapted.
     """
     count = _Counter(config, load, arithmetic, adaptive, ranks or {})
     return {
@@ -126,19 +126,19 @@ def kept_bytes(
 
 
 def acting_bytes(config: Any, load: Load, arithmetic: Arithmetic) -> float:
-    """Return the most that sampling holds beside the weights: the cache, and the widest layer's work."""
+    """Return the most that sampling holds next to the weights: the cache, and the widest layer's work."""
     c, vlm = arithmetic.compute, config.vlm_gemma
     prefix = load.cameras * config.tokens_per_image + load.prompt
     queries = prefix + 1 + config.action_horizon
-    cache = 2 * c * load.batch * queries * vlm.depth * vlm.num_kv_heads * vlm.head_width
+    cache = 2 * c * load.batch * queries * vlm.depth * vlm.num_kv_heads * vlm.head_dim
     stream = arithmetic.trained if arithmetic.autocast else c
-    # Pictures' tokens, embedded prefix, residual stream, its norm; the MLP's gate, value and product.
-    prefix_work = load.batch * prefix * ((3 * stream + FLOAT + c) * vlm.width + 3 * c * vlm.mlp_width)
+    # Images' tokens, embedded prefix, residual stream, its norm; the MLP's gate, value and product.
+    prefix_work = load.batch * prefix * ((3 * stream + FLOAT + c) * vlm.width + 3 * c * vlm.mlp_dim)
     sizes, images = config.vision, load.batch * load.cameras
     wide = (2 * stream + FLOAT) * sizes["hidden_size"] + 2 * c * sizes["intermediate_size"]
     # Cameras that are there, then rows that have them, then the tower's dtype: a copy each.
-    pictures = (2 * FLOAT + (c if c != FLOAT else 0)) * images * 3 * sizes["image_size"] ** 2
-    return max(cache + prefix_work, pictures + images * config.tokens_per_image * wide)
+    images = (2 * FLOAT + (c if c != FLOAT else 0)) * images * 3 * sizes["image_size"] ** 2
+    return max(cache + prefix_work, images + images * config.tokens_per_image * wide)
 
 
 class _Counter:
@@ -181,9 +181,9 @@ class _Counter:
         layer += self._adapters("language", tokens)
         last = self._norm(tokens, gemma.width, weights)
         last += 0 if text else self._inputs(tokens, gemma.width, 2, weights, stream)
-        cache = 2 * self.c * tokens * gemma.num_kv_heads * gemma.head_width
+        cache = 2 * self.c * tokens * gemma.num_kv_heads * gemma.head_dim
         between = stream * tokens * gemma.width + cache
-        return self._part(gemma.depth - (not text), layer, between, last, tokens * gemma.mlp_width)
+        return self._part(gemma.depth - (not text), layer, between, last, tokens * gemma.mlp_dim)
 
     def expert(self, weights: Weights) -> Kept:
         """The suffix: state and chunks, and the heads around them."""
@@ -193,7 +193,7 @@ class _Counter:
         tokens, width = load.batch * queries, gemma.width
         hidden = load.text > 0 and not config.actions_see_response
         masked = not adaptive or load.draws > 1 or hidden
-        # Its tokens come out of a linear map, so its residual stream is in the compute dtype.
+        # Its tokens come out of a linear layer, so its residual stream is in the compute dtype.
         layer = self._gemma_layer(
             gemma, load.batch, queries, self.prefix + queries, weights, self.c, masked, adaptive
         )
@@ -201,7 +201,7 @@ class _Counter:
         last = 3 * FLOAT * tokens * width if adaptive else self._norm(tokens, width, weights)
         maps = 2 if adaptive else 6  # inputs of the heads' maps: the condition; or time, fused, activated
         heads = self.c * tokens * (maps * width + 2 * config.max_action_dim)
-        return self._part(gemma.depth, layer, self.c * tokens * width, last + heads, tokens * gemma.mlp_width)
+        return self._part(gemma.depth, layer, self.c * tokens * width, last + heads, tokens * gemma.mlp_dim)
 
     def text(self) -> Kept:
         """What reads supervised tokens out, and the logarithms of their probabilities, in float32."""
@@ -225,14 +225,14 @@ class _Counter:
     ) -> float:
         """One layer: norm, attention, norm, gated MLP."""
         c, tokens, width = self.c, batch * queries, gemma.width
-        inner, inner_kv = gemma.num_heads * gemma.head_width, gemma.num_kv_heads * gemma.head_width
+        inner, inner_kv = gemma.num_heads * gemma.head_dim, gemma.num_kv_heads * gemma.head_dim
         # Adaptive norms keep input, normed input and gain; gate, scale and shift; and what the gate is for.
         norm = tokens * width * (3 * FLOAT + 3 * c + c) if adaptive else self._norm(tokens, width, weights)
         attention = self._inputs(tokens, width, 3, weights, stream)
         attention += c * tokens * inner * 3  # queries, result, and the result laid out for the next map
         attention += c * batch * keys * 2 * inner_kv
         attention += FLOAT * tokens * gemma.num_heads + (c * tokens * keys if masked else 0)
-        feed_forward = self._inputs(tokens, width, 2, weights, stream) + 4 * c * tokens * gemma.mlp_width
+        feed_forward = self._inputs(tokens, width, 2, weights, stream) + 4 * c * tokens * gemma.mlp_dim
         return 2 * norm + attention + feed_forward
 
     def _adapters(self, part: str, tokens: int) -> float:
@@ -244,7 +244,7 @@ class _Counter:
         return FLOAT * tokens * (width * (2 if twice else 1) + 1)
 
     def _inputs(self, tokens: int, width: int, maps: int, weights: Weights, stream: int) -> float:
-        """The input that several linear maps share: kept once, or converted for each and kept every time."""
+        """The input that several linear layers share: kept once, or converted and kept for each."""
         if weights == "frozen":
             return 0.0
         converted = self.arithmetic.autocast and (stream != self.c or weights == "adapted")

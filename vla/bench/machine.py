@@ -19,7 +19,7 @@ def describe_machine(device: torch.device) -> str:
     """Return one line: processor, cores, memory, and the accelerator where one is used."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     line = f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB"
-    return f"{torch.cuda.get_device_name(device)} beside {line}" if device.type == "cuda" else line
+    return f"{torch.cuda.get_device_name(device)} next to {line}" if device.type == "cuda" else line
 
 
 def versions() -> dict[str, str]:

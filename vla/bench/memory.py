@@ -2,7 +2,7 @@
 
 Parameters are counted on the policy's real modules (`tensors.py`), activations by the formula of
 `activations.py`; `engines.py` says what several GPUs share. The total is a peak, not a sum: gradients appear
-while activations are given back, part by part from the expert to the pictures, so it is
+while activations are given back, part by part from the expert to the images, so it is
 
     weights + optimiser + max over parts (activations still held + gradients already there) + one layer's work
 
@@ -90,7 +90,7 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a recipe and a launch decide beside precision and optimiser.
+    """What a recipe and a launch decide next to precision and optimiser.
 
     Attributes:
         checkpointing: `train.activation_checkpointing`.
@@ -118,16 +118,16 @@ def memory_table(
 ) -> list[MemoryRow]:
     """Predict the memory of one GPU for every use, precision and optimiser that the engine runs.
 
-    LoRA trains adapters on the linear maps of both Gemma stacks (ranks `RANKS`) and the heads; vision tower
+    LoRA trains adapters on the linear layers of both Gemma stacks (ranks `RANKS`) and the heads; vision tower
     and token table are frozen. What is frozen needs no float32 master, so with mixed precision it is kept in
     bf16. QLoRA stores the maps of all layers in 4 bits, the vision tower's included, and the rest of what is
-    frozen in bf16. Beside an expert that is trained alone (`policy.freeze: vlm`) the rest keeps the dtype of
+    frozen in bf16. Next to an expert that is trained alone (`policy.freeze: vlm`) the rest keeps the dtype of
     what is trained, and no text is learned.
 
     Args:
         config: Of a policy of pi-0's family, any size.
         batch_size: Observations per pass of one GPU.
-        cameras: Pictures of each observation; None: all slots.
+        cameras: Images of each observation; None: all slots.
         prompt_tokens: Text tokens of each; None: the config's limit.
         text_tokens: Those of the text tokens that are to be learned; 0: no text is trained.
         settings: Of the training; None is one GPU and nothing that saves memory.
@@ -206,10 +206,10 @@ class TrainingPlan:
 
     @property
     def _freezes_prefix(self) -> bool:
-        return self.use == EXPERT or (self.config.insulate_backbone and not self.load.text)
+        return self.use == EXPERT or (self.config.knowledge_insulation and not self.load.text)
 
     def _trained(self, tensor: Tensor) -> Iterator[int]:
-        """Sizes of what is trained of a tensor: itself, or the matrices beside it."""
+        """Sizes of what is trained of a tensor: itself, or the matrices next to it."""
         if not tensor.reached:
             return
         if self._is_trained(tensor):
@@ -240,7 +240,7 @@ class TrainingPlan:
         if self.use in (FULL, EXPERT):
             return tensor.size * self.precision.trained
         frozen = tensor.size * (FOUR_BIT if self.use == QLORA and tensor.quantized else self.precision.frozen)
-        if self._is_trained(tensor):  # the base's own is kept beside the copy that is trained
+        if self._is_trained(tensor):  # the base's own is kept next to the copy that is trained
             return frozen + tensor.size * self.precision.trained
         adapter = sum(tensor.adapter_sizes) if self._is_adapted(tensor) else 0
         return frozen + adapter * self.precision.trained
@@ -336,7 +336,7 @@ class TrainingPlan:
         return max(sum(held.values()) + work, passing) + self._gathered(PARTS, with_gradients=False)
 
     def _gathered(self, parts: tuple[str, ...], with_gradients: bool) -> float:
-        """Bytes of the largest layer of some parts where it is whole for a moment, beside its shares."""
+        """Bytes of the largest layer of some parts where it is whole for a moment, next to its shares."""
         engine, layers = self.settings.engine, dict[str, float]()
         for tensor in self.tensors:
             if tensor.part in parts:

@@ -71,7 +71,7 @@ class BenchOptions:
         try:
             device = torch.device(self.device)
         except RuntimeError as error:
-            raise ConfigError(f"'{self.device}' is no device; try cpu or cuda.") from error
+            raise ConfigError(f"'{self.device}' is not a device; try cpu or cuda.") from error
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ConfigError(
                 f"device {self.device}: this machine has {torch.cuda.device_count()} CUDA devices."

@@ -15,7 +15,7 @@ from vla.policies.registry import policy_entry, policy_names
 PARTS = ("vision", "table", "language", "expert", "heads")
 
 RANKS: Mapping[str, int] = {"language": 16, "expert": 32}
-"""LoRA ranks of the published low-memory runs, on all seven linear maps of every layer of both stacks."""
+"""LoRA ranks of the published low-memory runs, on all seven linear layers of every layer of both stacks."""
 
 _LAYER = re.compile(r".*\.layers\.\d+\.")
 
@@ -30,8 +30,8 @@ class Tensor:
         layer: Name of what is gathered with it where engines shard weights: its layer, or the token table;
             "" is the rest of the policy.
         size: Number of values.
-        in_map: It belongs to a linear map or a convolution, which mixed precision converts.
-        maps: (inputs, outputs) where it is the matrix of a linear map of a Gemma layer, which LoRA adapts.
+        in_map: It belongs to a linear layer or a convolution, which mixed precision converts.
+        maps: (inputs, outputs) where it is the matrix of a linear layer of a Gemma layer, which LoRA adapts.
         quantized: QLoRA stores it in 4 bits: maps of the layers of all towers, where they fit.
         used: The forward pass reads it. Of the prefix's last layer that is what makes keys and values,
             unless text is trained.
@@ -50,7 +50,7 @@ class Tensor:
 
     @property
     def adapter_sizes(self) -> tuple[int, int]:
-        """Values of LoRA's two matrices beside a linear map."""
+        """Values of LoRA's two matrices next to a linear layer."""
         assert self.maps is not None
         return (RANKS[self.part] * self.maps[0], RANKS[self.part] * self.maps[1])
 

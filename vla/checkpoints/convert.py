@@ -167,7 +167,7 @@ def _items(names: dict[str, str | Fill], pieces: dict[str, Piece]) -> dict[str, 
 
 
 def _metadata(settings: Any, target: Format) -> dict[str, str]:
-    """Return what is written beside the tensors: all that a config of another format cannot say."""
+    """Return what is written next to the tensors: all that a config of another format cannot say."""
     if target.name == "vla":
         return {"format": "pt"}
     return {"format": "pt", VLA_CONFIG: json.dumps(json.loads(settings.to_json_string(use_diff=False)))}

@@ -18,7 +18,7 @@ from vla.atomic import atomic_write
 from vla.checkpoints.module import PolicyConfig
 from vla.errors import StatisticsError, did_you_mean
 from vla.transforms.base import Pipeline
-from vla.transforms.normalize import OPENPI_RULE, Normalize
+from vla.transforms.normalize import OPENPI_FORMULA, Normalize
 from vla.transforms.statistics import FeatureStats, Statistics
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def read_norm_stats(path: Path) -> Statistics:
     """Read one `norm_stats.json`, with or without a top-level "norm_stats".
 
     Raises:
-        StatisticsError: It is no JSON, lacks the state or the actions, or holds impossible numbers.
+        StatisticsError: It is not JSON, lacks the state or the actions, or holds impossible numbers.
     """
     try:
         values = json.loads(path.read_text())
@@ -150,7 +150,7 @@ def read_openpi(
             tokenizer=tokenizer,
             state_dim=features["state"].width,
             action_dim=features["actions"].width,
-            rule=OPENPI_RULE,
+            formula=OPENPI_FORMULA,
             augment=False,
             text=False,
         )

@@ -8,7 +8,7 @@
 | `transformers` | `processor_config.json`, tokenizer | quantiles, cameras, delta mask |
 
 Where a format cannot record everything, writing it adds the files of ours, and reading it takes those for as
-long as they agree with the format's own. Published weights keep their formulas (`Rule`).
+long as they agree with the format's own. Published weights keep their formulas (`NormalizationFormula`).
 """
 
 import importlib
@@ -120,7 +120,7 @@ def write_pipeline(
     """Write a policy's pipeline into an existing folder, in the files of a format.
 
     A tokenizer that was not fetched so far is not fetched for it: its name is recorded, where the format or
-    our own files beside it can.
+    our own files next to it can.
 
     Args:
         pipeline: With statistics.

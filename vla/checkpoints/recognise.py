@@ -81,13 +81,13 @@ def _refuse_strangers(stored: Stored, best: _Candidate) -> None:
     has_expert = any(name.startswith("model.expert.") for name in best.names.found)
     if not has_expert and is_paligemma(stored_names):
         raise WeightsError(
-            f"{stored.folder} holds a PaliGemma without an action expert, so it is no policy. It can be the "
-            "start of one: vla.Pi0Policy.from_paligemma, or policy.paligemma in a recipe, puts a fresh "
-            "expert beside it, to be trained."
+            f"{stored.folder} holds a PaliGemma without an action expert, so it is not a policy. It can be "
+            "the start of one: vla.Pi0Policy.from_paligemma, or policy.paligemma in a recipe, puts a fresh "
+            "expert next to it, to be trained."
         )
     if len(best.names.unknown) * 2 >= len(stored_names):
         raise WeightsError(
-            f"{stored.folder} is no checkpoint of a policy known here: {len(best.names.unknown)} of "
+            f"{stored.folder} is not a checkpoint of a policy known here: {len(best.names.unknown)} of "
             f"{len(stored_names)} tensors have names that belong to none, such as "
             f"{', '.join(best.names.unknown[:3])}."
         )

@@ -2,7 +2,7 @@
 
 They are means and standard deviations of `state` and `actions`, and its formula is the z-score with an
 epsilon of 1e-8. It normalises what goes in and leaves it to the caller to bring actions back. What else its
-pipeline does is fixed; it differs from ours in where the black bars of a picture that is no square lie.
+pipeline does is fixed; it differs from ours in where the black bars of an image that is not a square lie.
 """
 
 import json
@@ -16,7 +16,7 @@ from vla.atomic import atomic_write
 from vla.checkpoints.module import PolicyConfig
 from vla.errors import StatisticsError
 from vla.transforms.base import Pipeline
-from vla.transforms.normalize import TRANSFORMERS_RULE, Normalize
+from vla.transforms.normalize import TRANSFORMERS_FORMULA, Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import FeatureStats, Statistics
 
@@ -32,7 +32,7 @@ def read_processor(folder: Path) -> Statistics | None:
     """Return the statistics in a folder's `processor_config.json`; None where it has none.
 
     Raises:
-        StatisticsError: The file is no JSON, or holds some of the statistics, but not all or impossible ones.
+        StatisticsError: The file is not JSON, or holds only some of the statistics, or impossible ones.
     """
     path = folder / PROCESSOR_CONFIG
     if not path.exists():
@@ -70,7 +70,7 @@ def read_transformers(
         state_dim=statistics.features["state"].width,
         action_dim=statistics.features["actions"].width,
         normalization="zscore",
-        rule=TRANSFORMERS_RULE,
+        formula=TRANSFORMERS_FORMULA,
         augment=False,
         text=False,
     )
@@ -83,7 +83,7 @@ def read_transformers(
 
 
 def processor_features(normalize: Normalize) -> dict[str, FeatureStats] | None:
-    """Return what `processor_config.json` says of a normalisation; None where that is no z-score.
+    """Return what `processor_config.json` says of a normalisation; None where that is not a z-score.
 
     Dimensions that our rule guards get values with which the plain formula does the same, see
     `Normalize.without_guard`.

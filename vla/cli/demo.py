@@ -49,7 +49,7 @@ def demo(
     summary.json. Needs no download and no GPU.
 
     With --adapt, a policy of the demo meets another robot, with other units, axes, camera and frequency: from
-    50 demonstrations it is adapted by LoRA and by full fine-tuning, beside which stand the policy as it was
+    50 demonstrations it is adapted by LoRA and by full fine-tuning, next to which stand the policy as it was
     and one from scratch.
 
     Example: vla demo --output demo_run, then vla demo --adapt --base demo_run --output adapt_run

@@ -57,7 +57,7 @@ def evaluate(
 
     In an environment: runs episodes on seeds, prints success with 95 % intervals, and writes report.html,
     episodes.mp4 and summary.json. With --open-loop: predicts a chunk at frame after frame of the recordings
-    and reports the error per dimension beside that of always predicting the mean action, with a plot of
+    and reports the error per dimension next to that of always predicting the mean action, with a plot of
     predicted against recorded actions per dimension. A checkpoint that was trained on several robots acts as
     the one that --pipeline names.
 

@@ -179,7 +179,7 @@ def _table(result: "OpenLoopResult") -> tuple[list[str], list[list[str]]]:
 
 
 def print_errors(result: "OpenLoopResult") -> None:
-    """Print the errors per dimension beside those of always predicting the mean action."""
+    """Print the errors per dimension next to those of always predicting the mean action."""
     from rich.table import Table
 
     header, rows = _table(result)

@@ -1,7 +1,7 @@
 """`LeRobotDataset`: a frame and the action chunk that follows it, by number.
 
 From file to sample: `hub` finds the folder, `schema` reads what it holds, `storage_v21` / `storage_v30`
-say where each episode lives, `columns` reads and checks the numbers once, `frames` decodes pictures on
+say where each episode lives, `columns` reads and checks the numbers once, `frames` decodes images on
 demand, `windows` says which rows make up a chunk.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from vla.data.frames import FrameStore, Progress
-from vla.data.hub import Source, locate
+from vla.data.hub import DatasetLocation, locate
 from vla.data.lerobot import storage_v21, storage_v30
 from vla.data.lerobot.columns import TextColumn, read_columns
 from vla.data.lerobot.episodes import Episode
@@ -36,7 +36,7 @@ class LeRobotDataset:
 
     Map-style: `dataset[i]` is a dictionary with LeRobot's own keys: every camera as uint8 `[3, h, w]`, the
     state `[d]` and the action chunk `[a, m]` as float32, `"action_is_pad"` bool `[a]`, `"task"` as text, and
-    every other column as it is (scalars as 0-dim tensors, strings as `str`). Everything but the pictures is
+    every other column as it is (scalars as 0-dim tensors, strings as `str`). Everything but the images is
     in memory; opening checks all of it, so that a run that starts does not stumble over its data. It can be
     pickled, and used in forked or spawned workers.
 
@@ -121,8 +121,8 @@ class LeRobotDataset:
         self.fingerprint = self._fingerprint(storage.metadata_files(self.root))
         self._load_rows(tolerance_s, cache_frames, open_videos)
 
-    def without_pictures(self) -> "LeRobotDataset":
-        """Return the same frames without decoding a picture; columns and fingerprint are shared."""
+    def without_images(self) -> "LeRobotDataset":
+        """Return the same frames without decoding an image; columns and fingerprint are shared."""
         blind = copy.copy(self)
         blind.cameras = ()
         return blind
@@ -239,7 +239,7 @@ class LeRobotDataset:
         """Close the video files that this process has open; the next item opens what it needs."""
         self._frames.close()
 
-    def _fetch_files(self, source: Source) -> None:
+    def _fetch_files(self, source: DatasetLocation) -> None:
         self._videos = sorted(
             {e.videos[c].path for e in self.episodes for c in self.cameras if c in e.videos}
         )

@@ -19,7 +19,7 @@ _MANY_FILES = 200  # beyond, matching every file against every pattern costs mor
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetLocation:
     """A dataset's root folder, and the repository that it is a snapshot of.
 
     Attributes:
@@ -54,7 +54,7 @@ class Source:
         _download(self.repo_id, self.revision, missing)
 
 
-def locate(path_or_repo_id: str | Path, revision: str | None = None) -> Source:
+def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetLocation:
     """Find a dataset's folder; for a hub id, download its metadata.
 
     Args:
@@ -75,13 +75,15 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> Source:
             raise DatasetError(
                 f"{path} is a file; a LeRobot dataset is a folder with meta/, data/ and videos/."
             )
-        return Source(path)
+        return DatasetLocation(path)
     repo_id = str(path_or_repo_id)
     if not _REPO_ID.fullmatch(repo_id):
-        raise DatasetError(f"There is no folder '{path}', and it is no hub id of the form owner/name either.")
+        raise DatasetError(
+            f"There is no folder '{path}', and it is not a hub id of the form owner/name either."
+        )
     root = _download(repo_id, revision, ["meta/*"])
     # The snapshot's folder is named after the commit: what follows comes from the same one.
-    return Source(root, repo_id, root.name if _COMMIT.fullmatch(root.name) else revision)
+    return DatasetLocation(root, repo_id, root.name if _COMMIT.fullmatch(root.name) else revision)
 
 
 def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:

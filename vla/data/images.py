@@ -1,4 +1,4 @@
-"""Pictures stored in parquet (features of dtype `image`): encoded bytes, one per row, decoded on demand."""
+"""Images stored in parquet (features of dtype `image`): encoded bytes, one per row, decoded on demand."""
 
 import io
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from vla.errors import DatasetError
 
 
 class ParquetImages:
-    """Reads single pictures, a row group at a time; the last few row groups stay in memory encoded."""
+    """Reads single images, a row group at a time; the last few row groups stay in memory encoded."""
 
     def __init__(self, capacity: int = 4) -> None:
         self._capacity = capacity
@@ -22,7 +22,7 @@ class ParquetImages:
         self._starts: dict[Path, np.ndarray] = {}
 
     def read(self, path: Path, row: int, key: str) -> np.ndarray:
-        """Decode the picture of one row.
+        """Decode the image of one row.
 
         Args:
             path: Parquet file.
@@ -33,23 +33,23 @@ class ParquetImages:
             uint8 `[h, w, 3]`.
 
         Raises:
-            DatasetError: The file or column cannot be read, or the bytes are no picture.
+            DatasetError: The file or column cannot be read, or the bytes are no image.
         """
         try:
             group, offset = self._locate(path, row)
             value = self._group(path, key, group)[offset].as_py()
         except KeyError as error:
-            raise DatasetError(f"{path} has no column '{key}' with the camera's pictures.") from error
+            raise DatasetError(f"{path} has no column '{key}' with the camera's images.") from error
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{path}, row {row}: '{key}' cannot be read: {error}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
-            raise DatasetError(f"{path}, row {row}: '{key}' holds no picture (bytes are missing).")
+            raise DatasetError(f"{path}, row {row}: '{key}' holds no image (bytes are missing).")
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return np.array(image.convert("RGB"))
         except (UnidentifiedImageError, OSError) as error:
-            raise DatasetError(f"{path}, row {row}: '{key}' is not a readable picture: {error}.") from error
+            raise DatasetError(f"{path}, row {row}: '{key}' is not a readable image: {error}.") from error
 
     def _locate(self, path: Path, row: int) -> tuple[int, int]:
         if path not in self._starts:

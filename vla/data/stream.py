@@ -5,7 +5,7 @@ the second epoch, and the next run, find them. The library lets one of several p
 file download it, and the others wait for it.
 
 Where the disk is too small for all of them, `disk_gb` bounds what is kept. Then they go into a folder of
-their own beside the snapshots, from which the least recently opened ones are removed; what the cache itself
+their own next to the snapshots, from which the least recently opened ones are removed; what the cache itself
 holds was put there by somebody who wants it, and is read but never removed.
 """
 
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from vla.data.hub import Source, hub_errors
+from vla.data.hub import DatasetLocation, hub_errors
 from vla.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
@@ -42,12 +42,12 @@ class FileStream:
         DatasetError: The commit is not known.
     """
 
-    def __init__(self, source: Source, disk_gb: float | None = None) -> None:
+    def __init__(self, source: DatasetLocation, disk_gb: float | None = None) -> None:
         if disk_gb is not None and not disk_gb > 0:
             raise ConfigError(f"The disk space for streamed files must be positive, got {disk_gb} GB.")
         if source.repo_id is None or source.revision is None:
             raise DatasetError(
-                f"{source.root} is no snapshot of a commit of a hub dataset: read it unstreamed."
+                f"{source.root} is not a snapshot of a commit of a hub dataset: read it unstreamed."
             )
         self._source, self._repo_id, self._commit = source, source.repo_id, source.revision
         self._kept = None if disk_gb is None else source.root.parent.parent / _FOLDER / source.revision

@@ -1,7 +1,7 @@
 """Times to frames of a video file, exactly: the frame that comes out was shown at the time asked for.
 
 A seek lands on a key frame at or before the time, and frames are decoded from there. Where it lands too
-late (open groups of pictures, as HEVC has them), the seek is repeated further back. A frame whose time
+late (open groups of images, as HEVC has them), the seek is repeated further back. A frame whose time
 differs from the one asked for by more than the tolerance is an error, never a neighbour's frame.
 """
 
@@ -92,7 +92,7 @@ class VideoReader:
                 f"is {distance:.4f} s away (tolerance {tolerance:.4f} s). The video is truncated, or out of "
                 "step with the recorded timestamps; tolerance_s widens the tolerance."
             )
-        # One thread here as well: waking others takes longer than a small picture.
+        # One thread here as well: waking others takes longer than a small image.
         return self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
     def close(self) -> None:

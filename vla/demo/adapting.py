@@ -59,7 +59,7 @@ def run_adapting(
 ) -> AdaptingResults:
     """Adapt a policy of the demo's first robot to its second in two ways, and compare on unseen layouts.
 
-    Beside LoRA and full fine-tuning stand the policy as it was, and the same network trained from nothing on
+    Next to LoRA and full fine-tuning stand the policy as it was, and the same network trained from nothing on
     the second robot's demonstrations alone. The folder then holds `report.html`, `summary.json`,
     `episodes.mp4`, the dataset `demonstrations/`, the runs `lora/`, `full/` and `scratch/`, and `base/` with
     its demonstrations and its run where no base was given.

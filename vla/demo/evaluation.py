@@ -67,10 +67,10 @@ def evaluate(
 
 
 def share_said(episodes: Sequence[EpisodeResult]) -> float | None:
-    """Return in what share of episodes the policy, asked beside the cup, names the side that it passes.
+    """Return in what share of episodes the policy, asked next to the cup, names the side that it passes.
 
-    Beside the cup is where it looks for the second time, after `EXECUTE` steps. Before, the side may be
-    open; later, near the target, a single picture no longer shows it. None where no episode got so far.
+    Next to the cup is where it looks for the second time, after `EXECUTE` steps. Before, the side may be
+    open; later, near the target, a single image no longer shows it. None where no episode got so far.
     """
     asked = [one for one in episodes if len(one.texts) > 1]
     if not asked:

@@ -111,7 +111,7 @@ def _report(results: DemoResults, film: bytes) -> Report:
         title="A pi-0 learns a detour",
         lead=(
             f"{results.demonstrations} demonstrations go round a cup, half of them on either side. A pi-0 of "
-            f"{results.parameters / 1e6:.2f} million parameters learned from pictures, words and the "
+            f"{results.parameters / 1e6:.2f} million parameters learned from images, words and the "
             "gripper's position, by flow matching; its twin, the same network on the same data for as many "
             "steps, with a mean-squared-error head. Both were then tried on layouts that neither had seen."
         ),
@@ -171,8 +171,8 @@ def _what_it_says(results: DemoResults) -> TextBlock:
         for name in TITLES
     ]
     intro = (
-        "Asked at its second look, beside the cup, the policy names the side that it passes in this share of "
-        "the episodes that get so far:"
+        "Asked at its second look, next to the cup, the policy names the side that it passes in this share "
+        "of the episodes that get so far:"
     )
     return TextBlock("What it says", [intro, *lines])
 

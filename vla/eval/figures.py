@@ -159,7 +159,7 @@ def curves_figure(
     Args:
         curves: (steps, values) by name; values that are not finite are left out.
         xlabel: Under the figure.
-        ylabel: Beside it.
+        ylabel: Next to it.
         smooth: Weight of the past in the running mean (corrected at its start); 0 for none.
         log: Logarithmic values.
 

@@ -221,8 +221,8 @@ def check_cameras(dataset: "LeRobotDataset", cameras: Mapping[str, str]) -> None
 def observation_at(dataset: "LeRobotDataset", frame: int, cameras: Mapping[str, str]) -> dict[str, Any]:
     """Return what a robot would have seen at a frame of the dataset."""
     item = dataset[frame]
-    pictures = {f"{IMAGE_PREFIX}{slot}": item[key].permute(1, 2, 0).numpy() for slot, key in cameras.items()}
-    return {**pictures, STATE: item[dataset.state_key].numpy(), "task": item["task"]}
+    images = {f"{IMAGE_PREFIX}{slot}": item[key].permute(1, 2, 0).numpy() for slot, key in cameras.items()}
+    return {**images, STATE: item[dataset.state_key].numpy(), "task": item["task"]}
 
 
 def chunk_of(answer: Mapping[str, Any], dataset: "LeRobotDataset") -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A report in one HTML file: tables, figures and films inlined; no script, no network, nothing beside it.
+"""A report in one HTML file: tables, figures and films inlined; no script, no network, nothing next to it.
 
 Build a `Report` out of blocks and give it to `write_report`. Everything that is text is escaped.
 """
@@ -51,7 +51,7 @@ class TextBlock:
 
 @dataclass(frozen=True)
 class FigureBlock:
-    """A picture: a matplotlib figure, or the bytes of a PNG file."""
+    """An image: a matplotlib figure, or the bytes of a PNG file."""
 
     kind: ClassVar[str] = "figure"
     heading: str
@@ -60,7 +60,7 @@ class FigureBlock:
 
     @property
     def alt(self) -> str:
-        """What a reader without the picture is told."""
+        """What a reader without the image is told."""
         return self.caption or self.heading
 
     @property
@@ -77,7 +77,7 @@ class FigureBlock:
 
             png = to_png(self.figure)
         if not png.startswith(PNG_SIGNATURE):
-            raise ConfigError(f"The figure '{self.alt}' is no PNG: it begins with {png[:8]!r}.")
+            raise ConfigError(f"The figure '{self.alt}' is not a PNG: it begins with {png[:8]!r}.")
         return base64.b64encode(png).decode()
 
 
@@ -181,7 +181,7 @@ def write_report(path: Path | str, report: Report) -> None:
     """Write the report as one HTML file, in one step; an existing file is replaced.
 
     Raises:
-        ConfigError: A figure that is no PNG.
+        ConfigError: A figure that is not a PNG.
         SaveError: The file could not be written.
     """
     atomic_write(path, render_report(report))

@@ -78,18 +78,18 @@ def film_strip(
         rows: For each policy, its episodes' frames, uint8 `[t, h, w, 3]` of any lengths and one size.
         labels: A name for each row.
         successes: Whether each episode succeeded.
-        hold: Frames for which the last picture of all stays.
+        hold: Frames for which the last image of all stays.
 
     Returns:
         uint8 `[t, height, width, 3]`.
 
     Raises:
-        ShapeError: Rows of different lengths, or episodes of different picture sizes.
+        ShapeError: Rows of different lengths, or episodes of different image sizes.
     """
     sizes = {clip.shape[1:] for row in rows for clip in row}
     if len(sizes) != 1 or len({len(row) for row in rows}) != 1 or len(rows) != len(labels):
         raise ShapeError(
-            f"A film strip needs rows of equal length, one label each, and one picture size; got rows of "
+            f"A film strip needs rows of equal length, one label each, and one image size; got rows of "
             f"{[len(row) for row in rows]}, {len(labels)} labels and sizes {sorted(sizes)}."
         )
     height, width, _ = sizes.pop()
@@ -97,7 +97,7 @@ def film_strip(
     rim = max(1, gap // 3)
     headers = [_header(label, len(rows[0]) * (width + gap) + gap, max(14, height // 9)) for label in labels]
     total = max(len(clip) for row in rows for clip in row) + hold
-    pictures = []
+    images = []
     for t in range(total):
         bands = []
         for index, (header, row) in enumerate(zip(headers, rows, strict=True)):
@@ -109,8 +109,8 @@ def film_strip(
                     band[gap - rim : gap + height + rim, left - rim : left + width + rim] = colour
                 band[gap : gap + height, left : left + width] = clip[min(t, len(clip) - 1)]
             bands += [header, band]
-        pictures.append(np.concatenate(bands))
-    return np.stack(pictures)
+        images.append(np.concatenate(bands))
+    return np.stack(images)
 
 
 def _header(text: str, width: int, height: int) -> np.ndarray:

@@ -32,7 +32,7 @@ class TiedEmbedding(nn.Module):
         return linear(hidden, self.weight)
 
     def extra_repr(self) -> str:
-        """Show vocabulary and width in the module's picture."""
+        """Show vocabulary and width in the module's image."""
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
 
 

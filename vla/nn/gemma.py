@@ -22,14 +22,14 @@ from vla.nn.rope import Rotary, rotary_angles, rotate
 
 @dataclass(frozen=True, kw_only=True)
 class GemmaConfig:
-    """Sizes of one stack. Two stacks that share attention share all but `width` and `mlp_width`."""
+    """Sizes of one stack. Two stacks that share attention share all but `width` and `mlp_dim`."""
 
     width: int
-    mlp_width: int
+    mlp_dim: int
     depth: int = 18
     num_heads: int = 8
     num_kv_heads: int = 1
-    head_width: int = 256
+    head_dim: int = 256
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
 
@@ -46,15 +46,15 @@ class GemmaAttention(nn.Module):
 
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
-        self.head_width = config.head_width
-        inner, inner_kv = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+        self.head_dim = config.head_dim
+        inner, inner_kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj = Linear(config.width, inner, bias=False)
         self.k_proj = Linear(config.width, inner_kv, bias=False)
         self.v_proj = Linear(config.width, inner_kv, bias=False)
         self.o_proj = Linear(inner, config.width, bias=False)
 
     def _heads(self, x_bti: torch.Tensor) -> torch.Tensor:
-        return x_bti.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        return x_bti.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
         self,
@@ -84,7 +84,7 @@ class GemmaLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
         self.self_attn = GemmaAttention(config)
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = GatedMLP(config.width, config.mlp_width)
+        self.mlp = GatedMLP(config.width, config.mlp_dim)
 
     def forward(
         self,
@@ -125,7 +125,7 @@ class LayerStack(nn.Module):
         extras: Sequence[Any],
     ) -> tuple[torch.Tensor, tuple[LayerKeysValues, ...]]:
         """Return the last hidden states and every layer's new keys and values; `extras` has one per layer."""
-        rotary = rotary_angles(positions_bt, self.config.head_width, self.config.rope_theta)
+        rotary = rotary_angles(positions_bt, self.config.head_dim, self.config.rope_theta)
         keys_values = []
         for index, (layer, extra) in enumerate(zip(self.layers, extras, strict=True)):
             past = None if cache is None else cache.layers[index]

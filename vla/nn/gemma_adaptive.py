@@ -47,7 +47,7 @@ class AdaptiveGemmaLayer(nn.Module):
         self.input_layernorm = AdaptiveRMSNorm(config.width, config.width, config.norm_eps)
         self.self_attn = GemmaAttention(config)
         self.post_attention_layernorm = AdaptiveRMSNorm(config.width, config.width, config.norm_eps)
-        self.mlp = GatedMLP(config.width, config.mlp_width)
+        self.mlp = GatedMLP(config.width, config.mlp_dim)
 
     def forward(
         self,

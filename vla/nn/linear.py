@@ -1,4 +1,4 @@
-"""Linear maps that take the faster of PyTorch's two float32 matrix kernels on a CPU.
+"""Linear layers that take the faster of PyTorch's two float32 matrix kernels on a CPU.
 
 PyTorch multiplies float32 matrices with MKL, which uses only half of the vector width of AMD's AVX-512
 processors; oneDNN, which PyTorch brings along for bfloat16, uses all of it and is about twice as fast

@@ -2,7 +2,7 @@
 
 A rule is written once per group of query tokens:
 
-    rules = GroupRules(
+    rules = AttentionRules(
         images={"images": "all", "prompt": "all"},
         prompt={"images": "all", "prompt": "all"},
         response={"images": "all", "prompt": "all", "response": "causal"},
@@ -31,17 +31,17 @@ from typing import Literal, NamedTuple
 
 import torch
 
-Sight = Literal["none", "all", "causal", "own"]
+Attends = Literal["none", "all", "causal", "own"]
 """What a query sees of a group: nothing, all of it, what came before it and itself, or its own segment."""
 
-_SIGHTS: tuple[Sight, ...] = ("none", "all", "causal", "own")
+_SIGHTS: tuple[Attends, ...] = ("none", "all", "causal", "own")
 
 
 class Tokens(NamedTuple):
     """The tokens of one side of the mask.
 
     Attributes:
-        group_bt: long `[b, t]`, the index of each token's group, from `GroupRules.index`.
+        group_bt: long `[b, t]`, the index of each token's group, from `AttentionRules.index`.
         valid_bt: bool `[b, t]`, False for padding, which nobody sees; None when there is none.
         segment_bt: long `[b, t]`, which of several like parts of its group a token belongs to (a noise
             draw); only read where a rule says "own". None: all in one.
@@ -52,10 +52,10 @@ class Tokens(NamedTuple):
     segment_bt: torch.Tensor | None = None
 
 
-class GroupRules:
+class AttentionRules:
     """For every group of queries, what it sees of every group of keys; unnamed groups are not seen."""
 
-    def __init__(self, **rules: Mapping[str, Sight]) -> None:
+    def __init__(self, **rules: Mapping[str, Attends]) -> None:
         self.names = tuple(rules)
         for query, row in rules.items():
             for key, sight in row.items():

@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Show the width and epsilon in the module's picture."""
+        """Show the width and epsilon in the module's image."""
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 

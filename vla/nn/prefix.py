@@ -11,11 +11,11 @@ from torch import nn
 
 from vla.nn.attention import KeyValueCache
 from vla.nn.gemma import GemmaConfig, GemmaDecoder
-from vla.nn.masks import GroupRules, Tokens
+from vla.nn.masks import AttentionRules, Tokens
 from vla.nn.vision import Projector, make_vision_tower, num_image_tokens
 
 FEATURE_AXES = 4
-"""Axes of pictures that have been looked at already, `[b, v, p, d]`; pictures themselves have five."""
+"""Axes of images that have been looked at already, `[b, v, p, d]`; images themselves have five."""
 
 
 class Prefix(NamedTuple):
@@ -43,7 +43,12 @@ class PrefixModel(nn.Module):
     """
 
     def __init__(
-        self, vision: dict[str, int], language: GemmaConfig, vocab_size: int, rules: GroupRules, reader: str
+        self,
+        vision: dict[str, int],
+        language: GemmaConfig,
+        vocab_size: int,
+        rules: AttentionRules,
+        reader: str,
     ) -> None:
         super().__init__()
         self.vision_tower = make_vision_tower(**vision)
@@ -123,7 +128,7 @@ class PrefixModel(nn.Module):
         return tokens.reshape(batch, slots * size, tokens.shape[-1]), valid_bp
 
     def look(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the vision tower's features `[n, p, vision width]` of pictures `[n, 3, size, size]`."""
+        """Return the vision tower's features `[n, p, vision width]` of images `[n, 3, size, size]`."""
         return self.vision_tower(images.to(self.vision_tower.dtype)).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

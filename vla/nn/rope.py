@@ -15,15 +15,15 @@ class Rotary(NamedTuple):
     sin: torch.Tensor
 
 
-def rotary_angles(positions_bt: torch.Tensor, head_width: int, theta: float = 10_000.0) -> Rotary:
+def rotary_angles(positions_bt: torch.Tensor, head_dim: int, theta: float = 10_000.0) -> Rotary:
     """Return the rotation of every token.
 
     Args:
         positions_bt: Integer positions `[b, t]`.
-        head_width: `e`, even.
+        head_dim: `e`, even.
         theta: Base of the geometric series of wavelengths.
     """
-    exponent = torch.arange(0, head_width, 2, device=positions_bt.device, dtype=torch.float32) / head_width
+    exponent = torch.arange(0, head_dim, 2, device=positions_bt.device, dtype=torch.float32) / head_dim
     # Angles stay float32 whatever the compute dtype: bfloat16 cannot tell position 800 from 801.
     angle = positions_bt[:, None, :, None].float() / theta**exponent
     return Rotary(angle.cos(), angle.sin())

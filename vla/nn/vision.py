@@ -1,6 +1,6 @@
-"""SigLIP (Zhai et al., 2023) with PaliGemma's projector: pictures to tokens of the language model's width.
+"""SigLIP (Zhai et al., 2023) with PaliGemma's projector: images to tokens of the language model's width.
 
-The tower is `transformers`' own: it is not what this project changes. Only its linear maps are ours.
+The tower is `transformers`' own: it is not what this project changes. Only its linear layers are ours.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from vla.nn.linear import Linear, use_onednn_linear
 
 
 class Projector(nn.Module):
-    """PaliGemma's linear map from SigLIP's width to the language model's."""
+    """PaliGemma's linear layer from SigLIP's width to the language model's."""
 
     def __init__(self, vision_width: int, width: int) -> None:
         super().__init__()
@@ -39,5 +39,5 @@ def make_vision_tower(**sizes: Any) -> SiglipVisionModel:
 
 
 def num_image_tokens(image_size: int, patch_size: int) -> int:
-    """Return how many tokens one picture becomes."""
+    """Return how many tokens one image becomes."""
     return (image_size // patch_size) ** 2

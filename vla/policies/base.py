@@ -235,7 +235,7 @@ class Policy(PolicyModule):
         if self.quantized is not None and self.adapter is None:
             raise WeightsError(
                 f"This policy's weights are stored in {self.quantized}, which no checkpoint holds: they lie "
-                "where they were loaded from, in full, and only an adapter beside them can be saved."
+                "where they were loaded from, in full, and only an adapter next to them can be saved."
             )
         try:
             with atomic_folder(save_directory) as folder:
@@ -279,7 +279,7 @@ class Policy(PolicyModule):
                 tensors decide.
             tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.
             asset_id: Which statistics to take where the checkpoint holds those of several robots.
-            quantize: "4bit" or "8bit" stores the layers' linear maps so (bitsandbytes), to act or to train an
+            quantize: "4bit" or "8bit" stores the linear layers so (bitsandbytes), to act or to train an
                 adapter; `dtype` is then that of all the rest, and of the products.
             fill: False checks everything, but leaves the weights without values and without memory: for a
                 process that another one sends them to. Not of an adapter.

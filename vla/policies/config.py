@@ -1,9 +1,11 @@
 """What every policy's config answers: what a dataset decides of it, which frames it reads and predicts."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from transformers import PretrainedConfig
 
+from vla.errors import ConfigError
 from vla.types import DatasetFacts, Window
 
 
@@ -20,6 +22,22 @@ class PolicyConfig(PretrainedConfig):
     """Fields under the names that they had in earlier versions -> their names now; both are read."""
 
     action_horizon: int
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for old, new in self.old_names.items():
+            if old in kwargs:
+                value, given = kwargs.pop(old), getattr(self, new)
+                if given not in (getattr(type(self), new), value):
+                    raise ConfigError(
+                        f"{old}={value} is the older name of {new}={given}: leave out the older one."
+                    )
+                setattr(self, new, value)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def renamed(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return fields under the names that they have now, wherever an older name is given."""
+        return {cls.old_names.get(name, name): value for name, value in fields.items()}
 
     @classmethod
     def from_facts(cls, facts: DatasetFacts) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def make_config(name: str, overrides: dict[str, Any] | None = None, preset: str 
     """
     config_class = policy_entry(name).config
     known = set(config_class().to_dict())
-    for key in overrides or {}:
+    for key in config_class.renamed(overrides or {}):
         if key not in known:
             raise ConfigError(
                 f"policy.config.{key} is not a field of {config_class.__name__}.{did_you_mean(key, known)}"

@@ -3,7 +3,7 @@
 After every optimiser step, `average = decay * average + (1 - decay) * weights`, from the weights that the run
 started with. What is averaged is what is trained: of an adapter, the adapter alone. Validation, open-loop
 evaluation and the policy folder of a checkpoint have the average (so it is what robots get, as with openpi's
-`params`); `training/` beside it has the weights that training goes on with.
+`params`); `training/` next to it has the weights that training continues with.
 
 All of it is element by element on the tensors that this process holds, so that sharding changes nothing.
 """

@@ -107,7 +107,7 @@ def _options(asked: str | None, train: TrainSection) -> dict[str, Any]:
         plugin.mixed_precision_policy = MixedPrecisionPolicy()
         return {**options, "fsdp_plugin": plugin}
     kwargs = DistributedDataParallelKwargs(
-        find_unused_parameters=True,  # a batch without pictures has no gradient for the vision tower
+        find_unused_parameters=True,  # a batch without images has no gradient for the vision tower
         gradient_as_bucket_view=True,  # or every gradient would be there twice, once to be sent
     )
     return {**options, "kwargs_handlers": [kwargs]}

@@ -22,7 +22,7 @@ from vla.errors import TrainingError, VlaError
 _SHOWN = 3
 
 
-class LastWords:
+class ErrorFiles:
     """Within the block, this process's error is written down, and one that others cause says theirs.
 
     Alone, a process writes nothing.

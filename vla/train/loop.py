@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor
 
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
-from vla.train.checkpoint.checkpointer import Snapshots
+from vla.train.checkpoint.checkpointer import Checkpointer
 from vla.train.checkpoint.folder import RunFolder
 from vla.train.ema import WeightAverage
 from vla.train.engine import check_recipe, make_engine
-from vla.train.error_files import LastWords
+from vla.train.error_files import ErrorFiles
 from vla.train.monitor.diagnostics import Diagnostics
 from vla.train.monitor.flop_rate import FlopRate
 from vla.train.monitor.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
@@ -94,7 +94,7 @@ def train(
     check_trackers(recipe.train.trackers)
     folder = RunFolder(recipe.output)
     checkpoint = folder.checkpoint_to_resume(recipe) if resume else folder.check_free()
-    with LastWords(folder.errors):
+    with ErrorFiles(folder.errors):
         loop = Loop(recipe, folder, checkpoint, open_loop, plots)
         return loop.run(progress)
 
@@ -119,7 +119,7 @@ class Loop:
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.job = set_up(recipe, checkpoint, self.rank, self.world, self.engine.shards_weights)
         optimizer = make_optimizer(self.job.policy, recipe.train)
-        self.snapshots = Snapshots(recipe, folder, self.engine, self.job.policy, optimizer)
+        self.snapshots = Checkpointer(recipe, folder, self.engine, self.job.policy, optimizer)
         self.model, self.optimizer = self.accelerator.prepare(self.job.policy, optimizer)
         check_sharding(self.job.policy, recipe.train)
         decay = recipe.train.ema

@@ -34,9 +34,9 @@ class AdapterSection(_Section):
     """A low-rank adapter (LoRA) that is trained in place of the weights; needs the extra `lora`."""
 
     preset: Literal["expert", "vlm+expert", "attention", "all-linear"] = "expert"
-    """Which linear maps are adapted; those between the robot's numbers and the expert are trained whole."""
+    """Which linear layers are adapted; those between the robot's numbers and the expert are trained whole."""
     targets: str | None = None
-    """In place of the preset: an expression that the full names of the linear maps match."""
+    """In place of the preset: an expression that the full names of the linear layers match."""
     rank: PositiveInt = 16
     alpha: PositiveFloat = 16.0
     """The change is scaled by alpha / rank; with `rslora` by alpha / sqrt(rank)."""
@@ -45,7 +45,7 @@ class AdapterSection(_Section):
     """Learn magnitude and direction of the weights apart."""
     rslora: bool = False
     quantize: Literal["4bit", "8bit"] | None = None
-    """QLoRA: store the layers' frozen linear maps in 4 bits (NF4) or 8. Needs the extra `quant`, and an
+    """QLoRA: store the layers' frozen linear layers in 4 bits (NF4) or 8. Needs the extra `quant`, and an
     engine that shards no weights. Null stores them as all else that is frozen: in bfloat16 with
     `train.precision: bf16`, else in float32."""
 
@@ -58,7 +58,7 @@ class PolicySection(_Section):
     pretrained: str | None = None
     """Folder, hub id or known name of the policy to start from, in any format; null is random weights."""
     paligemma: str | None = None
-    """Folder or hub id of a PaliGemma to start from: the expert beside it is fresh. Not together with
+    """Folder or hub id of a PaliGemma to start from: the expert next to it is fresh. Not together with
     `pretrained`."""
     preset: str | None = None
     """A named size of the policy's config ("tiny"); null is its full size, or that of the weights."""
@@ -259,7 +259,7 @@ class TrainSection(_Section):
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of the average of the trained weights (openpi takes 0.99); null keeps none. Validation,
     open-loop evaluation and the saved policy then have the averaged weights; `training/` has those
-    that training goes on with."""
+    that training continues with."""
     threads: PositiveInt | None = None
     """CPU threads of torch; null is torch's own choice."""
     tensorboard: bool = True

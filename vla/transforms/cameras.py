@@ -1,6 +1,6 @@
 """A robot's cameras: what they are called, and which of them hang upside down.
 
-`images` may come under two kinds of name. Under a robot's own camera name a picture is as the robot sees it;
+`images` may come under two kinds of name. Under a robot's own camera name an image is as the robot sees it;
 under a camera slot of the policy it is as the dataset stores it. The two can differ (LIBERO's published
 datasets are turned by 180 degrees against its simulator), so a rotation is bound to the name.
 """
@@ -19,10 +19,10 @@ from vla.types import Sample
 
 @dataclass(frozen=True)
 class RotateImages(Transform):
-    """Pictures of some cameras, turned clockwise by a multiple of 90 degrees.
+    """Images of some cameras, turned clockwise by a multiple of 90 degrees.
 
     Attributes:
-        degrees: Name of the picture in `images` -> 90, 180 or 270, clockwise.
+        degrees: Name of the image in `images` -> 90, 180 or 270, clockwise.
 
     Raises:
         ConfigError: An angle is none of these.
@@ -50,7 +50,7 @@ class RotateImages(Transform):
 
     def _turned(self, sample: Sample, direction: int) -> Sample:
         images = sample.get("images", {})
-        # rot90 counts quarter turns anticlockwise as seen in a picture whose rows run downwards.
+        # rot90 counts quarter turns anticlockwise as seen in an image whose rows run downwards.
         turned = {
             camera: torch.rot90(images[camera], direction * angle // 90, dims=(-2, -1))
             for camera, angle in self.degrees.items()
@@ -61,16 +61,16 @@ class RotateImages(Transform):
 
 @dataclass(frozen=True)
 class RenameCameras(Transform):
-    """Pictures under a robot's camera names, put under the policy's camera slots.
+    """Images under a robot's camera names, put under the policy's camera slots.
 
-    Pictures that come under a slot's name stay there; others are left for `ResizeImages` to refuse.
+    Images that come under a slot's name stay there; others are left for `ResizeImages` to refuse.
 
     Attributes:
         slots: The robot's camera name -> slot.
 
     Raises:
         ConfigError: Two cameras go into one slot.
-        ShapeError: A sample has two pictures for one slot.
+        ShapeError: A sample has two images for one slot.
     """
 
     name: ClassVar[str] = "rename_cameras"
@@ -102,7 +102,7 @@ class RenameCameras(Transform):
 
 
 def camera_names(pipeline: Pipeline) -> tuple[str, ...]:
-    """Return every name under which a pipeline takes a picture: its slots, and its robot's names for them."""
+    """Return every name under which a pipeline takes an image: its slots, and its robot's names for them."""
     resize, rename = pipeline.find(ResizeImages), pipeline.find(RenameCameras)
     slots = () if resize is None else resize.slots
     return (*slots, *(() if rename is None else [name for name in rename.slots if name not in slots]))

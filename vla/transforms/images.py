@@ -1,6 +1,6 @@
-"""Camera pictures on their way to the model: resizing, scaling to [-1, 1], and training-time augmentation.
+"""Camera images on their way to the model: resizing, scaling to [-1, 1], and training-time augmentation.
 
-Letters: v view (camera slot), h and w height and width in pixels. Pictures are uint8 [3, h, w] until
+Letters: v view (camera slot), h and w height and width in pixels. Images are uint8 [3, h, w] until
 `ResizeImages`, so that every step before it is cheap to compute and to carry between processes.
 """
 
@@ -17,22 +17,22 @@ from vla.types import Sample
 
 
 def resize_with_pad(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Scale a picture into a square, keeping its aspect ratio, with black bars where nothing is.
+    """Scale an image into a square, keeping its aspect ratio, with black bars where nothing is.
 
     Antialiased bilinear, as Pillow's, from which a photograph differs by one level of 255 in fewer than one
     value in a hundred (black-and-white noise by two, at worst): torch's kernel is several times faster, and
-    a robot waits for it at every step. It is fastest on pictures that lie in memory as [h, w, 3].
+    a robot waits for it at every step. It is fastest on images that lie in memory as [h, w, 3].
 
     Args:
         image: uint8 [3, h, w].
         size: Side of the square in pixels, at least 2 (torch fails at 1).
 
     Returns:
-        uint8 [3, size, size]: the picture in the centre, an odd remaining row or column of the bars at the
+        uint8 [3, size, size]: the image in the centre, an odd remaining row or column of the bars at the
         bottom or right. The same tensor where it already had that size.
 
     Raises:
-        ShapeError: `image` is no uint8 [3, h, w].
+        ShapeError: `image` is not a uint8 [3, h, w].
         ConfigError: `size` is too small.
     """
     _check_image(image, "image")
@@ -62,7 +62,7 @@ class ResizeImages(Transform):
 
     Attributes:
         slots: The model's cameras, in its order.
-        size: Side of its pictures in pixels, at least 2.
+        size: Side of its images in pixels, at least 2.
 
     Raises:
         ConfigError: Slots repeat themselves or are none, or the size is too small.
@@ -92,7 +92,7 @@ class ResizeImages(Transform):
                 raise ShapeError(f"The policy has no camera '{slot}', only {', '.join(self.slots)}.{hint}")
         if not images:
             raise ShapeError(
-                f"The sample holds no picture: the policy looks through {', '.join(self.slots)}, "
+                f"The sample holds no image: the policy looks through {', '.join(self.slots)}, "
                 "of which at least one must be there."
             )
         pixels = torch.zeros(len(self.slots), 3, self.size, self.size, dtype=torch.uint8)
@@ -111,10 +111,10 @@ class ResizeImages(Transform):
 class AugmentImages(Transform):
     """Random crop, rotation and colour of each camera, in training only, drawn per sample and per camera.
 
-    Crop and rotation are one resampling of the picture, about its centre and around the crop's: what the
-    rotation uncovers shows the picture beyond the crop, and black only beyond the picture. Wrist cameras
+    Crop and rotation are one resampling of the image, about its centre and around the crop's: what the
+    rotation uncovers shows the image beyond the crop, and black only beyond the image. Wrist cameras
     keep their geometry, since they move with the gripper that the action is about. The colours follow the
-    published law: brightness multiplies, contrast scales around the picture's mean, saturation scales
+    published law: brightness multiplies, contrast scales around the image's mean, saturation scales
     around each pixel's mean over its channels, in this order and clipped once at the end.
 
     Attributes:
@@ -124,7 +124,7 @@ class AugmentImages(Transform):
         brightness: The factor is uniform within 1 plus and minus this; likewise the next two.
         contrast: See `brightness`.
         saturation: See `brightness`.
-        size: If given, pictures are first brought to this size by `resize_with_pad`: the cost grows with
+        size: If given, images are first brought to this size by `resize_with_pad`: the cost grows with
             the number of pixels, and a camera of 480 x 640 has six times as many as the model looks at.
 
     Raises:
@@ -186,7 +186,7 @@ class AugmentImages(Transform):
 def crop_and_rotate(
     image: torch.Tensor, crop: float, position: tuple[float, float], angle: float
 ) -> torch.Tensor:
-    """Resample a picture through a crop, enlarged to the picture's size and turned about its centre.
+    """Resample an image through a crop, enlarged to the image's size and turned about its centre.
 
     Args:
         image: float32 [3, h, w].
@@ -196,13 +196,13 @@ def crop_and_rotate(
         angle: In radians; positive turns the content anticlockwise.
 
     Returns:
-        float32 [3, h, w], bilinear, 0 beyond the picture.
+        float32 [3, h, w], bilinear, 0 beyond the image.
     """
     height, width = image.shape[-2:]
     x = crop * (torch.arange(width, dtype=image.dtype) + (0.5 - width / 2))
     y = crop * (torch.arange(height, dtype=image.dtype) + (0.5 - height / 2))
     cos, sin = math.cos(angle), math.sin(angle)
-    # Where each pixel comes from, in units in which the picture spans [-1, 1] (affine_grid says the same
+    # Where each pixel comes from, in units in which the image spans [-1, 1] (affine_grid says the same
     # by a matrix product that costs more than the resampling itself).
     grid = image.new_empty(height, width, 2)
     left, top = (1 - crop) * position[0], (1 - crop) * position[1]
@@ -212,7 +212,7 @@ def crop_and_rotate(
 
 
 def jitter_colour(image: torch.Tensor, brightness: float, contrast: float, saturation: float) -> torch.Tensor:
-    """Scale a picture's brightness, its contrast around its mean, its saturation around each pixel's grey.
+    """Scale an image's brightness, its contrast around its mean, its saturation around each pixel's grey.
 
     The three in a row are one affine map of the colour, which is how they are applied.
 
@@ -241,4 +241,4 @@ def _check_image(image: torch.Tensor, name: str) -> None:
 
 def _check_size(size: int) -> None:
     if size < 2:
-        raise ConfigError(f"The size of a picture must be at least 2 pixels, got {size}.")
+        raise ConfigError(f"The size of an image must be at least 2 pixels, got {size}.")

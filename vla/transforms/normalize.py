@@ -6,15 +6,15 @@ Modes, per dimension, where `low` and `high` are the 1 % and 99 % quantiles or t
     quantile, minmax     z = 2 (x - low) / (high - low) - 1        not clipped
     identity             z = x
 
-What keeps a denominator from being zero is the rule, and published weights know no other than theirs:
+What keeps a denominator from being zero is the formula, and published weights keep theirs:
 
-| rule | zscore | quantile, minmax | back |
+| formula | zscore | quantile, minmax | back |
 |---|---|---|---|
 | `vla` | std + 1e-6 | high - low + 1e-6 | the exact inverse |
 | `openpi` | std + 1e-6 | high - low + 1e-6 | the exact inverse |
 | `lerobot` | std + 1e-8 | high - low, where that is 0: 1e-8 | zscore without the epsilon |
 
-The rule `vla` also guards what varies too little. A constant dimension carries nothing, and dividing its
+The formula `vla` also guards what varies too little. A constant dimension carries nothing, and dividing its
 float noise by 1e-6 would hand the model large numbers about nothing: it becomes exactly 0, and comes back as
 the constant.
 """
@@ -45,7 +45,7 @@ CONSTANT_STD = 1e-6
 
 
 @dataclass(frozen=True)
-class Rule:
+class NormalizationFormula:
     """Whose formulas a normalisation follows; see the module's table.
 
     Attributes:
@@ -64,25 +64,25 @@ class Rule:
         known = ("vla", "openpi", "lerobot")
         if self.name not in known:
             hint = did_you_mean(str(self.name), known)
-            raise ConfigError(f"Unknown rule of normalisation '{self.name}'; known are {known}.{hint}")
+            raise ConfigError(f"Unknown formula of normalisation '{self.name}'; known are {known}.{hint}")
         if not 0 <= self.epsilon < math.inf:
             raise ConfigError(f"The epsilon of a normalisation must be at least 0, got {self.epsilon}.")
 
 
-VLA_RULE = Rule()
-OPENPI_RULE = Rule("openpi")
-TRANSFORMERS_RULE = Rule("openpi", 1e-8)
-LEROBOT_RULE = Rule("lerobot", 1e-8)
+VLA_FORMULA = NormalizationFormula()
+OPENPI_FORMULA = NormalizationFormula("openpi")
+TRANSFORMERS_FORMULA = NormalizationFormula("openpi", 1e-8)
+LEROBOT_FORMULA = NormalizationFormula("lerobot", 1e-8)
 
 
-class _Law(Protocol):
+class _Normalizer(Protocol):
     def forward(self, x: torch.Tensor) -> torch.Tensor: ...
 
     def inverse(self, z: torch.Tensor) -> torch.Tensor: ...
 
 
-class _Guarded:
-    """The rule `vla`: `z = (x - center) / scale` per dimension, and 0 for a constant dimension."""
+class _ConstantSafe:
+    """The formula `vla`: `z = (x - center) / scale` per dimension, and 0 for a constant dimension."""
 
     def __init__(self, feature: FeatureStats, mode: NormalizationMode, epsilon: float) -> None:
         low, high = _tensor(feature.min), _tensor(feature.max)
@@ -116,10 +116,10 @@ class _Guarded:
 class _ZScore:
     """The published z-scores, as they are written: what comes back may be scaled a little differently."""
 
-    def __init__(self, feature: FeatureStats, rule: Rule) -> None:
+    def __init__(self, feature: FeatureStats, formula: NormalizationFormula) -> None:
         self.mean, std = _tensor(feature.mean), _tensor(feature.std)
-        self.scale = std + rule.epsilon
-        self.back = std if rule.name == "lerobot" else self.scale
+        self.scale = std + formula.epsilon
+        self.back = std if formula.name == "lerobot" else self.scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean, scale = _like(x, self.mean, self.scale)
@@ -133,13 +133,13 @@ class _ZScore:
 class _Range:
     """The published maps of [low, high] to [-1, 1], as they are written: `low` itself gives exactly -1."""
 
-    def __init__(self, feature: FeatureStats, mode: NormalizationMode, rule: Rule) -> None:
+    def __init__(self, feature: FeatureStats, mode: NormalizationMode, formula: NormalizationFormula) -> None:
         self.low, high = _ends(feature, mode)
         width = high - self.low
-        if rule.name == "lerobot":
-            self.width = torch.where(width == 0, rule.epsilon, width)
+        if formula.name == "lerobot":
+            self.width = torch.where(width == 0, formula.epsilon, width)
         else:
-            self.width = width + rule.epsilon
+            self.width = width + formula.epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low, width = _like(x, self.low, self.width)
@@ -160,7 +160,7 @@ class Normalize(Transform):
     Attributes:
         statistics: Of the dataset, after the transforms that come before this one.
         modes: Mode per feature: "zscore", "quantile", "minmax" or "identity".
-        rule: Whose formulas; this project's own where not given.
+        formula: Whose formulas; this project's own where not given.
 
     Raises:
         ConfigError: A mode is unknown.
@@ -172,7 +172,7 @@ class Normalize(Transform):
 
     statistics: Statistics
     modes: Mapping[str, NormalizationMode]
-    rule: Rule = field(default=VLA_RULE)
+    formula: NormalizationFormula = field(default=VLA_FORMULA)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modes", dict(self.modes))
@@ -188,13 +188,13 @@ class Normalize(Transform):
             if feature not in self.statistics.features:
                 held = ", ".join(self.statistics.features) or "nothing"
                 raise StatisticsError(f"There are no statistics of '{feature}', only of: {held}.")
-            _check_vectors(feature, self.statistics.features[feature], mode, self.rule)
+            _check_vectors(feature, self.statistics.features[feature], mode, self.formula)
 
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         """Normalise `state` [..., m] and `actions` [..., a, m], where present."""
         return sample | {
             feature: law.forward(self._checked(feature, sample[feature]))
-            for feature, law in self._laws.items()
+            for feature, law in self._normalizers.items()
             if feature in sample
         }
 
@@ -202,27 +202,27 @@ class Normalize(Transform):
         """Bring `state` [..., m] and `actions` [..., a, m], where present, back to robot units."""
         return sample | {
             feature: law.inverse(self._checked(feature, sample[feature]))
-            for feature, law in self._laws.items()
+            for feature, law in self._normalizers.items()
             if feature in sample
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return the modes and the rule; the statistics have their own file."""
-        return {"modes": dict(self.modes), "rule": asdict(self.rule)}
+        """Return the modes and the formula; the statistics have their own file."""
+        return {"modes": dict(self.modes), "formula": asdict(self.formula)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], folder: Path) -> Self:
-        """Rebuild from the modes, the rule (the project's own where none is named) and `statistics.json`."""
+        """Rebuild from modes, formula (the project's own where none is named) and `statistics.json`."""
         values = dict(values)
-        rule = Rule(**values.pop("rule", {}))
-        return cls(statistics=Statistics.load(folder), rule=rule, **values)
+        formula = NormalizationFormula(**values.pop("formula", values.pop("rule", {})))  # its older name
+        return cls(statistics=Statistics.load(folder), formula=formula, **values)
 
     def save_files(self, folder: Path) -> None:
         """Write `statistics.json`."""
         self.statistics.save(folder)
 
     def without_guard(self) -> tuple[Statistics, dict[str, list[int]]]:
-        """Return statistics with which a plain formula does what the rule's guard does, for other libraries.
+        """Return statistics with which a plain formula does what the guard does, for other libraries.
 
         A dimension that the guard treats gets other values in the vectors of its mode: a constant one such
         that its noise stays noise on the way in (state) and every answer becomes the constant to a millionth
@@ -233,8 +233,8 @@ class Normalize(Transform):
             The statistics, and the changed dimensions by feature, where there are any.
         """
         features, changed = dict(self.statistics.features), {}
-        for feature, law in self._laws.items():
-            if not isinstance(law, _Guarded) or not law.is_flat.any():
+        for feature, law in self._normalizers.items():
+            if not isinstance(law, _ConstantSafe) or not law.is_flat.any():
                 continue
             changed[feature] = law.is_flat.nonzero()[:, 0].tolist()
             still = torch.ones_like(law.scale)
@@ -256,9 +256,9 @@ class Normalize(Transform):
         return replace(self.statistics, features=features), changed
 
     @cached_property
-    def _laws(self) -> dict[str, _Law]:
+    def _normalizers(self) -> dict[str, _Normalizer]:
         return {
-            feature: _law(self.statistics.features[feature], mode, self.rule)
+            feature: _normalizer(self.statistics.features[feature], mode, self.formula)
             for feature, mode in self.modes.items()
             if mode != "identity"
         }
@@ -274,15 +274,17 @@ class Normalize(Transform):
 _ENDS: dict[str, tuple[str, str]] = {"quantile": ("q01", "q99"), "minmax": ("min", "max")}
 
 
-def _law(feature: FeatureStats, mode: NormalizationMode, rule: Rule) -> _Law:
-    if rule.name == "vla":
-        return _Guarded(feature, mode, rule.epsilon)
-    return _ZScore(feature, rule) if mode == "zscore" else _Range(feature, mode, rule)
+def _normalizer(feature: FeatureStats, mode: NormalizationMode, formula: NormalizationFormula) -> _Normalizer:
+    if formula.name == "vla":
+        return _ConstantSafe(feature, mode, formula.epsilon)
+    return _ZScore(feature, formula) if mode == "zscore" else _Range(feature, mode, formula)
 
 
-def _check_vectors(name: str, feature: FeatureStats, mode: NormalizationMode, rule: Rule) -> None:
+def _check_vectors(
+    name: str, feature: FeatureStats, mode: NormalizationMode, formula: NormalizationFormula
+) -> None:
     needed = {"mean", "std"} if mode == "zscore" else set(_ENDS[mode])
-    if rule.name == "vla":
+    if formula.name == "vla":
         needed |= {"min", "max"}  # by which it tells what is constant
     if missing := [vector for vector in VECTORS if vector in needed and vector not in feature.held]:
         raise StatisticsError(

@@ -49,7 +49,7 @@ class TokenizeStatePrompt(TokenizePrompt):
 
     Raises:
         ConfigError: As `TokenizePrompt`, or there is no room for the state.
-        ShapeError: The state is no vector, or holds a value that is not a number.
+        ShapeError: The state is not a vector, or holds a value that is not a number.
     """
 
     name: ClassVar[str] = "tokenize_state_prompt"

@@ -36,11 +36,11 @@ class Camera(_Section):
     dataset: str
     """The camera's key in the robot's datasets."""
     wrist: bool = False
-    """It rides on a gripper: training never crops or rotates its pictures."""
+    """It rides on a gripper: training never crops or rotates its images."""
     rotate: Angle = 0
-    """Degrees clockwise by which the robot's picture is turned for the policy."""
+    """Degrees clockwise by which the robot's image is turned for the policy."""
     dataset_rotate: Angle | None = None
-    """The same for the dataset's picture; null is as `rotate`."""
+    """The same for the dataset's image; null is as `rotate`."""
 
     @model_validator(mode="after")
     def _name_says_the_side(self) -> Self:
@@ -167,13 +167,13 @@ class RobotFile(_Section):
     sources: tuple[str, ...] = Field(min_length=1)
     """Where the facts come from."""
     choices: tuple[str, ...] = ()
-    """What is no fact but a choice made here."""
+    """What is not fact but a choice made here."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         cameras = {slot: camera for slot, camera in self.cameras.items() if camera is not None}
         if not cameras:
-            raise ValueError("cameras: the policy needs at least one picture")
+            raise ValueError("cameras: the policy needs at least one image")
         for what in ("robot", "dataset"):
             named = [getattr(camera, what) for camera in cameras.values()]
             if len(set(named)) < len(named):
@@ -184,7 +184,7 @@ class RobotFile(_Section):
             if camera.robot == slot and camera.dataset_rotate not in (None, camera.rotate):
                 raise ValueError(
                     f"cameras.{slot}: rotate and dataset_rotate differ, and only a camera name other than "
-                    "the slot's can tell a picture of the robot from one of the dataset"
+                    "the slot's can tell an image of the robot from one of the dataset"
                 )
         relative = [
             name for name, flag in zip(self.action.names, self.action.delta_mask, strict=True) if flag

@@ -132,7 +132,7 @@ class Robot:
     def transforms(self) -> list[Transform]:
         """Return what turns the robot's samples into the policy's convention, before `DeltaActions`.
 
-        `images` may hold pictures under the robot's camera names (as the robot sees them) or under the
+        `images` may hold images under the robot's camera names (as the robot sees them) or under the
         policy's slots (as the dataset stores them); both end under the slots, the right way up. Actions come
         back exactly, to rounding; so does a state within the robot's physical range.
         """

@@ -217,7 +217,7 @@ def _from_sentencepiece(path: Path) -> "PreTrainedTokenizerBase":
     try:
         truth = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
-        raise ConfigError(f"{path} is no SentencePiece model: {error}") from error
+        raise ConfigError(f"{path} is not a SentencePiece model: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(path, Path(folder) / MODEL_FILE)
         (Path(folder) / CONFIG_FILE).write_text(json.dumps({"tokenizer_class": "GemmaTokenizer"}))

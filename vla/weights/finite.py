@@ -44,7 +44,7 @@ def first_not_finite(raw: np.ndarray, dtype: torch.dtype) -> int | None:
 
     Args:
         raw: Bytes `[n]` of values of `dtype`; read-only use.
-        dtype: What they are. Anything that is no float is finite.
+        dtype: What they are. Anything that is not a float is finite.
     """
     if dtype not in _FORMS or raw.size == 0:
         return None

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from vla.errors import ShapeError, WeightsError
 from vla.weights.files.open import open_tensors
 from vla.weights.files.row_shards import has_row_shards
-from vla.weights.keymap import KeyTable, Rule, Spelling, respell
+from vla.weights.keymap import KeyMapping, KeyTable, Spelling, respell
 from vla.weights.tensors import Piece, TensorInfo, TensorReader
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ VLA_CONFIG = "vla_config"
 """Key of the tensors' metadata under which files of other formats carry our config."""
 
 BASE_FILE = "adapter_base.json"
-"""Names the base of an adapter that was trained here; beside `peft`'s own two files."""
+"""Names the base of an adapter that was trained here; next to `peft`'s own two files."""
 ADAPTER_FILES = (BASE_FILE, "adapter_config.json", "adapter_model.safetensors")
 
 LORA = re.compile(r"(^|[._])lora_[abAB]($|[._])|\.lora_(embedding|magnitude)")
@@ -74,7 +74,7 @@ def open_stored(folder: Path | str) -> Iterator[Stored]:
 
 def _refuse_other_contents(folder: Path) -> None:
     if not folder.is_dir():
-        raise WeightsError(f"{folder} is no folder; give the folder that holds the weights.")
+        raise WeightsError(f"{folder} is not a folder; give the folder that holds the weights.")
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         raise WeightsError(f"{folder} is empty.")
@@ -122,7 +122,7 @@ class Zeros(NamedTuple):
     sizes: tuple[tuple[str, int], ...]
 
 
-class Source(NamedTuple):
+class StoredTensor(NamedTuple):
     """One tensor of ours as found in a file.
 
     Attributes:
@@ -148,7 +148,7 @@ class Names:
         misfits: Stored name -> why its shape cannot be what the table says.
     """
 
-    found: dict[str, list[Source]] = field(default_factory=lambda: defaultdict(list))
+    found: dict[str, list[StoredTensor]] = field(default_factory=lambda: defaultdict(list))
     canonical: dict[str, str] = field(default_factory=dict)
     junk: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -198,7 +198,7 @@ class Format:
             for rule, index in [] if reason is not None else rules:
                 try:
                     for ours, piece in _pieces(rule, index, stored, info):
-                        names.found[ours].append(Source(piece, canonical, rule.is_stacked))
+                        names.found[ours].append(StoredTensor(piece, canonical, rule.is_stacked))
                 except ShapeError as error:
                     names.misfits[stored] = str(error)
         return names
@@ -209,7 +209,9 @@ class Format:
         return self.claims(stored) and len(names.unknown) * 2 < len(names.canonical)
 
 
-def _pieces(rule: Rule, index: str | None, stored: str, info: TensorInfo) -> Iterator[tuple[str, Piece]]:
+def _pieces(
+    rule: KeyMapping, index: str | None, stored: str, info: TensorInfo
+) -> Iterator[tuple[str, Piece]]:
     """Yield our tensors that one row of the table makes of one stored array."""
     shape = info.shape
     if rule.is_stacked:

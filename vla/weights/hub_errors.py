@@ -10,7 +10,7 @@ from vla.errors import WeightsError
 LOG_IN = "`hf auth login`, or pass a token"
 
 HUB_FAILURES = (
-    errors.HTTPError,  # every answer that is no success, and every failure on the wire
+    errors.HTTPError,  # every answer that is not a success, and every failure on the wire
     errors.HFValidationError,
     errors.EntryNotFoundError,  # also what is left when neither the hub nor the cache has a file
     errors.XetDownloadError,
@@ -50,7 +50,9 @@ def explain(error: Exception, repo_id: str, revision: str | None = None, verb: s
         return f"{repo_id} has no revision '{revision or 'main'}' on the hub; {page}/tree/main lists them."
     if isinstance(error, errors.RepositoryNotFoundError):
         if verb != "downloaded":
-            return f"{repo_id} is no repository on the hub that the token may write to: log in with {LOG_IN}."
+            return (
+                f"{repo_id} is not a repository on the hub that the token may write to: log in with {LOG_IN}."
+            )
         return (
             f"{repo_id} is neither a folder here nor a repository on the hub. If it is private, log in with "
             f"{LOG_IN} that may read it."
@@ -62,7 +64,7 @@ def explain(error: Exception, repo_id: str, revision: str | None = None, verb: s
     if isinstance(error, errors.LocalTokenNotFoundError):
         return f"{repo_id} needs a token and none is stored here: log in with {LOG_IN} itself."
     if isinstance(error, errors.HFValidationError):
-        return f"'{repo_id}' is no name that the hub allows: {first_line(error)}"
+        return f"'{repo_id}' is not a name that the hub allows: {first_line(error)}"
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
         # Where local_files_only forbids to ask, nothing stands behind the cache's own error.
         cached = ", and the cache does not hold all of it" if verb == "downloaded" else ""
@@ -89,7 +91,7 @@ def _unreached(repo_id: str, verb: str, reason: str) -> str:
         if verb == "downloaded"
         else "Try again with a network connection and without HF_HUB_OFFLINE."
     )
-    here = "is no folder here, and the hub" if verb == "downloaded" else f"could not be {verb}: the hub"
+    here = "is not a folder here, and the hub" if verb == "downloaded" else f"could not be {verb}: the hub"
     return f"{repo_id} {here} could not be reached for it: {reason.rstrip('.')}. {again}"
 
 

@@ -72,7 +72,7 @@ class Layout:
         return self.pattern if self.pick is None else f"{self.pick} of n, {self.pattern}"
 
 
-class Rule(NamedTuple):
+class KeyMapping(NamedTuple):
     """One row of a table.
 
     Attributes:
@@ -101,15 +101,15 @@ class KeyTable:
         rules: The rows.
     """
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[KeyMapping]) -> None:
         self.rules = tuple(rules)
-        self._by_theirs: dict[str, list[Rule]] = defaultdict(list)
-        self._by_ours: dict[str, list[Rule]] = defaultdict(list)
+        self._by_theirs: dict[str, list[KeyMapping]] = defaultdict(list)
+        self._by_ours: dict[str, list[KeyMapping]] = defaultdict(list)
         for rule in self.rules:
             self._by_theirs[rule.theirs].append(rule)
             self._by_ours[rule.ours].append(rule)
 
-    def of_theirs(self, stored: str) -> list[tuple[Rule, str | None]]:
+    def of_theirs(self, stored: str) -> list[tuple[KeyMapping, str | None]]:
         """Return the rows for a stored name, with its layer's index; empty where it is unknown."""
         pattern, index = split_index(stored)
         rules = self._by_theirs.get(stored) or self._by_theirs.get(pattern, [])
@@ -146,13 +146,13 @@ def respell(name: str, spellings: Iterable[Spelling]) -> str:
     return name
 
 
-def with_prefix(rules: Iterable[Rule], ours: str, theirs: str) -> Iterator[Rule]:
+def with_prefix(rules: Iterable[KeyMapping], ours: str, theirs: str) -> Iterator[KeyMapping]:
     """Put prefixes before both names of every row."""
     for rule in rules:
-        yield Rule(ours + rule.ours, theirs + rule.theirs, rule.layout)
+        yield KeyMapping(ours + rule.ours, theirs + rule.theirs, rule.layout)
 
 
-def same(tails: Iterable[str]) -> Iterator[Rule]:
+def same(tails: Iterable[str]) -> Iterator[KeyMapping]:
     """Make rows of names that are the same on both sides."""
     for tail in tails:
-        yield Rule(tail, tail)
+        yield KeyMapping(tail, tail)

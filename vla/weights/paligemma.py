@@ -1,6 +1,6 @@
-"""Names of PaliGemma and of an action expert beside it, in every published format, as data.
+"""Names of PaliGemma and of an action expert next to it, in every published format, as data.
 
-What follows here is shared by all policies that put an expert beside a PaliGemma. Our side of each table is
+What follows here is shared by all policies that put an expert next to a PaliGemma. Our side of each table is
 the name in our files. The tables know nothing of sizes; those are read off the tensors.
 
 Published PyTorch files differ in spelling by their generation, not in what they hold: `TORCH_SPELLINGS`
@@ -9,7 +9,7 @@ brings all of them to one, which is openpi's without the component `vision_model
 
 from collections.abc import Iterable
 
-from vla.weights.keymap import Layout, Rule, Spelling, same, with_prefix
+from vla.weights.keymap import KeyMapping, Layout, Spelling, same, with_prefix
 
 PARTS = ("weight", "bias")
 
@@ -48,19 +48,19 @@ TOKEN_TABLE = "model.language_model.embed_tokens.weight"
 
 
 def heads(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the tensors of linear maps with a bias."""
+    """Return the tensors of linear layers with a bias."""
     return tuple(f"{name}.{part}" for name in names for part in PARTS)
 
 
 # -- our files --------------------------------------------------------------------------------------------
 
 
-def our_rules(expert: Iterable[str], maps: Iterable[str]) -> tuple[Rule, ...]:
+def our_rules(expert: Iterable[str], maps: Iterable[str]) -> tuple[KeyMapping, ...]:
     """Return the table of our own files: the identity on the names that a policy has.
 
     Args:
         expert: Tails of the expert's stack, `GEMMA` or `ADAPTIVE_GEMMA`.
-        maps: Names of the linear maps around it.
+        maps: Names of the linear layers around it.
     """
     tails = (
         *(f"vision_tower.{tail}" for tail in VISION),
@@ -120,7 +120,7 @@ TORCH_JUNK = (
 
 def torch_rules(
     expert: Iterable[str], maps: Iterable[str], token_table: tuple[str, str] = (LM_HEAD, EMBED_TOKENS)
-) -> tuple[Rule, ...]:
+) -> tuple[KeyMapping, ...]:
     """Return the table of published PyTorch files in their one spelling.
 
     Args:
@@ -135,7 +135,7 @@ def torch_rules(
             "model.multi_modal_projector.",
             f"{_VLM}model.multi_modal_projector.",
         ),
-        *(Rule(TOKEN_TABLE, name) for name in token_table),
+        *(KeyMapping(TOKEN_TABLE, name) for name in token_table),
         *with_prefix(same(GEMMA), "model.language_model.", f"{_VLM}model.language_model."),
         *with_prefix(same(expert), "model.expert.", f"{_EXPERT}model."),
         *with_prefix(same(heads(maps)), "model.", ""),
@@ -153,8 +153,8 @@ PALIGEMMA_SPELLINGS = (
 PALIGEMMA_RULES = (
     *with_prefix(same(VISION), "model.vision_tower.", "vision_tower."),
     *with_prefix(same(heads(["linear"])), "model.multi_modal_projector.", "multi_modal_projector."),
-    Rule(TOKEN_TABLE, "language_model.embed_tokens.weight"),
-    Rule(TOKEN_TABLE, "lm_head.weight"),
+    KeyMapping(TOKEN_TABLE, "language_model.embed_tokens.weight"),
+    KeyMapping(TOKEN_TABLE, "lm_head.weight"),
     *with_prefix(same(GEMMA), "model.language_model.", "language_model."),
 )
 
@@ -177,12 +177,16 @@ _BLOCK = f"{_IMG}Transformer.encoderblock."
 _ATTENTION = f"{_BLOCK}MultiHeadDotProductAttention_0."
 
 
-def _jax_map(ours: str, theirs: str, layout: Layout = _FLIP, bias: Layout | None = None) -> tuple[Rule, Rule]:
-    return Rule(f"{ours}.weight", f"{theirs}.kernel", layout), Rule(f"{ours}.bias", f"{theirs}.bias", bias)
+def _jax_map(
+    ours: str, theirs: str, layout: Layout = _FLIP, bias: Layout | None = None
+) -> tuple[KeyMapping, KeyMapping]:
+    return KeyMapping(f"{ours}.weight", f"{theirs}.kernel", layout), KeyMapping(
+        f"{ours}.bias", f"{theirs}.bias", bias
+    )
 
 
-def _jax_norm(ours: str, theirs: str) -> tuple[Rule, Rule]:
-    return Rule(f"{ours}.weight", f"{theirs}.scale"), Rule(f"{ours}.bias", f"{theirs}.bias")
+def _jax_norm(ours: str, theirs: str) -> tuple[KeyMapping, KeyMapping]:
+    return KeyMapping(f"{ours}.weight", f"{theirs}.scale"), KeyMapping(f"{ours}.bias", f"{theirs}.bias")
 
 
 _JAX_VISION_LAYER = (
@@ -199,7 +203,7 @@ JAX_VISION = (
     *_jax_map(
         "model.vision_tower.embeddings.patch_embedding", f"{_IMG}embedding", Layout("r c i o -> o i r c")
     ),
-    Rule(
+    KeyMapping(
         "model.vision_tower.embeddings.position_embedding.weight",
         f"{_IMG}pos_embedding",
         Layout("p d -> p d", pick=0),
@@ -210,7 +214,7 @@ JAX_VISION = (
 )
 
 
-def jax_stack(ours: str, suffix: str) -> tuple[Rule, ...]:
+def jax_stack(ours: str, suffix: str) -> tuple[KeyMapping, ...]:
     """Return the maps of one stack of `llm`: all but its norms.
 
     Args:
@@ -220,13 +224,13 @@ def jax_stack(ours: str, suffix: str) -> tuple[Rule, ...]:
     attention, mlp = "PaliGemma.llm.layers.attn.", f"PaliGemma.llm.layers.mlp{suffix}."
     key_value = f"{attention}kv_einsum{suffix}.w"
     rules = (
-        Rule("self_attn.q_proj.weight", f"{attention}q_einsum{suffix}.w", Layout("h d e -> (h e) d")),
-        Rule("self_attn.k_proj.weight", key_value, Layout("k d e -> (k e) d", pick=0)),
-        Rule("self_attn.v_proj.weight", key_value, Layout("k d e -> (k e) d", pick=1)),
-        Rule("self_attn.o_proj.weight", f"{attention}attn_vec_einsum{suffix}.w", _MERGE),
-        Rule("mlp.gate_proj.weight", f"{mlp}gating_einsum", Layout("d f -> f d", pick=0)),
-        Rule("mlp.up_proj.weight", f"{mlp}gating_einsum", Layout("d f -> f d", pick=1)),
-        Rule("mlp.down_proj.weight", f"{mlp}linear", _FLIP),
+        KeyMapping("self_attn.q_proj.weight", f"{attention}q_einsum{suffix}.w", Layout("h d e -> (h e) d")),
+        KeyMapping("self_attn.k_proj.weight", key_value, Layout("k d e -> (k e) d", pick=0)),
+        KeyMapping("self_attn.v_proj.weight", key_value, Layout("k d e -> (k e) d", pick=1)),
+        KeyMapping("self_attn.o_proj.weight", f"{attention}attn_vec_einsum{suffix}.w", _MERGE),
+        KeyMapping("mlp.gate_proj.weight", f"{mlp}gating_einsum", Layout("d f -> f d", pick=0)),
+        KeyMapping("mlp.up_proj.weight", f"{mlp}gating_einsum", Layout("d f -> f d", pick=1)),
+        KeyMapping("mlp.down_proj.weight", f"{mlp}linear", _FLIP),
     )
     return tuple(with_prefix(rules, f"{ours}layers.{{i}}.", ""))
 
@@ -236,12 +240,12 @@ def _jax_norms(suffix: str) -> tuple[tuple[str, str], ...]:
     return tuple(zip(NORMS, (f"PaliGemma.llm.{name}" for name in tree), strict=True))
 
 
-def jax_norms(ours: str, suffix: str) -> tuple[Rule, ...]:
+def jax_norms(ours: str, suffix: str) -> tuple[KeyMapping, ...]:
     """Return the plain norms of one stack of `llm`; arguments as `jax_stack`."""
-    return tuple(Rule(f"{ours}{name}.weight", f"{theirs}.scale") for name, theirs in _jax_norms(suffix))
+    return tuple(KeyMapping(f"{ours}{name}.weight", f"{theirs}.scale") for name, theirs in _jax_norms(suffix))
 
 
-def jax_adaptive_norms(ours: str, suffix: str) -> tuple[Rule, ...]:
+def jax_adaptive_norms(ours: str, suffix: str) -> tuple[KeyMapping, ...]:
     """Return the adaptive norms of one stack of `llm`; arguments as `jax_stack`."""
     return tuple(
         rule
@@ -250,16 +254,16 @@ def jax_adaptive_norms(ours: str, suffix: str) -> tuple[Rule, ...]:
     )
 
 
-def jax_rules(expert_norms: Iterable[Rule], maps: Iterable[str]) -> tuple[Rule, ...]:
+def jax_rules(expert_norms: Iterable[KeyMapping], maps: Iterable[str]) -> tuple[KeyMapping, ...]:
     """Return the table of openpi's trees.
 
     Args:
         expert_norms: `jax_norms` or `jax_adaptive_norms` of the expert.
-        maps: Names of the linear maps around it.
+        maps: Names of the linear layers around it.
     """
     return (
         *JAX_VISION,
-        Rule(TOKEN_TABLE, "PaliGemma.llm.embedder.input_embedding"),
+        KeyMapping(TOKEN_TABLE, "PaliGemma.llm.embedder.input_embedding"),
         *jax_stack("model.language_model.", ""),
         *jax_norms("model.language_model.", ""),
         *jax_stack("model.expert.", "_1"),

@@ -64,7 +64,7 @@ class TensorReader(ABC):
         folder: Where the files lie.
         infos: Shape and dtype of every tensor by name, from the headers alone; in the order in which reading
             all of them is cheapest.
-        metadata: Free text beside the tensors (safetensors' `__metadata__`); empty where there is none.
+        metadata: Free text next to the tensors (safetensors' `__metadata__`); empty where there is none.
         is_parallel: Whether several threads may read at once, and gain by it.
 
     Every read raises `WeightsError`, naming file and tensor, where a value is NaN or infinite or where the

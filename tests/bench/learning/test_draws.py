@@ -39,7 +39,7 @@ def test_ratio_is_that_of_steps_times_that_of_a_step():
 
 
 def test_what_one_draw_had_early_counts_early():
-    """One draw is down at step 50 and stays there: its second half is no time that anybody saves."""
+    """One draw is down at step 50 and stays there: its second half is not a time that anybody saves."""
     one = run(1.0, lambda step: max(1 - step / 50, 0.0))
     found = findings([one, run(1.0, lambda step: max(1 - step / 25, 0.0))], draws=2)
     assert found[0].values == pytest.approx([0.5])
@@ -117,7 +117,7 @@ def test_the_shape_of_pi0_changes_network_and_batch_alone(tmp_path):
     changed = {key for key in demo if demo[key] != pi0[key]}
     assert changed == {
         "policy.config.vision.patch_size", "policy.config.action_horizon",
-        "policy.config.expert.width", "policy.config.expert.mlp_width", "train.batch_size",
+        "policy.config.expert.width", "policy.config.expert.mlp_dim", "train.batch_size",
     }  # fmt: skip
     assert demo["train.warmup_steps"] == 10
 

@@ -13,10 +13,10 @@ TINY = {"preset": "tiny", "episodes": 2, "batch": 4, "steps": 3, "threads": 1}
 @pytest.mark.parametrize("freeze", ["vision", "vlm"])
 def test_losses_agree_and_everything_is_timed(demonstrations, freeze):
     report = run_features(FeaturesOptions(dataset=demonstrations, **TINY, freeze=freeze, repeats=2))
-    assert [one.name for one in report.runs] == ["pictures", "features"] * 2
+    assert [one.name for one in report.runs] == ["images", "features"] * 2
     assert all(one.step_seconds.rounds == 2 for one in report.runs)
     assert report.finding("largest difference of the losses").values[0] <= 1e-5
-    assert len(report.finding("samples/s: features / pictures").values) == 2
+    assert len(report.finding("samples/s: features / images").values) == 2
     assert len(report.finding("seconds to keep the features").values) == 1
 
 

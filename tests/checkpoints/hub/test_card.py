@@ -146,7 +146,7 @@ class TestOrigin:
             read_origin(run)
 
     def test_folder_that_is_no_run(self, tmp_path):
-        with pytest.raises(ConfigError, match=f"{tmp_path} is no training run"):
+        with pytest.raises(ConfigError, match=f"{tmp_path} is not a training run"):
             read_origin(tmp_path)
 
     @pytest.mark.parametrize("text", ["{\n", "[1]\n"])

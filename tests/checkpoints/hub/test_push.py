@@ -204,7 +204,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", ["cup", "a/b/c", "", "me/"])
     def test_name_that_is_none(self, robot_ready, name):
-        assert "is no hub id of the form owner/name" in self.refusal(robot_ready, name, token=TOKEN)
+        assert "is not a hub id of the form owner/name" in self.refusal(robot_ready, name, token=TOKEN)
 
     def test_pull_request_on_a_branch(self, robot_ready):
         said = self.refusal(
@@ -214,7 +214,7 @@ class TestRefusals:
 
     def test_folder_that_is_no_run(self, robot_ready, hub, tmp_path):
         said = self.refusal(robot_ready, "me/cup", token=TOKEN, run=tmp_path, error=ConfigError)
-        assert "is no training run" in said
+        assert "is not a training run" in said
 
     def test_full_disk(self, robot_ready, hub, monkeypatch):
         def full(*args, **kwargs):

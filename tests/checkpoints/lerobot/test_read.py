@@ -18,7 +18,7 @@ from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.pipeline import make_pipeline as make_pi05
 from vla.transforms.actions import REFERENCE_STATE, DeltaActions, PadDimensions
 from vla.transforms.images import ResizeImages
-from vla.transforms.normalize import Normalize, Rule
+from vla.transforms.normalize import NormalizationFormula, Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt
 from vla.transforms.tokenizer import LazyTokenizer, train_tokenizer
@@ -87,7 +87,7 @@ def test_what_the_files_say_ends_up_in_the_pipeline(tmp_path, tokenizer, policy)
     lerobot.make(tmp_path, policy, stats, max_length=55, eps=1e-7)
     pipeline = read(tmp_path, policy, tokenizer)
     normalize = pipeline.find(Normalize)
-    assert normalize.rule == Rule("lerobot", 1e-7)
+    assert normalize.formula == NormalizationFormula("lerobot", 1e-7)
     read_stats = normalize.statistics.features
     assert set(read_stats) == {"state", "actions"}
     for vector in ("mean", "std", "min", "max", "q01", "q99"):
@@ -363,7 +363,7 @@ def test_files_that_contradict_each_other_are_named(tmp_path, tokenizer):
 def test_files_that_are_no_lists_of_steps_are_named(tmp_path, text):
     lerobot.make(tmp_path, "pi0", lerobot.statistics())
     (tmp_path / "policy_postprocessor.json").write_text(text)
-    with pytest.raises(WeightsError, match=r"policy_postprocessor\.json is no list of LeRobot's steps"):
+    with pytest.raises(WeightsError, match=r"policy_postprocessor\.json is not a list of LeRobot's steps"):
         read(tmp_path, "pi0")
 
 

@@ -23,7 +23,13 @@ from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import RenameCameras
 from vla.transforms.images import AugmentImages
-from vla.transforms.normalize import LEROBOT_RULE, OPENPI_RULE, VLA_RULE, Normalize, Rule
+from vla.transforms.normalize import (
+    LEROBOT_FORMULA,
+    OPENPI_FORMULA,
+    VLA_FORMULA,
+    NormalizationFormula,
+    Normalize,
+)
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import FeatureStats, Statistics
 from vla.transforms.task import DefaultTask
@@ -113,10 +119,10 @@ def test_steps_are_in_lerobots_order(tmp_path, tokenizer, policy):
 
 
 @pytest.mark.parametrize("policy", ["pi0", "pi05"])
-@pytest.mark.parametrize("rule", [VLA_RULE, OPENPI_RULE, LEROBOT_RULE])
+@pytest.mark.parametrize("rule", [VLA_FORMULA, OPENPI_FORMULA, LEROBOT_FORMULA])
 @pytest.mark.parametrize("mode", ["zscore", "quantile", "minmax"])
 def test_lerobot_computes_what_our_pipeline_computes(tmp_path, tokenizer, policy, rule, mode):
-    pipeline, config = make(policy, tokenizer, rule=rule, normalization=mode)
+    pipeline, config = make(policy, tokenizer, formula=rule, normalization=mode)
     write_lerobot(pipeline, tmp_path, config)
     theirs = {"zscore": "MEAN_STD", "quantile": "QUANTILES", "minmax": "MIN_MAX"}[mode]
     settings, known = loaded(tmp_path, "pre")["normalizer_processor"]
@@ -145,13 +151,13 @@ def test_lerobot_computes_what_our_pipeline_computes(tmp_path, tokenizer, policy
 
 
 @pytest.mark.parametrize("policy", ["pi0", "pi05"])
-@pytest.mark.parametrize("rule", [VLA_RULE, OPENPI_RULE, Rule("lerobot", 1e-7)])
+@pytest.mark.parametrize("rule", [VLA_FORMULA, OPENPI_FORMULA, NormalizationFormula("lerobot", 1e-7)])
 def test_it_comes_back_as_it_was(tmp_path, tokenizer, policy, rule):
     third = tuple(value / 3 for value in (0.1, 0.2, 0.3))  # no float32 numbers
     state = FeatureStats(third, third, (-1.0,) * 3, (1.0,) * 3, (-0.9,) * 3, (0.8,) * 3, 100)
     still = FeatureStats((0.1, 0.7), (0.6, 0.0), (-1.0, 0.7), (1.0, 0.7), (-0.9, 0.7), (0.9, 0.7), 100)
     statistics = Statistics({"state": state, "actions": still}, "every frame", "abc")
-    pipeline, config = make(policy, tokenizer, rule=rule, statistics=statistics, augment=False)
+    pipeline, config = make(policy, tokenizer, formula=rule, statistics=statistics, augment=False)
     names = RenameCameras({"top": "base_0_rgb"})
     pipeline = Pipeline([names, *pipeline.transforms])
     write_lerobot(pipeline, tmp_path, config)
@@ -184,11 +190,11 @@ def test_tensors_that_somebody_replaced_outrank_our_note(tmp_path, tokenizer):
     changed = read_lerobot(tmp_path, config, {}, make_pi0)
     assert changed.find(TokenizePrompt).verbatim
     back = changed.find(Normalize)
-    assert back.rule == Rule("lerobot", 1e-6)
+    assert back.formula == NormalizationFormula("lerobot", 1e-6)
     assert back.statistics.features["actions"].mean == pytest.approx((1.03, 1.06))
     for path, note in notes.items():
         save_file(load_file(path), path, {**note, "vla_pipeline": '{"statistics": 3}'})
-    assert read_lerobot(tmp_path, config, {}, make_pi0).find(Normalize).rule.name == "lerobot"
+    assert read_lerobot(tmp_path, config, {}, make_pi0).find(Normalize).formula.name == "lerobot"
 
 
 @pytest.mark.parametrize("mode", ["zscore", "quantile"])

@@ -201,7 +201,7 @@ def test_golden_checkpoints(shared_dir, capsys):
         values = described(shared_dir / "goldens" / folder, capsys)
         assert (values["policy"], values["format"], values["problem"]) == (policy, format, None)
         assert values["dimensions"]["vision"]["hidden_size"] == 64
-        assert values["dimensions"]["expert"] == {"width": 48, "mlp_width": 96}
+        assert values["dimensions"]["expert"] == {"width": 48, "mlp_dim": 96}
         assert values["dimensions"]["depth"] == 3
         assert values["dimensions"]["vocabulary"] == 512
 

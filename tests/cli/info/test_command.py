@@ -34,7 +34,7 @@ def test_checkpoint_is_described_from_its_files(checkpoint, capsys):
     assert main(["info", str(checkpoint)]) == 0
     found = rows(capsys)
     assert found["format"] == "unknown"
-    assert "is no checkpoint of a policy known here" in found["does not load"]
+    assert "is not a checkpoint of a policy known here" in found["does not load"]
     assert found["policy"] == "some_policy"
     assert found["action horizon"] == "7"
     assert found["cameras"] == "top, wrist"
@@ -106,7 +106,7 @@ def test_folder_that_is_neither(tmp_path, capsys):
 def test_nothing_there(tmp_path, capsys):
     assert main(["info", str(tmp_path / "none" / "at" / "all")]) == 1
     error = capsys.readouterr().err
-    assert "none/at/all is no folder here" in error
+    assert "none/at/all is not a folder here" in error
     assert error.count("\n") == 1
 
 
@@ -204,7 +204,7 @@ class TestHub:
     def test_name_that_is_neither_model_nor_dataset(self, hub, capsys):
         assert main(["info", "a/none"]) == 1
         error = capsys.readouterr().err
-        assert "a/none is no folder here, and neither a model nor a dataset on the hub" in error
+        assert "a/none is not a folder here, and neither a model nor a dataset on the hub" in error
         assert error.count("\n") == 1
 
     def test_gated_model_is_not_taken_for_a_dataset(self, hub, checkpoint, capsys):

@@ -119,7 +119,7 @@ def test_many_differences_are_cut_in_print_alone(policy, first, tmp_path, capsys
 
 def test_damaged_or_absent_other(first, tmp_path, capsys):
     assert main(["info", str(first), "--diff", str(tmp_path / "none" / "at" / "all")]) == 1
-    assert "none/at/all is no folder here" in capsys.readouterr().err
+    assert "none/at/all is not a folder here" in capsys.readouterr().err
     (tmp_path / "cut").mkdir()
     weights = (first / "model.safetensors").read_bytes()
     (tmp_path / "cut" / "model.safetensors").write_bytes(weights[:-4])

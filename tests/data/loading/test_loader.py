@@ -33,8 +33,8 @@ def augment(item, generator):
 
 
 def plain(item, generator):
-    picture = torch.full((2, 3, 4), float(item["value"]))
-    return {"value": item["value"] * 2, "picture": picture}
+    image = torch.full((2, 3, 4), float(item["value"]))
+    return {"value": item["value"] * 2, "image": image}
 
 
 def take(loader, count):

@@ -56,15 +56,15 @@ def test_standing_still_is_cut_off():
 
 
 def test_the_layout_depends_on_the_seed_alone():
-    env, pictures = DetourEnv(), []
+    env, images = DetourEnv(), []
     for side, text in INSTRUCTIONS.items():
         observation, info = env.reset(seed=7, options={"side": side})
         assert observation["task"] == info["instruction"] == text
         assert info["stated_side"] == side
-        pictures.append(observation[CAMERA])
-    np.testing.assert_array_equal(pictures[0], pictures[1])
-    np.testing.assert_array_equal(pictures[0], pictures[2])
-    assert (env.reset(seed=8)[0][CAMERA] != pictures[0]).any()
+        images.append(observation[CAMERA])
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(images[0], images[2])
+    assert (env.reset(seed=8)[0][CAMERA] != images[0]).any()
 
 
 def test_long_steps_are_shortened_and_the_table_has_an_edge():

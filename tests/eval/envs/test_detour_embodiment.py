@@ -1,4 +1,4 @@
-"""The second robot does the first one's task: same layouts, other numbers, other picture, other clock."""
+"""The second robot does the first one's task: same layouts, other numbers, other image, other clock."""
 
 import math
 
@@ -14,7 +14,7 @@ import vla.eval.envs
 from vla.errors import ConfigError
 from vla.eval.envs.detour import CAMERA, MAX_STEP, STATE, STEP_LIMIT, DetourEnv
 from vla.eval.envs.detour_embodiment import EMBODIMENTS, FIRST, SECOND, Embodiment
-from vla.eval.envs.detour_picture import Camera
+from vla.eval.envs.detour_image import Camera
 
 ANY = st.builds(
     lambda unit, angle, mirrored, fps: Embodiment(
@@ -115,15 +115,15 @@ def test_layouts_are_those_of_the_first():
             np.testing.assert_array_equal(infos[0][thing], infos[1][thing])
 
 
-def warped(picture: np.ndarray, camera: Camera) -> np.ndarray:
-    """Turn, zoom and move a picture of the whole table, by Pillow: for each pixel, where it comes from."""
-    size = picture.shape[0]
+def warped(image: np.ndarray, camera: Camera) -> np.ndarray:
+    """Turn, zoom and move an image of the whole table, by Pillow: for each pixel, where it comes from."""
+    size = image.shape[0]
     angle, (x, y) = math.radians(camera.turn), camera.centre
     cos, sin = math.cos(angle) / camera.zoom, math.sin(angle) / camera.zoom
     half, column, row = size / 2, x * size, (1 - y) * size
     # Rows count downwards, so that what is counter-clockwise on the table is the other way round here.
     affine = (cos, -sin, column - cos * half + sin * half, sin, cos, row - sin * half - cos * half)
-    image = Image.fromarray(picture).transform(
+    image = Image.fromarray(image).transform(
         (size, size), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC, fillcolor=(70, 64, 60)
     )
     return np.asarray(image)

@@ -1,4 +1,4 @@
-"""What `forward` takes: pictures and text, or the prefix that was kept of them; anything else is named."""
+"""What `forward` takes: images and text, or the prefix that was kept of them; anything else is named."""
 
 import pytest
 import torch

@@ -41,7 +41,7 @@ def with_text(policy, batch=3, cameras=3):
 @pytest.mark.parametrize("insulated", [False, True])
 @pytest.mark.parametrize("draws", [1, 3])
 def test_everything_trained(name, text, insulated, draws):
-    policy = make(name, insulate_backbone=insulated)
+    policy = make(name, knowledge_insulation=insulated)
     batch = with_text(policy) if text else make_batch(policy.config, 2, 2, 12)
     said = policy.training_flops(draws)(batch)
     assert said == counted(policy, batch, draws_per_observation=draws)

@@ -19,7 +19,7 @@ from vla.policies.pi0.policy import Pi0Policy
 from vla.policies.pi05.policy import Pi05Policy
 
 TINY = {
-    "expert": {"width": 16, "mlp_width": 32},
+    "expert": {"width": 16, "mlp_dim": 32},
     "max_state_dim": 8,
     "max_action_dim": 8,
     "action_horizon": 4,
@@ -70,7 +70,7 @@ def test_every_generation_is_taken(tmp_path, generation, policy_class):
     assert set(got) == set(want)
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
     assert policy.config.siglip == OURS.siglip
-    assert (policy.config.num_heads, policy.config.head_width, policy.config.vocab_size) == (4, 8, 512)
+    assert (policy.config.num_heads, policy.config.head_dim, policy.config.vocab_size) == (4, 8, 512)
     assert policy.pipeline is None
     assert policy.config.numerics == "openpi"
 
@@ -145,11 +145,11 @@ def refuse(folder, match, overrides=TINY, error=WeightsError):
 
 def test_policy_is_no_paligemma(tmp_path):
     Pi0Policy(OURS).save_pretrained(tmp_path / "ours")
-    refuse(tmp_path / "ours", "is no PaliGemma.*AutoPolicy")
+    refuse(tmp_path / "ours", "is not a PaliGemma.*AutoPolicy")
 
 
 def test_other_model_is_no_paligemma(tmp_path):
-    refuse(write(tmp_path / "x", {"bert.w": torch.ones(1)}), "is no PaliGemma: .* such as bert.w")
+    refuse(write(tmp_path / "x", {"bert.w": torch.ones(1)}), "is not a PaliGemma: .* such as bert.w")
 
 
 def test_incomplete_paligemma_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from tests.policies.flow.test_flops import with_text
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("insulated", [False, True])
 def test_unreached_parts_are_those_without_a_gradient(name, text, insulated):
-    policy = make(name, insulate_backbone=insulated)
+    policy = make(name, knowledge_insulation=insulated)
     batch = with_text(policy) if text else make_batch(policy.config, 2, 2, 12)
     policy(**batch).loss.backward()
     unreached = policy.prefixes_without_gradient(text)

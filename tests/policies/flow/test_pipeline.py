@@ -10,7 +10,7 @@ from vla.policies.pi0.pipeline import make_pipeline as make_pi0
 from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.pipeline import make_pipeline as make_pi05
 from vla.transforms.base import Pipeline
-from vla.transforms.normalize import LEROBOT_RULE, Normalize
+from vla.transforms.normalize import LEROBOT_FORMULA, Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import Statistics
 from vla.transforms.tokenizer import train_tokenizer
@@ -65,7 +65,7 @@ def test_pi05_writes_the_robots_own_dimensions_into_the_prompt(tokenizer):
     ]  # fmt: skip
     assert pipeline.find(Normalize).modes == {"state": "quantile", "actions": "quantile"}
     # By the plain formula (the quantiles are -3 and 3, -6 and 6, -9 and 9), the state is 1, 0 and -1.
-    pipeline = make_pi05(Pi05Config.tiny(), **arguments(tokenizer, rule=LEROBOT_RULE))
+    pipeline = make_pi05(Pi05Config.tiny(), **arguments(tokenizer, formula=LEROBOT_FORMULA))
     out = pipeline(sample())
     prompt = pipeline.find(TokenizePrompt).decode(out["input_ids"][out["attention_mask"].bool()])
     assert prompt == "Task: pick, State: 255 128 0;\nAction: "
@@ -86,13 +86,18 @@ def test_what_a_caller_chooses(tokenizer, make, config):
     pipeline = make(
         config(max_prompt_length=60),
         **arguments(
-            tokenizer, normalization=chosen, rule=LEROBOT_RULE, delta_mask=None, augment=False, text=False
+            tokenizer,
+            normalization=chosen,
+            formula=LEROBOT_FORMULA,
+            delta_mask=None,
+            augment=False,
+            text=False,
         ),
     )
     assert names(pipeline)[:2] == ["normalize", "resize_images"]
     normalize = pipeline.find(Normalize)
     assert normalize.modes == chosen
-    assert normalize.rule == LEROBOT_RULE
+    assert normalize.formula == LEROBOT_FORMULA
     assert not pipeline.find(TokenizePrompt).response
     one = make(config(), **arguments(tokenizer, normalization="minmax", delta_mask=(False, False)))
     assert one.find(Normalize).modes == {"state": "minmax", "actions": "minmax"}

@@ -113,9 +113,9 @@ class TestOnePath:
 
     def test_features_that_were_kept_stand_in_for_pictures(self, policy):
         batch = make_batch(policy.config, absent=((0, 1), (2, 2)))
-        pictures, mask = batch["pixel_values"], batch["pixel_mask"]
+        images, mask = batch["pixel_values"], batch["pixel_mask"]
         with torch.no_grad():
-            features = policy.model.look(pictures.flatten(0, 1)).unflatten(0, mask.shape)
+            features = policy.model.look(images.flatten(0, 1)).unflatten(0, mask.shape)
             kept = batch | {"pixel_values": features}
             assert torch.equal(policy(**kept).velocity, policy(**batch).velocity)
             got, want = (
@@ -214,7 +214,7 @@ class TestLoss:
         assert losses[0] == losses[1] != losses[2]
 
     def test_an_insulated_backbone_hears_of_actions_nothing(self, batch, make_policy):
-        policy = make_policy(insulate_backbone=True)
+        policy = make_policy(knowledge_insulation=True)
         policy(**batch).loss.backward()
         touched = {name.split(".")[1] for name, p in policy.named_parameters() if p.grad is not None}
         assert touched.isdisjoint({"vision_tower", "multi_modal_projector", "language_model"})

@@ -3,7 +3,7 @@
     python -m tests.train.checkpoint.zero_state PORT
 
 Prints one JSON object: by stage, how far AdamW's gathered state is from that of torch's in one process, and
-how far what was set and gathered again, beside the smallest of the tensors' largest moments.
+how far what was set and gathered again, next to the smallest of the tensors' largest moments.
 """
 
 import json

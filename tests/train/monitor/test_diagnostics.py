@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.train.conftest import numbers
+from vla.checkpoints.parts import Parts
 from vla.policies.pi0 import Pi0Policy
 from vla.train.loop import train
 from vla.train.monitor.diagnostics import Diagnostics
@@ -29,7 +30,7 @@ def taken(diagnostics):
 def test_means_by_dimension_and_time_are_those_of_a_plain_count(alone, seed, draws, micro):
     """Every entry one by one, against the sums over tensors."""
     generator = torch.Generator().manual_seed(seed)
-    diagnostics, entries = Diagnostics(None, alone), {}
+    diagnostics, entries = Diagnostics(SimpleNamespace(parts=Parts()), alone), {}
     for _ in range(micro):
         lead = (2,) if draws is None else (2, draws)
         velocity, target = (torch.randn(*lead, 4, 3, generator=generator) for _ in range(2))
@@ -55,7 +56,7 @@ def test_means_by_dimension_and_time_are_those_of_a_plain_count(alone, seed, dra
 
 
 def test_a_time_of_one_is_in_the_last_fifth(alone):
-    diagnostics = Diagnostics(None, alone)
+    diagnostics = Diagnostics(SimpleNamespace(parts=Parts()), alone)
     ones = torch.ones(1, 2, 1)
     diagnostics.add(SimpleNamespace(velocity=2 * ones, target=ones, tau=torch.ones(1), counts=None), {})
     assert taken(diagnostics) == {"action_loss/dim_0": 1.0, "action_loss/tau_0.8_1.0": 1.0}
@@ -63,7 +64,7 @@ def test_a_time_of_one_is_in_the_last_fifth(alone):
 
 
 def test_an_output_that_does_not_say_is_left_out(alone):
-    diagnostics = Diagnostics(None, alone)
+    diagnostics = Diagnostics(SimpleNamespace(parts=Parts()), alone)
     diagnostics.add(SimpleNamespace(loss=torch.zeros(())), {})
     assert taken(diagnostics) == {}
 

@@ -1,4 +1,4 @@
-"""Kept features give the losses that pictures give, are made once, and are never those of something else."""
+"""Kept features give the losses that images give, are made once, and are never those of something else."""
 
 import itertools
 import logging
@@ -51,7 +51,7 @@ def test_losses_are_those_of_the_pictures(tiny, tmp_path, policy, monkeypatch):
     common = [*STILL, f"policy.type={policy}", "policy.config.max_prompt_length=80"]
     seen = losses(job(tiny(*common)))
     kept = job(tiny(*common, f"data.feature_cache={tmp_path / 'features'}"))
-    monkeypatch.setattr(FrameStore, "get", lambda *_: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(FrameStore, "get", lambda *_: pytest.fail("an image was decoded"))
     cached = losses(kept)
     assert [where for where, _ in cached] == [where for where, _ in seen]
     np.testing.assert_allclose([loss for _, loss in cached], [loss for _, loss in seen], atol=1e-5)
@@ -122,7 +122,7 @@ def test_the_recipe_knows_the_key(tmp_path):
 def test_losses_of_a_kept_prefix_are_those_of_pictures_and_text(tiny, tmp_path, policy, monkeypatch):
     seen = losses(job(tiny(*ALONE, f"policy.type={policy}")), 6)
     kept = job(tiny(*PREFIX, f"policy.type={policy}", f"data.feature_cache={tmp_path / 'features'}"))
-    monkeypatch.setattr(FrameStore, "get", lambda *_: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(FrameStore, "get", lambda *_: pytest.fail("an image was decoded"))
     monkeypatch.setattr(type(kept.policy.model), "encode_prefix", lambda *_: pytest.fail("the prefix ran"))
     cached = losses(kept, 6)
     assert [where for where, _ in cached] == [where for where, _ in seen]
@@ -216,10 +216,10 @@ def test_the_log_says_how_large_it_will_be_and_it_is(tiny, tmp_path, caplog):
     )
     assert f": {size / 1e9:.3g} GB" in caplog.text
     config = made.policy.config
-    pictures = 48 * config.tokens_per_image
-    per_token = config.depth * 2 * config.num_kv_heads * config.head_width * 4
+    images = 48 * config.tokens_per_image
+    per_token = config.depth * 2 * config.num_kv_heads * config.head_dim * 4
     assert size % per_token == 0
-    assert size / per_token > pictures + 48
+    assert size / per_token > images + 48
 
 
 @pytest.mark.parametrize("options", [[*STILL], [*PREFIX]])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla.errors import DatasetError
-from vla.train.setup.feature_store import FrameWriter, KeptFrames
+from vla.train.setup.feature_store import FeatureStore, FrameWriter
 
 
 @settings(max_examples=20, deadline=None)
@@ -26,7 +26,7 @@ def test_frames_come_back(tmp_path_factory, numbers, row, dtype, data):
         for frame in order:
             writer.append(frame, frames[frame])
         writer.about["note"] = [True]
-    kept = pickle.loads(pickle.dumps(KeptFrames(folder)))
+    kept = pickle.loads(pickle.dumps(FeatureStore(folder)))
     assert kept.longest == max(numbers)
     assert kept.about["note"] == [True]
     for frame, want in enumerate(frames):
@@ -40,7 +40,7 @@ def written(folder):
     with FrameWriter(folder, 3, (2,), torch.float32) as writer:
         writer.append(0, torch.ones(2, 2))
         writer.append(2, torch.ones(1, 2, dtype=torch.float64))
-    return KeptFrames(folder)
+    return FeatureStore(folder)
 
 
 def test_a_frame_that_is_not_there(tmp_path):

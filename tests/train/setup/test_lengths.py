@@ -1,4 +1,4 @@
-"""Lengths of texts without a picture read, and runs whose batches go by them."""
+"""Lengths of texts without an image read, and runs whose batches go by them."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def test_lengths_are_those_of_the_samples(tiny, response_key, monkeypatch):
     key = "null" if response_key is None else response_key
     made = job(tiny(f"data.response_key={key}", "policy.config.max_prompt_length=48"))
     want = counted(made.robots[None].dataset, made.policy.pipeline, made.robots[None].cameras, response_key)
-    monkeypatch.setattr(FrameStore, "get", lambda *_: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(FrameStore, "get", lambda *_: pytest.fail("an image was decoded"))
     assert text_lengths(made.policy.pipeline, made.robots[None].dataset, response_key).tolist() == want
     assert len(set(want)) > 1
 

@@ -189,7 +189,7 @@ DAMAGE = {
     "torn shapes": (lambda f: shapes_file(f).write_text('{"files": ['), r"shapes\.json cannot be read"),
     "bytes": (lambda f: shapes_file(f).write_bytes(b"\xff\xfe\x00\x01"), r"shapes\.json cannot be read"),
     "a list": (lambda f: shapes_file(f).write_text("[]"), "does not say which shapes"),
-    "no list of files": (lambda f: edit_shapes(f, files=3), "lists 3, which is no file name"),
+    "no list of files": (lambda f: edit_shapes(f, files=3), "lists 3, which is not a file name"),
     "files elsewhere": (lambda f: edit_shapes(f, files=["../x.safetensors"]), "lists '../x.safetensors'"),
     "no table": (lambda f: edit_shapes(f, shapes=[4]), "does not say which shapes"),
     "no sizes": (

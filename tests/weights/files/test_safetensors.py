@@ -177,7 +177,7 @@ def test_one_tensor_in_two_shards(tmp_path):
         ('{"weight_map": {"a": 3}}', "puts 'a' into 3"),
         (
             '{"weight_map": {"a": "../x.safetensors"}}',
-            r"puts 'a' into '\.\./x\.safetensors', which is no file name",
+            r"puts 'a' into '\.\./x\.safetensors', which is not a file name",
         ),
         ('{"weight_map": {"a": "x", "a": "y"}}', "'a' appears twice"),
     ],

@@ -26,7 +26,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
         "policy.config.vision.patch_size=8",
         "policy.config.action_horizon=8",
         "policy.config.expert.width=32",
-        "policy.config.expert.mlp_width=64",
+        "policy.config.expert.mlp_dim=64",
         "train.batch_size=8",
     ),
     "demo": (),

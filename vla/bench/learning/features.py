@@ -70,12 +70,12 @@ def run_features(options: FeaturesOptions, say: Say = lambda line: None) -> Lear
         building = _seconds_to_build(_recipe(options, place.dataset, place.folder / "none", *kept), process)
         losses: dict[str, list[float]] = {}
         for repeat in range(options.repeats):
-            for name, extra in (("pictures", []), ("features", kept)):
+            for name, extra in (("images", []), ("features", kept)):
                 say(f"training on {name}")
                 recipe = _recipe(options, place.dataset, place.folder / f"{name}-{repeat}", *extra)
                 runs.append(_train(name, recipe, process))
                 losses[name] = _losses(recipe)
-    difference = max(abs(a - b) for a, b in zip(losses["pictures"], losses["features"], strict=True))
+    difference = max(abs(a - b) for a, b in zip(losses["images"], losses["features"], strict=True))
     place.report.findings = [
         *_speed(runs),
         Finding("largest difference of the losses", [difference], AIM_DIFFERENCE),
@@ -87,7 +87,7 @@ def run_features(options: FeaturesOptions, say: Say = lambda line: None) -> Lear
 def _speed(runs: list[Run]) -> list[Finding]:
     pairs = zip(runs[::2], runs[1::2], strict=True)
     ratios = [seen.step_seconds.median / kept.step_seconds.median for seen, kept in pairs]
-    return [Finding("samples/s: features / pictures", ratios, AIM_SPEED)]
+    return [Finding("samples/s: features / images", ratios, AIM_SPEED)]
 
 
 def _seconds_to_build(recipe: Recipe, process: bool) -> float:

@@ -65,7 +65,9 @@ def read_origin(folder: Path | str) -> Origin:
         base = policy.get("pretrained")
         datasets = tuple(str(one["path"]) for one in data.get("mixture") or (data,))
     except OSError as error:
-        raise ConfigError(f"{folder} is no training run: {RECIPE_FILE} cannot be read ({error}).") from error
+        raise ConfigError(
+            f"{folder} is not a training run: {RECIPE_FILE} cannot be read ({error})."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{recipe} is not a recipe: {type(error).__name__}: {error}.") from error
     nearby = (folder / METRICS_FILE, folder.resolve().parent.parent / METRICS_FILE)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 
-# What an earlier checkpoint may have left in the repository and this one does not overwrite: beside the new
+# What an earlier checkpoint may have left in the repository and this one does not overwrite: next to the new
 # files it would make the folder two checkpoints at once.
 _STALE = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|pipeline\.json|statistics\.json"
@@ -75,11 +75,11 @@ def push(
 
     Raises:
         WeightsError: No valid name, no right to write, or the hub cannot be reached. Nothing was committed.
-        ConfigError: `run` is no training run, or a pull request is asked for on another branch.
+        ConfigError: `run` is not a training run, or a pull request is asked for on another branch.
         SaveError: The folder for temporary files has no room.
     """
     if not HUB_ID.fullmatch(repo_id):
-        raise WeightsError(f"'{repo_id}' is no hub id of the form owner/name.")
+        raise WeightsError(f"'{repo_id}' is not a hub id of the form owner/name.")
     if policy.adapter is not None and policy.loaded_from and policy.loaded_from.revision is None:
         raise WeightsError(
             f"This adapter's base lies in {policy.loaded_from.name}, where nobody else can reach it. Push "

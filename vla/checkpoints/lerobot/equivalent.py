@@ -18,7 +18,7 @@ import torch
 
 from vla.checkpoints.lerobot.steps import FEATURE_KEYS, Step
 from vla.errors import ConfigError, StatisticsError
-from vla.transforms.normalize import Normalize, Rule
+from vla.transforms.normalize import NormalizationFormula, Normalize
 from vla.transforms.statistics import FeatureStats, Statistics
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def write_note(note: Note) -> dict[str, str]:
     """Return the metadata that goes with the tensors."""
     values = {
         "statistics": asdict(note.normalize.statistics),
-        "rule": asdict(note.normalize.rule),
+        "rule": asdict(note.normalize.formula),
         "verbatim": note.verbatim,
     }
     return {METADATA_KEY: json.dumps(values)}  # one key: safetensors writes several in any order
@@ -79,7 +79,7 @@ def read_note(steps: Sequence[Step], plain: Normalize) -> Note | None:
         values = json.loads(text)
         statistics = dict(values["statistics"])
         features = {name: FeatureStats(**stats) for name, stats in statistics.pop("features").items()}
-        rule = Rule(**values["rule"])
+        rule = NormalizationFormula(**values["rule"])
         ours = Normalize(Statistics(features, **statistics), plain.modes, rule)
         note = Note(ours, bool(values["verbatim"]))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ConfigError, StatisticsError) as error:
@@ -87,7 +87,7 @@ def read_note(steps: Sequence[Step], plain: Normalize) -> Note | None:
         return None
     written = lerobot_tensors(ours)
     is_current = all(_same_tensors(step.tensors, written) for step in steps)
-    return note if is_current and rule.epsilon == plain.rule.epsilon else None
+    return note if is_current and rule.epsilon == plain.formula.epsilon else None
 
 
 def _same_tensors(stored: Mapping[str, torch.Tensor], written: Mapping[str, torch.Tensor]) -> bool:

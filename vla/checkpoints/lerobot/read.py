@@ -1,12 +1,12 @@
 """LeRobot's processors (`policy_preprocessor.json`, `policy_postprocessor.json`) as a pipeline of ours.
 
-What is read is what LeRobot itself would do, in its own arithmetic (`Rule("lerobot", eps)`): renaming of
-cameras, actions relative to the state, normalisation, prompt. LeRobot keeps the way in and the way out apart;
-here they are one, so what the two files say of the actions must agree.
+What is read is what LeRobot itself would do, in its own arithmetic (`NormalizationFormula("lerobot", eps)`):
+renaming of cameras, actions relative to the state, normalisation, prompt. LeRobot keeps the way in and the
+way out apart; here they are one, so what the two files say of the actions must agree.
 
 Two of LeRobot's habits are worth knowing. Early versions of its pi-0.5 padded the state before they wrote it
 into the prompt, which no file records; read is what LeRobot does now, and openpi always did: the robot's own
-dimensions. And pictures are resized as everywhere in this project, antialiased; LeRobot's are not.
+dimensions. And images are resized as everywhere in this project, antialiased; LeRobot's are not.
 """
 
 import logging
@@ -39,7 +39,7 @@ from vla.checkpoints.module import PolicyConfig
 from vla.errors import StatisticsError, WeightsError
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.cameras import RenameCameras
-from vla.transforms.normalize import NormalizationMode, Normalize, Rule
+from vla.transforms.normalize import NormalizationFormula, NormalizationMode, Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt
 from vla.transforms.statistics import Statistics
@@ -99,7 +99,7 @@ def read_lerobot(
         action_dim=widths["actions"],
         delta_mask=_delta_mask(processors.before.get(RELATIVE), widths["actions"]),
         normalization=normalize.modes,
-        rule=normalize.rule,
+        formula=normalize.formula,
         augment=False,
         text=False,
     )
@@ -198,7 +198,7 @@ def _normalize(processors: _Processors) -> Normalize | None:
             )
         return None
     _check_same_statistics(*ways, asked["actions"])
-    rule = Rule("lerobot", _epsilon(*ways, processors))
+    rule = NormalizationFormula("lerobot", _epsilon(*ways, processors))
     statistics = Statistics(features, convention="LeRobot's processors")
     try:
         return Normalize(statistics, modes, rule)

@@ -158,7 +158,7 @@ class Step:
 
     @cached_property
     def statistics(self) -> dict[str, FeatureStats]:
-        """Statistics of LeRobot's state and action, where they are there; those of pictures are left out."""
+        """Statistics of LeRobot's state and action, where they are there; those of images are left out."""
         found = {}
         for key in FEATURE_KEYS.values():
             given = {
@@ -221,7 +221,7 @@ def read_steps(path: Path, known: Iterable[str]) -> Steps:
         known: Steps that may stand in it.
 
     Raises:
-        WeightsError: The file is missing or is no list of steps, or a step is unknown.
+        WeightsError: The file is missing or is not a list of steps, or a step is unknown.
     """
     if not path.is_file():
         raise WeightsError(f"{path} is missing, while its counterpart is there: LeRobot writes both.")
@@ -229,7 +229,7 @@ def read_steps(path: Path, known: Iterable[str]) -> Steps:
         entries = [dict(entry) for entry in json.loads(path.read_text())["steps"]]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{path} is no list of LeRobot's steps: {type(error).__name__}: {error}."
+            f"{path} is not a list of LeRobot's steps: {type(error).__name__}: {error}."
         ) from error
     return Steps(path, [_step(path, entry, tuple(known)) for entry in entries])
 

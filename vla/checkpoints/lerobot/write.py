@@ -75,7 +75,7 @@ def write_lerobot(pipeline: Pipeline, folder: Path, config: PolicyConfig) -> Non
     if _hub_name(prompt.tokenizer) is None:
         prompt.tokenizer.save_pretrained(folder)
         logger.warning(
-            "This policy's tokenizer is not on the hub. Its files lie beside the weights, and LeRobot must "
+            "This policy's tokenizer is not on the hub. Its files lie next to the weights, and LeRobot must "
             "be told so: preprocessor_overrides={'%s': {'tokenizer_name': FOLDER}}.",
             TOKENIZE,
         )
@@ -162,7 +162,7 @@ def _step(name: str, **config: Any) -> dict[str, Any]:
 
 def _normalize_step(name: str, pipeline: Pipeline, features: dict[str, Any]) -> dict[str, Any]:
     normalize: Normalize = pipeline.find(Normalize)
-    return _step(name, eps=normalize.rule.epsilon, features=features, norm_map=_norm_map(normalize))
+    return _step(name, eps=normalize.formula.epsilon, features=features, norm_map=_norm_map(normalize))
 
 
 def _norm_map(normalize: Normalize) -> dict[str, str]:
@@ -174,9 +174,9 @@ def _norm_map(normalize: Normalize) -> dict[str, str]:
 def _features(pipeline: Pipeline) -> dict[str, Any]:
     resize: ResizeImages = pipeline.find(ResizeImages)
     pad: PadDimensions = pipeline.find(PadDimensions)
-    picture = [3, resize.size, resize.size]
+    image = [3, resize.size, resize.size]
     return {
-        **{f"{IMAGE_PREFIX}{slot}": {"type": "VISUAL", "shape": picture} for slot in resize.slots},
+        **{f"{IMAGE_PREFIX}{slot}": {"type": "VISUAL", "shape": image} for slot in resize.slots},
         STATE_KEY: {"type": "STATE", "shape": [pad.state_dim]},
         ACTION_KEY: {"type": "ACTION", "shape": [pad.action_dim]},
     }

@@ -122,7 +122,7 @@ def _take_policy(found: CheckpointInfo, stored: Stored, format: Format, sizes: M
     found.dimensions = {name: getattr(config, name) for name in _FIELDS if hasattr(config, name)}
     found.dimensions |= {"vision": config.vision, "depth": config.depth, "heads": config.num_heads}
     found.dimensions |= {"language_model": config.vlm, "expert": config.expert}
-    found.dimensions |= {"head_width": config.head_width, "key_value_heads": config.num_kv_heads}
+    found.dimensions |= {"head_dim": config.head_dim, "key_value_heads": config.num_kv_heads}
     found.dimensions |= {"vocabulary": config.vocab_size}
     found.cameras = list(config.cameras)
     wanted = meta_shapes(found.policy, config)

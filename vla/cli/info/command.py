@@ -129,7 +129,9 @@ def _is_dataset(what: str) -> bool:
     )
     inside = checkpoint_folder(what)
     if inside.is_dir() and not any(next(inside.glob(kind), None) for kind in kinds):
-        raise ConfigError(f"{what} is no checkpoint (config.json, weights) and no dataset (meta/info.json).")
+        raise ConfigError(
+            f"{what} is not a checkpoint (config.json, weights) and no dataset (meta/info.json)."
+        )
     return False
 
 
@@ -153,7 +155,7 @@ def _print_dataset(what: str, revision: str | None, as_json: bool) -> None:
     except DatasetError as error:
         if isinstance(error.__cause__, RepositoryNotFoundError):
             raise DatasetError(
-                f"{what} is no folder here, and neither a model nor a dataset on the hub. If it is private, "
+                f"{what} is not a folder here, and neither a model nor a dataset on the hub. If it is private, "
                 "log in with `hf auth login`, or pass --token."
             ) from error
         raise

@@ -81,7 +81,7 @@ def in_words(found: CheckpointInfo) -> dict[str, str]:
 
 
 def _stacks(sizes: dict[str, Any], stacks: Mapping[str, Any]) -> dict[str, str]:
-    depth, heads, width = (sizes.pop(name) for name in ("depth", "heads", "head_width"))
+    depth, heads, width = (sizes.pop(name) for name in ("depth", "heads", "head_dim"))
     shared = sizes.pop("key_value_heads")
     vision = stacks["vision"]
     rows = {
@@ -90,7 +90,7 @@ def _stacks(sizes: dict[str, Any], stacks: Mapping[str, Any]) -> dict[str, str]:
     }
     for name in ("language_model", "expert"):
         stack = stacks[name]
-        rows[name.replace("_", " ")] = f"{depth} layers of {stack['width']}, MLP {stack['mlp_width']}"
+        rows[name.replace("_", " ")] = f"{depth} layers of {stack['width']}, MLP {stack['mlp_dim']}"
     return rows | {"attention": f"{heads} heads of {width}, {shared} of keys and values"}
 
 

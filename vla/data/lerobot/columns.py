@@ -1,4 +1,4 @@
-"""The rows of a dataset, apart from its pictures: parquet once at opening, numpy from then on.
+"""The rows of a dataset, apart from its images: parquet once at opening, numpy from then on.
 
 Every low-dimensional column of the selected episodes is held in memory (a million frames of 14 + 14
 numbers are 112 MB), so that a chunk is one numpy index and never a parquet read. What cannot be learned

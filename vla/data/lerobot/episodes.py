@@ -30,7 +30,7 @@ class Episode:
         length: Number of frames.
         tasks: The instructions that occur in it.
         data_path: Parquet file that holds its rows, relative to the dataset's root.
-        videos: Span by camera key; cameras stored as pictures in parquet have none.
+        videos: Span by camera key; cameras stored as images in parquet have none.
     """
 
     index: int

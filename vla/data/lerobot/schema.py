@@ -23,7 +23,7 @@ class Feature:
     Attributes:
         key: LeRobot's name, `"observation.state"`.
         dtype: `"float32"`, `"int64"`, `"bool"`, `"string"`, ..., `"video"` (in mp4) or `"image"` (encoded
-            pictures in parquet).
+            images in parquet).
         shape: Per frame. Cameras: (height, width, channels), whatever order the file stores.
         names: A name per dimension of a vector, or None.
     """
@@ -35,7 +35,7 @@ class Feature:
 
     @property
     def is_camera(self) -> bool:
-        """Whether this is a picture per frame rather than a column of numbers or text."""
+        """Whether this is an image per frame rather than a column of numbers or text."""
         return self.dtype in CAMERA_DTYPES
 
     def dimension(self, index: int) -> str:
@@ -128,7 +128,7 @@ def read_info(root: Path) -> DatasetInfo:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DatasetError(f"{path} is not a LeRobot description: {_reason(error)}.") from error
     if info.fps <= 0:
-        raise DatasetError(f"{path} says fps = {info.fps}, which is no frame rate.")
+        raise DatasetError(f"{path} says fps = {info.fps}, which is not a frame rate.")
     if info.total_episodes == 0 or info.total_frames == 0:
         raise DatasetError(f"{root} is empty: {info.total_episodes} episodes, {info.total_frames} frames.")
     return info

@@ -1,4 +1,4 @@
-"""The statistics that LeRobot keeps beside a dataset: per episode and over all of it.
+"""The statistics that LeRobot keeps next to a dataset: per episode and over all of it.
 
 They are written for other readers of the dataset; training uses `vla.data.stats`, which counts what the
 model sees. Quantiles are exact here too (LeRobot merges per-episode histograms by an outer envelope).

@@ -1,6 +1,6 @@
 """Record episodes as a LeRobot v3.0 dataset: parquet rows, mp4 video, metadata.
 
-The dataset is built in a temporary folder beside its destination and renamed when it is complete, so
+The dataset is built in a temporary folder next to its destination and renamed when it is complete, so
 that no half-written dataset is ever found under the name that was asked for.
 """
 

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from vla.errors import ConfigError, ShapeError, did_you_mean
-from vla.eval.envs import detour_picture as picture
+from vla.eval.envs import detour_image as image
 from vla.eval.envs.detour_embodiment import FIRST, Embodiment, embodiment_called
 from vla.eval.envs.detour_layout import (
     MAX_STEP,
@@ -69,9 +69,9 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     seed alone.
 
     Args:
-        size: Width and height of the observed picture, pixels.
+        size: Width and height of the observed image, pixels.
         render_mode: None or "rgb_array".
-        render_size: Width and height of `render()`'s picture, pixels.
+        render_size: Width and height of `render()`'s image, pixels.
         embodiment: The robot, or its name: "first" or "second".
 
     Raises:
@@ -113,7 +113,7 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         )
         self.action_space = spaces.Box(-longest, longest, (2,), np.float32)
         sizes = {size} if render_mode is None else {size, render_size}
-        self._tables = {pixels: picture.draw_table(pixels, robot.camera) for pixels in sizes}
+        self._tables = {pixels: image.draw_table(pixels, robot.camera) for pixels in sizes}
         self._layout: Layout | None = None
 
     @property
@@ -170,13 +170,13 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         return self._observation(), float(self._success), terminated, truncated, self._info()
 
     def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the picture, uint8 `[render_size, render_size, 3]`, or None without a render mode."""
+        """Return the image, uint8 `[render_size, render_size, 3]`, or None without a render mode."""
         return self._frame(self.render_size) if self.render_mode == "rgb_array" else None
 
     def _frame(self, size: int) -> np.ndarray:
         if size not in self._scenes:
-            self._scenes[size] = picture.draw_scene(self._tables[size], self.layout, self.embodiment.camera)
-        return picture.draw_gripper(self._scenes[size], self._position, self.embodiment.camera)
+            self._scenes[size] = image.draw_scene(self._tables[size], self.layout, self.embodiment.camera)
+        return image.draw_gripper(self._scenes[size], self._position, self.embodiment.camera)
 
     def _displacement(self, action: np.ndarray) -> np.ndarray:
         """Return how far `action` moves the gripper, float64 `[2]`, table units."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vla.errors import ConfigError, did_you_mean
+from vla.eval.envs.detour_image import ABOVE, Camera
 from vla.eval.envs.detour_layout import DetourExpert, Side
-from vla.eval.envs.detour_picture import ABOVE, Camera
 
 FPS = 10
 """Control frequency of the first robot, in whose steps everything that takes time is given."""

@@ -1,6 +1,6 @@
 """Where things stand on the table of `vla/Detour-v0`, and the scripted expert that finds its way there.
 
-Table units: x runs from 0 (left) to 1 (right), y from 0 (near, at the bottom of the picture) to 1 (far).
+Table units: x runs from 0 (left) to 1 (right), y from 0 (near, at the bottom of the image) to 1 (far).
 The gripper starts near, the cup stands just in front of it, the target lies far behind the cup.
 """
 
@@ -52,7 +52,7 @@ class DetourExpert:
     It looks at the present position only, so it also knows the way back after a disturbance.
 
     Args:
-        side: Where to pass the cup, as seen in the picture.
+        side: Where to pass the cup, as seen in the image.
         speed: Length of a step, table units.
         clearance: Free space kept between gripper and cup, table units.
     """

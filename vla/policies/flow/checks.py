@@ -34,7 +34,7 @@ def check_inputs(
         assert seen[0] is not None
         return seen[0].shape[0]
     if any(tensor is not None for tensor in seen):
-        raise ShapeError("Give pictures and text, or the prefix that was kept of them, not both.")
+        raise ShapeError("Give images and text, or the prefix that was kept of them, not both.")
     if train_text:
         raise ShapeError("labels need the text's hidden states, which a prefix that was kept lacks.")
     return _check_kept_prefix(config, *kept, state)
@@ -76,7 +76,7 @@ def check_observation(
 def _check_kept_prefix(config: FlowConfig, keys_values: Given, mask: Given, state: Given) -> int:
     if keys_values is None or mask is None:
         raise ShapeError("A prefix that was kept is prefix_keys_values and prefix_mask, both of them.")
-    sizes = {"n": config.depth, "k": config.num_kv_heads, "e": config.head_width}
+    sizes = {"n": config.depth, "k": config.num_kv_heads, "e": config.head_dim}
     check_shape(mask, "b s", "prefix_mask")
     batch, tokens = mask.shape
     check_shape(keys_values, "b s n 2 k e", "prefix_keys_values", b=batch, s=tokens, **sizes)

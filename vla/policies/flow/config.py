@@ -1,5 +1,6 @@
 """Sizes and choices that the policies of pi-0's family share: a prefix read once, a flow in its suffix."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from huggingface_hub.dataclasses import strict
@@ -20,9 +21,14 @@ _SO400M = {
     "image_size": 224,
     "patch_size": 14,
 }
-_GEMMA_2B = {"width": 2048, "mlp_width": 16384}
-_GEMMA_300M = {"width": 1024, "mlp_width": 4096}
-_SHARED = {"depth": 18, "num_heads": 8, "num_kv_heads": 1, "head_width": 256}
+_GEMMA_2B = {"width": 2048, "mlp_dim": 16384}
+_GEMMA_300M = {"width": 1024, "mlp_dim": 4096}
+_SHARED = {"depth": 18, "num_heads": 8, "num_kv_heads": 1, "head_dim": 256}
+
+
+def renamed_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the sizes of a stack under the names that they have now; `mlp_dim` was `mlp_width`."""
+    return {"mlp_dim" if name == "mlp_width" else name: size for name, size in sizes.items()}
 
 
 @strict
@@ -31,12 +37,12 @@ class FlowConfig(PolicyConfig):
 
     Args:
         vision: Sizes of the SigLIP tower, by `SiglipVisionConfig`'s names.
-        vlm: `width` and `mlp_width` of the language model that reads the prefix.
-        expert: `width` and `mlp_width` of the action expert.
+        vlm: `width` and `mlp_dim` of the language model that reads the prefix.
+        expert: `width` and `mlp_dim` of the action expert.
         depth: Layers of either stack.
         num_heads: Query heads of either stack.
         num_kv_heads: Key/value heads of either stack.
-        head_width: Width of a head in either stack.
+        head_dim: Width of a head in either stack.
         vocab_size: Rows of the token table.
         cameras: Names of the camera slots, in the order in which the model meets them.
         wrist_cameras: Those of them that move with the gripper; they are not cropped or rotated in training.
@@ -65,10 +71,14 @@ class FlowConfig(PolicyConfig):
             (the PyTorch ports of openpi and LeRobot).
         eos_token_id: Token that ends a response.
         pad_token_id: Token that follows it in a batch.
-        insulate_backbone: Stop gradients of the action loss at the prefix's keys and values.
+        knowledge_insulation: Stop gradients of the action loss at the prefix's keys and values.
     """
 
     PRESETS: ClassVar[tuple[str, ...]] = ("tiny", "middle")
+    old_names: ClassVar[dict[str, str]] = {
+        "head_width": "head_dim",
+        "insulate_backbone": "knowledge_insulation",
+    }
 
     vision: dict[str, int] | None = None
     vlm: dict[str, int] | None = None
@@ -76,7 +86,7 @@ class FlowConfig(PolicyConfig):
     depth: int = _SHARED["depth"]
     num_heads: int = _SHARED["num_heads"]
     num_kv_heads: int = _SHARED["num_kv_heads"]
-    head_width: int = _SHARED["head_width"]
+    head_dim: int = _SHARED["head_dim"]
     vocab_size: int = 257_152
     cameras: tuple[str, ...] | list[str] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     wrist_cameras: tuple[str, ...] | list[str] | None = None
@@ -97,7 +107,7 @@ class FlowConfig(PolicyConfig):
     loss_includes_padding: bool = False
     actions_see_response: bool = False
     max_response_length: int = 16
-    insulate_backbone: bool = False
+    knowledge_insulation: bool = False
     numerics: Numerics = "openpi"
     eos_token_id: int = 1
     pad_token_id: int = 0
@@ -105,8 +115,8 @@ class FlowConfig(PolicyConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision = {**_SO400M, **(self.vision or {})}
-        self.vlm = {**_GEMMA_2B, **(self.vlm or {})}
-        self.expert = {**_GEMMA_300M, **(self.expert or {})}
+        self.vlm = {**_GEMMA_2B, **renamed_sizes(self.vlm or {})}
+        self.expert = {**_GEMMA_300M, **renamed_sizes(self.expert or {})}
         self.cameras = tuple(self.cameras)
         if self.wrist_cameras is None:
             self.wrist_cameras = tuple(name for name in self.cameras if "wrist" in name)
@@ -116,7 +126,7 @@ class FlowConfig(PolicyConfig):
 
     def _check(self) -> None:
         at_least_one = (
-            "depth", "num_heads", "num_kv_heads", "head_width", "vocab_size", "max_prompt_length",
+            "depth", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_prompt_length",
             "max_state_dim", "max_action_dim", "action_horizon", "num_inference_steps",
             "draws_per_observation", "max_response_length",
         )  # fmt: skip
@@ -127,8 +137,8 @@ class FlowConfig(PolicyConfig):
             raise ConfigError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})."
             )
-        if self.head_width % 2:
-            raise ConfigError(f"head_width must be even for rotary positions, got {self.head_width}.")
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
         if self.expert_gemma.width % 2:
             raise ConfigError(
                 f"expert width must be even for the time embedding, got {self.expert_gemma.width}."
@@ -176,11 +186,11 @@ class FlowConfig(PolicyConfig):
                 "image_size": 28,
                 "patch_size": 14,
             },
-            "vlm": {"width": 32, "mlp_width": 64},
-            "expert": {"width": 16, "mlp_width": 32},
+            "vlm": {"width": 32, "mlp_dim": 64},
+            "expert": {"width": 16, "mlp_dim": 32},
             "depth": 2,
             "num_heads": 4,
-            "head_width": 8,
+            "head_dim": 8,
             "vocab_size": 512,
             "max_prompt_length": 16,
             "max_state_dim": 8,
@@ -191,7 +201,7 @@ class FlowConfig(PolicyConfig):
 
     @classmethod
     def middle(cls, **overrides: Any) -> Self:
-        """Return a config of 44 million parameters on pictures of full size, for measurements on a CPU."""
+        """Return a config of 44 million parameters on images of full size, for measurements on a CPU."""
         sizes: dict[str, Any] = {
             "vision": {
                 "hidden_size": 384,
@@ -199,10 +209,10 @@ class FlowConfig(PolicyConfig):
                 "num_hidden_layers": 6,
                 "num_attention_heads": 6,
             },
-            "vlm": {"width": 512, "mlp_width": 2048},
-            "expert": {"width": 256, "mlp_width": 1024},
+            "vlm": {"width": 512, "mlp_dim": 2048},
+            "expert": {"width": 256, "mlp_dim": 1024},
             "depth": 6,
-            "head_width": 64,
+            "head_dim": 64,
             "vocab_size": 8192,
         }
         return cls(**{**sizes, **overrides})
@@ -212,7 +222,7 @@ class FlowConfig(PolicyConfig):
             depth=self.depth,
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
-            head_width=self.head_width,
+            head_dim=self.head_dim,
             **sizes,
         )
 
@@ -236,7 +246,7 @@ class FlowConfig(PolicyConfig):
 
     @property
     def image_size(self) -> int:
-        """Pixels per side of the square pictures that the vision tower takes."""
+        """Pixels per side of the square images that the vision tower takes."""
         return self.siglip["image_size"]
 
     @property

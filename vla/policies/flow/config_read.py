@@ -2,7 +2,7 @@
 
 Most formats record few dimensions and none records all, so the tensors have the last word: what a config
 says must agree with them. What neither says is our default, or stands in the config of ours that files
-written by this project carry beside their tensors (`vla_config`).
+written by this project carry next to their tensors (`vla_config`).
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from huggingface_hub.errors import StrictDataclassError
 
 from vla.errors import ConfigError, WeightsError, did_you_mean
-from vla.policies.flow.config import FlowConfig
+from vla.policies.flow.config import FlowConfig, renamed_sizes
 from vla.policies.flow.formats import NUMERICS
 from vla.policies.flow.sizes import Side, most_common, read_sizes
 from vla.weights.formats import VLA_CONFIG, Format, Names, Stored
@@ -33,14 +33,14 @@ _SIZES_IN_TRANSFORMERS = {
     "vision.image_size": "vlm_config.vision_config.image_size",
     "vision.patch_size": "vlm_config.vision_config.patch_size",
     "vlm.width": "vlm_config.text_config.hidden_size",
-    "vlm.mlp_width": "vlm_config.text_config.intermediate_size",
+    "vlm.mlp_dim": "vlm_config.text_config.intermediate_size",
     "depth": "vlm_config.text_config.num_hidden_layers",
     "num_heads": "vlm_config.text_config.num_attention_heads",
     "num_kv_heads": "vlm_config.text_config.num_key_value_heads",
-    "head_width": "vlm_config.text_config.head_dim",
+    "head_dim": "vlm_config.text_config.head_dim",
     "vocab_size": "vlm_config.text_config.vocab_size",
     "expert.width": "dit_config.hidden_size",
-    "expert.mlp_width": "dit_config.intermediate_size",
+    "expert.mlp_dim": "dit_config.intermediate_size",
 }
 _FLOW_IN_TRANSFORMERS = {
     "max_state_dim": "max_state_dim",
@@ -76,7 +76,7 @@ RECORDED: dict[str, dict[str, str]] = {
 
 JAX_HEADS = {
     "num_heads": tuple(Side(f"PaliGemma.llm.layers.attn.q_einsum{end}.w", 1) for end in ("", "_1")),
-    "head_width": tuple(Side(f"PaliGemma.llm.layers.attn.q_einsum{end}.w", 3) for end in ("", "_1")),
+    "head_dim": tuple(Side(f"PaliGemma.llm.layers.attn.q_einsum{end}.w", 3) for end in ("", "_1")),
     "num_kv_heads": tuple(Side(f"PaliGemma.llm.layers.attn.kv_einsum{end}.w", 2) for end in ("", "_1")),
     "vision.num_attention_heads": tuple(
         Side(f"PaliGemma.img.Transformer.encoderblock.MultiHeadDotProductAttention_0.{name}.kernel", 2)
@@ -131,7 +131,7 @@ def read_flow_config(
 
 def _flat_overrides(config_class: type[FlowConfig], overrides: Mapping[str, Any]) -> dict[str, Any]:
     known = set(config_class().to_dict())
-    for name in overrides:
+    for name in config_class.renamed(overrides):
         if name not in known:
             raise ConfigError(f"{config_class.__name__} has no field '{name}'.{did_you_mean(name, known)}")
     return flatten(overrides)
@@ -163,7 +163,7 @@ def _recorded(stored: Stored, format: Format) -> dict[str, Any]:
 
 
 def _recorded_by_lerobot(stored: Stored) -> dict[str, Any]:
-    """Return what LeRobot's config says in a form of its own: the cameras; the pictures' size is checked."""
+    """Return what LeRobot's config says in a form of its own: the cameras; the images' size is checked."""
     features = stored.config.get("input_features") or {}
     cameras = [
         name.removeprefix("observation.images.")
@@ -181,7 +181,7 @@ def _recorded_by_lerobot(stored: Stored) -> dict[str, Any]:
     elif resolution:
         raise WeightsError(
             f"{stored.folder / 'config.json'} says image_resolution {resolution}, but the vision tower takes "
-            "square pictures."
+            "square images."
         )
     return fields
 
@@ -192,7 +192,7 @@ def _say_what_is_ignored(stored: Stored) -> None:
     offset = stored.config.get("time_sampling_offset", 1 - scale)
     if stored.config.get("time_sampling_beta_beta", 1.0) != 1.0 or abs(offset - (1 - scale)) > 1e-9:
         logger.warning(
-            "%s: times were drawn from another law than Beta(alpha, 1) up to tau_scale; training goes on "
+            "%s: times were drawn from another law than Beta(alpha, 1) up to tau_scale; training continues "
             "with ours.",
             stored.folder / "config.json",
         )
@@ -223,7 +223,7 @@ def _carried(stored: Stored, shown: Mapping[str, int]) -> dict[str, Any]:
         carried = flatten(json.loads(text))
     except (json.JSONDecodeError, AttributeError) as error:
         raise WeightsError(
-            f"{VLA_CONFIG} in the metadata of {stored.folder} is no config: {error}."
+            f"{VLA_CONFIG} in the metadata of {stored.folder} is not a config: {error}."
         ) from error
     odd = [name for name, size in shown.items() if name in carried and carried[name] != size]
     if odd:
@@ -245,7 +245,7 @@ def _heads(stored: Stored, shown: Mapping[str, int], known: Mapping[str, Any]) -
     if "query_width" in shown and "key_width" in shown:
         queries, keys = shown["query_width"], shown["key_width"]
         key_heads = known.get("num_kv_heads", 1)
-        width = known.get("head_width", keys // key_heads)
+        width = known.get("head_dim", keys // key_heads)
         number = known.get("num_heads", queries // width if width else 0)
         if key_heads * width != keys or number * width != queries:
             raise WeightsError(
@@ -253,7 +253,7 @@ def _heads(stored: Stored, shown: Mapping[str, int], known: Mapping[str, Any]) -
                 f"{number} heads and {key_heads} key/value heads of {width} channels do not fill. "
                 "Where the file does not record its heads, give num_kv_heads and num_heads."
             )
-        heads |= {"num_heads": number, "num_kv_heads": key_heads, "head_width": width}
+        heads |= {"num_heads": number, "num_kv_heads": key_heads, "head_dim": width}
     if "vision.hidden_size" in shown:
         number = known.get("vision.num_attention_heads", SIGLIP_HEADS)
         if shown["vision.hidden_size"] % number:
@@ -271,9 +271,9 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         if name in ("vision", "vlm", "expert") and isinstance(value, Mapping):
-            flat |= {f"{name}.{inner}": size for inner, size in value.items()}
+            flat |= {f"{name}.{inner}": size for inner, size in renamed_sizes(value).items()}
         else:
-            flat[name] = value
+            flat[FlowConfig.old_names.get(name, name)] = value
     return flat
 
 

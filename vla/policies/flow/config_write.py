@@ -12,12 +12,12 @@ from vla.weights.dtypes import short_name
 from vla.weights.formats import Format
 
 _PUBLISHED = {
-    "vlm": {"width": 2048, "mlp_width": 16384},
-    "expert": {"width": 1024, "mlp_width": 4096},
+    "vlm": {"width": 2048, "mlp_dim": 16384},
+    "expert": {"width": 1024, "mlp_dim": 4096},
     "depth": 18,
     "num_heads": 8,
     "num_kv_heads": 1,
-    "head_width": 256,
+    "head_dim": 256,
     "vocab_size": 257_152,
     "vision": {
         "hidden_size": 1152,
@@ -142,7 +142,7 @@ def transformers_fields(config: FlowConfig) -> dict[str, Any]:
         "loss_reduction": "mean",
         "vlm_config": {
             "model_type": "paligemma",
-            "text_config": _gemma(config, config.vlm_gemma.width, config.vlm_gemma.mlp_width),
+            "text_config": _gemma(config, config.vlm_gemma.width, config.vlm_gemma.mlp_dim),
             "vision_config": {
                 "model_type": "siglip_vision_model",
                 "vision_use_head": False,
@@ -154,19 +154,19 @@ def transformers_fields(config: FlowConfig) -> dict[str, Any]:
             "vocab_size": config.vocab_size,
             "image_token_index": config.vocab_size,  # the first id that the table does not have
         },
-        "dit_config": _gemma(config, config.expert_gemma.width, config.expert_gemma.mlp_width),
+        "dit_config": _gemma(config, config.expert_gemma.width, config.expert_gemma.mlp_dim),
     }
 
 
-def _gemma(config: FlowConfig, width: int, mlp_width: int) -> dict[str, Any]:
+def _gemma(config: FlowConfig, width: int, mlp_dim: int) -> dict[str, Any]:
     return {
         "model_type": "gemma",
         "hidden_size": width,
-        "intermediate_size": mlp_width,
+        "intermediate_size": mlp_dim,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_width,
+        "head_dim": config.head_dim,
         "vocab_size": config.vocab_size,
         "hidden_act": "gelu_pytorch_tanh",
     }

@@ -1,6 +1,6 @@
 """Floating-point operations of a training step of pi-0's family, by a formula.
 
-Counted are products (linear maps, attention, the patches' convolution), a multiplication and an addition as
+Counted are products (linear layers, attention, the patches' convolution), a multiplication and an addition as
 two, forward and backward, as the model needs them (PaLM, arXiv 2204.02311, appendix B): nothing twice where
 activations are computed again, no gradient of a weight that is frozen, none of an input that nothing
 trained lies behind. What a mask hides is counted, as it is computed; not what DoRA's norms of weights take.
@@ -21,17 +21,17 @@ class BatchShape(NamedTuple):
 
     Attributes:
         rows: Observations.
-        pictures: Pictures that exist.
+        images: Images that exist.
         slots: Camera slots that any observation fills.
         text: Tokens of the longest text.
         spoken: Tokens that are to be predicted; None where no text is trained.
         horizon: Steps of a chunk.
-        looked_at: Whether the vision tower's features come in place of pictures.
+        looked_at: Whether the vision tower's features come in place of images.
         kept: Tokens of the longest prefix, where it was kept from an earlier pass; None where it is run.
     """
 
     rows: int
-    pictures: int
+    images: int
     slots: int
     text: int
     spoken: int | None
@@ -50,7 +50,7 @@ class BatchShape(NamedTuple):
         labels = batch.get("labels") if trains_text else None
         return cls(
             rows=len(seen),
-            pictures=int(seen.sum()),
+            images=int(seen.sum()),
             slots=int(seen.any(dim=0).sum()),
             text=text,
             spoken=None if labels is None else int((labels[:, 1:text] != -100).sum()),
@@ -89,22 +89,22 @@ class _Walk:
         self.total = 0
         self._policy, self._model, self._config, self._shape = policy, policy.model, policy.config, shape
         # Whether the pass that is being walked through is followed by one backward.
-        self._learns = shape.spoken is not None or not policy.config.insulate_backbone
+        self._learns = shape.spoken is not None or not policy.config.knowledge_insulation
         if shape.kept is None:
             prefix = shape.slots * self._model.tokens_per_image + shape.text
             cached = self._prefix(prefix)
         else:
             prefix, cached = shape.kept, [False] * policy.config.depth
         self._learns = True
-        self._suffix(draws, prefix, [live and not policy.config.insulate_backbone for live in cached])
+        self._suffix(draws, prefix, [live and not policy.config.knowledge_insulation for live in cached])
 
     # -- passes ---------------------------------------------------------------------------------------
 
     def _prefix(self, tokens: int) -> list[bool]:
         """Walk through images and text; return which layers' keys and values need a gradient."""
         model, shape, language = self._model, self._shape, self._model.language_model
-        patches = shape.pictures * model.tokens_per_image
-        live = False if shape.looked_at else self._tower(model.vision_tower, shape.pictures)
+        patches = shape.images * model.tokens_per_image
+        live = False if shape.looked_at else self._tower(model.vision_tower, shape.images)
         live = self._map(model.multi_modal_projector.linear, patches, live) if patches else False
         live = live or self._trained(language.embed_tokens)
         cached = []
@@ -118,18 +118,18 @@ class _Walk:
             self.total += size * (1 + live + self._trained(language.embed_tokens))
         return cached
 
-    def _tower(self, tower: Any, pictures: int) -> bool:
+    def _tower(self, tower: Any, images: int) -> bool:
         config, embeddings = self._config, tower.embeddings
         tokens = config.tokens_per_image
-        live = self._map(embeddings.patch_embedding, pictures * tokens, False)
+        live = self._map(embeddings.patch_embedding, images * tokens, False)
         live = live or self._trained(embeddings.position_embedding)
         for layer in tower.encoder.layers:
-            attention, mlp, rows = layer.self_attn, layer.mlp, pictures * tokens
+            attention, mlp, rows = layer.self_attn, layer.mlp, images * tokens
             seen = live or self._trained(layer.layer_norm1)
             q, k, v = (self._map(getattr(attention, f"{one}_proj"), rows, seen) for one in "qkv")
             heads = config.vision["num_attention_heads"]
             width = config.vision["hidden_size"] // heads
-            out = self._attention((pictures, heads, tokens, tokens, width), q, k, v)
+            out = self._attention((images, heads, tokens, tokens, width), q, k, v)
             live = self._map(attention.out_proj, rows, out) or live
             seen = live or self._trained(layer.layer_norm2)
             live = self._map(mlp.fc2, rows, self._map(mlp.fc1, rows, seen)) or live
@@ -179,7 +179,7 @@ class _Walk:
         if keys_values_only:
             return live, k or v
         q = self._map(attention.q_proj, rows, seen)
-        sizes = (batch, config.num_heads, tokens, keys, config.head_width)
+        sizes = (batch, config.num_heads, tokens, keys, config.head_dim)
         out = self._attention(sizes, q, k or past, v or past)
         gated = condition is not None and seen
         live = self._map(attention.o_proj, rows, out) or gated or live
@@ -201,7 +201,7 @@ class _Walk:
         return q or k or v
 
     def _map(self, module: Any, rows: int, live: bool) -> bool:
-        """Count a linear map, with what an adapter has put beside it or in its place."""
+        """Count a linear layer, with what an adapter has put next to it or in its place."""
         name = self._policy.adapter
         if hasattr(module, "modules_to_save"):
             held = name in module.modules_to_save

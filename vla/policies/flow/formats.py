@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from vla.weights.formats import Format, Stored, Zeros
-from vla.weights.keymap import KeyTable, Rule, Spelling
+from vla.weights.keymap import KeyMapping, KeyTable, Spelling
 from vla.weights.paligemma import (
     EMBED_TOKENS,
     EXPERT_LM_HEAD,
@@ -35,7 +35,7 @@ def claimed_by_vla(stored: Stored) -> bool:
 
 
 def claimed_by_lerobot(stored: Stored) -> bool:
-    """Whether the folder is LeRobot's: its config names a `type`, or its processors lie beside it."""
+    """Whether the folder is LeRobot's: its config names a `type`, or its processors lie next to it."""
     return "type" in stored.config or (stored.folder / "policy_preprocessor.json").exists()
 
 
@@ -58,7 +58,7 @@ def claimed_by_openpi(stored: Stored) -> bool:
 def flow_formats(
     expert: Iterable[str],
     maps: Iterable[str],
-    jax_expert_norms: Iterable[Rule],
+    jax_expert_norms: Iterable[KeyMapping],
     *,
     old_names: Iterable[Spelling] = (),
     in_transformers: bool = False,
@@ -67,7 +67,7 @@ def flow_formats(
 
     Args:
         expert: Tails of the expert's stack in our names.
-        maps: Names of the linear maps around the stacks.
+        maps: Names of the linear layers around the stacks.
         jax_expert_norms: The expert's norms in openpi's trees.
         old_names: Further spellings of the policy's own maps.
         in_transformers: Whether `transformers` has a class for it.

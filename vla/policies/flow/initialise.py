@@ -48,7 +48,7 @@ def from_paligemma(
 ) -> AnyPolicy:
     """Return a policy whose vision tower, projector and language model are a PaliGemma's.
 
-    The expert and the linear maps around it are initialised as in a policy from scratch, from torch's global
+    The expert and the projections around it are initialised as in a policy from scratch, from torch's global
     generator.
 
     Args:
@@ -96,7 +96,7 @@ def _refuse_others(stored: Stored) -> None:
         "expert" in name or ".dit." in name for name in stored.reader.infos
     ):
         raise WeightsError(
-            f"{stored.folder} is no PaliGemma: its tensors have other names, such as "
+            f"{stored.folder} is not a PaliGemma: its tensors have other names, such as "
             f"{next(iter(stored.reader.infos), 'none')}. A policy's own checkpoint is opened by "
             "vla.AutoPolicy.from_pretrained."
         )

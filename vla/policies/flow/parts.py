@@ -62,7 +62,7 @@ def prefixes_without_gradient(config: FlowConfig, trains_text: bool) -> tuple[st
     """
     if trains_text and config.text_loss_weight > 0:
         return ()
-    if config.insulate_backbone:
+    if config.knowledge_insulation:
         return FLOW_PARTS.frozen_prefixes("vlm")
     last = f"model.language_model.layers.{config.depth - 1}."
     after = ("self_attn.q_proj.", "self_attn.o_proj.", "post_attention_layernorm.", "mlp.")

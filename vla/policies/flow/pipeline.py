@@ -6,7 +6,7 @@ from vla.policies.flow.config import FlowConfig
 from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.images import AugmentImages, ResizeImages
-from vla.transforms.normalize import NormalizationMode, Normalize, Rule
+from vla.transforms.normalize import NormalizationFormula, NormalizationMode, Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import Statistics
 
@@ -20,7 +20,7 @@ def flow_pipeline(
     action_dim: int,
     delta_mask: Sequence[bool] | None,
     normalization: NormalizationMode | Mapping[str, NormalizationMode],
-    rule: Rule,
+    formula: NormalizationFormula,
     augment: bool,
 ) -> Pipeline:
     """Return the pipeline around a prompt; arguments as in the policies' `make_pipeline`.
@@ -33,7 +33,7 @@ def flow_pipeline(
     steps: list[Transform] = []
     if delta_mask is not None and any(delta_mask):
         steps.append(DeltaActions(tuple(delta_mask)))
-    steps.append(Normalize(statistics, normalization, rule))
+    steps.append(Normalize(statistics, normalization, formula))
     if augment:
         steps.append(AugmentImages(wrist_slots=tuple(config.wrist_cameras or ()), size=config.image_size))
     steps += [

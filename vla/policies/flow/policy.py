@@ -45,7 +45,7 @@ class FlowPolicy(Policy):
     config: FlowConfig
     model: Any
     parts = FLOW_PARTS
-    _remarked_on_horizon = False
+    _warned_of_horizon = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -118,7 +118,7 @@ class FlowPolicy(Policy):
     ) -> FlowOutput:
         """Compute the Transfusion loss of a batch.
 
-        The observation is its pictures and text, or the prefix that an earlier pass made of them.
+        The observation is its images and text, or the prefix that an earlier pass made of them.
 
         Args:
             pixel_values: `[b, v, 3, size, size]` in [-1, 1]; or the vision tower's features of it
@@ -137,7 +137,7 @@ class FlowPolicy(Policy):
                 published t given as 1 - t arrives unrounded.
             action_dim_is_pad: bool `[b, m]`, True for dimensions that the robot does not have.
             prefix_keys_values: `[b, s, layers, 2, k, e]`, and
-            prefix_mask: bool `[b, s]`, right-padded, in place of pictures and text, where the whole
+            prefix_mask: bool `[b, s]`, right-padded, in place of images and text, where the whole
                 vision-language model is frozen and its prefix was kept (`KeyValueCache.pack`).
             draws_per_observation: `n`; the config's where not given.
             generator: Source of noise and tau, on the policy's device.
@@ -152,14 +152,14 @@ class FlowPolicy(Policy):
         if actions is None:
             raise ShapeError("The loss is that of actions [b, a, m], which must be given.")
         check_shape(actions, "b a m", "actions", b=batch, m=config.max_action_dim)
-        self._remark_on_horizon(actions)
+        self._warn_if_horizon_differs(actions)
         noise, tau = self._noise_and_tau(actions, noise, tau, draws_per_observation, generator)
 
         if prefix_keys_values is not None and prefix_mask is not None:
             prefix = Prefix(KeyValueCache.unpack(prefix_keys_values, prefix_mask.bool()), None)
         else:
             prefix = self.model.encode_prefix(*seen, token_type_ids, with_hidden=train_text)
-        cache = prefix.cache.detach() if config.insulate_backbone else prefix.cache
+        cache = prefix.cache.detach() if config.knowledge_insulation else prefix.cache
         point = straight_path(actions[:, None].expand_as(noise).float(), noise, tau)
         velocity = self.model.velocity_of_draws(state, point.x, tau, cache)
         counts = self._counts(actions, action_is_pad, action_dim_is_pad)
@@ -326,7 +326,7 @@ class FlowPolicy(Policy):
         if noise is None:
             noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
         check_shape(noise, "b a m", "noise", b=shape[0], m=shape[2])
-        self._remark_on_horizon(noise)
+        self._warn_if_horizon_differs(noise)
         start = noise.float()
         pad = None if action_dim_is_pad is None else action_dim_is_pad.bool()
         if pad is not None:
@@ -399,13 +399,13 @@ class FlowPolicy(Policy):
     def _reads_state(self) -> bool:
         return "state" in self.model.rules.names
 
-    def _remark_on_horizon(self, chunk: torch.Tensor) -> None:
+    def _warn_if_horizon_differs(self, chunk: torch.Tensor) -> None:
         """Warn once of a chunk of another length than the config's: it works, but was not trained.
 
         No weight depends on the length, and some published formats do not record it.
         """
-        if chunk.shape[-2] != self.config.action_horizon and not self._remarked_on_horizon:
-            self._remarked_on_horizon = True
+        if chunk.shape[-2] != self.config.action_horizon and not self._warned_of_horizon:
+            self._warned_of_horizon = True
             logger.warning(
                 "A chunk of %d steps was given, but action_horizon is %d.",
                 chunk.shape[-2],

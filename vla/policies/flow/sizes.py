@@ -37,7 +37,7 @@ def _gemma_sides(layer: str, name: str) -> dict[str, tuple[Side, ...]]:
             Side(f"{layer}self_attn.o_proj.weight", 0),
             Side(f"{layer}mlp.down_proj.weight", 0),
         ),
-        f"{name}.mlp_width": (
+        f"{name}.mlp_dim": (
             Side(f"{layer}mlp.gate_proj.weight", 0),
             Side(f"{layer}mlp.up_proj.weight", 0),
             Side(f"{layer}mlp.down_proj.weight", 1),
@@ -93,11 +93,11 @@ def read_sizes(shapes: Shapes) -> dict[str, int]:
 
     Returns:
         `vision.hidden_size`, `.intermediate_size`, `.num_hidden_layers`, `.patch_size`, `.image_size`;
-        `vlm.width`, `vlm.mlp_width`, `expert.width`, `expert.mlp_width`; `depth`, `expert.depth`,
+        `vlm.width`, `vlm.mlp_dim`, `expert.width`, `expert.mlp_dim`; `depth`, `expert.depth`,
         `query_width`, `key_width` (heads times head width); `vocab_size`, `max_state_dim`, `max_action_dim`.
 
     Raises:
-        WeightsError: The positions are not those of a square picture.
+        WeightsError: The positions are not those of a square image.
     """
     kinds = _by_kind(shapes)
     vlm, expert = _gemma_sides(_VLM_LAYER, "vlm"), _gemma_sides(_EXPERT_LAYER, "expert")
@@ -117,8 +117,8 @@ def read_sizes(shapes: Shapes) -> dict[str, int]:
     if (positions := sizes.pop("vision.positions", None)) is not None:
         if math.isqrt(positions) ** 2 != positions:
             raise WeightsError(
-                f"The vision tower has {positions} positions, which is no square number: only square "
-                "pictures are known."
+                f"The vision tower has {positions} positions, which is not a square number: only square "
+                "images are known."
             )
         if "vision.patch_size" in sizes:
             sizes["vision.image_size"] = math.isqrt(positions) * sizes["vision.patch_size"]

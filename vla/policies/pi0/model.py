@@ -29,17 +29,17 @@ from vla.errors import ShapeError
 from vla.nn.attention import KeyValueCache
 from vla.nn.gemma import GemmaDecoder
 from vla.nn.linear import Linear
-from vla.nn.masks import GroupRules, Sight, Tokens
+from vla.nn.masks import Attends, AttentionRules, Tokens
 from vla.nn.prefix import PrefixModel
 from vla.policies.flow.time import embed_time
 from vla.policies.pi0.config import Pi0Config
 
 
-def group_rules(actions_see_response: bool) -> GroupRules:
+def attention_rules(actions_see_response: bool) -> AttentionRules:
     """Return who sees whom, as drawn at the top of this module."""
-    prefix: dict[str, Sight] = {"images": "all", "prompt": "all"}
-    seen: dict[str, Sight] = {**prefix, "response": "all"} if actions_see_response else prefix
-    return GroupRules(
+    prefix: dict[str, Attends] = {"images": "all", "prompt": "all"}
+    seen: dict[str, Attends] = {**prefix, "response": "all"} if actions_see_response else prefix
+    return AttentionRules(
         images=prefix,
         prompt=prefix,
         response={**prefix, "response": "causal"},
@@ -52,7 +52,7 @@ class Pi0Model(PrefixModel):
     """SigLIP and Gemma read the observation, the action expert turns noise into a chunk."""
 
     def __init__(self, config: Pi0Config) -> None:
-        rules = group_rules(config.actions_see_response)
+        rules = attention_rules(config.actions_see_response)
         super().__init__(config.siglip, config.vlm_gemma, config.vocab_size, rules, reader="state")
         self.config = config
         width = config.expert_gemma.width

@@ -6,7 +6,7 @@ from typing import Any
 from vla.policies.flow.pipeline import flow_pipeline
 from vla.policies.pi0.config import Pi0Config
 from vla.transforms.base import Pipeline
-from vla.transforms.normalize import VLA_RULE, NormalizationMode, Rule
+from vla.transforms.normalize import VLA_FORMULA, NormalizationFormula, NormalizationMode
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import Statistics
 
@@ -22,22 +22,22 @@ def make_pipeline(
     action_dim: int,
     delta_mask: Sequence[bool] | None = None,
     normalization: NormalizationMode | Mapping[str, NormalizationMode] | None = None,
-    rule: Rule = VLA_RULE,
+    formula: NormalizationFormula = VLA_FORMULA,
     augment: bool = True,
     text: bool = True,
 ) -> Pipeline:
     """Return pi-0's pipeline.
 
     Args:
-        config: The policy's config: cameras, picture size, prompt length, padded widths.
+        config: The policy's config: cameras, image size, prompt length, padded widths.
         statistics: Of the states and of the actions *after* the delta transform.
         tokenizer: A `transformers` tokenizer.
         state_dim: Width of the robot's state.
         action_dim: Width of the robot's actions.
         delta_mask: True for dimensions that become differences to the state; None leaves actions absolute.
         normalization: "zscore" (pi-0's own, the default), another mode, or a mode for "state" and "actions".
-        rule: Whose formulas normalise; published weights keep theirs.
-        augment: Whether training crops, turns and recolours the pictures.
+        formula: Whose formulas normalise; published weights keep theirs.
+        augment: Whether training crops, turns and recolours the images.
         text: Whether training predicts the samples' responses.
     """
     return flow_pipeline(
@@ -48,6 +48,6 @@ def make_pipeline(
         action_dim=action_dim,
         delta_mask=delta_mask,
         normalization=normalization or DEFAULT_NORMALIZATION,
-        rule=rule,
+        formula=formula,
         augment=augment,
     )

@@ -13,7 +13,7 @@ from vla.weights.keymap import Spelling, respell
 from vla.weights.paligemma import GEMMA, jax_norms
 
 MAPS = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj")
-"""The linear maps around the two stacks."""
+"""The linear layers around the two stacks."""
 
 FORMATS = flow_formats(
     GEMMA,

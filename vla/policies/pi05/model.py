@@ -26,17 +26,17 @@ import torch.nn.functional as F
 from vla.nn.attention import KeyValueCache
 from vla.nn.gemma_adaptive import AdaptiveGemmaDecoder, StackModulation
 from vla.nn.linear import Linear
-from vla.nn.masks import GroupRules, Sight, Tokens
+from vla.nn.masks import Attends, AttentionRules, Tokens
 from vla.nn.prefix import PrefixModel
 from vla.policies.flow.time import embed_time
 from vla.policies.pi05.config import Pi05Config
 
 
-def group_rules(actions_see_response: bool) -> GroupRules:
+def attention_rules(actions_see_response: bool) -> AttentionRules:
     """Return who sees whom, as drawn at the top of this module."""
-    prefix: dict[str, Sight] = {"images": "all", "prompt": "all"}
-    seen: dict[str, Sight] = {**prefix, "response": "all"} if actions_see_response else prefix
-    return GroupRules(
+    prefix: dict[str, Attends] = {"images": "all", "prompt": "all"}
+    seen: dict[str, Attends] = {**prefix, "response": "all"} if actions_see_response else prefix
+    return AttentionRules(
         images=prefix,
         prompt=prefix,
         response={**prefix, "response": "causal"},
@@ -48,7 +48,7 @@ class Pi05Model(PrefixModel):
     """SigLIP and Gemma read the observation, the time-conditioned expert turns noise into a chunk."""
 
     def __init__(self, config: Pi05Config) -> None:
-        rules = group_rules(config.actions_see_response)
+        rules = attention_rules(config.actions_see_response)
         super().__init__(config.siglip, config.vlm_gemma, config.vocab_size, rules, reader="actions")
         self.config = config
         width = config.expert_gemma.width

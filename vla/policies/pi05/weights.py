@@ -13,7 +13,7 @@ from vla.weights.keymap import Spelling
 from vla.weights.paligemma import ADAPTIVE_GEMMA, jax_adaptive_norms
 
 MAPS = ("action_in_proj", "time_mlp_in", "time_mlp_out", "action_out_proj")
-"""The linear maps around the two stacks."""
+"""The linear layers around the two stacks."""
 
 FORMATS = flow_formats(
     ADAPTIVE_GEMMA,

@@ -46,7 +46,7 @@ TRAINING = "training"
 _RAW = "raw_weights."
 
 
-class Snapshots:
+class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
     Args:

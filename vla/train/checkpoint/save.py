@@ -3,7 +3,7 @@
     checkpoints/
       step-000100/           a policy folder (`vla.load` takes it) plus what training needs to go on:
         training/              AdamW's moments; and, where the policy folder has averaged weights, those
-                               that training goes on with
+                               that training continues with
         training_state.pt      position in the data, running means, counts
         recipe.yaml            the recipe that wrote it
         versions.json          the packages that wrote it

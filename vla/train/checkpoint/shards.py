@@ -3,7 +3,7 @@
 A checkpoint's large tensors are the same whichever engine wrote them: whole weights, and AdamW's moments by
 the parameter's number as `make_optimizer` orders them. Gathered, they lie in one file that the main process
 writes. Sharded, every process writes its own rows of them, at the same time and without sending any. Either
-way each process that goes on reads no more than it needs (`vla.weights.files.row_shards`).
+way each process that continues reads no more than it needs (`vla.weights.files.row_shards`).
 """
 
 import errno

@@ -2,7 +2,7 @@
 
 ZeRO keeps the moments of many parameters in one flat tensor, of which every process has a part. DeepSpeed
 knows which part of it belongs to which parameter; here the parts become `torch.optim.AdamW.state_dict()`, one
-parameter after the other, so that no process holds more than one of them whole beside what it keeps.
+parameter after the other, so that no process holds more than one of them whole next to what it keeps.
 """
 
 from collections.abc import Callable

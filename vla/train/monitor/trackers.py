@@ -1,8 +1,8 @@
-"""Weights & Biases and trackio beside TensorBoard: one small adapter, since both speak the same four calls.
+"""Weights & Biases and trackio next to TensorBoard: one small adapter, since both speak the same four calls.
 
 A run is called by its folder and belongs to the project "vla" (`WANDB_PROJECT` and `TRACKIO_PROJECT` change
 that). Where the numbers go, with or without a network, is each tracker's own business: `WANDB_MODE=offline`
-keeps them in the run's folder. A resumed run goes on in the same record.
+keeps them in the run's folder. A resumed run continues in the same record.
 """
 
 import importlib
@@ -47,7 +47,7 @@ class Tracker:
         check_trackers([name])
         self._module = importlib.import_module(name)
         options: dict[str, Any] = {"name": f"{folder.name}-{identity}", "resume": "allow"}
-        if name == "wandb":  # which knows a run by an id of its own, and writes beside it
+        if name == "wandb":  # which knows a run by an id of its own, and writes next to it
             options |= {"name": folder.name, "id": identity, "dir": str(folder)}
         project = os.environ.get(f"{name.upper()}_PROJECT", PROJECT)
         self._module.init(project=project, config=dict(config), **options)

@@ -1,10 +1,10 @@
 """What frozen parts of a policy make of every frame, computed once and kept on disk.
 
-    vision    what the vision tower makes of the frame's pictures
+    vision    what the vision tower makes of the frame's images
     prefix    the keys and values of every layer that the expert reads: all of images and prompt
 
 The folder `<root>/<key>/` is called by a hash of all that decides its numbers: the weights, the frames, the
-cameras, what happens to a picture on its way to the tower, the precision; for the prefix also every token of
+cameras, what happens to an image on its way to the tower, the precision; for the prefix also every token of
 every prompt. Whatever changes makes a new folder; none is ever wrong. Training then reads no video and never
 runs those parts.
 """
@@ -32,7 +32,7 @@ from vla.data.dataset import LeRobotDataset
 from vla.data.sample import to_canonical
 from vla.errors import ConfigError
 from vla.policies.base import Policy
-from vla.train.setup.feature_store import FrameWriter, KeptFrames
+from vla.train.setup.feature_store import FeatureStore, FrameWriter
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.cameras import RenameCameras, RotateImages
 from vla.transforms.images import AugmentImages, ResizeImages
@@ -41,13 +41,13 @@ from vla.types import Batch, Sample
 
 logger = logging.getLogger(__name__)
 
-_PICTURES: tuple[type[Transform], ...] = (RotateImages, RenameCameras, AugmentImages, ResizeImages)
+_IMAGE_TRANSFORMS: tuple[type[Transform], ...] = (RotateImages, RenameCameras, AugmentImages, ResizeImages)
 _BATCH = 8
 _FORM = 2  # of the files
 
 
 @dataclass(frozen=True)
-class Source:
+class FrameSource:
     """Where features come from.
 
     Attributes:
@@ -77,7 +77,7 @@ class Source:
     def samples(self, pipeline: Pipeline, cameras: Mapping[str, str]) -> Iterator[tuple[int, Sample]]:
         """Yield every frame's global number, and what a pipeline makes of it with the given cameras."""
         for dataset in self.datasets:
-            opened = dataset if cameras else dataset.without_pictures()
+            opened = dataset if cameras else dataset.without_images()
             for row in range(len(opened)):
                 item = opened[row]
                 sample = to_canonical(item, cameras, dataset.state_key, dataset.action_key)
@@ -98,7 +98,7 @@ class Kind(ABC):
 
     @abstractmethod
     def sizes(self, config: Any) -> dict[str, Any]:
-        """Return what of the policy's config decides the features beside the shapes of the weights."""
+        """Return what of the policy's config decides the features next to the shapes of the weights."""
 
     @abstractmethod
     def row(self, config: Any) -> tuple[int, ...]:
@@ -109,8 +109,8 @@ class Kind(ABC):
         """Return the transforms that make what the parts read."""
 
     @abstractmethod
-    def survey(self, source: Source) -> tuple[int, str]:
-        """Return how many rows all frames have, and a hash of what else decides them; opens no picture.
+    def survey(self, source: FrameSource) -> tuple[int, str]:
+        """Return how many rows all frames have, and a hash of what else decides them; opens no image.
 
         Raises:
             ConfigError: Features of this kind would be wrong, or not all that training needs.
@@ -121,15 +121,15 @@ class Kind(ABC):
         """Return the rows of every frame of a batch."""
 
     @abstractmethod
-    def tensors(self, rows: torch.Tensor, kept: KeptFrames) -> Batch:
-        """Return what the policy's `forward` takes in the place of pictures (and text)."""
+    def tensors(self, rows: torch.Tensor, kept: FeatureStore) -> Batch:
+        """Return what the policy's `forward` takes in the place of images (and text)."""
 
 
 class VisionFeatures(Kind):
-    """The vision tower's features: a row per picture, `[p, d]`."""
+    """The vision tower's features: a row per image, `[p, d]`."""
 
     frozen = "vision tower: policy.freeze=vision (or vlm)"
-    covers = _PICTURES
+    covers = _IMAGE_TRANSFORMS
 
     def parts(self, model: Any) -> list[nn.Module]:
         """Return the tower."""
@@ -144,10 +144,10 @@ class VisionFeatures(Kind):
         return config.tokens_per_image, config.siglip["hidden_size"]
 
     def makers(self, pipeline: Pipeline) -> Pipeline:
-        """Return those that touch pictures."""
+        """Return those that touch images."""
         return Pipeline([one for one in pipeline.transforms if isinstance(one, self.covers)])
 
-    def survey(self, source: Source) -> tuple[int, str]:
+    def survey(self, source: FrameSource) -> tuple[int, str]:
         """Return a row per camera and frame; nothing else decides."""
         if not source.cameras:
             raise ConfigError("data.feature_cache keeps what is seen, but there is no camera: leave it out.")
@@ -158,7 +158,7 @@ class VisionFeatures(Kind):
         mask = batch["pixel_mask"]
         return model.look(batch["pixel_values"][mask]).split(mask.sum(1).tolist())
 
-    def tensors(self, rows: torch.Tensor, kept: KeptFrames) -> Batch:
+    def tensors(self, rows: torch.Tensor, kept: FeatureStore) -> Batch:
         """Return `pixel_values` `[v, p, d]` and `pixel_mask` `[v]`."""
         present = torch.tensor(kept.about["present"])
         features = rows.new_zeros(len(present), *rows.shape[1:])
@@ -167,10 +167,10 @@ class VisionFeatures(Kind):
 
 
 class PrefixCache(Kind):
-    """The keys and values that the expert reads: a row per token of pictures and prompt, `[n, 2, k, e]`."""
+    """The keys and values that the expert reads: a row per token of images and prompt, `[n, 2, k, e]`."""
 
     frozen = "vision-language model, without an adapter in it: policy.freeze=vlm"
-    covers = (*_PICTURES, TokenizePrompt)
+    covers = (*_IMAGE_TRANSFORMS, TokenizePrompt)
 
     def parts(self, model: Any) -> list[nn.Module]:
         """Return the whole vision-language model."""
@@ -178,18 +178,18 @@ class PrefixCache(Kind):
 
     def sizes(self, config: Any) -> dict[str, Any]:
         """Return those of tower and language model."""
-        heads = {name: getattr(config, name) for name in ("depth", "num_heads", "num_kv_heads", "head_width")}
+        heads = {name: getattr(config, name) for name in ("depth", "num_heads", "num_kv_heads", "head_dim")}
         return {"vision": config.siglip, "vlm": config.vlm, **heads}
 
     def row(self, config: Any) -> tuple[int, ...]:
         """Return `(n, 2, k, e)`."""
-        return config.depth, 2, config.num_kv_heads, config.head_width
+        return config.depth, 2, config.num_kv_heads, config.head_dim
 
     def makers(self, pipeline: Pipeline) -> Pipeline:
         """Return all: a prompt may hold the normalised state."""
         return pipeline
 
-    def survey(self, source: Source) -> tuple[int, str]:
+    def survey(self, source: FrameSource) -> tuple[int, str]:
         """Return a row per token, and a hash of the text tokens of every frame."""
         if source.pipeline.find(TokenizePrompt).response:
             raise ConfigError(
@@ -197,7 +197,7 @@ class PrefixCache(Kind):
                 "leaves out: it needs data.response_key=null."
             )
         digest, tokens = hashlib.sha256(), len(source) * len(source.cameras) * source.config.tokens_per_image
-        for frame, sample in source.samples(_without(source.pipeline, _PICTURES), {}):
+        for frame, sample in source.samples(_without(source.pipeline, _IMAGE_TRANSFORMS), {}):
             ids = sample["input_ids"][sample["attention_mask"].bool()]
             digest.update(np.array([frame, len(ids), *ids.tolist()], dtype=np.int64).tobytes())
             tokens += len(ids)
@@ -209,7 +209,7 @@ class PrefixCache(Kind):
         keys_values, visible = model.encode_prefix(*[batch[name] for name in names]).cache.pack()
         return [row[real] for row, real in zip(keys_values, visible, strict=True)]
 
-    def tensors(self, rows: torch.Tensor, kept: KeptFrames) -> Batch:
+    def tensors(self, rows: torch.Tensor, kept: FeatureStore) -> Batch:
         """Return `prefix_keys_values` `[s, n, 2, k, e]` and `prefix_mask` `[s]`, padded alike."""
         padded = rows.new_zeros(kept.longest, *rows.shape[1:])
         padded[: len(rows)] = rows
@@ -229,7 +229,7 @@ class FeatureCache:
     """
 
     kind: Kind
-    kept: KeptFrames
+    kept: FeatureStore
 
     def read(self, frame: int) -> Batch:
         """Return what the policy takes in the place of a frame, by its global number."""
@@ -256,7 +256,7 @@ def cached_features(
 
     Args:
         root: Folder of all keys.
-        policy: With its pipeline; what makes the features must be frozen, and its pictures not augmented.
+        policy: With its pipeline; what makes the features must be frozen, and its images not augmented.
         datasets: Parts of one dataset (training and held-out episodes).
         cameras: Camera slot -> dataset key.
         precision: "bf16" or "no", as in training.
@@ -264,11 +264,11 @@ def cached_features(
         of: A name in `KINDS`.
 
     Raises:
-        ConfigError: What makes the features is trained, the pictures are augmented, or text is trained that
+        ConfigError: What makes the features is trained, the images are augmented, or text is trained that
             the features do not hold.
         SaveError: The disk is too small, or full; nothing is left behind.
     """
-    kind, source = KINDS[of], Source(policy, datasets, cameras)
+    kind, source = KINDS[of], FrameSource(policy, datasets, cameras)
     parts = kind.parts(policy.model)
     if any(parameter.requires_grad for part in parts for parameter in part.parameters()):
         raise ConfigError(f"data.feature_cache needs a frozen {kind.frozen}.")
@@ -290,20 +290,20 @@ def cached_features(
             except SaveError:
                 if not folder.is_dir():  # else, without locks, another process was quicker
                     raise
-    return FeatureCache(kind, KeptFrames(folder))
+    return FeatureCache(kind, FeatureStore(folder))
 
 
 def _without(pipeline: Pipeline, kinds: tuple[type[Transform], ...]) -> Pipeline:
     return Pipeline([one for one in pipeline.transforms if not isinstance(one, kinds)])
 
 
-def _key(kind: Kind, source: Source, decided: str, precision: str) -> str:
+def _key(kind: Kind, source: FrameSource, decided: str, precision: str) -> str:
     digest = hashlib.sha256()
     for part in kind.parts(source.policy.model):
         for name, tensor in part.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    look = [one for one in source.pipeline.transforms if isinstance(one, _PICTURES)]
+    look = [one for one in source.pipeline.transforms if isinstance(one, _IMAGE_TRANSFORMS)]
     about = {
         "form": _FORM,
         "kind": type(kind).__name__,
@@ -328,7 +328,7 @@ def _check_space(root: Path, size: int) -> None:
 
 
 @torch.no_grad()
-def _compute(folder: Path, kind: Kind, source: Source, dtype: torch.dtype, device: torch.device) -> None:
+def _compute(folder: Path, kind: Kind, source: FrameSource, dtype: torch.dtype, device: torch.device) -> None:
     model: Any = source.policy.model
     parts = kind.parts(model)
     for part in parts:

@@ -64,7 +64,7 @@ class FrameWriter:
 
 
 @dataclass(frozen=True)
-class KeptFrames:
+class FeatureStore:
     """A folder that a `FrameWriter` has closed; it can be sent to a loader's worker processes."""
 
     folder: Path

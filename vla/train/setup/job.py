@@ -148,8 +148,8 @@ def set_up_one(
     transform, training, validating = SampleTransform(cameras, data, policy.pipeline), dataset, held_out
     if data.feature_cache is not None:
         transform = _with_features(recipe, policy, dataset, held_out, cameras)
-        training = dataset.without_pictures()
-        validating = None if held_out is None else held_out.without_pictures()
+        training = dataset.without_images()
+        validating = None if held_out is None else held_out.without_images()
     epochs: Epochs = WholeDataset(len(dataset), train.seed)
     if data.streaming:
         epochs = WindowedEpochs(dataset.shuffle_window(data.streaming_window), train.seed)
@@ -358,7 +358,7 @@ def check_fit(policy: Policy, pipeline: Pipeline, cameras: Mapping[str, str]) ->
                 f"Map them with data.cameras.<slot>={key}.{did_you_mean(slot, config.cameras)}"
             )
     vocabulary = pipeline.find(TokenizePrompt).tokenizer.get_vocab()
-    # PaliGemma's image token has no row in the table; pictures come without one here.
+    # PaliGemma's image token has no row in the table; images come without one here.
     tokens = 1 + max(number for token, number in vocabulary.items() if token != IMAGE_TOKEN)
     if tokens > config.vocab_size:
         raise ConfigError(

@@ -47,7 +47,7 @@ def start_quantized(recipe: Recipe, checkpoint: Path | None) -> Policy:
 def choose_trained(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resumed: bool) -> None:
     """Put the recipe's adapter into the policy, and let only what it trains require a gradient.
 
-    The base beside an adapter has the dtype that is computed in: no update of it could round to nothing. What
+    The base of an adapter has the dtype that is computed in: no update of it could round to nothing. What
     no gradient reaches is left out, since engines differ in whether its weights decay.
 
     Args:

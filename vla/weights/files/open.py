@@ -25,7 +25,7 @@ def open_tensors(folder: Path | str) -> TensorReader:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise WeightsError(f"{folder} is no folder; give the folder that holds the weights.")
+        raise WeightsError(f"{folder} is not a folder; give the folder that holds the weights.")
     if (folder / SINGLE_FILE).exists() or (folder / INDEX_FILE).exists():
         return open_safetensors(folder)
     if has_row_shards(folder):

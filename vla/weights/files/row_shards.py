@@ -117,7 +117,7 @@ def _read_shapes(path: Path) -> dict[str, Any]:
     files = said.get("files")
     for name in files if isinstance(files, list) else [files]:
         if not isinstance(name, str) or "/" in name or "\\" in name:
-            raise WeightsError(f"{path} lists {name!r}, which is no file name; the checkpoint is damaged.")
+            raise WeightsError(f"{path} lists {name!r}, which is not a file name; the checkpoint is damaged.")
     for key, shape in said["shapes"].items():
         if not _is_sizes(shape):
             raise WeightsError(f"{path} says {shape!r} of '{key}', no shape; the checkpoint is damaged.")
@@ -174,6 +174,6 @@ def _in_order(folder: Path, key: str, found: list[_Rows], shape: list[int]) -> l
 
 def _of_another(file: Path, key: str) -> WeightsError:
     return WeightsError(
-        f"{file} holds a part of '{key}' that {SHAPES_FILE} beside it knows nothing of: one of the two is of "
+        f"{file} holds a part of '{key}' that {SHAPES_FILE} next to it does not know: one of the two is of "
         "another checkpoint."
     )

@@ -1,7 +1,7 @@
 """Reading safetensors, single and sharded, by ordinary file reads into memory that is already there.
 
 The safetensors library maps the file: every page that was copied out of the mapping stays in the resident
-set beside the copy, so loading through it peaks at twice the size of the weights. It has no way to read a
+set next to the copy, so loading through it peaks at twice the size of the weights. It has no way to read a
 header without mapping either, which is why the header is parsed and held against the file here. The format
 is 8 bytes of little-endian header length, a JSON header, then the values without gaps.
 """
@@ -150,8 +150,8 @@ def open_safetensors(folder: Path) -> SafetensorsReader:
             f"{_some(absent)}. The download is incomplete, download the folder again."
         )
     listed = {_SHARD.sub("", name) for name in shards if _SHARD.search(name)}
-    beside = [path.name for path in sorted(folder.glob("*.safetensors")) if _SHARD.search(path.name)]
-    if unlisted := [name for name in beside if _SHARD.sub("", name) in listed and name not in shards]:
+    alongside = [path.name for path in sorted(folder.glob("*.safetensors")) if _SHARD.search(path.name)]
+    if unlisted := [name for name in alongside if _SHARD.sub("", name) in listed and name not in shards]:
         raise WeightsError(
             f"{folder} holds {_some(unlisted)}, of which {INDEX_FILE} says nothing: the index is damaged or "
             "of another checkpoint, download the folder again."
@@ -169,7 +169,7 @@ def read_index(path: Path) -> dict[str, str]:
     """Return which file holds each tensor, from `model.safetensors.index.json`.
 
     Raises:
-        WeightsError: It is no JSON, lists no tensors, or names a file outside its folder.
+        WeightsError: It is not JSON, lists no tensors, or names a file outside its folder.
     """
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
@@ -180,7 +180,7 @@ def read_index(path: Path) -> dict[str, str]:
         raise WeightsError(f"{path} has no 'weight_map' that says which file holds each tensor; {_AGAIN}.")
     for key, name in shard_of.items():
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise WeightsError(f"{path} puts '{key}' into {name!r}, which is no file name; {_AGAIN}.")
+            raise WeightsError(f"{path} puts '{key}' into {name!r}, which is not a file name; {_AGAIN}.")
     return shard_of
 
 
@@ -208,7 +208,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
         )
     if length > MAX_HEADER_BYTES:
         raise WeightsError(
-            f"{path} is no safetensors file: it starts with {bytes(head)!r}, which announces a header of "
+            f"{path} is not a safetensors file: it starts with {bytes(head)!r}, which announces a header of "
             f"{length} bytes; {_AGAIN}."
         )
     if length > size - 8:
@@ -223,12 +223,12 @@ def _checked(text: bytes, path: Path, data_begin: int, size: int) -> Header:
     try:
         content = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} has a header that is no valid JSON ({error}); {_AGAIN}.") from error
+        raise WeightsError(f"{path} has a header that is not valid JSON ({error}); {_AGAIN}.") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} has a header that is no JSON object; {_AGAIN}.")
+        raise WeightsError(f"{path} has a header that is not JSON object; {_AGAIN}.")
     metadata = content.pop(METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise WeightsError(f"{path} has a {METADATA_KEY} that is no table of strings; {_AGAIN}.")
+        raise WeightsError(f"{path} has a {METADATA_KEY} that is not a table of strings; {_AGAIN}.")
     spans = {key: _span(key, fields, path) for key, fields in content.items()}
     end = 0
     entries: dict[str, Entry] = {}

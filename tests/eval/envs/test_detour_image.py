@@ -1,16 +1,16 @@
-"""The picture shows each thing where it is, to a fraction of a pixel."""
+"""The image shows each thing where it is, to a fraction of a pixel."""
 
 import time
 
 import numpy as np
 import pytest
 
+from vla.eval.envs.detour_image import TABLE, draw_gripper, draw_scene, draw_table
 from vla.eval.envs.detour_layout import draw_layout
-from vla.eval.envs.detour_picture import TABLE, draw_gripper, draw_scene, draw_table
 
 
 def centroid(change: np.ndarray) -> np.ndarray:
-    """Centre of a change of the picture in table units, weighted by how much each pixel changed."""
+    """Centre of a change of the image in table units, weighted by how much each pixel changed."""
     size = change.shape[0]
     weight = np.abs(change.astype(float)).sum(axis=-1)
     centre = np.arange(size) + 0.5

@@ -1,4 +1,4 @@
-"""The picture of `vla/Detour-v0`: a table from above, discs with soft edges at sub-pixel positions.
+"""The image of `vla/Detour-v0`: a table from above, discs with soft edges at sub-pixel positions.
 
 What stands still during an episode is drawn once; a frame then costs one copy and one small patch.
 """
@@ -13,7 +13,7 @@ from vla.eval.envs.detour_layout import CUP_RADIUS, GRIPPER_RADIUS, TARGET_RADIU
 
 Colour = tuple[int, int, int]
 
-# A table of medium brightness lies near zero once a policy has scaled the picture to [-1, 1], so that the
+# A table of medium brightness lies near zero once a policy has scaled the image to [-1, 1], so that the
 # things on it, and not the empty table, are what its first layer sees: a small pi-0 reached 97 % of the
 # targets where, after as many steps on a bright table, it had reached 25 %.
 TABLE: Colour = (128, 124, 120)
@@ -54,8 +54,8 @@ class Camera:
 
     Args:
         turn: By how much the table appears turned, degrees counter-clockwise.
-        zoom: Width of the picture over the part of the table that it shows; below 1 the floor shows, too.
-        centre: The place in the middle of the picture, table units.
+        zoom: Width of the image over the part of the table that it shows; below 1 the floor shows, too.
+        centre: The place in the middle of the image, table units.
     """
 
     turn: float = 0.0
@@ -64,18 +64,18 @@ class Camera:
 
     @cached_property
     def matrix(self) -> np.ndarray:
-        """How directions on the table turn and stretch in the picture, `[2, 2]`."""
+        """How directions on the table turn and stretch in the image, `[2, 2]`."""
         angle = math.radians(self.turn)
         turned = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
         return self.zoom * np.array(turned)
 
     @cached_property
     def offset(self) -> np.ndarray:
-        """Where in the picture the table's origin lies, `[2]`."""
+        """Where in the image the table's origin lies, `[2]`."""
         return 0.5 - self.matrix @ np.array(self.centre)
 
     def place(self, point: np.ndarray) -> np.ndarray:
-        """Return where in the picture a point `[2]` of the table lies, from bottom left to (1, 1)."""
+        """Return where in the image a point `[2]` of the table lies, from bottom left to (1, 1)."""
         return self.matrix @ point + self.offset
 
 
@@ -108,7 +108,7 @@ def draw_gripper(scene: np.ndarray, position: np.ndarray, camera: Camera = ABOVE
 
 
 def _draw(image: np.ndarray, centre: np.ndarray, rings: tuple[Ring, ...], camera: Camera) -> None:
-    """Blend a thing into `image` in place; whatever lies outside the picture is cut off."""
+    """Blend a thing into `image` in place; whatever lies outside the image is cut off."""
     size = image.shape[0]
     seen = camera.place(centre)
     column, row = float(seen[0]) * size, (1.0 - float(seen[1])) * size
