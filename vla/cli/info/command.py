@@ -155,7 +155,7 @@ def _print_dataset(what: str, revision: str | None, as_json: bool) -> None:
     except DatasetError as error:
         if isinstance(error.__cause__, RepositoryNotFoundError):
             raise DatasetError(
-                f"{what} is not a folder here, and neither a model nor a dataset on the hub. If it is private, "
-                "log in with `hf auth login`, or pass --token."
+                f"{what} is not a folder here, and neither a model nor a dataset on the hub. "
+                "If it is private, log in with `hf auth login`, or pass --token."
             ) from error
         raise
