@@ -2,8 +2,9 @@
 
 from typing import Any, NamedTuple
 
+from vla.checkpoints.own import OWN, PREFIX, OwnFiles, claimed_by_us
 from vla.errors import ConfigError, WeightsError, did_you_mean
-from vla.policies.registry import policy_module, policy_names
+from vla.policies.registry import policy_entry, policy_module, policy_names
 from vla.weights.formats import Format, Names, Stored, format_names
 from vla.weights.keymap import KeyTable, respell
 from vla.weights.paligemma import PALIGEMMA_RULES, PALIGEMMA_SPELLINGS
@@ -16,10 +17,8 @@ class _Candidate(NamedTuple):
 
 
 def weights_module(policy: str) -> Any:
-    """Return a policy's `weights` module: `FORMATS`, `read_config`, `write_config`."""
-    module = policy_module(policy, "weights")
-    assert module is not None, policy
-    return module
+    """Return `FORMATS`, `read_config` and `write_config` of a policy: of its `weights.py`, if it has one."""
+    return policy_module(policy, "weights") or OwnFiles(policy_entry(policy).config)
 
 
 def format_of(policy: str, name: str) -> Format:
@@ -44,9 +43,12 @@ def recognise(stored: Stored) -> tuple[str, Format]:
     folder tells formats with the same names apart.
 
     Raises:
-        WeightsError: A PaliGemma without an expert, tensors of no policy here, tensors of several policies,
-            or a config that speaks of another policy than the tensors do.
+        WeightsError: A config of ours that names an unknown policy, a PaliGemma without an expert, tensors of
+            no policy here or of several, or a config that names another policy than the tensors do.
     """
+    declared = _declared(stored)
+    if declared is not None and policy_module(declared, "weights") is None:
+        return declared, OWN
     candidates = _candidates(stored)
     best = min(
         candidates,
@@ -61,6 +63,20 @@ def recognise(stored: Stored) -> tuple[str, Format]:
             "config.json is missing or not of that format."
         )
     return best.policy, best.format
+
+
+def _declared(stored: Stored) -> str | None:
+    """Return the policy that a config of ours names; None where the config is not one of ours."""
+    if not claimed_by_us(stored):
+        return None
+    name, known = stored.config["model_type"].removeprefix(PREFIX), policy_names()
+    if name not in known:
+        raise WeightsError(
+            f"{stored.folder / 'config.json'} is of the policy '{name}', which is not known here; known are "
+            f"{', '.join(known)}.{did_you_mean(name, known)} A policy of another package is known once that "
+            "is installed, or imported and registered (vla.policies.registry.register)."
+        )
+    return name
 
 
 def _policy_names() -> list[str]:

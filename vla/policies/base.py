@@ -94,6 +94,8 @@ class Policy(PolicyModule):
     """Names in `CAPABILITIES` of what this policy does not offer."""
     training_defaults: ClassVar[Mapping[str, Any]] = {}
     """Values of `train` keys where a recipe gives none, by key: `{"learning_rate": 1e-4}`."""
+    reads_text: ClassVar[bool] = True
+    """Whether its pipeline writes prompts, so that a tokenizer is needed."""
     normalization: ClassVar[Mapping[str, NormalizationMode]] = {"state": "zscore", "actions": "zscore"}
     """How each feature is normalised where a recipe does not say."""
     sampling_inputs: ClassVar[tuple[str, ...] | None] = None

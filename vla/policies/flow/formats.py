@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from vla.checkpoints.own import claimed_by_us
 from vla.weights.formats import Format, Stored, Zeros
 from vla.weights.keymap import KeyMapping, KeyTable, Spelling
 from vla.weights.paligemma import (
@@ -29,11 +30,6 @@ _EXPERT_READOUT = Zeros(
 _TRANSFORMERS_LEADS = ("model.vlm.", "model.dit.", "vlm.", "dit.", "embed_action_time.")
 
 
-def claimed_by_vla(stored: Stored) -> bool:
-    """Whether `config.json` is one of ours."""
-    return str(stored.config.get("model_type", "")).startswith("vla_")
-
-
 def claimed_by_lerobot(stored: Stored) -> bool:
     """Whether the folder is LeRobot's: its config names a `type`, or its processors lie next to it."""
     return "type" in stored.config or (stored.folder / "policy_preprocessor.json").exists()
@@ -41,7 +37,7 @@ def claimed_by_lerobot(stored: Stored) -> bool:
 
 def claimed_by_transformers(stored: Stored) -> bool:
     """Whether the folder was saved by `transformers`: by its config, or by the names of its modules."""
-    if claimed_by_lerobot(stored) or claimed_by_vla(stored):
+    if claimed_by_lerobot(stored) or claimed_by_us(stored):
         return False
     return (
         stored.config.get("model_type") == "pi0"
@@ -52,7 +48,7 @@ def claimed_by_transformers(stored: Stored) -> bool:
 
 def claimed_by_openpi(stored: Stored) -> bool:
     """Whether nothing says that somebody else saved it: openpi's own trainer writes no config at all."""
-    return not (claimed_by_vla(stored) or claimed_by_lerobot(stored) or claimed_by_transformers(stored))
+    return not (claimed_by_us(stored) or claimed_by_lerobot(stored) or claimed_by_transformers(stored))
 
 
 def flow_formats(
@@ -91,7 +87,7 @@ def flow_formats(
         )
 
     formats = [
-        Format("vla", KeyTable(our_rules(expert, maps)), claimed_by_vla, written=()),
+        Format("vla", KeyTable(our_rules(expert, maps)), claimed_by_us, written=()),
         torch_format(
             "lerobot", claimed_by_lerobot, torch_table, (WITHOUT_VISION_MODEL, Spelling("^", "model."))
         ),
