@@ -31,7 +31,7 @@ def test_wrong_value(options, message):
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("warp", "no device"), ("meta", "must be cpu or cuda"), ("cuda:99", "CUDA devices")],
+    [("warp", "not a device"), ("meta", "must be cpu or cuda"), ("cuda:99", "CUDA devices")],
 )
 def test_wrong_device(device, message):
     with pytest.raises(ConfigError, match=message):

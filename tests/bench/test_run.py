@@ -140,7 +140,7 @@ def test_command_reads_a_recipe_or_its_policy_section(tmp_path, capsys, wrapped)
     [
         (["--config", "none.yaml"], "could not be read"),
         (["--config", "pi9"], "Did you mean 'pi0'"),
-        (["--config", "no/folder/at/all"], "no folder"),
+        (["--config", "no/folder/at/all"], "not a folder"),
         (["--preset", "huge"], "no preset 'huge'"),
         (["--draws", "one"], "--draws"),
         (["--dtype", "float16"], "dtype must be one of"),

@@ -24,25 +24,25 @@ def write(path, values, row_group_size=4):
 
 
 @pytest.fixture
-def images(tmp_path):
+def stored(tmp_path):
     return write(
         tmp_path / "x.parquet", [{"bytes": png(draw_code(0, i, 0)), "path": None} for i in range(10)]
     )
 
 
-def test_rows_in_any_order_bit_exact(images):
+def test_rows_in_any_order_bit_exact(stored):
     images = ParquetImages(capacity=2)
     for row in (0, 9, 3, 4, 8, 0):
-        assert np.array_equal(images.read(images, row, "top"), draw_code(0, row, 0))
+        assert np.array_equal(images.read(stored, row, "top"), draw_code(0, row, 0))
     assert len(images._groups) == 2
 
 
-def test_pickled_without_its_memory(images):
+def test_pickled_without_its_memory(stored):
     images = ParquetImages()
-    images.read(images, 0, "top")
+    images.read(stored, 0, "top")
     copy = pickle.loads(pickle.dumps(images))
     assert not copy._groups
-    assert read_code(copy.read(images, 5, "top"))[1] == 5
+    assert read_code(copy.read(stored, 5, "top"))[1] == 5
 
 
 def test_plain_bytes_and_other_modes(tmp_path):
@@ -60,12 +60,12 @@ def test_no_bytes(tmp_path, value):
         ParquetImages().read(path, 0, "top")
 
 
-def test_broken_pictures_and_files(tmp_path, images):
+def test_broken_pictures_and_files(tmp_path, stored):
     path = write(tmp_path / "y.parquet", [b"no image", png(draw_code(0, 0, 0))[:60]])
     for row in (0, 1):
         with pytest.raises(DatasetError, match=f"row {row}: 'top' is not a readable image"):
             ParquetImages().read(path, row, "top")
     with pytest.raises(DatasetError, match="no column 'wrist'"):
-        ParquetImages().read(images, 0, "wrist")
+        ParquetImages().read(stored, 0, "wrist")
     with pytest.raises(DatasetError, match="cannot be read"):
         ParquetImages().read(tmp_path / "gone.parquet", 0, "top")

@@ -331,7 +331,7 @@ def test_many_episodes_in_a_file(hub, tmp_path):
 
 
 def test_a_stream_needs_a_commit(tmp_path):
-    with pytest.raises(DatasetError, match="no snapshot of a commit"):
+    with pytest.raises(DatasetError, match="not a snapshot of a commit"):
         FileStream(DatasetLocation(tmp_path))
 
 

@@ -300,7 +300,7 @@ def test_published_rules_make_do_with_what_is_published():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "openpy"}, r"rule of normalisation 'openpy'.*Did you mean 'openpi'"),
+        ({"name": "openpy"}, r"formula of normalisation 'openpy'.*Did you mean 'openpi'"),
         ({"epsilon": -1.0}, "at least 0, got -1.0"),
         ({"epsilon": float("nan")}, "at least 0, got nan"),
     ],

@@ -164,7 +164,7 @@ def test_decode_ends_at_the_end_token(tokenizer):
 
 def test_missing_words_are_named(tokenizer):
     transform = TokenizePrompt(tokenizer, 16)
-    with pytest.raises(ConfigError, match="'task' is not text"):
+    with pytest.raises(ConfigError, match="'task' is no text"):
         transform.forward({"state": 1})
     with pytest.raises(ConfigError, match="'task' is a bytes"):
         transform.forward({"task": b"go"})

@@ -156,7 +156,7 @@ def test_a_state_that_cannot_be_written_is_named(tokenizer, state: torch.Tensor,
 
 
 def test_missing_words_are_named(tokenizer):
-    with pytest.raises(ConfigError, match="'task' is not text"):
+    with pytest.raises(ConfigError, match="'task' is no text"):
         TokenizeStatePrompt(tokenizer, 64).forward({"state": torch.zeros(2)})
 
 

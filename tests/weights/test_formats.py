@@ -350,5 +350,5 @@ def test_config_that_is_none_is_refused(tmp_path, text, match):
 
 
 def test_path_that_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match="no folder"), open_stored(tmp_path / "nowhere"):
+    with pytest.raises(WeightsError, match="not a folder"), open_stored(tmp_path / "nowhere"):
         pass

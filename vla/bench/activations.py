@@ -137,8 +137,8 @@ def acting_bytes(config: Any, load: Load, arithmetic: Arithmetic) -> float:
     sizes, images = config.vision, load.batch * load.cameras
     wide = (2 * stream + FLOAT) * sizes["hidden_size"] + 2 * c * sizes["intermediate_size"]
     # Cameras that are there, then rows that have them, then the tower's dtype: a copy each.
-    images = (2 * FLOAT + (c if c != FLOAT else 0)) * images * 3 * sizes["image_size"] ** 2
-    return max(cache + prefix_work, images + images * config.tokens_per_image * wide)
+    pixels = (2 * FLOAT + (c if c != FLOAT else 0)) * images * 3 * sizes["image_size"] ** 2
+    return max(cache + prefix_work, pixels + images * config.tokens_per_image * wide)
 
 
 class _Counter:

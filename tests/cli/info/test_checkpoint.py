@@ -211,7 +211,7 @@ def test_paligemma_is_called_so_and_is_no_policy(tmp_path, capsys):
     save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "model.safetensors")
     values = described(tmp_path, capsys)
     assert values["format"] == "paligemma"
-    assert "no policy" in values["problem"]
+    assert "not a policy" in values["problem"]
     assert values["parts"] == {}
 
 

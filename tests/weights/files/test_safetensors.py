@@ -228,7 +228,7 @@ def test_a_pointer_instead_of_the_file(tmp_path):
 
 def test_another_kind_of_file(tmp_path):
     (tmp_path / "model.safetensors").write_text("<!DOCTYPE html><html>sign in</html>")
-    refused(tmp_path, "no safetensors file")
+    refused(tmp_path, "not a safetensors file")
     (tmp_path / "model.safetensors").write_bytes((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b"{}")
     refused(tmp_path, "announces a header of 100000001 bytes")
 
@@ -236,12 +236,12 @@ def test_another_kind_of_file(tmp_path):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (b"\xff\xfe", "no valid JSON"),
-        (b"{", "no valid JSON"),
-        (b"[" * 100_000, "no valid JSON"),
-        (b"[]", "no JSON object"),
-        ({"__metadata__": [], "a": entry([4], 0, 16)}, "no table of strings"),
-        ({"__metadata__": {"a": 1}, "a": entry([4], 0, 16)}, "no table of strings"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "not a JSON object"),
+        ({"__metadata__": [], "a": entry([4], 0, 16)}, "not a table of strings"),
+        ({"__metadata__": {"a": 1}, "a": entry([4], 0, 16)}, "not a table of strings"),
         ({"a": 3}, "says 3 of 'a'"),
         ({"a": {"dtype": "F32", "shape": [4]}}, "of 'a'"),
         ({"a": entry([4], 0, 16, "F8_E4M3")}, "'a' is stored as F8_E4M3, which is not read here"),

@@ -225,7 +225,7 @@ def _checked(text: bytes, path: Path, data_begin: int, size: int) -> Header:
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} has a header that is not valid JSON ({error}); {_AGAIN}.") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} has a header that is not JSON object; {_AGAIN}.")
+        raise WeightsError(f"{path} has a header that is not a JSON object; {_AGAIN}.")
     metadata = content.pop(METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise WeightsError(f"{path} has a {METADATA_KEY} that is not a table of strings; {_AGAIN}.")
