@@ -114,7 +114,9 @@ def test_paligemma_is_no_policy(generation):
 
 
 def test_strangers_are_refused():
-    message = refuse({f"bert.{i}.w": torch.ones(1) for i in range(9)}, "not a checkpoint of a policy known here")
+    message = refuse(
+        {f"bert.{i}.w": torch.ones(1) for i in range(9)}, "not a checkpoint of a policy known here"
+    )
     assert "9 of 9" in message
     assert "bert.0.w" in message
 

@@ -94,7 +94,10 @@ def test_folders_that_are_no_policy(tmp_path, config, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("no/such/folder", "not a folder"), ("nobody/nothing", "not a folder here, and the hub could not be reached")],
+    [
+        ("no/such/folder", "not a folder"),
+        ("nobody/nothing", "not a folder here, and the hub could not be reached"),
+    ],
 )
 def test_names_that_lead_nowhere(name, message):
     with pytest.raises(WeightsError, match=message):

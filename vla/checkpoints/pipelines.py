@@ -36,6 +36,7 @@ from vla.checkpoints.transformers import (
     write_transformers,
 )
 from vla.errors import ConfigError, StatisticsError, did_you_mean
+from vla.policies.registry import policy_entry
 from vla.transforms.base import PIPELINE_FILE, Pipeline
 from vla.transforms.normalize import Normalize
 from vla.transforms.prompt import TokenizePrompt
@@ -73,9 +74,9 @@ def read_pipeline(
         WeightsError: LeRobot's files are damaged or do something that has no counterpart here.
         ConfigError: The folder's or the given tokenizer cannot be read, or a file of ours is damaged.
     """
-    make_pipeline = _pipeline_module(policy_name).make_pipeline
     if format_name == "vla":
         return _own(folder, tokenizer)
+    make_pipeline = policy_entry(policy_name).make_pipeline
     if format_name == "lerobot":
         return read_lerobot(folder, config, stored_config, make_pipeline, tokenizer)
     if format_name == "transformers":

@@ -79,8 +79,8 @@ class Policy(PolicyModule):
     """A `transformers` model that maps a batch to a loss and an observation to a chunk of actions.
 
     A subclass sets `config_class`, builds its modules in `__init__` (ending with `self.post_init()`), and
-    defines `forward(**batch) -> PolicyOutput` and `sample_actions`. `forward` must accept `generator`, the
-    source of whatever it draws, and ignore keyword tensors that it does not read.
+    defines `forward(**batch) -> PolicyOutput` and `sample_actions`. `forward` takes every tensor that its
+    pipeline makes as a keyword, and `generator`, the source of whatever it draws.
     """
 
     base_model_prefix = "model"

@@ -79,7 +79,8 @@ def policy_entry(name: str) -> PolicyEntry:
 def policy_module(name: str, module: str) -> ModuleType | None:
     """Import one of a policy's modules that it may have or not ("weights", "reference"); None without it."""
     package = _packages().get(name)
-    if package is None or importlib.util.find_spec(f"{package}.{module}") is None:
+    is_package = package is not None and hasattr(importlib.import_module(package), "__path__")
+    if not is_package or importlib.util.find_spec(f"{package}.{module}") is None:
         return None
     return importlib.import_module(f"{package}.{module}")
 
