@@ -9,8 +9,9 @@ from tests.processes import report_of
 from tests.train.conftest import numbers, training_tensors
 from vla.errors import ConfigError, TrainingError
 from vla.train import train
-from vla.train.ema import WeightAverage
+from vla.train.ema import WeightAverage, decay_at
 from vla.train.monitor.metrics import read_metrics
+from vla.train.recipe import TrainSection
 
 
 def contents(model):
@@ -43,6 +44,32 @@ def test_average_under_a_constant_gradient(decay, start, slope, steps):
     expected = raw + slope * decay * (1 - decay**steps) / (1 - decay)
     assert found == pytest.approx(expected, abs=1e-4)
     assert model.weight.item() == pytest.approx(raw, abs=1e-4)
+
+
+def test_decay_rises_as_diffusion_policys_does():
+    """Their count n of updates begins at -1, and their decay is 1 - (1 + n)^-0.75 from n = 1 on."""
+    section = TrainSection(ema=0.9999, ema_power=0.75)
+    theirs = [0.0, 0.0, *(1 - (1 + n) ** -0.75 for n in range(1, 50))]
+    assert [decay_at(step, section) for step in range(51)] == pytest.approx(theirs)
+    assert decay_at(10**6, section) == 0.9999
+    assert decay_at(0, TrainSection(ema=0.9)) == 0.9
+
+
+def test_average_with_a_rising_decay_is_the_weighted_sum():
+    model, section = nn.Linear(1, 1, bias=False), TrainSection(ema=0.6, ema_power=0.5)
+    average, expected = WeightAverage(model, 0.6), model.weight.item()
+    for step, (value, decay) in enumerate([(3.0, 0.0), (5.0, 0.0), (2.0, 1 - 2**-0.5), (7.0, 1 - 3**-0.5)]):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        average.update(decay_at(step, section))
+        expected = decay * expected + (1 - decay) * value
+    with average.averaged():
+        assert model.weight.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_power_needs_an_average():
+    with pytest.raises(ValueError, match="ema_power says how the decay rises"):
+        TrainSection(ema_power=0.75)
 
 
 @given(st.integers(0, 2**31), st.booleans())
@@ -130,7 +157,7 @@ def test_validation_and_open_loop_see_the_average(tiny):
 
 
 def test_resumed_run_equals_the_unbroken_one(tiny):
-    ema = ["train.ema=0.8", "train.decay_steps=6"]
+    ema = ["train.ema=0.8", "train.ema_power=0.75", "train.decay_steps=6"]
     whole = train(tiny(*ema, output="whole"), progress=False)
     train(tiny(*ema, "train.steps=4"), progress=False)
     resumed = train(tiny(*ema), resume=True, progress=False)

@@ -18,6 +18,23 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vla.errors import ConfigError, TrainingError
 from vla.train.checkpoint.shards import reshard
+from vla.train.recipe import TrainSection
+
+
+def decay_at(step: int, train: TrainSection) -> float:
+    """Return the decay at the optimiser step number `step`, counted from 0.
+
+    `ema`, or, with `ema_power`, the smaller of it and `1 - step ** -ema_power`: the average is a copy of the
+    weights after the first two steps, and its memory grows with the steps taken.
+
+    Args:
+        step: Optimiser steps that were taken before this one.
+        train: Has `ema`.
+    """
+    assert train.ema is not None
+    if train.ema_power is None:
+        return train.ema
+    return 0.0 if step == 0 else min(1 - step**-train.ema_power, train.ema)
 
 
 class WeightAverage:
@@ -45,11 +62,16 @@ class WeightAverage:
         self._swapped = False
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the weights; to be called after every optimiser step."""
+    def update(self, decay: float | None = None) -> None:
+        """Move the average towards the weights; to be called after every optimiser step.
+
+        Args:
+            decay: How much of the average stays at this step, in [0, 1); its own where not given.
+        """
         assert not self._swapped
         if self._others:
-            torch._foreach_lerp_(self._others, self._locals(), 1 - self.decay)
+            decay = self.decay if decay is None else decay
+            torch._foreach_lerp_(self._others, self._locals(), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

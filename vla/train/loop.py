@@ -19,7 +19,7 @@ from vla.atomic import atomic_write
 from vla.errors import TrainingError
 from vla.train.checkpoint.checkpointer import Checkpointer
 from vla.train.checkpoint.folder import RunFolder
-from vla.train.ema import WeightAverage
+from vla.train.ema import WeightAverage, decay_at
 from vla.train.engine import check_recipe, make_engine
 from vla.train.error_files import ErrorFiles
 from vla.train.monitor.diagnostics import Diagnostics
@@ -187,7 +187,7 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update()
+            self.average.update(decay_at(self.step, self.settings))
         self.step += 1
         return values | {"learning_rate": rate}
 

@@ -260,6 +260,9 @@ class TrainSection(_Section):
     """Decay per step of the average of the trained weights (openpi takes 0.99); null keeps none. Validation,
     open-loop evaluation and the saved policy then have the averaged weights; `training/` has those
     that training continues with."""
+    ema_power: float | None = Field(default=None, gt=0)
+    """Let the average forget its first weights: its decay begins at 0 and rises, `1 - step ** -ema_power`, up
+    to `ema` (Diffusion Policy takes 0.75); null has `ema` from the first step."""
     threads: PositiveInt | None = None
     """CPU threads of torch; null is torch's own choice."""
     tensorboard: bool = True
@@ -271,6 +274,14 @@ class TrainSection(_Section):
     @classmethod
     def _yaml_reads_no_as_false(cls, value: object) -> object:
         return "no" if value is False else value
+
+    @model_validator(mode="after")
+    def _power_is_of_an_average(self) -> Self:
+        if self.ema_power is not None and self.ema is None:
+            raise ValueError(
+                "ema_power says how the decay rises to `ema`, which is null: give both or neither"
+            )
+        return self
 
 
 class Recipe(_Section):
