@@ -17,7 +17,10 @@ SideOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="First layout's seed; also seeds the policy's noise.")]
 ExecuteOption = Annotated[
-    int | None, typer.Option(min=1, help="Actions executed of each chunk. Half of it by default.")
+    int | None,
+    typer.Option(
+        min=1, help="Actions executed of each chunk. Half of it by default, or what the policy says."
+    ),
 ]
 FilmOption = Annotated[int, typer.Option(min=0, help="Episodes per condition in the film.")]
 OpenLoopOption = Annotated[
@@ -88,7 +91,7 @@ def evaluate(
 
         sides = choose_sides(env, side)
         policy = load(source, pipeline=pipeline, device=device)
-        steps = max(1, policy.policy.config.action_horizon // 2) if execute is None else execute
+        steps = policy.policy.config.executed_steps if execute is None else execute
         plan = Rollouts(env, episodes, seed, sides, steps, batch_size, film=min(film, episodes))
         results = run_conditions(policy, plan)
         summaries = show_success(results)

@@ -54,6 +54,11 @@ class PolicyConfig(PretrainedConfig):
         return ()
 
     @property
+    def executed_steps(self) -> int:
+        """Steps of a chunk that are executed before the next one, where nobody says; half of them."""
+        return max(1, self.action_horizon // 2)
+
+    @property
     def window(self) -> Window:
         """Which frames around the present one the policy reads and predicts; the default is the present."""
         return Window(self.action_horizon)
