@@ -56,6 +56,8 @@ class DatasetFacts:
         action_dim: Width of the widest action.
         fps: Frames per second of the first dataset.
         vocabulary: Tokens of the tokenizer; None without text.
+        robots: Names of a mixture's members, in order, for policies with weights of their own for each robot;
+            none where there is one dataset.
     """
 
     cameras: tuple[str, ...]
@@ -64,6 +66,7 @@ class DatasetFacts:
     action_dim: int
     fps: float
     vocabulary: int | None = None
+    robots: tuple[str, ...] = ()
 
 
 def check_shape(x: torch.Tensor, layout: str, name: str, **sizes: int) -> None:
