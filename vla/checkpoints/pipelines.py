@@ -9,6 +9,9 @@
 
 Where a format cannot record everything, writing it adds the files of ours, and reading it takes those for as
 long as they agree with the format's own. Published weights keep their formulas (`NormalizationFormula`).
+
+A policy whose published files say it in another way has a `read_pipeline` in its `weights.py`, with the
+arguments of the one below but `policy_name`; it is then asked for every format but `vla`.
 """
 
 import importlib
@@ -36,7 +39,7 @@ from vla.checkpoints.transformers import (
     write_transformers,
 )
 from vla.errors import ConfigError, StatisticsError, did_you_mean
-from vla.policies.registry import policy_entry
+from vla.policies.registry import policy_entry, policy_module
 from vla.transforms.base import PIPELINE_FILE, Pipeline
 from vla.transforms.normalize import Normalize
 from vla.transforms.prompt import TokenizePrompt
@@ -76,6 +79,11 @@ def read_pipeline(
     """
     if format_name == "vla":
         return _own(folder, tokenizer)
+    read_its_own = getattr(policy_module(policy_name, "weights"), "read_pipeline", None)
+    if read_its_own is not None:
+        return read_its_own(
+            folder, format_name, config, stored_config=stored_config, tokenizer=tokenizer, asset_id=asset_id
+        )
     make_pipeline = policy_entry(policy_name).make_pipeline
     if format_name == "lerobot":
         return read_lerobot(folder, config, stored_config, make_pipeline, tokenizer)
