@@ -35,7 +35,8 @@ class ZeroState:
         from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         zero = optimizer.optimizer
-        groups = [{**group, "lr": zero.optimizer.param_groups[0]["lr"]} for group in self._groups]
+        rates = [group["lr"] for group in zero.optimizer.param_groups]
+        groups = [{**group, "lr": lr} for group, lr in zip(self._groups, rates, strict=True)]
         state: dict[int, Any] = {}
         if any(zero.optimizer.state.values()):  # else no step was taken yet
             _link(zero)
