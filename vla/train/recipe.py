@@ -9,8 +9,8 @@
     output: runs/cube             # where the run's folder goes
 
 Every key but `data.path` and `output` has a default. Those of `train` are pi-0's; another policy brings its
-own where it wants others (`Policy.training_defaults`), and `vla.train.resolve` puts them in. Choices that only
-a policy can name (`policy.freeze`, presets) are strings here, and checked there.
+own where it wants others (`Policy.training_defaults`), and `vla.train.resolve` puts them in. Choices that
+only a policy can name (`policy.freeze`, presets) are strings here, and checked there.
 """
 
 from collections.abc import Iterator, Mapping

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch.utils.flop_counter import FlopCounterMode
 
+from vla.nn.flop_counter import TrainingFlopCounter
 from vla.policies.base import Policy
 from vla.train.recipe import TrainSection
 
@@ -81,9 +81,9 @@ class FlopRate:
         if not (self._reports and isinstance(self._count, _MeasuredCosts) and self._count.is_wanted):
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        with TrainingFlopCounter() as counter:
             yield
-        self._done += self._count.learn(counter.get_total_flops())
+        self._done += self._count.learn(counter.total)
 
     def take(self) -> dict[str, float]:
         """Return the rates since the last call, and start anew: to be called by all processes."""
