@@ -2,7 +2,7 @@
 
 Whatever is random in a step is seeded by what the step is (seed, step, micro-batch, rank), never drawn from
 a running state, and the loader's position is two numbers. So a checkpoint and the recipe decide every later
-step: a run that was killed and resumed has the losses of one that was not, to the bit.
+step: a run that was killed and resumed has the same losses as one that was not, to the bit.
 """
 
 import math
@@ -45,7 +45,7 @@ OpenLoop = Callable[[Any, Job], Mapping[str, float]]
 """Given the policy in evaluation mode and the job, returns numbers to record, by name."""
 
 Plots = Callable[[Any, Job], Mapping[str, bytes]]
-"""Given the same, returns PNG files by name."""
+"""Given the policy and the job likewise, returns PNG files by name."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def train(
 
     Raises:
         TrainingError: The output folder is taken or holds nothing to resume, the loss is not finite, the
-            disk is full, or another process has died: it says why, where that one could.
+            disk is full, or another process has died: the reason is given where that one could write it.
         ConfigError: Policy, dataset and recipe do not fit each other.
         DatasetError: The dataset is missing or damaged.
         WeightsError: The pretrained policy is missing or damaged.

@@ -1,4 +1,4 @@
-"""A recipe meets its policy: choices are checked, and keys that nobody gave take the policy's own values.
+"""Check a recipe's choices against its policy's class, and fill in the defaults that the policy brings.
 
 The policy's class is enough for that, so it happens before weights, data or devices are touched.
 """

@@ -86,7 +86,7 @@ class MetricsLog:
         """Flush and close all of them.
 
         Raises:
-            TrainingError: As `write`.
+            TrainingError: The disk is full or cannot be written.
         """
         with self._write_errors():
             self._file.close()
@@ -109,7 +109,7 @@ class ProgressDisplay:
     Args:
         steps: Steps of the whole run.
         done: Steps done before.
-        samples_per_step: Of all processes together.
+        samples_per_step: Samples of one step, all processes together.
         show: Whether to show anything.
     """
 
