@@ -90,7 +90,7 @@ def test_the_policy_names_its_metrics(tiny, monkeypatch):
 
     def reporting(self, **batch):
         loss = forward(self, **batch).loss
-        calls.append(float(loss))
+        calls.append(loss.item())
         output = Output(loss=loss)
         output.reported = {"half_loss": loss / 2}
         if self.training and len(calls) % 2 == 0:

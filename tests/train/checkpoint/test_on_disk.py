@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vla.errors import TrainingError
-from vla.train.checkpoint import save as checkpoints
+from vla.train.checkpoint import on_disk as checkpoints
 from vla.train.checkpoint.on_disk import (
     checkpoint_step,
     list_checkpoints,
