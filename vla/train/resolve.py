@@ -3,6 +3,9 @@
 The policy's class is enough for that, so it happens before weights, data or devices are touched.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from vla.errors import ConfigError, did_you_mean
 from vla.policies.base import CAPABILITIES, Policy
 from vla.train.recipe import AdapterSection, Normalization, Recipe, TrainSection
@@ -53,24 +56,27 @@ def normalization_modes(
         ConfigError: The policy has no such feature.
     """
     own = dict(policy_class.normalization)
-    if normalization is None:
-        return own
-    given = dict.fromkeys(own, normalization) if isinstance(normalization, str) else normalization
+    given: Mapping[str, NormalizationMode] = {}
+    if isinstance(normalization, str):
+        given = dict.fromkeys(own, normalization)
+    elif normalization is not None:
+        given = normalization
     for feature in given:
         if feature not in own:
             raise ConfigError(
                 f"data.normalization names '{feature}', but {policy_class.__name__} normalises "
                 f"{', '.join(own)}.{did_you_mean(feature, own)}"
             )
-    return own | given
+    return own | dict(given)
 
 
 def _check_preset(preset: str | None, policy_class: type[Policy]) -> None:
-    config_class = policy_class.config_class
-    if preset is not None and preset not in config_class.PRESETS:
+    config_class: Any = policy_class.config_class
+    presets: tuple[str, ...] = config_class.PRESETS
+    if preset is not None and preset not in presets:
         raise ConfigError(
-            f"policy.preset must be one of {', '.join(config_class.PRESETS)} for {policy_class.__name__}, "
-            f"got '{preset}'.{did_you_mean(preset, config_class.PRESETS)}"
+            f"policy.preset must be one of {', '.join(presets)} for {policy_class.__name__}, got "
+            f"'{preset}'.{did_you_mean(preset, presets)}"
         )
 
 

@@ -90,9 +90,8 @@ class RunningMeans:
         """Continue from another object's sums."""
         self._sums = dict(state["sums"])
         # Checkpoints of earlier versions hold one count for all names.
-        self._counts = dict(
-            state["counts"] if "counts" in state else dict.fromkeys(self._sums, state["count"])
-        )
+        counts: Mapping[str, int] = state.get("counts") or dict.fromkeys(self._sums, state.get("count", 0))
+        self._counts = dict(counts)
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
