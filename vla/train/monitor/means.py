@@ -90,8 +90,8 @@ class RunningMeans:
         """Continue from another object's sums."""
         self._sums = dict(state["sums"])
         # Checkpoints of earlier versions hold one count for all names.
-        counts: Mapping[str, int] = state.get("counts") or dict.fromkeys(self._sums, state.get("count", 0))
-        self._counts = dict(counts)
+        older = {name: state.get("count", 0) for name in self._sums}
+        self._counts = dict(state.get("counts", older))
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
