@@ -19,6 +19,9 @@ Sample = dict[str, Any]
 Batch = dict[str, torch.Tensor]
 """Keyword tensors of a policy's `forward`: `policy(**batch)`."""
 
+SampleIds = list[tuple[Any, int]]
+"""Episode (its number; in a mixture, text of the member and number) and frame of every sample of a batch."""
+
 
 @dataclass(frozen=True)
 class Window:

@@ -199,10 +199,13 @@ def pipeline_of(tokenizer, features, **changes):
     return make_pi0(Pi0Config.tiny(), **(arguments | changes))
 
 
+ZSCORE = {"state": "zscore", "actions": "zscore"}
+
+
 def test_what_is_written_is_read_bit_by_bit(tmp_path, tokenizer, caplog):
     features = {"state": stats(3, 0.1), "actions": stats(2, 0.3)}
     with caplog.at_level(logging.WARNING):
-        write_openpi(pipeline_of(tokenizer, features), tmp_path, "zscore", "my/robot")
+        write_openpi(pipeline_of(tokenizer, features), tmp_path, ZSCORE, "my/robot")
     assert not caplog.records
     path = tmp_path / "assets" / "my" / "robot" / "norm_stats.json"
     read = read_norm_stats(path).features
@@ -217,8 +220,9 @@ def test_a_policy_that_openpi_would_normalise_otherwise_is_warned_of(tmp_path, t
         tokenizer, {"state": stats(3, 0.1), "actions": stats(2, 0.3)}, normalization="quantile"
     )
     with caplog.at_level(logging.WARNING):
-        write_openpi(pipeline, tmp_path, "zscore")
-    assert "by zscore and would act wrongly" in caplog.text
+        write_openpi(pipeline, tmp_path, ZSCORE)
+    assert "with state by zscore, actions by zscore and would act wrongly" in caplog.text
+    assert "trained with state by quantile, actions by quantile" in caplog.text
     assert (tmp_path / "assets" / "vla" / "norm_stats.json").exists()
 
 
@@ -226,4 +230,4 @@ def test_statistics_without_mean_cannot_be_written(tmp_path, tokenizer):
     only = FeatureStats(min=(0.0,), max=(1.0,))
     pipeline = pipeline_of(tokenizer, {"state": only, "actions": only}, normalization="minmax")
     with pytest.raises(StatisticsError, match="needs mean and std of 'state'"):
-        write_openpi(pipeline, tmp_path, "zscore")
+        write_openpi(pipeline, tmp_path, ZSCORE)

@@ -17,7 +17,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from vla.train import load_recipe, loop
-from vla.train.checkpoint import save as checkpoint
+from vla.train.checkpoint import on_disk as checkpoint
 
 
 def kill_before_step(at):

@@ -17,7 +17,7 @@ from vla.checkpoints.convert import convert
 from vla.errors import ConfigError, MissingDependencyError, TrainingError
 from vla.policies.registry import make_policy
 from vla.train import engine, train
-from vla.train.checkpoint.save import load_training_state
+from vla.train.checkpoint.on_disk import load_training_state
 from vla.train.recipe import TrainSection
 
 pytestmark = pytest.mark.timeout(1200)  # one fixture makes all the runs

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tests.processes import free_port
 from tests.train.conftest import tiny_overrides
 from vla.train import load_recipe, train
-from vla.train.checkpoint.save import checkpoint_step, list_checkpoints
+from vla.train.checkpoint.on_disk import checkpoint_step, list_checkpoints
 from vla.train.monitor.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from tests.train.conftest import CAMERA, numbers
 from vla.errors import ConfigError, DatasetError, TrainingError
 from vla.policies.auto import load
-from vla.policies.base import Policy
+from vla.policies.base import Policy, PolicyOutput
+from vla.policies.pi0 import Pi0Policy
 from vla.train import train
-from vla.train.checkpoint.save import list_checkpoints
+from vla.train.checkpoint.on_disk import list_checkpoints
 from vla.train.engine import check_recipe
 from vla.train.monitor.metrics import read_metrics
 
@@ -66,6 +67,7 @@ def test_the_checkpoint_meets_a_robot(tiny):
         ["train.activation_checkpointing=every_2"],
         ["data.cache=frames"],
         ["data.normalization=quantile", "data.delta_mask=[true,true,false]"],
+        ["data.normalization.state=minmax", "data.normalization.actions=identity"],
         ["data.validation_fraction=0", "data.response_key=null"],
         ["data.cameras.top=observation.images.top", "data.episodes=[0,1,3]", "data.wrist_cameras=[top]"],
     ],
@@ -74,6 +76,50 @@ def test_the_checkpoint_meets_a_robot(tiny):
 def test_every_choice_trains(tiny, overrides):
     result = train(tiny("train.steps=2", *overrides), progress=False)
     assert np.isfinite(result.metrics["loss"])
+
+
+def test_the_policy_names_its_metrics(tiny, monkeypatch):
+    """One of them is there for every second micro-batch, and has the mean of those."""
+
+    class Output(PolicyOutput):
+        @property
+        def metrics(self):
+            return self.reported
+
+    forward, calls = Pi0Policy.forward, []
+
+    def reporting(self, **batch):
+        loss = forward(self, **batch).loss
+        calls.append(loss.item())
+        output = Output(loss=loss)
+        output.reported = {"half_loss": loss / 2}
+        if self.training and len(calls) % 2 == 0:
+            output.reported["calls"] = torch.tensor(float(len(calls)))
+        return output
+
+    monkeypatch.setattr(Pi0Policy, "forward", reporting)
+    result = train(tiny("train.steps=2", "train.accumulation=2", "train.validate_every=2"), progress=False)
+    first, second, validation = numbers(result.folder)
+    assert first["half_loss"] == pytest.approx(first["loss"] / 2)
+    assert first["loss"] == pytest.approx(sum(calls[:2]) / 2)
+    assert (first["calls"], second["calls"]) == (2.0, 4.0)
+    assert set(validation) == {"step", "validation_loss", "validation_half_loss"}
+    assert not [key for key in first if key.startswith("action_loss")]
+
+
+def test_draws_of_the_recipe_are_those_of_training_alone(tiny):
+    """Its config and its held-out loss are another recipe's without them; the steps are the config's."""
+    overrides = ("train.steps=1", "train.validate_every=1", "train.learning_rate=1e-30")
+    plain, recipe, config = (
+        train(tiny(*overrides, *more, output=f"run{number}"), progress=False)
+        for number, more in enumerate(
+            ([], ["train.draws_per_observation=3"], ["policy.config.draws_per_observation=3"])
+        )
+    )
+    assert recipe.metrics["loss"] == config.metrics["loss"] != plain.metrics["loss"]
+    assert recipe.metrics["validation_loss"] == plain.metrics["validation_loss"]
+    assert recipe.metrics["validation_loss"] != config.metrics["validation_loss"]
+    assert load(recipe.checkpoint).policy.config.draws_per_observation == 1
 
 
 def test_activation_checkpointing_and_caching_change_no_number(tiny):

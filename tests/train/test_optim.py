@@ -12,6 +12,7 @@ from torch import nn
 from tests.train.conftest import numbers
 from vla.errors import ConfigError, MissingDependencyError
 from vla.policies.base import decay_groups
+from vla.policies.pi0 import Pi0Policy
 from vla.train import train
 from vla.train.optim import (
     check_sharding,
@@ -94,6 +95,57 @@ def test_optimizer_follows_the_recipe():
     for group, decay in zip(optimizer.param_groups, (0.2, 0.0), strict=True):
         assert (group["lr"], group["betas"], group["eps"]) == (0.125, (0.5, 0.6), 1e-3)
         assert group["weight_decay"] == decay
+
+
+def scaled(model, scale):
+    """Give a plain module one group with a factor of the learning rate and one without."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": parameters[:1], "weight_decay": 0.1, "lr_scale": scale},
+        {"params": parameters[1:], "weight_decay": 0.0},
+    ]
+    model.parameter_groups = lambda weight_decay: groups
+    return model
+
+
+def test_a_group_may_scale_the_learning_rate():
+    optimizer = make_optimizer(scaled(nn.Linear(3, 2), 0.1), TrainSection())
+    set_learning_rate(optimizer, 0.3)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3 * 0.1, 0.3]
+
+
+def test_a_scaled_group_moves_as_with_that_learning_rate():
+    """AdamW's first step is the learning rate, whatever the gradient."""
+    model = nn.Linear(3, 2)
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = make_optimizer(scaled(model, 0.25), TrainSection(weight_decay=0.0))
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    set_learning_rate(optimizer, 1e-2)
+    take_steps(optimizer, model, 1)
+    moved = {name: (parameter - start[name]).abs() for name, parameter in model.named_parameters()}
+    torch.testing.assert_close(moved["weight"], torch.full((2, 3), 2.5e-3), rtol=1e-4, atol=0)
+    torch.testing.assert_close(moved["bias"], torch.full((2,), 1e-2), rtol=1e-4, atol=0)
+
+
+def test_scaled_groups_resume_bit_for_bit(tiny, monkeypatch):
+    def groups(self, weight_decay):
+        vision = {id(one) for one in self.model.vision_tower.parameters()}
+        trained = [one for one in self.parameters() if one.requires_grad]
+        slow, rest = ([one for one in trained if (id(one) in vision) == which] for which in (True, False))
+        return [
+            {"params": slow, "weight_decay": weight_decay, "lr_scale": 0.1},
+            {"params": rest, "weight_decay": weight_decay},
+        ]
+
+    monkeypatch.setattr(Pi0Policy, "parameter_groups", groups)
+    overrides = ["train.decay_steps=4", "train.validate_every=null"]
+    whole = train(tiny(*overrides, "train.steps=4", output="whole"), progress=False)
+    train(tiny(*overrides, "train.steps=2"), progress=False)
+    resumed = train(tiny(*overrides, "train.steps=4"), resume=True, progress=False)
+    assert numbers(resumed.folder) == numbers(whole.folder)
+    saved = torch.load(resumed.checkpoint / "training_state.pt", weights_only=False)
+    slow, rest = saved["optimizer"]["param_groups"]
+    assert slow["lr"] == pytest.approx(0.1 * rest["lr"])
 
 
 def has_bitsandbytes():

@@ -16,7 +16,7 @@ from tests.train.test_resume import assert_equal
 from vla.errors import ConfigError, MissingDependencyError
 from vla.policies.registry import make_policy
 from vla.train import train
-from vla.train.checkpoint.save import load_training_state
+from vla.train.checkpoint.on_disk import load_training_state
 from vla.train.engine import check_recipe
 from vla.train.loop import Loop
 from vla.train.setup.run import set_up

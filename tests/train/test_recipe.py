@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from vla.errors import ConfigError
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
+from vla.transforms.normalize import NormalizationMode
 
 GIVEN = ["data.path=somewhere", "output=runs/x"]
 
@@ -87,6 +89,29 @@ def test_wrong_value_names_key_value_and_expectation(override, parts):
 @pytest.mark.parametrize("written", ["no", "'no'", "off", "false"])
 def test_precision_no_is_no_boolean(written):
     assert load(f"train.precision={written}").train.precision == "no"
+
+
+@pytest.mark.parametrize("section", ["data", "data.mixture.0"])
+def test_normalization_is_a_mode_or_one_for_each_feature(section):
+    given = [f"{section}.normalization.{key}" for key in ("state=minmax", "actions=zscore")]
+    if section != "data":
+        given = ["data.mixture=[{path: a, weight: 1, normalization: {state: minmax, actions: zscore}}]"]
+        given += ["data.path=''"]
+    data = load(*given).data
+    found = data.normalization if data.mixture is None else data.mixture[0].normalization
+    assert found == {"state": "minmax", "actions": "zscore"}
+    for mode in get_args(NormalizationMode):
+        assert load(f"data.normalization={mode}").data.normalization == mode
+    said = complaint("data.normalization=zcore")
+    assert "'data.normalization': normalization must be one of zscore, quantile, minmax, identity" in said
+    assert said.endswith("got 'zcore'.")
+    assert "got 'mean'." in complaint("data.normalization.state=mean")
+    assert complaint("data.normalization=[zscore]").count("data.normalization") == 1
+
+
+def test_choices_of_the_policy_are_strings_here():
+    recipe = load("policy.freeze=anything", "policy.preset=whatever")
+    assert (recipe.policy.freeze, recipe.policy.preset) == ("anything", "whatever")
 
 
 def test_missing_keys_are_named():

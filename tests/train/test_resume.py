@@ -14,7 +14,7 @@ from tests.processes import free_port
 from tests.train.conftest import numbers, tiny_overrides, training_tensors
 from vla.errors import TrainingError
 from vla.train import load_recipe, train
-from vla.train.checkpoint.save import load_training_state
+from vla.train.checkpoint.on_disk import load_training_state
 from vla.train.monitor.metrics import read_metrics
 
 CASES = {

@@ -33,8 +33,7 @@ class AdapterConfig:
     """How a policy is adapted.
 
     Attributes:
-        preset: Which linear layers, as the policy names them: "expert", "vlm+expert", "attention" or
-            "all-linear".
+        preset: Which linear layers, as the policy names them ("expert"); None: the policy's default.
         targets: Instead of the preset: an expression that the full names of the maps match.
         rank: Of the low-rank change.
         alpha: The change is scaled by `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`.
@@ -43,7 +42,7 @@ class AdapterConfig:
         rslora: Scale that does not fade with the rank (arXiv 2312.03732).
     """
 
-    preset: str = "expert"
+    preset: str | None = None
     targets: str | None = None
     rank: int = 16
     alpha: float = 16
@@ -91,8 +90,6 @@ def add_adapter(policy: PolicyModule, config: AdapterConfig | None = None, name:
     """
     config = config or AdapterConfig()
     peft: Any = import_peft()
-    if config.targets is None and not policy.parts.adapter_presets:
-        raise ConfigError(f"{type(policy).__name__} does not say what an adapter would change.")
     expression = config.targets or policy.parts.adapter_targets(config.preset)
     lora = peft.LoraConfig(
         r=config.rank,

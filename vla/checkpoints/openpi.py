@@ -10,7 +10,7 @@ kind of robot, named by the folder that holds it:
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,13 +179,15 @@ def openpi_features(normalize: Normalize) -> dict[str, FeatureStats]:
     return features
 
 
-def write_openpi(pipeline: Pipeline, folder: Path, native_mode: str, asset_id: str | None = None) -> None:
+def write_openpi(
+    pipeline: Pipeline, folder: Path, native: Mapping[str, str], asset_id: str | None = None
+) -> None:
     """Write `assets/<asset id>/norm_stats.json` into an existing folder.
 
     Args:
         pipeline: With statistics.
         folder: Of the checkpoint.
-        native_mode: How openpi normalises this policy: "zscore" or "quantile".
+        native: How openpi normalises this policy, mode by feature.
         asset_id: Name of the robot; "vla" where not given.
 
     Raises:
@@ -196,11 +198,13 @@ def write_openpi(pipeline: Pipeline, folder: Path, native_mode: str, asset_id: s
         name: {vector: list(getattr(feature, vector)) for vector in feature.held}
         for name, feature in openpi_features(normalize).items()
     }
-    if set(normalize.modes.values()) != {native_mode}:
+    if dict(normalize.modes) != dict(native):
         logger.warning(
-            "openpi normalises this policy by %s and would act wrongly with one that was trained with %s.",
-            native_mode,
-            ", ".join(f"{name} by {mode}" for name, mode in normalize.modes.items()),
+            "openpi normalises this policy with %s and would act wrongly with one that was trained with %s.",
+            *(
+                ", ".join(f"{name} by {mode}" for name, mode in one.items())
+                for one in (native, normalize.modes)
+            ),
         )
     target = folder / ASSETS / (asset_id or DEFAULT_ASSET) / NORM_STATS
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ class Parts:
         parts: In the order in which a name is looked up. The last one should take every name (`("",)`).
         freezable: Choice of `policy.freeze` -> names of the parts that it keeps as they are.
         adapter_presets: Choice of `policy.adapter.preset` -> expression that the full names of the adapted
-            linear layers match; empty where no adapter is offered.
+            linear layers match; the first is the default; empty where no adapter is offered.
         modules_to_save: Full names of modules that are trained whole next to an adapter, those that exist.
         quantizable_linears: Expression that the full names of the linear layers match which a quantised base
             stores in few bits; None where none is offered.
@@ -73,12 +73,30 @@ class Parts:
         frozen = self.freezable[freeze]
         return tuple(prefix for part in self.parts if part.name in frozen for prefix in part.prefixes)
 
-    def adapter_targets(self, preset: str) -> str:
+    @property
+    def default_adapter_preset(self) -> str:
+        """The preset of an adapter that names none.
+
+        Raises:
+            ConfigError: The policy has no presets.
+        """
+        if not self.adapter_presets:
+            raise ConfigError(
+                "This policy does not say what an adapter would change: it has no adapter presets. Name the "
+                "linear layers with `targets`."
+            )
+        return next(iter(self.adapter_presets))
+
+    def adapter_targets(self, preset: str | None = None) -> str:
         """Return the expression that the full name of an adapted linear layer matches.
+
+        Args:
+            preset: Choice of `policy.adapter.preset`; None: the default.
 
         Raises:
             ConfigError: There is no such preset; the presets are named.
         """
+        preset = self.default_adapter_preset if preset is None else preset
         if preset not in self.adapter_presets:
             known = ", ".join(self.adapter_presets) or "none at all"
             raise ConfigError(

@@ -14,7 +14,6 @@ A policy whose published files say it in another way has a `read_pipeline` in it
 arguments of the one below but `policy_name`; it is then asked for every format but `vla`.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from vla.checkpoints.transformers import (
     write_transformers,
 )
 from vla.errors import ConfigError, StatisticsError, did_you_mean
-from vla.policies.registry import policy_entry, policy_module
+from vla.policies.registry import name_of, policy_entry, policy_module
 from vla.transforms.base import PIPELINE_FILE, Pipeline
 from vla.transforms.normalize import Normalize
 from vla.transforms.prompt import TokenizePrompt
@@ -148,8 +147,8 @@ def write_pipeline(
     if format_name == "transformers":
         write_transformers(pipeline, folder, config)
     elif format_name in ("openpi", "openpi-jax"):
-        policy_name = str(config.model_type).removeprefix("vla_")
-        write_openpi(pipeline, folder, _pipeline_module(policy_name).DEFAULT_NORMALIZATION, asset_id)
+        native = policy_entry(name_of(config)).policy.normalization
+        write_openpi(pipeline, folder, native, asset_id)
     elif format_name != "vla":
         raise _unknown(format_name)
     pipeline.save(folder)
@@ -212,8 +211,3 @@ def _disagreement(*paths: Path) -> StatisticsError:
 def _unknown(format_name: str) -> ConfigError:
     hint = did_you_mean(format_name, FORMATS)
     return ConfigError(f"Unknown format '{format_name}'; known are {', '.join(FORMATS)}.{hint}")
-
-
-def _pipeline_module(policy_name: str) -> Any:
-    """Return a policy's `pipeline` module: `make_pipeline`, `DEFAULT_NORMALIZATION`."""
-    return importlib.import_module(f"vla.policies.{policy_name}.pipeline")

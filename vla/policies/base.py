@@ -39,7 +39,7 @@ CAPABILITIES = {
     "activation_checkpointing": "layers can compute their activations again",
     "training_flops": "counts the operations of training by a formula (`training_flops`)",
     "memory_prediction": "its memory can be predicted (`vla info --memory`)",
-    "draws": "several noise draws share one observation in training (`draws_per_observation`)",
+    "draws": "several noise draws share one observation in training (`training_draws`)",
 }
 """What a policy may leave out, by the names of `Policy.leaves_out`."""
 
@@ -56,7 +56,7 @@ class PolicyOutput(ModelOutput):
 
     @property
     def metrics(self) -> dict[str, torch.Tensor]:
-        """Scalars to report next to the loss, by name."""
+        """Scalars to report next to the loss, by name; one that a batch says nothing about is left out."""
         return {}
 
     @property
@@ -98,8 +98,13 @@ class Policy(PolicyModule):
     """Whether its pipeline writes prompts, so that a tokenizer is needed."""
     normalization: ClassVar[Mapping[str, NormalizationMode]] = {"state": "zscore", "actions": "zscore"}
     """How each feature is normalised where a recipe does not say."""
+    noise_level_name: ClassVar[str] = "tau"
+    """What metrics call the noise level of a draw: `action_loss/tau_0.4_0.6`."""
     sampling_inputs: ClassVar[tuple[str, ...] | None] = None
     """Keyword tensors of `sample_actions` among those that the pipeline makes; None: all of them."""
+
+    training_draws: int | None = None
+    """Noise draws of each observation in training mode; None: the config's. `train.draws_per_observation`."""
 
     # -- acting ----------------------------------------------------------------------------------------
 
@@ -149,7 +154,7 @@ class Policy(PolicyModule):
         """Return what counts the floating-point operations of a training batch; None where nothing does.
 
         Args:
-            draws: Noise draws of each observation; the config's where not given.
+            draws: Noise draws of each observation; those of training where not given.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Which engine distributes the training: what accelerate was launched with, checked to be what really runs.
+"""The engine that distributes the training: the one that accelerate was launched with, checked to be running.
 
     single         one process
     ddp            every process holds everything
@@ -7,7 +7,7 @@
     zero2          ... gradients as well
     zero3          ... parameters as well
 
-accelerate falls back without a word where it cannot do what was asked, so each of these is checked. The
+accelerate silently falls back where it cannot do what was asked, so each of these is checked. The
 numbers are the same on all of them: trained weights and optimiser state are float32, and bfloat16 is
 autocast.
 """
@@ -40,7 +40,7 @@ class Engine:
     """What distributes the training.
 
     Attributes:
-        name: The engine that really runs.
+        name: The engine that runs.
         accelerator: accelerate's view of the processes, devices and dtype.
     """
 
@@ -209,7 +209,7 @@ def check_recipe(recipe: Recipe, engine: Engine) -> None:
     if asked:
         raise ConfigError(
             f"train.{asked[0]} needs the whole policy in one process, which {engine.name} never has: set it "
-            "to null and look at the checkpoints with `vla eval --open-loop`."
+            "to null and evaluate the checkpoints with `vla eval --open-loop`."
         )
 
 

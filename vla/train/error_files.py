@@ -1,10 +1,10 @@
-"""Why one process of a run has died, said by the others, which stop because of it.
+"""The reason why one process of a run has died, reported by the others, which stop because of it.
 
     runs/cube/errors/process-1.txt      DatasetError: ... cannot be decoded ...
 
-A process that leaves with an error writes it there first; one that loses its connection to the others reads
-what they wrote. Files, because they are there whichever process dies first, whatever carried the messages
-between them, and whatever becomes of it. A process that is killed leaves none.
+A process that ends with an error writes it to its file first; one that loses its connection to the others
+reads theirs. Files work whichever process dies first and whichever library connects them. A process that is
+killed leaves none.
 """
 
 import os
@@ -23,15 +23,15 @@ _SHOWN = 3
 
 
 class ErrorFiles:
-    """Within the block, this process's error is written down, and one that others cause says theirs.
+    """Writes down this process's error within the block, and reports those of others that cause one here.
 
-    Alone, a process writes nothing.
+    A single process writes nothing.
 
     Args:
-        folder: Of the messages, the same for all processes; it need not exist.
+        folder: Folder of the messages, the same for all processes; it need not exist.
 
     Raises:
-        TrainingError: Another process has died; in place of what the communication library reports.
+        TrainingError: Another process has died; it replaces the error of the communication library.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,8 +43,8 @@ class ErrorFiles:
     def __enter__(self) -> Self:
         if self._world > 1:
             with suppress(OSError):
-                self._file(self._rank).unlink()  # what an earlier start said
-                self._folder.rmdir()  # of the last one that comes by
+                self._file(self._rank).unlink()  # from an earlier start
+                self._folder.rmdir()  # succeeds in the last process, when it is empty
         return self
 
     def __exit__(
@@ -53,7 +53,7 @@ class ErrorFiles:
         if not isinstance(error, Exception):
             return
         if is_lost_connection(error):
-            raise TrainingError(f"{self._why()} The last checkpoint is whole: resume from it.") from error
+            raise TrainingError(f"{self._reason()} The last checkpoint is whole: resume from it.") from error
         if self._world > 1:
             get_error_handler().record_exception(error)  # for the launcher, which may be on another machine
             with suppress(OSError):  # the error itself matters more
@@ -63,22 +63,22 @@ class ErrorFiles:
     def _file(self, rank: int) -> Path:
         return self._folder / f"process-{rank}.txt"
 
-    def _why(self) -> str:
-        said = []
+    def _reason(self) -> str:
+        reasons = []
         for rank in range(self._world):
             with suppress(OSError):
-                said.append(f"process {rank}: {' '.join(self._file(rank).read_text().split())}")
-        if not said:
+                reasons.append(f"process {rank}: {' '.join(self._file(rank).read_text().split())}")
+        if not reasons:
             return (
                 "Another process of this run has died or cannot be reached, so this one stops; the reason "
-                "stands in that process's own output, if it could say one before it was killed."
+                "is in that process's own output, unless it was killed."
             )
-        more = f" (and {len(said) - _SHOWN} more)" if len(said) > _SHOWN else ""
-        return f"This process stops because of another one: {'; '.join(said[:_SHOWN])}{more}."
+        more = f" (and {len(reasons) - _SHOWN} more)" if len(reasons) > _SHOWN else ""
+        return f"This process stops because of another one: {'; '.join(reasons[:_SHOWN])}{more}."
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error comes of another process that cannot be reached."""
+    """Return whether an error is caused by another process that cannot be reached."""
     if isinstance(error, VlaError):
         return False
     # gloo reports a closed connection as a plain RuntimeError that names its source file.

@@ -2,7 +2,7 @@
 
 Whatever is random in a step is seeded by what the step is (seed, step, micro-batch, rank), never drawn from
 a running state, and the loader's position is two numbers. So a checkpoint and the recipe decide every later
-step: a run that was killed and resumed has the losses of one that was not, to the bit.
+step: a run that was killed and resumed has the same losses as one that was not, to the bit.
 """
 
 import math
@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor
 
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
+from vla.policies.base import PolicyOutput
+from vla.policies.registry import policy_entry
 from vla.train.checkpoint.checkpointer import Checkpointer
 from vla.train.checkpoint.folder import RunFolder
 from vla.train.ema import WeightAverage, decay_at
@@ -24,28 +26,26 @@ from vla.train.engine import check_recipe, make_engine
 from vla.train.error_files import ErrorFiles
 from vla.train.monitor.diagnostics import Diagnostics
 from vla.train.monitor.flop_rate import FlopRate
-from vla.train.monitor.metrics import DataWait, MetricsLog, ProgressDisplay, RunningMeans
+from vla.train.monitor.means import ProcessMeans, RunningMeans, mean_by_name
+from vla.train.monitor.metrics import DataWait, MetricsLog, ProgressDisplay
 from vla.train.monitor.reproduce import record_start, run_identity
 from vla.train.monitor.trackers import PACKAGED, Tracker, check_trackers
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.precision import set_matmul_precision
 from vla.train.recipe import Recipe
+from vla.train.resolve import resolve
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
 from vla.train.setup.job import Job
 from vla.train.setup.robot import with_robot
 from vla.train.setup.run import set_up
 from vla.train.signals import StopRequest, signals_held
+from vla.types import Batch, SampleIds
 
 OpenLoop = Callable[[Any, Job], Mapping[str, float]]
 """Given the policy in evaluation mode and the job, returns numbers to record, by name."""
 
 Plots = Callable[[Any, Job], Mapping[str, bytes]]
-"""Given the same, returns PNG files by name."""
-
-Where = list[tuple[int, int]]
-"""Episode and frame of every sample of a batch."""
-
-_LOSSES = ("loss", "action_loss", "text_loss", "text_accuracy")
+"""Given the policy and the job likewise, returns PNG files by name."""
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,20 @@ def train(
     """Run a recipe to its last step, or to the first SIGTERM or SIGINT, and save the policy.
 
     Args:
-        recipe: What to do; its `output` is laid out as `vla.train.checkpoint.folder` says.
-        resume: Go on from the newest checkpoint in the output folder.
+        recipe: The run; `vla.train.checkpoint.folder` describes what is in its `output`.
+        resume: Continue from the newest checkpoint in the output folder.
         open_loop: Called by the main process every `train.open_loop_every` steps.
         progress: Show a progress bar, or log lines where there is no terminal.
         plots: Called by the main process every `train.plot_every` steps.
 
     Raises:
         TrainingError: The output folder is taken or holds nothing to resume, the loss is not finite, the
-            disk is full, or another process has died: it says why, where that one could.
+            disk is full, or another process has died: the reason is given where that one could write it.
         ConfigError: Policy, dataset and recipe do not fit each other.
         DatasetError: The dataset is missing or damaged.
         WeightsError: The pretrained policy is missing or damaged.
     """
-    recipe = with_robot(recipe)
+    recipe = with_robot(resolve(recipe, policy_entry(recipe.policy.type).policy))
     check_trackers(recipe.train.trackers)
     folder = RunFolder(recipe.output)
     checkpoint = folder.checkpoint_to_resume(recipe) if resume else folder.check_free()
@@ -100,7 +100,7 @@ def train(
 
 
 class Loop:
-    """One run's moving parts; `run` tells the story and the other methods are its sentences."""
+    """State of one training run; `run` is the loop, the other methods are its steps."""
 
     def __init__(
         self,
@@ -125,6 +125,7 @@ class Loop:
         decay = recipe.train.ema
         self.average = None if decay is None else WeightAverage(self.job.policy, decay)
         self.checkpoint, self.step, self.means = checkpoint, 0, RunningMeans()
+        self.step_means, self.validation_means = (ProcessMeans(self.accelerator) for _ in range(2))
         self.metrics: dict[str, float] = {}
         self.diagnostics = Diagnostics(self.job.policy, self.accelerator)
         self.data_wait = DataWait()
@@ -168,22 +169,22 @@ class Loop:
         set_learning_rate(self.optimizer, rate)
         self.model.train()
         watched = self._is_logged(self.step + 1)
-        losses, places = [], []
+        reports, samples = [], []
         for micro in range(self.settings.accumulation):
-            batch, where = self._next_batch()
-            with self.accelerator.accumulate(self.model):
+            batch, ids = self._next_batch()
+            with self.accelerator.accumulate(self.model), self.flop_rate.measured():
                 output = self._forward(batch, micro)
                 self.accelerator.backward(output.loss)
-            losses.append(_losses_of(output))
-            places.append(where)
+            reports.append(_scalars_of(output))
+            samples.append(ids)
             if watched:
                 self.diagnostics.add(output, batch)
         if watched:
             self.diagnostics.finish(self.model)
         norm = self._clip()
-        values = self._mean_of_processes(_mean(losses) | {"gradient_norm": norm})
+        values = self.step_means(mean_by_name(reports) | {"gradient_norm": norm})
         if not all(map(math.isfinite, values.values())):
-            raise self._non_finite(values, losses, places)
+            raise self._non_finite(values, reports, samples)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -197,23 +198,21 @@ class Loop:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return torch.as_tensor(norm, device=self.accelerator.device)
 
-    def _next_batch(self) -> tuple[dict[str, torch.Tensor], Where]:
+    def _next_batch(self) -> tuple[Batch, SampleIds]:
         with signals_held(), self.data_wait:
-            batch, where = next(self.batches)
+            batch, ids = next(self.batches)
         self.flop_rate.add(batch)
-        return self._to_device(batch), where
+        return self._to_device(batch), ids
 
-    def _to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def _forward(self, batch: dict[str, torch.Tensor], micro: int) -> Any:
+    def _forward(self, batch: Batch, micro: int) -> PolicyOutput:
         # Numbered over all processes: what two of them draw is what one draws in two micro-batches.
         now = (self.step, micro * self.world + self.rank, 0)
         torch.manual_seed(derive_seed(self.settings.seed, TRAINING_LAYERS, *now))  # dropout and the like
-        draws = self.settings.draws_per_observation
-        options = {} if draws is None else {"draws_per_observation": draws}
         with self.accelerator.autocast():  # which accelerate does by itself, but not under FSDP2
-            return self.model(**batch, **options, generator=self._generator(TRAINING_NOISE, *now))
+            return self.model(**batch, generator=self._generator(TRAINING_NOISE, *now))
 
     def _generator(self, *numbers: int) -> torch.Generator:
         seed = derive_seed(self.settings.seed, *numbers)
@@ -221,19 +220,20 @@ class Loop:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Return the mean losses over the same held-out batches and the same noise every time."""
+        """Return the mean loss and metrics over the same held-out batches and the same noise every time."""
         loader = self.job.validation
         if loader is None:
             return {}
         self.model.eval()
-        losses = []
+        reports = []
         loader.load_state_dict({"epoch": 0, "batch": 0})
         batches = min(self.settings.validation_batches, loader.batches_per_epoch)
         for number, (batch, _) in zip(range(batches), loader, strict=False):
             generator = self._generator(VALIDATION_NOISE, number * self.world + self.rank, 0)
             with self.accelerator.autocast():
-                losses.append(_losses_of(self.model(**self._to_device(batch), generator=generator)))
-        means = self._mean_of_processes(_mean(losses))
+                output = self.model(**self._to_device(batch), generator=generator)
+            reports.append(_scalars_of(output))
+        means = self.validation_means(mean_by_name(reports))
         return {f"validation_{name}": value for name, value in means.items()}
 
     def _evaluate_open_loop(self) -> dict[str, float]:
@@ -254,26 +254,26 @@ class Loop:
         self.accelerator.wait_for_everyone()
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """Let the policy have its averaged weights for a while, where there is an average."""
+        """Give the policy its averaged weights within the block, where there is an average."""
         return nullcontext() if self.average is None else self.average.averaged()
 
     def _sampling(self) -> AbstractContextManager[Any]:
-        """Let samples be computed as losses are, where a frozen base has another dtype than its adapter."""
+        """Compute samples as losses are computed, where a frozen base has another dtype than its adapter."""
         mixed = self.job.policy.adapter is not None and self.settings.precision == "bf16"
         return torch.autocast(self.accelerator.device.type, torch.bfloat16) if mixed else nullcontext()
 
     def _non_finite(
-        self, values: dict[str, float], losses: list[dict[str, torch.Tensor]], places: list[Where]
+        self, values: dict[str, float], reports: list[dict[str, torch.Tensor]], samples: list[SampleIds]
     ) -> TrainingError:
-        """Say which samples were in the batch; the optimiser has not seen them."""
-        guilty = [where for loss, where in zip(losses, places, strict=True) if not loss["loss"].isfinite()]
+        """Return the error, which names the samples of the batch; the optimiser has not seen them."""
+        guilty = [ids for report, ids in zip(reports, samples, strict=True) if not report["loss"].isfinite()]
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         saved = (
             f"the last checkpoint is {self.checkpoint}" if self.checkpoint else "nothing has been saved yet"
         )
         return TrainingError(
             f"Step {self.step + 1} is not finite ({shown}), so it was not taken; {saved}. "
-            f"In the batch: {_name_frames(guilty or places)}."
+            f"In the batch: {_name_frames(guilty or samples)}."
         )
 
     def _is_logged(self, step: int) -> bool:
@@ -281,11 +281,6 @@ class Loop:
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
-
-    def _mean_of_processes(self, values: dict[str, torch.Tensor]) -> dict[str, float]:
-        stacked = torch.stack([value.detach().float() for value in values.values()])
-        reduced: Any = self.accelerator.reduce(stacked, "mean")
-        return dict(zip(values, reduced.tolist(), strict=True))
 
     def _anywhere(self, flag: bool) -> bool:
         """Return whether the flag is set in any process, so that all of them stop at the same step."""
@@ -344,14 +339,14 @@ class Loop:
         self.checkpoint = self.snapshots.save(self.step, rest, self.model, self.optimizer, self.average)
 
     def _restore(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint; its weights are in the policy already."""
+        """Continue from a checkpoint; its weights are in the policy already."""
         state = self.snapshots.restore(checkpoint, self.optimizer, self.average)
         ours, theirs = self.settings.accumulation, state.get("accumulation", self.settings.accumulation)
         if theirs * state["processes"] != ours * self.world:
             raise TrainingError(
                 f"{self.checkpoint} was trained by {state['processes']} processes x {theirs} accumulated "
-                f"batches, so steps of {theirs * state['processes']} batches, and cannot go on with "
-                f"{self.world} x {ours} = {self.world * ours}: the curve would break. Change "
+                f"batches, so steps of {theirs * state['processes']} batches, and cannot be resumed with "
+                f"{self.world} x {ours} = {self.world * ours}: the loss curve would break. Change "
                 "train.accumulation along with the number of processes."
             )
         self.job.loader.load_state_dict(state["loader"])
@@ -359,19 +354,16 @@ class Loop:
         self.step = state["step"]
 
 
-def _losses_of(output: Any) -> dict[str, torch.Tensor]:
-    found = {name: getattr(output, name, None) for name in _LOSSES}
-    return {name: loss.detach() for name, loss in found.items() if loss is not None}
+def _scalars_of(output: PolicyOutput) -> dict[str, torch.Tensor]:
+    """Return the loss and the policy's metrics, by the names that the policy gives them."""
+    assert output.loss is not None
+    return {name: value.detach() for name, value in {"loss": output.loss, **output.metrics}.items()}
 
 
-def _mean(losses: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
-
-
-def _name_frames(places: list[Where]) -> str:
+def _name_frames(samples: list[SampleIds]) -> str:
     """Return `"episode 3 frames 5, 9; episode 7 frame 0"`."""
     frames: dict[int, list[int]] = {}
-    for episode, frame in sorted(place for where in places for place in where):
+    for episode, frame in sorted(one for ids in samples for one in ids):
         frames.setdefault(episode, []).append(frame)
     return "; ".join(
         f"episode {episode} frame{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"

@@ -1,6 +1,6 @@
-"""AdamW with pi-0's numbers: which weights decay, and how the learning rate moves.
+"""AdamW, over the groups that the policy makes of its parameters, and how the learning rate moves.
 
-Linear warm-up, then half a cosine, then flat; step 0 is the first step, and already learns a little.
+Linear warm-up, then half a cosine, then flat; the first step is step 0, and its rate is above zero.
 """
 
 import math
@@ -16,10 +16,10 @@ from vla.train.recipe import TrainSection
 
 
 def learning_rate_at(step: int, train: TrainSection) -> float:
-    """Return the learning rate of the optimiser step number `step`, counted from 0.
+    """Return the learning rate of optimiser step `step`, counted from 0.
 
-    From `learning_rate / (warmup_steps + 1)` in a line to `learning_rate` at `warmup_steps`, down half a
-    cosine to `final_learning_rate` at `decay_steps`, flat from there.
+    Linear from `learning_rate / (warmup_steps + 1)` to `learning_rate` at `warmup_steps`, half a cosine down
+    to `final_learning_rate` at `decay_steps`, constant from there.
     """
     peak, final, warmup = train.learning_rate, train.final_learning_rate, train.warmup_steps
     if step < warmup:
@@ -31,18 +31,18 @@ def learning_rate_at(step: int, train: TrainSection) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group the same learning rate."""
+    """Give every parameter group the learning rate, times its `lr_scale` where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def make_optimizer(policy: Policy, train: TrainSection, min_8bit_size: int = 4096) -> torch.optim.Optimizer:
-    """Return AdamW over the model's trainable parameters.
+    """Return AdamW over the policy's trainable parameters.
 
     Args:
         policy: Its trainable parameters are float32.
-        train: Says which AdamW, and with which numbers.
-        min_8bit_size: Tensors with fewer elements have float32 moments under `adamw8bit`, too.
+        train: Which AdamW, and its hyperparameters.
+        min_8bit_size: Tensors with fewer elements keep float32 moments under `adamw8bit`.
 
     Raises:
         ConfigError: A trainable parameter is not float32.

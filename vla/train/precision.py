@@ -6,9 +6,10 @@ them, are bfloat16, except for the islands that ask for float32 themselves (norm
 losses).
 
 bfloat16 has 8 significant bits: next to a weight w its numbers lie at least |w| / 2^8 apart, and an addition
-is rounded to the nearest. So an update smaller than |w| / 2^9 changes nothing, however often it is made, and
-AdamW's are about as large as the learning rate: 2.5e-5 for a weight of 0.05 is four times too small. Weights
-of fewer bits are therefore not trained here. The frozen base of an adapter gets no update, and is bfloat16.
+is rounded to the nearest. So an update smaller than |w| / 2^9 changes nothing, however often it is repeated,
+and AdamW's are about as large as the learning rate: 2.5e-5 for a weight of 0.05 is four times too small.
+Weights of fewer bits are therefore not trained here. The frozen base of an adapter gets no update, and is
+bfloat16.
 """
 
 import torch

@@ -8,15 +8,18 @@
       steps: 20000
     output: runs/cube             # where the run's folder goes
 
-Every key has the value that pi-0 was trained with, except `data.path` and `output`, which have none.
+Every key but `data.path` and `output` has a default. Those of `train` are pi-0's; another policy brings its
+own where it wants others (`Policy.training_defaults`), and `vla.train.resolve` puts them in. Choices that
+only a policy can name (`policy.freeze`, presets) are strings here, and checked there.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from omegaconf import OmegaConf
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -24,6 +27,24 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+Mode = Literal["zscore", "quantile", "minmax", "identity"]
+"""Ways to normalise a feature; see `vla.transforms.normalize`."""
+
+
+def _known_modes(value: object) -> object:
+    """Say in one sentence what a normalisation may be, where pydantic would report each alternative."""
+    known = get_args(Mode)
+    given = value.values() if isinstance(value, dict) else [] if value is None else [value]
+    if wrong := [mode for mode in given if mode not in known]:
+        raise ValueError(
+            f"normalization must be one of {', '.join(known)}, or a mapping of features (state, actions) to "
+            f"them, got {wrong[0]!r}"
+        )
+    return value
+
+
+Normalization = Annotated[Mode | dict[str, Mode] | None, BeforeValidator(_known_modes)]
 
 
 class _Section(BaseModel):
@@ -33,10 +54,12 @@ class _Section(BaseModel):
 class AdapterSection(_Section):
     """A low-rank adapter (LoRA) that is trained in place of the weights; needs the extra `lora`."""
 
-    preset: Literal["expert", "vlm+expert", "attention", "all-linear"] = "expert"
-    """Which linear layers are adapted; those between the robot's numbers and the expert are trained whole."""
+    preset: str | None = None
+    """Which linear layers are adapted, by a name that the policy offers (pi-0: "expert", "vlm+expert",
+    "attention", "all-linear"); null is its first. Small layers that are new for every robot are trained
+    whole."""
     targets: str | None = None
-    """In place of the preset: an expression that the full names of the linear layers match."""
+    """Instead of the preset: a regular expression that the full names of the linear layers match."""
     rank: PositiveInt = 16
     alpha: PositiveFloat = 16.0
     """The change is scaled by alpha / rank; with `rslora` by alpha / sqrt(rank)."""
@@ -45,8 +68,8 @@ class AdapterSection(_Section):
     """Learn magnitude and direction of the weights apart."""
     rslora: bool = False
     quantize: Literal["4bit", "8bit"] | None = None
-    """QLoRA: store the layers' frozen linear layers in 4 bits (NF4) or 8. Needs the extra `quant`, and an
-    engine that shards no weights. Null stores them as all else that is frozen: in bfloat16 with
+    """QLoRA: store the frozen linear layers in 4 bits (NF4) or 8. Needs the extra `quant`, and an engine that
+    shards no weights. Null stores them like everything else that is frozen: in bfloat16 with
     `train.precision: bf16`, else in float32."""
 
 
@@ -68,12 +91,12 @@ class PolicySection(_Section):
     tokenizer: str | None = None
     """Folder or hub id. Null takes the pretrained policy's tokenizer, or, from scratch, trains a small one
     on the dataset's task and response texts."""
-    freeze: Literal["none", "vision", "vlm"] = "none"
-    """What stays as it is: the vision tower, or the whole vision-language model ("vlm": only the expert, and
-    the maps between it and the robot's numbers, train)."""
+    freeze: str = "none"
+    """What is not trained, by a name that the policy offers (pi-0: "vision", the vision tower; "vlm", the
+    whole vision-language model, so that only the expert and the layers around it are trained)."""
     adapter: AdapterSection | None = None
-    """Train an adapter of `pretrained`, and save it alone; null trains the weights. `vla merge` makes the two
-    one checkpoint."""
+    """Train an adapter of `pretrained`, and save it alone; null trains the weights. `vla merge` combines the
+    two into one checkpoint."""
 
     @model_validator(mode="after")
     def _adapter_has_a_base(self) -> Self:
@@ -108,7 +131,7 @@ class MixtureMember(_Section):
     """Null trains no text on this dataset."""
     state_key: str = "observation.state"
     action_key: str = "action"
-    normalization: Literal["zscore", "quantile"] | None = None
+    normalization: Normalization = None
     delta_mask: tuple[bool, ...] | None = None
 
 
@@ -138,8 +161,9 @@ class DataSection(_Section):
     action_key: str = "action"
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of the episodes that is held out, at least one of them; 0 holds out none."""
-    normalization: Literal["zscore", "quantile"] | None = None
-    """Null is the policy's own: z-score for pi-0, quantiles for pi-0.5."""
+    normalization: Normalization = None
+    """"zscore", "quantile", "minmax" or "identity"; or one per feature, `{state: zscore, actions: minmax}`.
+    Null, and a feature that is left out, is the policy's own: z-scores for pi-0, quantiles for pi-0.5."""
     delta_mask: tuple[bool, ...] | None = None
     """Action dimensions learned relative to the state, one flag each, missing ones false; null is none."""
     augment: bool = True
@@ -235,7 +259,8 @@ class TrainSection(_Section):
     the data sheet's value for GPUs that are known, and leaves `mfu` out for others."""
     seed: int = Field(default=42, ge=0)
     draws_per_observation: PositiveInt | None = None
-    """Noise draws that share one prefix; null is the policy config's own."""
+    """Noise draws that share one observation in a training pass, for policies that draw noise; null is what
+    the policy's config says. Held-out losses are measured with the config's."""
     activation_checkpointing: Literal["none", "all", "every_2"] = "none"
     """Layers that keep their input alone and compute the rest again for the backward pass: less memory, about
     a third more time; "every_2" is half of both. `gradient_checkpointing: true` is an older name of "all"."""

@@ -5,7 +5,7 @@ import torch
 
 from vla.errors import TrainingError
 from vla.train.checkpoint.folder import MAY_CHANGE, RunFolder, describe_run
-from vla.train.checkpoint.save import save_checkpoint
+from vla.train.checkpoint.on_disk import save_checkpoint
 from vla.train.recipe_file import load_recipe
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.train.conftest import numbers
 from vla.checkpoints.parts import Parts
+from vla.policies.base import PolicyOutput
 from vla.policies.pi0 import Pi0Policy
 from vla.train.loop import train
 from vla.train.monitor.diagnostics import Diagnostics
@@ -20,52 +21,64 @@ def alone():
     return Accelerator(cpu=True)
 
 
+PLAIN = SimpleNamespace(parts=Parts(), noise_level_name="tau")
+
+
+def output(error, mask=None, level=None):
+    return SimpleNamespace(action_error=error, action_error_mask=mask, noise_level=level)
+
+
 def taken(diagnostics):
     diagnostics.finish(torch.nn.Linear(1, 1))
     return {name: value for name, value in diagnostics.take().items() if name != "memory_gb"}
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 99), draws=st.sampled_from([None, 1, 3]), micro=st.integers(1, 3))
-def test_means_by_dimension_and_time_are_those_of_a_plain_count(alone, seed, draws, micro):
+@given(seed=st.integers(0, 99), draws=st.sampled_from([1, 3]), micro=st.integers(1, 3))
+def test_means_by_dimension_and_level_are_those_of_a_plain_count(alone, seed, draws, micro):
     """Every entry one by one, against the sums over tensors."""
     generator = torch.Generator().manual_seed(seed)
-    diagnostics, entries = Diagnostics(SimpleNamespace(parts=Parts()), alone), {}
+    diagnostics, entries = Diagnostics(PLAIN, alone), {}
     for _ in range(micro):
-        lead = (2,) if draws is None else (2, draws)
-        velocity, target = (torch.randn(*lead, 4, 3, generator=generator) for _ in range(2))
-        tau = torch.rand(lead, generator=generator)
+        error = torch.rand(2, draws, 4, 3, generator=generator)
+        level = torch.rand(2, draws, generator=generator)
         dim_is_pad = torch.tensor([[False, False, True]] * 2)
-        counts = torch.rand(2, 4, 3, generator=generator) < 0.8
-        broadcast = counts if draws is None else counts[:, None]
-        output = SimpleNamespace(velocity=velocity, target=target, tau=tau, counts=broadcast)
-        diagnostics.add(output, {"action_dim_is_pad": dim_is_pad})
-        for sample, draw, step, dim in torch.cartesian_prod(
-            *(torch.arange(n) for n in (2, draws or 1, 4, 3))
-        ).tolist():
-            if not counts[sample, step, dim]:
+        mask = torch.rand(2, 1, 4, 3, generator=generator) < 0.8
+        diagnostics.add(output(error, mask, level), {"action_dim_is_pad": dim_is_pad})
+        for sample, draw, step, dim in torch.cartesian_prod(*(torch.arange(n) for n in error.shape)).tolist():
+            if not mask[sample, 0, step, dim]:
                 continue
-            at = (sample,) if draws is None else (sample, draw)
-            error = (velocity - target)[at][step, dim].item() ** 2
-            fifth = min(int(tau[at].item() * 5), 4)
-            entries.setdefault(f"action_loss/tau_{fifth / 5:.1f}_{(fifth + 1) / 5:.1f}", []).append(error)
+            entry = error[sample, draw, step, dim].item()
+            fifth = min(int(level[sample, draw].item() * 5), 4)
+            entries.setdefault(f"action_loss/tau_{fifth / 5:.1f}_{(fifth + 1) / 5:.1f}", []).append(entry)
             if dim < 2:
-                entries.setdefault(f"action_loss/dim_{dim}", []).append(error)
+                entries.setdefault(f"action_loss/dim_{dim}", []).append(entry)
     expected = {name: sum(errors) / len(errors) for name, errors in entries.items()}
     assert taken(diagnostics) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_time_of_one_is_in_the_last_fifth(alone):
-    diagnostics = Diagnostics(SimpleNamespace(parts=Parts()), alone)
-    ones = torch.ones(1, 2, 1)
-    diagnostics.add(SimpleNamespace(velocity=2 * ones, target=ones, tau=torch.ones(1), counts=None), {})
+def test_a_level_of_one_is_in_the_last_fifth(alone):
+    diagnostics = Diagnostics(PLAIN, alone)
+    diagnostics.add(output(torch.ones(1, 1, 2, 1), level=torch.ones(1, 1)), {})
     assert taken(diagnostics) == {"action_loss/dim_0": 1.0, "action_loss/tau_0.8_1.0": 1.0}
     assert diagnostics.take() == {}
 
 
-def test_an_output_that_does_not_say_is_left_out(alone):
-    diagnostics = Diagnostics(SimpleNamespace(parts=Parts()), alone)
-    diagnostics.add(SimpleNamespace(loss=torch.zeros(())), {})
+def test_without_noise_there_are_dimensions_alone(alone):
+    diagnostics = Diagnostics(PLAIN, alone)
+    diagnostics.add(output(torch.tensor([0.5, 2.0]).expand(3, 1, 4, 2)), {})
+    assert taken(diagnostics) == {"action_loss/dim_0": 0.5, "action_loss/dim_1": 2.0}
+
+
+def test_the_policy_names_its_noise_level(alone):
+    diagnostics = Diagnostics(SimpleNamespace(parts=Parts(), noise_level_name="step"), alone)
+    diagnostics.add(output(torch.ones(1, 1, 2, 1), level=torch.full((1, 1), 0.5)), {})
+    assert taken(diagnostics).keys() == {"action_loss/dim_0", "action_loss/step_0.4_0.6"}
+
+
+def test_an_output_without_action_errors_is_left_out(alone):
+    diagnostics = Diagnostics(PLAIN, alone)
+    diagnostics.add(PolicyOutput(loss=torch.zeros(())), {})
     assert taken(diagnostics) == {}
 
 

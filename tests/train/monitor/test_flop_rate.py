@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from tests.train.conftest import numbers
 from vla.bench.flops import count_flops
+from vla.policies.pi0 import Pi0Policy
 from vla.train.loop import train
 from vla.train.monitor import flop_rate
 from vla.train.monitor.flop_rate import FlopRate, peak_tflops
@@ -36,26 +38,54 @@ def clock(monkeypatch):
 class Counting:
     """A policy whose batches say what they cost."""
 
-    def training_flops(self, draws):
-        return lambda batch: batch["cost"] * (draws or 1)
+    def training_flops(self):
+        return lambda batch: batch["cost"]
 
 
 @pytest.mark.parametrize("processes", [1, 4])
 def test_rates_are_of_the_time_since_the_last_report_and_of_all_processes(clock, processes):
-    settings = TrainSection(peak_tflops=8.0, draws_per_observation=2)
+    settings = TrainSection(peak_tflops=8.0)
     rate = FlopRate(Counting(), Accelerator(num_processes=processes), settings)
-    for cost in (1e12, 3e12):
+    for cost in (2e12, 6e12):
         rate.add({"cost": cost})
     clock.seconds += 2
     assert rate.take() == {"tflops": 4.0 * processes, "mfu": 0.5}
-    rate.add({"cost": 1e12})
+    rate.add({"cost": 2e12})
     clock.seconds += 1
     assert rate.take() == {"tflops": 2.0 * processes, "mfu": 0.25}
 
 
-def test_a_policy_that_does_not_count_gives_no_numbers():
-    rate = FlopRate(object(), Accelerator(num_processes=1), TrainSection(peak_tflops=1.0))
-    rate.add({})
+class NotCounting(nn.Linear):
+    """A policy without a formula; [rows, 3] times [3, 5]."""
+
+    def __init__(self):
+        super().__init__(3, 5)
+
+    def training_flops(self):
+        return None
+
+
+def test_without_a_formula_each_shape_is_measured_once(clock, monkeypatch):
+    policy, counters = NotCounting(), []
+    counting = flop_rate.TrainingFlopCounter
+    monkeypatch.setattr(flop_rate, "TrainingFlopCounter", lambda: counters.append(1) or counting())
+    rate = FlopRate(policy, Accelerator(num_processes=1), TrainSection())
+    for rows in (2, 4, 2, 2):
+        batch = {"x": torch.ones(rows, 3)}
+        rate.add(batch)
+        with rate.measured():
+            policy(batch["x"]).sum().backward()
+    clock.seconds += 1
+    # Forward, and the gradient of the weights; none of the input is wanted.
+    assert rate.take()["tflops"] * 1e12 == pytest.approx(2 * 2 * (3 * 5) * (2 + 4 + 2 + 2))
+    assert len(counters) == 2
+
+
+def test_compiled_layers_without_a_formula_give_no_numbers():
+    rate = FlopRate(NotCounting(), Accelerator(num_processes=1), TrainSection(compile=True))
+    rate.add({"x": torch.ones(1, 3)})
+    with rate.measured():
+        pass
     assert rate.take() == {}
 
 
@@ -96,6 +126,25 @@ def test_a_run_reports_what_pytorch_counts(tiny, monkeypatch):
             flops = sum(count_flops(step) for step in steps)
         assert record["tflops"] == pytest.approx(flops / 1e12, rel=1e-6)
         assert record["mfu"] == pytest.approx(record["tflops"] / 1e-3)
+
+
+def test_a_run_without_a_formula_reports_what_pytorch_counts_and_has_the_same_losses(tiny, monkeypatch):
+    monkeypatch.setattr(flop_rate, "time", SimpleNamespace(perf_counter=iter(range(100)).__next__))
+    overrides = ("train.steps=2", "train.accumulation=2", "data.augment=false", "train.precision=bf16")
+    plain = train(tiny(*overrides), progress=False)
+    monkeypatch.setattr(Pi0Policy, "training_flops", lambda self: None)
+    recipe = tiny(*overrides, output="measured")
+    result = train(recipe, progress=False)
+    assert numbers(result.folder) == numbers(plain.folder)
+    job = set_up(recipe, None, 0, 1)
+    policy, batches = job.policy.train(), iter(job.loader)
+    for record in [one for one in read_metrics(result.folder / "metrics.jsonl") if "tflops" in one]:
+        flops = 0
+        for _ in range(2):
+            batch, _ = next(batches)
+            with torch.autocast("cpu", torch.bfloat16):
+                flops += count_flops(lambda b=batch: policy(**b).loss.backward())
+        assert record["tflops"] == pytest.approx(flops / 1e12, rel=1e-6)
 
 
 def test_nothing_is_guessed_on_a_processor_and_no_loss_changes(tiny, monkeypatch, tmp_path):

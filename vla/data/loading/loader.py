@@ -18,9 +18,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from vla.data.loading.order import Epochs, WholeDataset
 from vla.errors import ConfigError, DatasetError, VlaError
-from vla.types import Batch
+from vla.types import Batch, SampleIds
 
-Where = list[tuple[Any, int]]
+Where = SampleIds
 """(episode, frame) of every sample of a batch; episodes are numbers, or text where the items' are."""
 
 _Key = tuple[int, int]  # (epoch, index in the dataset)

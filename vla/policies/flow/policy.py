@@ -74,10 +74,11 @@ class FlowPolicy(Policy):
         """Return what counts the floating-point operations of training, batch by batch.
 
         Args:
-            draws: Noise draws of each observation; the config's where not given.
+            draws: Noise draws of each observation; those of training where not given.
         """
         flows = self.config.action_objective != "regression"
-        return TrainingFlops(self, (draws or self.config.draws_per_observation) if flows else 1)
+        draws = draws or self.training_draws or self.config.draws_per_observation
+        return TrainingFlops(self, draws if flows else 1)
 
     @classmethod
     def from_paligemma(
@@ -139,7 +140,7 @@ class FlowPolicy(Policy):
             prefix_keys_values: `[b, s, layers, 2, k, e]`, and
             prefix_mask: bool `[b, s]`, right-padded, in place of images and text, where the whole
                 vision-language model is frozen and its prefix was kept (`KeyValueCache.pack`).
-            draws_per_observation: `n`; the config's where not given.
+            draws_per_observation: `n`; where not given, `training_draws` in training mode, else the config's.
             generator: Source of noise and tau, on the policy's device.
 
         Raises:
@@ -198,7 +199,7 @@ class FlowPolicy(Policy):
         batch, horizon, width = actions.shape
         if noise is not None and noise.ndim == 4:
             draws = noise.shape[1]
-        draws = draws or config.draws_per_observation
+        draws = draws or (self.training and self.training_draws) or config.draws_per_observation
         if config.action_objective == "regression":
             # Without noise and at tau = 0 the path starts at zero and its velocity is the chunk itself.
             noise, tau = actions.new_zeros(batch, 1, horizon, width), actions.new_zeros(batch, 1)

@@ -5,12 +5,11 @@ from typing import Any
 
 from vla.policies.flow.pipeline import flow_pipeline
 from vla.policies.pi0.config import Pi0Config
+from vla.policies.pi0.policy import Pi0Policy
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import VLA_FORMULA, NormalizationFormula, NormalizationMode
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import Statistics
-
-DEFAULT_NORMALIZATION: NormalizationMode = "zscore"
 
 
 def make_pipeline(
@@ -47,7 +46,7 @@ def make_pipeline(
         state_dim=state_dim,
         action_dim=action_dim,
         delta_mask=delta_mask,
-        normalization=normalization or DEFAULT_NORMALIZATION,
+        normalization=normalization or Pi0Policy.normalization,
         formula=formula,
         augment=augment,
     )

@@ -10,6 +10,7 @@ class Pi0Policy(FlowPolicy):
 
     config_class = Pi0Config
     config: Pi0Config
+    normalization = {"state": "zscore", "actions": "zscore"}  # noqa: RUF012
     _no_split_modules = ["GemmaLayer", "SiglipEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: Pi0Config) -> None:

@@ -5,13 +5,12 @@ from typing import Any
 
 from vla.policies.flow.pipeline import flow_pipeline
 from vla.policies.pi05.config import Pi05Config
+from vla.policies.pi05.policy import Pi05Policy
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import VLA_FORMULA, NormalizationFormula, NormalizationMode
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt
 from vla.transforms.statistics import Statistics
-
-DEFAULT_NORMALIZATION: NormalizationMode = "quantile"
 
 
 def make_pipeline(
@@ -51,7 +50,7 @@ def make_pipeline(
         state_dim=state_dim,
         action_dim=action_dim,
         delta_mask=delta_mask,
-        normalization=normalization or DEFAULT_NORMALIZATION,
+        normalization=normalization or Pi05Policy.normalization,
         formula=formula,
         augment=augment,
     )

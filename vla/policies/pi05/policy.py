@@ -16,6 +16,7 @@ class Pi05Policy(FlowPolicy):
 
     config_class = Pi05Config
     config: Pi05Config
+    normalization = {"state": "quantile", "actions": "quantile"}  # noqa: RUF012
     _no_split_modules = ["GemmaLayer", "AdaptiveGemmaLayer", "SiglipEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: Pi05Config) -> None:

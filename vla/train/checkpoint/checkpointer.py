@@ -7,7 +7,7 @@
       training/                         AdamW's moments, and the weights behind an average; in shards, too
       training_state.pt                 the rest: position in the data, counts, means
 
-Either kind goes on under any engine and any number of processes.
+Either kind can be resumed under any engine and any number of processes.
 """
 
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ import torch
 from vla.errors import TrainingError
 from vla.policies.base import Policy
 from vla.train.checkpoint.folder import RunFolder, describe_run
-from vla.train.checkpoint.save import (
+from vla.train.checkpoint.on_disk import (
     checkpoint_name,
     load_training_state,
     point_last_at,
@@ -50,11 +50,11 @@ class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
     Args:
-        recipe: The run's.
-        folder: The run's.
-        engine: What distributes the training.
-        policy: What is trained, unwrapped.
-        optimizer: Torch's own, before accelerate takes it over.
+        recipe: The run's recipe.
+        folder: The run's folder.
+        engine: The engine that distributes the training.
+        policy: The trained policy, unwrapped.
+        optimizer: The optimiser, before accelerate prepares it.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Checkpointer:
 
         Args:
             step: Optimiser steps done.
-            rest: What else the run needs to go on: plain values, the same in every process.
-            model: What accelerate made of the policy.
-            optimizer: What accelerate made of the optimiser.
-            average: Of the weights, or None.
+            rest: What else the run needs to continue: plain values, the same in every process.
+            model: The policy as prepared by accelerate.
+            optimizer: The optimiser as prepared by accelerate.
+            average: Average of the weights, or None.
 
         Raises:
             TrainingError: The disk is full or cannot be written. Earlier checkpoints are untouched.
@@ -94,19 +94,19 @@ class Checkpointer:
         return self._folder / checkpoint_name(step)
 
     def restore(self, checkpoint: Path, optimizer: Any, average: WeightAverage | None) -> dict[str, Any]:
-        """Give optimiser and average their state again and return the rest; a collective.
+        """Restore the optimiser and the average and return the rest; a collective.
 
         The policy must have the weights of the checkpoint's folder already.
 
         Raises:
             TrainingError: A file is missing or damaged.
-            WeightsError: The same, of a shard.
+            WeightsError: A shard is missing or damaged.
         """
         state = load_training_state(checkpoint)
         if not (checkpoint / TRAINING).is_dir():
             raise TrainingError(
                 f"{checkpoint} has no folder {TRAINING}/: it is damaged, or of an earlier version of vla. "
-                "Remove it to resume from the one before it, or start from its weights (policy.pretrained)."
+                "Remove it to resume from the previous one, or start from its weights (policy.pretrained)."
             )
         with RowShardsReader(checkpoint / TRAINING) as reader:
             self._optimizer_state.load(optimizer, state["optimizer"], reader)

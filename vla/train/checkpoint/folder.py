@@ -7,8 +7,8 @@ runs/cube/
   metrics.jsonl      one JSON object a line: {"step": 100, "loss": ..., ...}
   tensorboard/       the same numbers, unless the recipe turns them off
   plots/             sampled chunks against recorded ones, where the recipe asks for them
-  checkpoints/       see `checkpoint.py`; `checkpoints/last` is the policy to use
-  errors/            where one of several processes failed: what it said; see `last_words.py`
+  checkpoints/       see `on_disk.py`; `checkpoints/last` is the policy to use
+  errors/            the error of each process that failed, if there are several; see `error_files.py`
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
-from vla.train.checkpoint.save import list_checkpoints, remove_leftovers
+from vla.train.checkpoint.on_disk import list_checkpoints, remove_leftovers
 from vla.train.monitor.reproduce import package_versions
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
@@ -28,7 +28,7 @@ MAY_CHANGE = frozenset(
     {
         "output",
         *(f"data.{key}" for key in ("num_workers", "open_videos", "streaming_disk_gb")),
-        "data.revision",  # the statistics' fingerprint says whether the data are the same
+        "data.revision",  # the statistics' fingerprint tells whether the data are the same
         "train.accumulation",  # along with the number of processes, which the loop checks
         "train.total_batch_size",
         *(
@@ -39,8 +39,8 @@ MAY_CHANGE = frozenset(
         *(f"train.{key}" for key in ("tensorboard", "trackers", "peak_tflops")),
     }
 )
-"""What a resumed run may do differently: none of it changes a loss, except `steps` through the cosine's end
-where `decay_steps` is null."""
+"""Keys that a resumed run may change: none of them changes a loss, except `steps`, where it is the end of the
+cosine (`decay_steps: null`)."""
 
 
 class RunFolder:
@@ -56,7 +56,7 @@ class RunFolder:
         self.errors = self.path / "errors"
 
     def check_free(self) -> None:
-        """Raise `TrainingError` unless the folder is absent, empty, or all that is in it says what failed."""
+        """Raise `TrainingError` unless the folder is absent, empty, or holds error files alone."""
         if self.path.exists() and not self.path.is_dir():
             raise TrainingError(f"The output {self.path} is a file; choose another output.")
         if self.path.is_dir() and any(path != self.errors for path in self.path.iterdir()):
@@ -94,6 +94,6 @@ class RunFolder:
 
 
 def describe_run(recipe: Recipe) -> dict[str, str]:
-    """Return the files, by name, that say what a run or a checkpoint came from."""
+    """Return the files, by name, that describe the origin of a run or a checkpoint."""
     versions = json.dumps(package_versions(), indent=2) + "\n"
     return {RECIPE_FILE: recipe.to_yaml(), VERSIONS_FILE: versions}

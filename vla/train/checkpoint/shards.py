@@ -1,4 +1,4 @@
-"""What several processes hold in parts: made whole on the main process, or written by each for itself.
+"""Tensors that several processes hold in parts: gathered on the main process, or written by each process.
 
 A checkpoint's large tensors are the same whichever engine wrote them: whole weights, and AdamW's moments by
 the parameter's number as `make_optimizer` orders them. Gathered, they lie in one file that the main process
@@ -66,8 +66,8 @@ class OptimizerState:
     """AdamW's state as one process would have it, whichever engine has it in parts.
 
     Args:
-        engine: What distributes the training.
-        optimizer: Torch's own, before accelerate takes it over.
+        engine: The engine that distributes the training.
+        optimizer: The optimiser, before accelerate prepares it.
     """
 
     def __init__(self, engine: Engine, optimizer: torch.optim.Optimizer) -> None:
@@ -94,17 +94,17 @@ class OptimizerState:
         return _split(optimizer.state_dict())
 
     def load(self, optimizer: Any, rest: dict[str, Any], reader: TensorReader) -> None:
-        """Take what `whole` or `parts` returned under any engine; where it is lost, start anew and say so.
+        """Load what `whole` or `parts` returned under any engine; where it is lost, warn and start anew.
 
         Args:
-            optimizer: What accelerate made of the optimiser.
+            optimizer: The optimiser as prepared by accelerate.
             rest: The state without its large tensors.
-            reader: Of those.
+            reader: Reader of those tensors.
         """
         if self._lost or rest.get("lost"):
             logger.warning(
                 "The state of 8-bit AdamW does not pass from or to DeepSpeed (now: %s): the weights, the "
-                "step and the place in the data go on, AdamW's averages start anew.",
+                "step and the place in the data continue, AdamW's averages start anew.",
                 self._engine.name,
             )
         elif self._zero is not None:
@@ -177,12 +177,12 @@ def write_shards(engine: Engine, folder: Path, tensors: Mapping[str, Tensor]) ->
     """Write tensors into a new folder, every process the rows that it holds; a collective.
 
     Args:
-        engine: Of the processes.
-        folder: The same for all of them.
+        engine: The engine that distributes the training.
+        folder: The folder, the same for all processes.
         tensors: By name; sharded over all processes along axis 0, or the same in all of them.
 
     Raises:
-        SaveError: A process could not write its rows; every process says so, and which it was.
+        SaveError: A process could not write its rows; every process raises it and names that process.
     """
     try:
         writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)

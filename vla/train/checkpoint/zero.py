@@ -18,7 +18,7 @@ class ZeroState:
     """AdamW's state under ZeRO, whichever stage.
 
     Args:
-        optimizer: Torch's own, before DeepSpeed takes it over: it knows which parameter has which number.
+        optimizer: The optimiser, before DeepSpeed wraps it: it knows the number of each parameter.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -29,13 +29,14 @@ class ZeroState:
         """Return AdamW's state with whole tensors, in the processor's memory; a collective.
 
         Args:
-            optimizer: What accelerate made of the optimiser.
+            optimizer: The optimiser as prepared by accelerate.
             keep: Whether this process wants the tensors; elsewhere they are left out.
         """
         from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
         zero = optimizer.optimizer
-        groups = [{**group, "lr": zero.optimizer.param_groups[0]["lr"]} for group in self._groups]
+        rates = [group["lr"] for group in zero.optimizer.param_groups]
+        groups = [{**group, "lr": lr} for group, lr in zip(self._groups, rates, strict=True)]
         state: dict[int, Any] = {}
         if any(zero.optimizer.state.values()):  # else no step was taken yet
             _link(zero)
@@ -60,7 +61,7 @@ class ZeroState:
         """Give ZeRO its share of what `whole`, or AdamW in one process, returned.
 
         Args:
-            optimizer: What accelerate made of the optimiser.
+            optimizer: The optimiser as prepared by accelerate.
             step: How many steps were taken, of shape `[]`.
             moment: Returns a parameter's whole moment, by the parameter's number and the moment's name; None
                 where AdamW has none yet, as no gradient has come.

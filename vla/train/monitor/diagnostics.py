@@ -1,9 +1,10 @@
-"""What the steps that are logged say beyond their loss: where it comes from, and where the gradient goes.
+"""What the logged steps report beyond their loss: where it comes from, and where the gradient goes.
 
-    action_loss/dim_3          mean squared error of the velocity in the robot's fourth dimension
-    action_loss/tau_0.4_0.6    the same of the draws whose time lies in that fifth of [0, 1]
+    action_loss/dim_3          mean squared error of the action loss in the robot's fourth dimension
+    action_loss/tau_0.4_0.6    the same for the draws whose noise level lies in that fifth of [0, 1]; a policy
+                               may call its noise level by another name than tau, or have none
     gradient_norm/expert       before clipping, of one part of the policy; their squares add up to the whole's
-    memory_gb                  the most that this process has held, of 10^9 bytes
+    memory_gb                  the most that this process has held, in 10^9 bytes
 
 All of it is read off tensors that the step has anyway, in the one step that ends a report, so it costs
 nothing in between and no random number. Means are over all micro-batches and processes of that step.
@@ -20,40 +21,47 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
-TAU_BUCKETS = 5
-"""Equal parts of [0, 1], in which the flow's time runs from noise to data."""
+from vla.policies.base import Policy, PolicyOutput
+
+BUCKETS = 5
+"""Equal parts of [0, 1], the range of the noise level."""
 
 
 class Diagnostics:
     """Collects the micro-batches of one step.
 
     Args:
-        policy: Says which part a parameter belongs to (`parts`).
-        accelerator: To add up over the processes.
+        policy: Its `parts` tell which one a parameter belongs to; its `noise_level_name` is used in metrics.
+        accelerator: accelerate's view of the processes, whose values are added up.
     """
 
-    def __init__(self, policy: Any, accelerator: Accelerator) -> None:
-        self._parts = policy.parts
+    def __init__(self, policy: Policy, accelerator: Accelerator) -> None:
+        self._parts, self._level = policy.parts, policy.noise_level_name
         self._accelerator = accelerator
-        self._sums: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._dims: list[torch.Tensor] = []
+        self._levels: list[torch.Tensor] = []
         self._values: dict[str, float] = {}
 
-    def add(self, output: Any, batch: Mapping[str, torch.Tensor]) -> None:
-        """Count a micro-batch, where the policy's output says what its action loss was computed from.
+    def add(self, output: PolicyOutput, batch: Mapping[str, torch.Tensor]) -> None:
+        """Count a micro-batch, where the policy's output has the errors behind its action loss.
 
         Args:
-            output: With `velocity` and `target` `[b, a, m]` or `[b, n, a, m]`, `tau` `[b]` or `[b, n]`, and
-                `counts`, which broadcasts to the velocity, or None.
-            batch: `action_dim_is_pad` `[b, m]` says which dimensions the robot lacks.
+            output: Its `action_error`, `action_error_mask` and `noise_level` are read.
+            batch: `action_dim_is_pad` `[b, m]`, if there, says which dimensions the robot lacks.
         """
-        if getattr(output, "target", None) is not None:
-            self._sums.append(_sum_losses(output, batch.get("action_dim_is_pad")))
+        error, level = output.action_error, output.noise_level
+        if error is None:
+            return
+        counted = _with_counts(error, output.action_error_mask)
+        self._dims.append(_sum_by_dimension(counted, batch.get("action_dim_is_pad")))
+        if level is not None:
+            self._levels.append(_sum_by_level(counted, level))
 
     def finish(self, model: nn.Module) -> None:
         """Close the step: to be called by all processes, before the gradient is clipped."""
         self._values = {**self._losses(), **self._gradient_norms(model)}
         self._values["memory_gb"] = peak_memory(self._accelerator.device) / 1e9
-        self._sums = []
+        self._dims, self._levels = [], []
 
     def take(self) -> dict[str, float]:
         """Return the values of the step that was closed last."""
@@ -61,16 +69,17 @@ class Diagnostics:
         return values
 
     def _losses(self) -> dict[str, float]:
-        if not self._sums:
+        if not self._dims:
             return {}
-        dims, taus = (torch.stack(parts).sum(0) for parts in zip(*self._sums, strict=True))
-        reduced: Any = self._accelerator.reduce(torch.cat([dims, taus], dim=1), "sum")
-        (sums, counts), width = reduced.tolist(), dims.shape[1]
-        names = [f"dim_{number}" for number in range(width)]
-        names += [f"tau_{_edge(n)}_{_edge(n + 1)}" for n in range(TAU_BUCKETS)]
+        sums = [torch.stack(self._dims).sum(0)]
+        names = [f"dim_{number}" for number in range(sums[0].shape[1])]
+        if self._levels:
+            sums.append(torch.stack(self._levels).sum(0))
+            names += [f"{self._level}_{_edge(n)}_{_edge(n + 1)}" for n in range(BUCKETS)]
+        reduced: Any = self._accelerator.reduce(torch.cat(sums, dim=1), "sum")
         return {
             f"action_loss/{name}": total / count
-            for name, total, count in zip(names, sums, counts, strict=True)
+            for name, total, count in zip(names, *reduced.tolist(), strict=True)
             if count
         }
 
@@ -86,29 +95,36 @@ class Diagnostics:
 
 
 @torch.no_grad()
-def _sum_losses(output: Any, dim_is_pad: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return squared errors and how many they are, by dimension `[2, m]` and by bucket of tau `[2, k]`."""
-    squared = (output.velocity.detach().float() - output.target.float()).square()
-    weight = torch.ones_like(squared)
-    if output.counts is not None:
-        weight = weight * output.counts
-    draws = (-1, *squared.shape[-2:])
-    both = torch.stack([squared * weight, weight]).reshape(2, *draws)
-    bucket = (output.tau.reshape(-1) * TAU_BUCKETS).long().clamp(0, TAU_BUCKETS - 1)
-    taus = torch.zeros(2, TAU_BUCKETS, device=squared.device)
-    taus.index_add_(1, bucket, both.sum((-2, -1)))
+def _with_counts(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the squared errors that count, and how many each of them is (1 or 0), `[2, b, n, a, m]`."""
+    weight = torch.ones_like(error)
+    if mask is not None:
+        weight = weight * mask
+    return torch.stack([error * weight, weight])
+
+
+@torch.no_grad()
+def _sum_by_dimension(counted: torch.Tensor, dim_is_pad: torch.Tensor | None) -> torch.Tensor:
+    """Return sum and count of the errors by action dimension, `[2, m]`."""
     if dim_is_pad is not None:
-        per_sample = both.reshape(2, dim_is_pad.shape[0], -1, draws[-1])
-        both = per_sample * ~dim_is_pad.bool()[:, None, :]
-    return both.reshape(2, -1, draws[-1]).sum(1), taus
+        counted = counted * ~dim_is_pad.bool()[:, None, None, :]
+    return counted.flatten(1, 3).sum(1)
+
+
+@torch.no_grad()
+def _sum_by_level(counted: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """Return sum and count of the errors by bucket of the noise level `[b, n]`, `[2, k]`."""
+    bucket = (level.reshape(-1) * BUCKETS).long().clamp(0, BUCKETS - 1)
+    sums = torch.zeros(2, BUCKETS, device=counted.device)
+    return sums.index_add_(1, bucket, counted.sum((-2, -1)).flatten(1))
 
 
 def _edge(number: int) -> str:
-    return f"{number / TAU_BUCKETS:g}" if 0 < number < TAU_BUCKETS else f"{number // TAU_BUCKETS}.0"
+    return f"{number / BUCKETS:g}" if 0 < number < BUCKETS else f"{number // BUCKETS}.0"
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that this process has held: of the GPU where there is one, else resident."""
+    """Return the most bytes that this process has held: on the GPU where there is one, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

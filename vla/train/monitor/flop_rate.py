@@ -4,18 +4,24 @@
     mfu       the same over what the devices could do at most (model FLOPs utilisation, PaLM, arXiv
               2204.02311, appendix B); left out where that is not known
 
-Counted is what the model needs, from the shapes of the batches: see the policy's `training_flops`. Time is
+A policy counts what the model needs by a formula, from the shapes of the batches: its `training_flops`. For
+one that has none, PyTorch counts what the first micro-batch of each shape runs, forward and backward. Layers
+that are computed twice (activation checkpointing) then count twice, and products that it cannot see (those of
+4-bit and 8-bit layers) not at all; compiled layers hide all of theirs, so that nothing is reported. Time is
 wall-clock between two reports, validation and saving included, as for `samples_per_second`.
 """
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 
+from vla.nn.flop_counter import TrainingFlopCounter
+from vla.policies.base import Policy
 from vla.train.recipe import TrainSection
 
 
@@ -47,17 +53,18 @@ NVIDIA's data sheets and architecture papers, without sparsity, bf16 accumulated
 
 
 class FlopRate:
-    """Adds up the operations of every micro-batch; nothing where the policy does not count them.
+    """Adds up the operations of every micro-batch.
 
     Args:
-        policy: With `training_flops`, as `FlowPolicy` has it; otherwise no numbers are given.
-        accelerator: To add up over the processes.
-        settings: Precision, draws, and `peak_tflops`, which outranks the table.
+        policy: Its `training_flops` counts; without one, PyTorch does.
+        accelerator: accelerate's view of the processes, whose operations are added up.
+        settings: Precision, `compile`, and `peak_tflops`, which outranks the table.
     """
 
-    def __init__(self, policy: Any, accelerator: Accelerator, settings: TrainSection) -> None:
-        make_count = getattr(policy, "training_flops", None)
-        self._count = None if make_count is None else make_count(settings.draws_per_observation)
+    def __init__(self, policy: Policy, accelerator: Accelerator, settings: TrainSection) -> None:
+        formula = policy.training_flops()
+        self._reports = formula is not None or not settings.compile
+        self._count: _Count = formula or _MeasuredCosts()
         self._accelerator, self._done, self._since = accelerator, 0, time.perf_counter()
         self._peak = settings.peak_tflops
         if self._peak is None:
@@ -65,12 +72,22 @@ class FlopRate:
 
     def add(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Count a micro-batch; on the host, where reading its shape waits for no device."""
-        if self._count is not None:
+        if self._reports:
             self._done += self._count(batch)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Enclose the forward and backward pass of the micro-batch that was added last."""
+        if not (self._reports and isinstance(self._count, _MeasuredCosts) and self._count.is_wanted):
+            yield
+            return
+        with TrainingFlopCounter() as counter:
+            yield
+        self._done += self._count.learn(counter.total)
 
     def take(self) -> dict[str, float]:
         """Return the rates since the last call, and start anew: to be called by all processes."""
-        if self._count is None:
+        if not self._reports:
             return {}
         now = time.perf_counter()
         rate = self._done / 1e12 / max(now - self._since, 1e-9)
@@ -83,11 +100,37 @@ class FlopRate:
         return rates
 
 
+_Count = Callable[[Mapping[str, torch.Tensor]], int]
+
+
+class _MeasuredCosts:
+    """The operations of batches by their shapes, as far as they were measured."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, int] = {}
+        self._last: Any = None
+
+    def __call__(self, batch: Mapping[str, torch.Tensor]) -> int:
+        """Return the operations of a batch; 0 where its shape is new, see `is_wanted`."""
+        self._last = tuple(sorted((name, tensor.shape) for name, tensor in batch.items()))
+        return self._known.get(self._last, 0)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the last batch has yet to be measured."""
+        return self._last is not None and self._last not in self._known
+
+    def learn(self, flops: int) -> int:
+        """Remember the operations of the last batch and return them."""
+        self._known[self._last] = flops
+        return flops
+
+
 def peak_tflops(device: str | None, settings: TrainSection) -> float | None:
     """Return what a device can do at most at a recipe's precision, or None where that is not known.
 
     Args:
-        device: As torch names it.
+        device: Name that torch gives the device.
         settings: `precision` and `tf32`.
     """
     found = next((peak for name, peak in _PEAKS.items() if device and re.fullmatch(name, device)), None)

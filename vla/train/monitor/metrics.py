@@ -1,4 +1,4 @@
-"""What a run tells: running means, `metrics.jsonl`, TensorBoard, and the progress bar."""
+"""What a run reports: `metrics.jsonl`, TensorBoard, and the progress bar."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,34 +17,6 @@ from vla.errors import TrainingError
 from vla.train.monitor.trackers import Tracker
 
 logger = logging.getLogger(__name__)
-
-
-class RunningMeans:
-    """Means since the last report. Their sums are saved with a checkpoint, so a resumed run reports alike."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
-
-    def add(self, values: Mapping[str, float]) -> None:
-        """Count one step's values."""
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-
-    def take(self) -> dict[str, float]:
-        """Return the means and start anew."""
-        means = {name: total / self._count for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the sums so far."""
-        return {"sums": dict(self._sums), "count": self._count}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from another object's sums."""
-        self._sums, self._count = dict(state["sums"]), state["count"]
 
 
 class DataWait:
@@ -114,7 +86,7 @@ class MetricsLog:
         """Flush and close all of them.
 
         Raises:
-            TrainingError: As `write`.
+            TrainingError: The disk is full or cannot be written.
         """
         with self._write_errors():
             self._file.close()
@@ -137,7 +109,7 @@ class ProgressDisplay:
     Args:
         steps: Steps of the whole run.
         done: Steps done before.
-        samples_per_step: Of all processes together.
+        samples_per_step: Samples of one step, all processes together.
         show: Whether to show anything.
     """
 

@@ -1,10 +1,10 @@
-"""`reproduce.json`: what it takes to do a run again, and what its weights can be traced back to.
+"""`reproduce.json`: what is needed to repeat a run, and to trace its weights back to their source.
 
     {"starts": [{"step": 0, "time": ..., "command": [...], "recipe": {...}, "versions": {...},
                  "git": {"commit": ..., "is_dirty": ...} or null, "datasets": {path: fingerprint},
                  "revisions": {path: commit}, "engine": "ddp", "processes": 2, "device": ...}, ...]}
 
-The first start stays as it was written; each resumption adds its own behind it.
+The entry of the first start never changes; each resumption appends its own.
 """
 
 import hashlib
@@ -39,19 +39,19 @@ def record_start(
     processes: int,
     revisions: Mapping[str, str] | None = None,
 ) -> None:
-    """Add the start of a run, or of its resumption, to `reproduce.json`.
+    """Append the start of a run, or of its resumption, to `reproduce.json`.
 
     Args:
-        path: The file; made where it is absent.
-        recipe: Resolved: every default spelled out.
+        path: The file; created if absent.
+        recipe: The resolved recipe, every default spelled out.
         step: Optimiser steps done before.
-        datasets: Fingerprint of the frames that are trained on, by path.
-        engine: What distributes the training.
-        processes: Of all machines together.
-        revisions: Commits of those that are hub datasets, by path.
+        datasets: Fingerprints of the frames that are trained on, by path.
+        engine: Name of the engine.
+        processes: Number of processes, all machines together.
+        revisions: Commits of the hub datasets, by path.
 
     Raises:
-        TrainingError: The file holds something else.
+        TrainingError: The file is damaged.
     """
     starts = _read(path)
     starts.append(
@@ -90,7 +90,7 @@ def package_versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found | {"torch": torch.__version__}  # which says for which CUDA it was built
+    return found | {"torch": torch.__version__}  # with the CUDA version that it was built for
 
 
 def git_state(package: Path) -> dict[str, Any] | None:
@@ -107,7 +107,7 @@ def git_state(package: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git says; None where it says no, or is not there."""
+    """Return the output of git; None where it fails or is not installed."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
     except FileNotFoundError:
@@ -122,6 +122,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
         starts = json.loads(path.read_text())["starts"]
     except (ValueError, KeyError, TypeError) as error:
         raise TrainingError(
-            f"{path} is damaged ({error}); move it away to go on without its record."
+            f"{path} is damaged ({error}); move it away to continue without its record."
         ) from error
     return list(starts)

@@ -1,8 +1,8 @@
-"""Weights & Biases and trackio next to TensorBoard: one small adapter, since both speak the same four calls.
+"""Weights & Biases and trackio next to TensorBoard: one small adapter for both, whose functions are alike.
 
-A run is called by its folder and belongs to the project "vla" (`WANDB_PROJECT` and `TRACKIO_PROJECT` change
-that). Where the numbers go, with or without a network, is each tracker's own business: `WANDB_MODE=offline`
-keeps them in the run's folder. A resumed run continues in the same record.
+A run is named after its folder and belongs to the project "vla" (`WANDB_PROJECT` and `TRACKIO_PROJECT`
+change that). Each tracker decides where the numbers go: `WANDB_MODE=offline` keeps them in the run's folder.
+A resumed run continues in the same record.
 """
 
 import importlib

@@ -25,6 +25,7 @@ from vla.errors import ConfigError, TrainingError, did_you_mean
 from vla.policies.base import Policy
 from vla.policies.registry import make_config, make_policy, policy_entry
 from vla.train.recipe import DataSection, Recipe
+from vla.train.resolve import normalization_modes
 from vla.train.seeds import INITIALISATION, derive_seed
 from vla.train.setup.feature_cache import FeatureCache, cached_features
 from vla.train.setup.lengths import by_length, text_lengths
@@ -168,6 +169,7 @@ def set_up_one(
 
 def prepare(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resumed: bool) -> None:
     """Choose which weights are trained, which layers forget their activations, whether to compile."""
+    policy.training_draws = recipe.train.draws_per_observation
     choose_trained(policy, recipe, trains_text=trains_text, is_resumed=is_resumed)
     if recipe.train.activation_checkpointing != "none":
         policy.activation_checkpointing_enable(
@@ -328,7 +330,7 @@ def make_pipeline(
         state_dim=dataset.state_dim,
         action_dim=dataset.action_dim,
         delta_mask=data.delta_mask,
-        normalization=data.normalization,
+        normalization=normalization_modes(data.normalization, type(policy)),
         augment=data.augment,
         text=text,
     )

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+from vla.policies.registry import policy_entry
 from vla.train.recipe import Recipe
+from vla.train.resolve import resolve
 from vla.train.setup.job import Job, set_up_one, start
 from vla.train.setup.members import set_up_mixture
 from vla.train.setup.robot import with_robot
@@ -27,7 +29,7 @@ def set_up(
         TrainingError: The dataset is not the one that the checkpoint was trained on.
         WeightsError: The checkpoint or the pretrained policy is missing or damaged.
     """
-    recipe = with_robot(recipe)
+    recipe = with_robot(resolve(recipe, policy_entry(recipe.policy.type).policy))
     policy = start(recipe, checkpoint, fill=rank == 0 or not shards_weights)
     if recipe.data.mixture is not None:
         return set_up_mixture(recipe, policy, checkpoint, rank, processes)

@@ -1,7 +1,7 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoints on disk, which are either complete or absent.
 
     checkpoints/
-      step-000100/           a policy folder (`vla.load` takes it) plus what training needs to go on:
+      step-000100/           a policy folder (`vla.load` takes it) plus what training needs to continue:
         training/              AdamW's moments; and, where the policy folder has averaged weights, those
                                that training continues with
         training_state.pt      position in the data, running means, counts
@@ -9,8 +9,8 @@
         versions.json          the packages that wrote it
       last -> step-000100    always the newest
 
-A folder with a checkpoint's name is complete, whatever happened to the process or the machine: it was
-written under another name, flushed to the disk and renamed.
+A folder with a checkpoint's name is always complete: it was written under another name, flushed to the disk
+and renamed.
 """
 
 import os
@@ -97,7 +97,7 @@ def write_rest(folder: Path, state: dict[str, Any], texts: dict[str, str]) -> No
 
 @contextmanager
 def write_errors(final: Path) -> Iterator[None]:
-    """Turn what goes wrong while a checkpoint is written into a `TrainingError` that says so."""
+    """Turn any failure to write a checkpoint into a `TrainingError`."""
     try:
         yield
     # safetensors and torch report a failed write in their own ways, torch as a RuntimeError.

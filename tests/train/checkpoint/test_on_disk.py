@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vla.errors import TrainingError
-from vla.train.checkpoint import save as checkpoints
-from vla.train.checkpoint.save import (
+from vla.train.checkpoint import on_disk as checkpoints
+from vla.train.checkpoint.on_disk import (
     checkpoint_step,
     list_checkpoints,
     load_training_state,
@@ -115,7 +115,7 @@ import resource, signal, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from vla.errors import TrainingError
-from vla.train.checkpoint.save import save_checkpoint
+from vla.train.checkpoint.on_disk import save_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 small, large = {"x": torch.zeros(10)}, {"x": torch.zeros(100_000)}
