@@ -59,6 +59,11 @@ def test_another_config_is_no_policy():
         count_tensors({})
 
 
+def test_a_policy_whose_memory_is_not_predicted_is_named():
+    with pytest.raises(ConfigError, match="The memory of bc is not predicted yet"):
+        count_tensors(make_config("bc", {}, "tiny"))
+
+
 def test_parts_have_no_gap():
     config = make_config("pi0", {}, "tiny")
     assert {tensor.part for tensor in count_tensors(config)} == set(PARTS)

@@ -76,6 +76,7 @@ ROOMS: dict[str, Room] = {
             "transforms",
             "adapters",
             "policies.base",
+            "policies.cacheable",
             "policies.registry",
             "weights",
         ),
@@ -90,7 +91,7 @@ ROOMS: dict[str, Room] = {
         packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),
     ),
     "bench": Room(
-        rooms=("policies.auto", "policies.registry", "adapters.quantize"),
+        rooms=("policies.auto", "policies.base", "policies.registry", "adapters.quantize"),
         packages=("torch", "numpy", "transformers", "psutil"),
     ),
     # Measured by training: what cost and learning are weighed against each other by.

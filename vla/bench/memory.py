@@ -27,7 +27,7 @@ from vla.bench.activations import (
     acting_bytes,
     kept_bytes,
 )
-from vla.bench.engines import Engine
+from vla.bench.engines import ShardingPlan
 from vla.bench.tensors import PARTS, RANKS, Tensor, count_tensors
 from vla.errors import ConfigError
 
@@ -100,7 +100,7 @@ class Settings:
 
     checkpointing: Checkpointing = "none"
     average: bool = False
-    engine: Engine = field(default_factory=Engine)
+    engine: ShardingPlan = field(default_factory=ShardingPlan)
 
     def __post_init__(self) -> None:
         if self.average and self.engine.name == "zero3":
@@ -125,15 +125,16 @@ def memory_table(
     what is trained, and no text is learned.
 
     Args:
-        config: Of a policy of pi-0's family, any size.
+        config: The config of a policy of pi-0's family, any size.
         batch_size: Observations per pass of one GPU.
-        cameras: Images of each observation; None: all slots.
-        prompt_tokens: Text tokens of each; None: the config's limit.
-        text_tokens: Those of the text tokens that are to be learned; 0: no text is trained.
-        settings: Of the training; None is one GPU and nothing that saves memory.
+        cameras: Number of images of each observation; None: all slots.
+        prompt_tokens: Number of text tokens of each; None: the config's limit.
+        text_tokens: How many of the text tokens are to be learned; 0: no text is trained.
+        settings: What the training saves memory with; None is one GPU and nothing that does.
 
     Raises:
-        ConfigError: There is no policy with such a config, or a number does not fit it.
+        ConfigError: There is no policy with such a config, its memory is not predicted, or a number does not
+            fit it.
     """
     settings = settings or Settings()
     cameras = len(config.cameras) if cameras is None else cameras
@@ -162,7 +163,7 @@ class TrainingPlan:
     """One way to train.
 
     Attributes:
-        config: Of the policy.
+        config: The policy's config.
         tensors: Its parameters, counted for text where the load has text to learn.
         load: What a pass is given.
         use: `LORA`, `QLORA`, `EXPERT` or `FULL`.

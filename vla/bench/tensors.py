@@ -13,6 +13,10 @@ from vla.errors import ConfigError
 from vla.policies.registry import policy_entry, policy_names
 
 PARTS = ("vision", "table", "language", "expert", "heads")
+"""What the memory formulas know, in the order of the network."""
+
+_COUNTED_WITH = {"projector": "vision", "token_table": "table", "language_model": "language"}
+"""Part of the policy (`Policy.parts`) -> the one of `PARTS` that it is counted with, where they differ."""
 
 RANKS: Mapping[str, int] = {"language": 16, "expert": 32}
 """LoRA ranks of the published low-memory runs, on all seven linear layers of every layer of both stacks."""
@@ -59,11 +63,11 @@ def count_tensors(config: Any, *, text: bool = False) -> list[Tensor]:
     """Return the parameters of the policy that a config describes, without allocating any.
 
     Args:
-        config: Of a policy of pi-0's family, any size.
+        config: The config of a policy of pi-0's family, any size.
         text: Whether text is trained, so that the whole language model is.
 
     Raises:
-        ConfigError: There is no policy with such a config.
+        ConfigError: There is no policy with such a config, or none whose memory is predicted.
     """
     for name in policy_names():
         entry = policy_entry(name)
@@ -71,6 +75,8 @@ def count_tensors(config: Any, *, text: bool = False) -> list[Tensor]:
             break
     else:
         raise ConfigError(f"There is no policy with a {type(config).__name__}.")
+    if "memory_prediction" in entry.policy.leaves_out:
+        raise ConfigError(f"The memory of {name} is not predicted yet.")
     with torch.device("meta"):
         model = entry.policy(config)
     return list(_tensors(model, config, text))
@@ -92,7 +98,8 @@ def _tensors(model: nn.Module, config: Any, text: bool) -> Iterator[Tensor]:
         is_map = isinstance(module, nn.Linear | nn.Conv2d)
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{path}.{name}"
-            part = _part_of(full)
+            part = policy.parts.of(full).name
+            part = _COUNTED_WITH.get(part, part)
             matrix = isinstance(module, nn.Linear) and name == "weight" and ".layers." in path
             adaptable = matrix and part in RANKS and "layernorm" not in path
             used = text or not full.startswith((*idle, "model.language_model.norm."))
@@ -108,15 +115,3 @@ def _tensors(model: nn.Module, config: Any, text: bool) -> Iterator[Tensor]:
                 used=used,
                 reached=not full.startswith(unreached),
             )
-
-
-def _part_of(name: str) -> str:
-    """Return the part that a parameter belongs to."""
-    inner = name.removeprefix("model.")
-    if inner.startswith(("vision_tower.", "multi_modal_projector.")):
-        return "vision"
-    if inner.startswith("language_model.embed_tokens."):
-        return "table"
-    if inner.startswith("language_model."):
-        return "language"
-    return "expert" if inner.startswith("expert.") else "heads"

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
 from vla.checkpoints.hub.card import BEGIN, END, Origin, license_of, merge_cards, model_card, read_origin
 from vla.errors import ConfigError
+from vla.policies.registry import make_policy
 from vla.policies.robot import RobotPolicy
 
 RECIPE = "policy:\n  pretrained: lerobot/pi0_base\ndata:\n  path: someone/cups\n"
@@ -93,6 +95,14 @@ class TestCard:
             "Not stated.",
         ):
             assert fact in text, fact
+
+    def test_dimensions_are_the_config_s_own(self):
+        torch.manual_seed(0)
+        text = model_card(make_policy("bc", {"cameras": ["top"]}, "tiny"), "me/bc").text
+        table = text.split("## Dimensions")[1].split("##")[0]
+        for row in ("| cameras | top |", "| frames read | 2 |", "| action horizon | 6 steps |"):
+            assert row in table
+        assert "prompt" not in table
 
     def test_example_runs_as_it_stands(self, robot_ready, monkeypatch):
         text = model_card(robot_ready, "me/cup").text

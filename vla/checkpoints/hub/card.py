@@ -195,17 +195,13 @@ def _use(policy: PolicyModule, repo_id: str) -> str:
 
 
 def _dimensions(policy: PolicyModule) -> str:
-    config = policy.config
     rows = {
         "parameters": f"{sum(p.numel() for p in policy.parameters()):,}",
         "stored as": str(policy.dtype).removeprefix("torch."),
-        "cameras": ", ".join(config.cameras),
-        "image size": f"{config.image_size} pixels",
-        "action horizon": f"{config.action_horizon} steps",
-        "widths of state and actions": f"{config.max_state_dim} and {config.max_action_dim}, padded",
-        "prompt": f"{config.max_prompt_length} tokens at most",
-        "solver": f"{config.num_inference_steps} {config.solver} steps",
     }
+    if policy.config.cameras:
+        rows["cameras"] = ", ".join(policy.config.cameras)
+    rows |= policy.config.summary()
     return "## Dimensions\n\n" + _table(("", ""), list(rows.items()))
 
 
