@@ -125,7 +125,9 @@ def test_of_an_adapter_the_adapter_is_averaged():
     gained = row("ddp", 1, LORA, MASTER, average=True).optimizer_gb - row("ddp", 1, LORA, MASTER).optimizer_gb
     heads = sum(tensor.size for tensor in TENSORS if tensor.part == "heads")
     matrices = sum(
-        RANKS[tensor.part] * sum(tensor.maps) for tensor in TENSORS if tensor.maps and tensor.reached
+        RANKS[tensor.part] * sum(tensor.linear_shape)
+        for tensor in TENSORS
+        if tensor.linear_shape and tensor.reached
     )
     assert gained == pytest.approx(4e-9 * (heads + matrices))
 

@@ -17,6 +17,7 @@ TINY = {"preset": "tiny", "rounds": 1, "threads": 1}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # slow machines have wide numbers
     monkeypatch.setattr(machine, "_SIZES", {"cpu": (64,)})
     monkeypatch.setattr(machine, "_SECONDS_PER_SIZE", 0.0)
 

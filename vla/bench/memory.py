@@ -120,7 +120,7 @@ def memory_table(
 
     LoRA trains adapters on the linear layers of both Gemma stacks (ranks `RANKS`) and the heads; vision tower
     and token table are frozen. What is frozen needs no float32 master, so with mixed precision it is kept in
-    bf16. QLoRA stores the maps of all layers in 4 bits, the vision tower's included, and the rest of what is
+    bf16. QLoRA stores the linear layers of all layers in 4 bits, the vision tower's included, and the rest of what is
     frozen in bf16. Next to an expert that is trained alone (`policy.freeze: vlm`) the rest keeps the dtype of
     what is trained, and no text is learned.
 
@@ -200,7 +200,7 @@ class TrainingPlan:
         )
 
     def _is_adapted(self, tensor: Tensor) -> bool:
-        return self.use in (LORA, QLORA) and tensor.maps is not None
+        return self.use in (LORA, QLORA) and tensor.linear_shape is not None
 
     def _is_trained(self, tensor: Tensor) -> bool:
         return self.use == FULL or tensor.part == "heads" or (self.use == EXPERT and tensor.part == "expert")
@@ -278,7 +278,7 @@ class TrainingPlan:
         for tensor in self.tensors:
             if tensor.part != part or not tensor.reached:
                 continue
-            if self._is_trained(tensor) and (tensor.in_map or (self.load.text and tensor.part == "table")):
+            if self._is_trained(tensor) and (tensor.in_linear or (self.load.text and tensor.part == "table")):
                 yield tensor.size
             elif self._is_adapted(tensor):
                 yield from tensor.adapter_sizes
@@ -357,7 +357,7 @@ class TrainingPlan:
 def _acting(config: Any, tensors: list[Tensor], load: Load, precision: Arithmetic) -> MemoryRow:
     """Predict sampling: the weights, the cache of keys and values, and one layer's work."""
     weights = sum(tensor.size for tensor in tensors) * precision.trained
-    copies = sum(tensor.size for tensor in tensors if tensor.in_map and tensor.used)
+    copies = sum(tensor.size for tensor in tensors if tensor.in_linear and tensor.used)
     work = acting_bytes(config, load, precision) + (copies * precision.compute if precision.autocast else 0)
     total = (weights + work) / 1e9
     return MemoryRow(INFERENCE, precision.name, NO_OPTIMIZER, weights / 1e9, 0.0, 0.0, work / 1e9, total)

@@ -29,14 +29,14 @@ class Tensor:
     """One parameter of a policy.
 
     Attributes:
-        name: As in the policy's state.
+        name: Its name in the policy's state.
         part: One of `PARTS`.
         layer: Name of what is gathered with it where engines shard weights: its layer, or the token table;
             "" is the rest of the policy.
         size: Number of values.
-        in_map: It belongs to a linear layer or a convolution, which mixed precision converts.
-        maps: (inputs, outputs) where it is the matrix of a linear layer of a Gemma layer, which LoRA adapts.
-        quantized: QLoRA stores it in 4 bits: maps of the layers of all towers, where they fit.
+        in_linear: It belongs to a linear layer or a convolution, which mixed precision converts.
+        linear_shape: (inputs, outputs) where it is the matrix of a linear layer of a Gemma layer, which LoRA adapts.
+        quantized: QLoRA stores it in 4 bits: linear layers of the layers of all towers, where they fit.
         used: The forward pass reads it. Of the prefix's last layer that is what makes keys and values,
             unless text is trained.
         reached: The loss has a gradient for it; what it has none for is not trained.
@@ -46,8 +46,8 @@ class Tensor:
     part: str
     layer: str
     size: int
-    in_map: bool
-    maps: tuple[int, int] | None
+    in_linear: bool
+    linear_shape: tuple[int, int] | None
     quantized: bool
     used: bool
     reached: bool
@@ -55,8 +55,8 @@ class Tensor:
     @property
     def adapter_sizes(self) -> tuple[int, int]:
         """Values of LoRA's two matrices next to a linear layer."""
-        assert self.maps is not None
-        return (RANKS[self.part] * self.maps[0], RANKS[self.part] * self.maps[1])
+        assert self.linear_shape is not None
+        return (RANKS[self.part] * self.linear_shape[0], RANKS[self.part] * self.linear_shape[1])
 
 
 def count_tensors(config: Any, *, text: bool = False) -> list[Tensor]:
@@ -95,7 +95,7 @@ def _tensors(model: nn.Module, config: Any, text: bool) -> Iterator[Tensor]:
     unreached = policy.prefixes_without_gradient(text)
     idle = tuple(last + name for name in ("self_attn.q_proj", "self_attn.o_proj", "post_attention", "mlp"))
     for path, module in model.named_modules():
-        is_map = isinstance(module, nn.Linear | nn.Conv2d)
+        is_linear = isinstance(module, nn.Linear | nn.Conv2d)
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{path}.{name}"
             part = policy.parts.of(full).name
@@ -109,8 +109,8 @@ def _tensors(model: nn.Module, config: Any, text: bool) -> Iterator[Tensor]:
                 part=part,
                 layer=layer.group() if layer else ("table" if part == "table" else ""),
                 size=parameter.numel(),
-                in_map=is_map,
-                maps=(parameter.shape[1], parameter.shape[0]) if adaptable else None,
+                in_linear=is_linear,
+                linear_shape=(parameter.shape[1], parameter.shape[0]) if adaptable else None,
                 quantized=bool(matrix and stored.fullmatch(path)) and parameter.shape[1] % BLOCK == 0,
                 used=used,
                 reached=not full.startswith(unreached),

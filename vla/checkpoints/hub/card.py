@@ -79,7 +79,7 @@ def model_card(policy: PolicyModule, repo_id: str | None = None, origin: Origin 
     """Return the card of a policy.
 
     Args:
-        policy: With its pipeline, if it has one.
+        policy: The policy, with its pipeline if it has one.
         repo_id: Where it will lie; "owner/name" stands in the example where not given.
         origin: Where the weights come from.
     """

@@ -27,8 +27,8 @@ class CheckpointInfo:
         pipeline: Names of the transforms; None where there are none.
         pipeline_problem: Why there are none.
         statistics: What was counted; None where there are none.
-        robots: Where it was trained on several robots: what each one's pipeline says, by name.
-        license: As its README says.
+        robots: What each robot's pipeline says, by name, where it was trained on several.
+        license: What its README says.
     """
 
     policy: str = "unknown"

@@ -51,7 +51,7 @@ class FlowPolicy(Policy):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module as the original does: LeCun-normal maps, small embeddings, plain norms."""
+        """Initialise one module as the original does: LeCun-normal linear layers, small embeddings, plain norms."""
         if isinstance(module, Modulation):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -298,7 +298,7 @@ class FlowPolicy(Policy):
         Args:
             x: Noisy chunk `[b, a, m]`.
             tau: Time `[b]`, in [0, 1].
-            cache: From `encode_prefix`; `cache.repeat(n)` serves `n` chunks of each observation.
+            cache: What `encode_prefix` returned; `cache.repeat(n)` serves `n` chunks of each observation.
         """
         batch = cache.next_position_b.shape[0]
         check_shape(x, "b a m", "x", b=batch, m=self.config.max_action_dim)
