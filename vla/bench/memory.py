@@ -120,7 +120,7 @@ def memory_table(
 
     LoRA trains adapters on the linear layers of both Gemma stacks (ranks `RANKS`) and the heads; vision tower
     and token table are frozen. What is frozen needs no float32 master, so with mixed precision it is kept in
-    bf16. QLoRA stores the linear layers of all layers in 4 bits, the vision tower's included, and the rest of what is
+    bf16. QLoRA stores the linear layers in 4 bits, the vision tower's included, and the rest of what is
     frozen in bf16. Next to an expert that is trained alone (`policy.freeze: vlm`) the rest keeps the dtype of
     what is trained, and no text is learned.
 

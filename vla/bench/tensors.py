@@ -35,8 +35,9 @@ class Tensor:
             "" is the rest of the policy.
         size: Number of values.
         in_linear: It belongs to a linear layer or a convolution, which mixed precision converts.
-        linear_shape: (inputs, outputs) where it is the matrix of a linear layer of a Gemma layer, which LoRA adapts.
-        quantized: QLoRA stores it in 4 bits: linear layers of the layers of all towers, where they fit.
+        linear_shape: (inputs, outputs) where it is the matrix of a linear layer of a Gemma layer, which LoRA
+            adapts.
+        quantized: QLoRA stores it in 4 bits: linear layers in all towers, where they fit.
         used: The forward pass reads it. Of the prefix's last layer that is what makes keys and values,
             unless text is trained.
         reached: The loss has a gradient for it; what it has none for is not trained.

@@ -51,7 +51,7 @@ class FlowPolicy(Policy):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module as the original does: LeCun-normal linear layers, small embeddings, plain norms."""
+        """Initialise one module as the original does: LeCun-normal linear layers, small embeddings."""
         if isinstance(module, Modulation):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
