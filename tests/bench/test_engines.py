@@ -7,7 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.bench.saved_bytes import StepBytes, freeze, make, make_batch
 from tests.processes import report_of
 from vla.bench.activations import Load
-from vla.bench.engines import SHARDED, Engine
+from vla.bench.engines import SHARDED, ShardingPlan
 from vla.bench.memory import (
     ADAMW,
     ADAMW_8BIT,
@@ -33,7 +33,7 @@ TABLE = next(tensor.size for tensor in TENSORS if tensor.part == "table")
 
 
 def row(engine, gpus, use=FULL, precision=FLOAT32, optimizer=ADAMW, **settings):
-    settings = Settings(engine=Engine(engine, gpus), **settings)
+    settings = Settings(engine=ShardingPlan(engine, gpus), **settings)
     return TrainingPlan(CONFIG, TENSORS, Load(2, 3, 16), use, precision, optimizer, settings).row()
 
 
@@ -85,7 +85,7 @@ def test_ddp_as_it_is_launched_holds_all_gradients_once(alone):
         replicas = DistributedDataParallel(policy, **handler.to_kwargs())
         buckets = count.now - before
         replicas(**batch).loss.backward()
-    settings = Settings(engine=Engine("ddp", 2))
+    settings = Settings(engine=ShardingPlan("ddp", 2))
     gradients = (
         TrainingPlan(policy.config, tensors, load, FULL, FLOAT32, ADAMW, settings).row().gradients_gb * 1e9
     )
@@ -98,7 +98,7 @@ def test_ddp_as_it_is_launched_holds_all_gradients_once(alone):
 def test_fsdp2_holds_what_is_predicted():
     for checkpointing, real in zip(("none", "all"), report_of("tests.bench.sharded_bytes"), strict=True):
         load = Load(1, 1, 12, fused_norms=False)
-        settings = Settings(checkpointing, engine=Engine("fsdp2", 2))
+        settings = Settings(checkpointing, engine=ShardingPlan("fsdp2", 2))
         row = TrainingPlan(CONFIG, TENSORS, load, FULL, MASTER, ADAMW, settings).row()
         assert (row.weights_gb + row.optimizer_gb) * 1e9 == pytest.approx(real["static"], rel=1e-4)
         root = sum(4 * tensor.size for tensor in TENSORS if not tensor.layer)  # stays gathered, and is small
@@ -125,7 +125,9 @@ def test_of_an_adapter_the_adapter_is_averaged():
     gained = row("ddp", 1, LORA, MASTER, average=True).optimizer_gb - row("ddp", 1, LORA, MASTER).optimizer_gb
     heads = sum(tensor.size for tensor in TENSORS if tensor.part == "heads")
     matrices = sum(
-        RANKS[tensor.part] * sum(tensor.maps) for tensor in TENSORS if tensor.maps and tensor.reached
+        RANKS[tensor.part] * sum(tensor.linear_shape)
+        for tensor in TENSORS
+        if tensor.linear_shape and tensor.reached
     )
     assert gained == pytest.approx(4e-9 * (heads + matrices))
 
@@ -138,7 +140,7 @@ def test_a_frozen_base_is_shared_in_its_own_dtype(engine):
 
 @pytest.mark.parametrize("engine", SHARDED)
 def test_what_no_run_can_have_is_left_out(engine):
-    rows = memory_table(CONFIG, settings=Settings(engine=Engine(engine, 2)))
+    rows = memory_table(CONFIG, settings=Settings(engine=ShardingPlan(engine, 2)))
     assert any("QLoRA" in one.use for one in rows) == (engine not in ("fsdp2", "zero3"))
     assert any(one.optimizer == ADAMW_8BIT for one in rows) == (engine != "fsdp2")
 
@@ -153,9 +155,9 @@ def test_what_no_run_can_have_is_left_out(engine):
 )
 def test_engines_that_are_none(name, gpus, said):
     with pytest.raises(ConfigError, match=said):
-        Engine(name, gpus)
+        ShardingPlan(name, gpus)
 
 
 def test_no_average_under_zero3():
     with pytest.raises(ConfigError, match=r"train\.ema does not work under zero3: choose fsdp2"):
-        Settings(average=True, engine=Engine("zero3", 2))
+        Settings(average=True, engine=ShardingPlan("zero3", 2))

@@ -193,11 +193,11 @@ def test_a_base_in_4_bits_takes_what_is_predicted(name, monkeypatch):
 def test_four_bits_are_an_eighth_and_their_scales():
     config = make_config("pi0", {}, "middle")
     tensors, table = count_tensors(config), rows(config)
-    maps = sum(tensor.size for tensor in tensors if tensor.quantized)
+    stored = sum(tensor.size for tensor in tensors if tensor.quantized)
     saved = (
         table[LORA, PURE.name, "AdamW"].weights_gb - table["QLoRA fine-tuning", PURE.name, "AdamW"].weights_gb
     )
-    assert saved * 1e9 == pytest.approx(maps * (2 - 0.5 - 1 / 64 - 4 / (64 * 256)))
+    assert saved * 1e9 == pytest.approx(stored * (2 - 0.5 - 1 / 64 - 4 / (64 * 256)))
 
 
 def test_fewer_cameras_and_words_take_less():

@@ -6,7 +6,7 @@ import torch
 from vla.bench import BenchOptions
 from vla.bench.subject import make_subject
 from vla.errors import ConfigError
-from vla.policies.pi0 import Pi0Config
+from vla.policies.pi0 import Pi0Config, Pi0Policy
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,12 @@ def test_wrong_device(device, message):
 )
 def test_observation_that_does_not_fit(options, message):
     with pytest.raises(ConfigError, match=message):
-        BenchOptions(**options).check_against(Pi0Config.tiny())
+        BenchOptions(**options).check_against(Pi0Policy(Pi0Config.tiny()))
+
+
+def test_a_policy_without_text_has_no_prompt():
+    with pytest.raises(ConfigError, match="prompt_tokens is 3, but this policy reads no text: leave it out"):
+        make_subject(BenchOptions(policy="bc", preset="tiny", prompt_tokens=3))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The whole measurement at tiny size: what is found, shown and stored."""
 
+import importlib
 import json
 
 import pytest
@@ -16,6 +17,7 @@ TINY = {"preset": "tiny", "rounds": 1, "threads": 1}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # slow machines have wide numbers
     monkeypatch.setattr(machine, "_SIZES", {"cpu": (64,)})
     monkeypatch.setattr(machine, "_SECONDS_PER_SIZE", 0.0)
 
@@ -43,6 +45,26 @@ def test_every_part_is_timed_and_counted():
     assert report.settings["threads"] == 1
     assert torch.get_num_threads() == threads
     assert said[0] == "building the policy"
+
+
+def test_a_policy_of_images_and_states_has_its_own_parts():
+    report = run_bench(BenchOptions(**TINY, policy="bc", overrides={"cameras": ["a", "b"]}))
+    assert parts(report) == ["image encoders", "sample, 2/2 cameras", "sample, 1/2 cameras", "train"]
+    assert all(row.flops > 0 for row in report.rows)
+    assert [ratio.name for ratio in report.ratios] == ["1 camera / 2 cameras"]
+    assert report.skipped == {"train, 4 draws": "BCPolicy draws once per observation at most"}
+
+
+def test_a_blind_policy_of_another_package_is_measured():
+    toy = importlib.import_module("tests.contract.toy")
+    report = run_bench(BenchOptions(**TINY, policy="toy", batch=3))
+    assert parts(report) == ["sample", "train"]
+    assert report.ratios == []
+    # Two linear layers; a sample passes them once per diffusion step, a training step forward and back.
+    once = 2 * 3 * (2 * 2 + 5 * 2 + 1 + 5 * 2) * 16
+    first = 2 * 3 * (2 * 2 + 5 * 2 + 1) * 16  # no gradient of its input
+    assert report.row("sample").flops == toy.STEPS * once
+    assert report.row("train").flops == 3 * once - first
 
 
 def test_one_camera_without_training_has_nothing_to_compare():
@@ -81,14 +103,10 @@ def test_reference_has_the_same_loss_and_shares_the_weights():
     policy = Pi0Policy(Pi0Config.tiny()).eval()
     theirs = reference_of(policy, "transformers")
     options = BenchOptions(**TINY, batch=2)
-    observation = run.make_observation(options, policy.config)
-    observation["attention_mask"][0, 5:] = 0
-    observation["pixel_mask"][1, 0] = False
-    batch = {
-        **observation, "tau": torch.tensor([0.25, 0.75]),
-        "actions": run.make_chunk(options, policy.config, seed=1),
-        "noise": run.make_chunk(options, policy.config, seed=2),
-    }  # fmt: skip
+    batch = run.make_training_batch(options, policy)
+    batch["attention_mask"][0, 5:] = 0
+    batch["pixel_mask"][1, 0] = False
+    batch |= {"tau": torch.tensor([0.25, 0.75]), "noise": run.make_noise(options, policy)}
     torch.testing.assert_close(theirs.loss(batch), policy(**batch).loss, atol=1e-5, rtol=0)
     with torch.no_grad():
         policy.model.action_out_proj.bias.add_(1.0)
@@ -103,7 +121,7 @@ def test_reference_refuses_what_it_does_not_know():
 
 
 def bench(*arguments):
-    return main(["bench", "--threads", "1", "--repeats", "1", *arguments])
+    return main(["bench", "--threads", "1", "--rounds", "1", *arguments])
 
 
 def test_command_prints_tables_and_writes_json(tmp_path, capsys):
@@ -131,17 +149,20 @@ def test_command_reads_a_recipe_or_its_policy_section(tmp_path, capsys, wrapped)
     section = {"type": "pi0", "preset": "tiny", "config": {"cameras": ["top"], "depth": 1}}
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps({"policy": section, "data": {}} if wrapped else section))
-    assert bench("--config", str(file), "--no-train") == 0
+    assert bench("--policy", str(file), "--no-train") == 0
     assert "sample, 1/1 cameras" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "none.yaml"], "could not be read"),
-        (["--config", "pi9"], "Did you mean 'pi0'"),
-        (["--config", "no/folder/at/all"], "not a folder"),
+        (["--policy", "none.yaml"], "could not be read"),
+        (["--policy", "pi9"], "Did you mean 'pi0'"),
+        (["--policy", "no/folder/at/all"], "not a folder"),
         (["--preset", "huge"], "no preset 'huge'"),
+        (["--policy", "pi0", "--config", "pi0"], "--config is the older name of --policy"),
+        (["--repeats", "2"], "--repeats is the older name of --rounds"),
+        (["--policy", "bc", "--preset", "tiny", "--prompt-tokens", "3"], "reads no text"),
         (["--draws", "one"], "--draws"),
         (["--dtype", "float16"], "dtype must be one of"),
         (["--preset", "tiny", "--cameras-present", "9"], "at most 3"),
@@ -159,5 +180,5 @@ def test_bad_input_is_one_line(arguments, message, capsys):
 def test_yaml_of_another_kind_is_refused(tmp_path, capsys, content):
     file = tmp_path / "other.yaml"
     file.write_text(content)
-    assert bench("--config", str(file)) == 1
+    assert bench("--policy", str(file)) == 1
     assert "must hold a mapping" in capsys.readouterr().err

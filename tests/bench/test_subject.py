@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vla.bench import BenchOptions
-from vla.bench.subject import make_chunk, make_observation, make_subject
+from vla.bench.subject import make_noise, make_observation, make_subject, make_training_batch
 from vla.policies.pi0 import Pi0Config, Pi0Policy
 
 
@@ -26,9 +26,7 @@ def test_random_weights_have_the_dtype_and_no_idle_values(dtype, want):
 def test_activations_stay_near_unit_size():
     options = BenchOptions(preset="tiny")
     policy = make_subject(options)
-    chunk = policy.sample_actions(
-        **make_observation(options, policy.config), noise=make_chunk(options, policy.config, seed=0)
-    )
+    chunk = policy.sample_actions(**make_observation(options, policy), noise=make_noise(options, policy))
     assert 0.1 < chunk.std() < 10
 
 
@@ -44,12 +42,18 @@ def test_checkpoint_is_loaded_as_it_is(tmp_path):
 
 def test_observation_has_the_cameras_and_the_prompt_that_were_asked_for():
     options = BenchOptions(batch=2, cameras_present=2, prompt_tokens=5)
-    observation = make_observation(options, Pi0Config.tiny())
+    policy = Pi0Policy(Pi0Config.tiny())
+    observation = make_observation(options, policy)
     assert observation["pixel_mask"].tolist() == [[True, True, False]] * 2
     assert observation["input_ids"].shape == (2, 5)
-    alone = make_observation(options, Pi0Config.tiny(), cameras=1)
+    alone = make_observation(options, policy, cameras=1)
     assert alone["pixel_mask"].sum().item() == 2
-    assert make_chunk(options, Pi0Config.tiny(), seed=0).shape == (2, 6, 8)
+    assert alone["pixel_values"].equal(observation["pixel_values"])
+    assert make_noise(options, policy).shape == (2, 6, 8)
+    batch = make_training_batch(options, policy)
+    assert batch.pop("actions").shape == (2, 6, 8)
+    assert all(batch[name].equal(tensor) for name, tensor in observation.items())
+    assert batch.keys() == observation.keys()
 
 
 BUILD = """

@@ -38,15 +38,15 @@ def test_tensors_and_their_gradients_are_the_policy_s_own(name, insulated, text)
 
 
 @each_policy
-def test_adapted_maps_are_the_linear_ones_of_both_stacks(name):
+def test_adapted_are_the_linear_layers_of_both_stacks(name):
     config = make_config(name, {}, "tiny")
-    adapted = [tensor for tensor in count_tensors(config) if tensor.maps]
+    adapted = [tensor for tensor in count_tensors(config) if tensor.linear_shape]
     assert len(adapted) == 2 * 7 * config.depth
     assert {tensor.part for tensor in adapted} == set(RANKS)
     assert not [tensor.name for tensor in adapted if "norm" in tensor.name]
 
 
-def test_maps_that_do_not_fit_keep_16_bits():
+def test_linear_layers_that_do_not_fit_keep_16_bits():
     kept = [t for t in count_tensors(make_config("pi0")) if ".layers." in t.name and not t.quantized]
     matrices = [tensor.name for tensor in kept if tensor.size > 1e6]
     # SigLIP's MLP is 4304 wide.
@@ -57,6 +57,11 @@ def test_maps_that_do_not_fit_keep_16_bits():
 def test_another_config_is_no_policy():
     with pytest.raises(ConfigError, match="no policy with a dict"):
         count_tensors({})
+
+
+def test_a_policy_whose_memory_is_not_predicted_is_named():
+    with pytest.raises(ConfigError, match="The memory of bc is not predicted yet"):
+        count_tensors(make_config("bc", {}, "tiny"))
 
 
 def test_parts_have_no_gap():

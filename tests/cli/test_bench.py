@@ -15,7 +15,7 @@ def _wide_terminal(monkeypatch):
 
 def test_every_part_is_timed_printed_and_written(tmp_path, capsys):
     out = tmp_path / "bench.json"
-    argv = ["bench", "--preset", "tiny", "--repeats", "1", "--draws", "1", "--json", str(out)]
+    argv = ["bench", "--preset", "tiny", "--rounds", "1", "--draws", "1", "--json", str(out)]
     assert main(argv) == 0
     printed = capsys.readouterr().out
     for part in (
@@ -31,10 +31,11 @@ def test_every_part_is_timed_printed_and_written(tmp_path, capsys):
     assert {row["part"] for row in written["rows"]} >= {"prefix", "velocity step", "train, 1 draw"}
 
 
-def test_recipe_names_the_policy(tmp_path, capsys):
+@pytest.mark.parametrize(("policy", "rounds"), [("--policy", "--rounds"), ("--config", "--repeats")])
+def test_recipe_names_the_policy(tmp_path, capsys, policy, rounds):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"policy": {"preset": "tiny", "config": {"cameras": ["top"]}}}))
-    assert main(["bench", "--config", str(recipe), "--repeats", "1", "--no-train"]) == 0
+    assert main(["bench", policy, str(recipe), rounds, "1", "--no-train"]) == 0
     printed = capsys.readouterr().out
     assert "sample, 1/1 cameras" in printed
     assert "train, " not in printed
@@ -44,10 +45,10 @@ def test_recipe_names_the_policy(tmp_path, capsys):
     ("argv", "says"),
     [
         (["--preset", "tinny"], "tiny"),
-        (["--config", "pi1"], "Did you mean 'pi0'"),
+        (["--policy", "pi1"], "Did you mean 'pi0'"),
         (["--dtype", "int8"], "dtype must be one of"),
         (["--device", "abacus"], "abacus"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--policy", "nowhere.yaml"], "nowhere.yaml"),
         (["--json", "nowhere/x.json"], "no folder nowhere"),
         (["--draws", "0"], "draws"),
         (["--against", "openpi"], "transformers"),

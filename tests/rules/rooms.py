@@ -77,6 +77,7 @@ ROOMS: dict[str, Room] = {
             "adapters",
             "nn.flop_counter",
             "policies.base",
+            "policies.cacheable",
             "policies.registry",
             "weights",
         ),
@@ -91,7 +92,7 @@ ROOMS: dict[str, Room] = {
         packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),
     ),
     "bench": Room(
-        rooms=("nn.flop_counter", "policies.auto", "policies.registry", "adapters.quantize"),
+        rooms=("nn.flop_counter", "policies.auto", "policies.base", "policies.registry", "adapters.quantize"),
         packages=("torch", "numpy", "transformers", "psutil"),
     ),
     # Measured by training: what cost and learning are weighed against each other by.

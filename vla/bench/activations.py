@@ -29,7 +29,7 @@ class Arithmetic:
         frozen: Bytes of a weight that is not.
         compute: c, bytes of an activation.
         autocast: Trained weights are converted at every use, and the copies kept; so are the inputs of
-            every linear layer, once per map.
+            every linear layer, once per layer.
     """
 
     name: str
@@ -77,9 +77,9 @@ class Kept:
 
     Attributes:
         whole: Without activation checkpointing.
-        stored: With it, until the part's backward pass begins.
-        half: With it on every second layer.
-        recomputed: With it, on top while one layer is being recomputed.
+        stored: The same with it, until the part's backward pass begins.
+        half: The same with it on every second layer.
+        recomputed: What comes on top with it while one layer is being recomputed.
         widest: The largest activation of a layer; a backward pass holds a few of its size for a moment.
     """
 
@@ -108,13 +108,13 @@ def kept_bytes(
     Projector and heads count with the part that they belong to; "text" is what reads text out, and its loss.
 
     Args:
-        config: Of a policy of pi-0's family.
+        config: The config of a policy of pi-0's family.
         load: Batch, cameras, tokens.
         arithmetic: Bytes.
         weights: How each part is trained.
         adaptive: Time enters the expert through adaptive norms, and the state through the prompt; otherwise
             both have tokens in the suffix.
-        ranks: Of the adapters on the linear layers of each part that is adapted.
+        ranks: Ranks of the adapters on the linear layers of each part that is adapted.
     """
     count = _Counter(config, load, arithmetic, adaptive, ranks or {})
     return {
@@ -199,8 +199,8 @@ class _Counter:
         )
         layer += self._adapters("expert", tokens)
         last = 3 * FLOAT * tokens * width if adaptive else self._norm(tokens, width, weights)
-        maps = 2 if adaptive else 6  # inputs of the heads' maps: the condition; or time, fused, activated
-        heads = self.c * tokens * (maps * width + 2 * config.max_action_dim)
+        inputs = 2 if adaptive else 6  # of the heads' linear layers: the condition; or time, fused, activated
+        heads = self.c * tokens * (inputs * width + 2 * config.max_action_dim)
         return self._part(gemma.depth, layer, self.c * tokens * width, last + heads, tokens * gemma.mlp_dim)
 
     def text(self) -> Kept:
@@ -229,26 +229,26 @@ class _Counter:
         # Adaptive norms keep input, normed input and gain; gate, scale and shift; and what the gate is for.
         norm = tokens * width * (3 * FLOAT + 3 * c + c) if adaptive else self._norm(tokens, width, weights)
         attention = self._inputs(tokens, width, 3, weights, stream)
-        attention += c * tokens * inner * 3  # queries, result, and the result laid out for the next map
+        attention += c * tokens * inner * 3  # queries, result, and the result laid out for the next layer
         attention += c * batch * keys * 2 * inner_kv
         attention += FLOAT * tokens * gemma.num_heads + (c * tokens * keys if masked else 0)
         feed_forward = self._inputs(tokens, width, 2, weights, stream) + 4 * c * tokens * gemma.mlp_dim
         return 2 * norm + attention + feed_forward
 
     def _adapters(self, part: str, tokens: int) -> float:
-        """What lies between the two matrices of LoRA, on the seven maps of a layer."""
+        """What lies between the two matrices of LoRA, on the seven linear layers of a layer."""
         return 7 * self.c * tokens * self.ranks.get(part, 0)
 
     def _norm(self, tokens: int, width: int, weights: Weights) -> float:
         twice = not self.load.fused_norms and weights == "trained"
         return FLOAT * tokens * (width * (2 if twice else 1) + 1)
 
-    def _inputs(self, tokens: int, width: int, maps: int, weights: Weights, stream: int) -> float:
+    def _inputs(self, tokens: int, width: int, linears: int, weights: Weights, stream: int) -> float:
         """The input that several linear layers share: kept once, or converted and kept for each."""
         if weights == "frozen":
             return 0.0
         converted = self.arithmetic.autocast and (stream != self.c or weights == "adapted")
-        return self.c * tokens * width * (maps if converted else 1)
+        return self.c * tokens * width * (linears if converted else 1)
 
     def _stream(self, weights: Weights) -> int:
         """Bytes of a value of the residual stream, which keeps the dtype of the embeddings it begins with."""

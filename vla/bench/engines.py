@@ -16,12 +16,12 @@ SHARDED: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Engine:
-    """An engine on a number of GPUs.
+class ShardingPlan:
+    """What an engine shards over a number of GPUs.
 
     Attributes:
-        name: One of `SHARDED`.
-        gpus: How many; on one, nothing is distributed.
+        name: The engine, one of `SHARDED`.
+        gpus: Number of GPUs; on one, nothing is distributed.
     """
 
     name: str = "ddp"

@@ -27,7 +27,7 @@ from vla.bench.activations import (
     acting_bytes,
     kept_bytes,
 )
-from vla.bench.engines import Engine
+from vla.bench.engines import ShardingPlan
 from vla.bench.tensors import PARTS, RANKS, Tensor, count_tensors
 from vla.errors import ConfigError
 
@@ -100,7 +100,7 @@ class Settings:
 
     checkpointing: Checkpointing = "none"
     average: bool = False
-    engine: Engine = field(default_factory=Engine)
+    engine: ShardingPlan = field(default_factory=ShardingPlan)
 
     def __post_init__(self) -> None:
         if self.average and self.engine.name == "zero3":
@@ -120,20 +120,21 @@ def memory_table(
 
     LoRA trains adapters on the linear layers of both Gemma stacks (ranks `RANKS`) and the heads; vision tower
     and token table are frozen. What is frozen needs no float32 master, so with mixed precision it is kept in
-    bf16. QLoRA stores the maps of all layers in 4 bits, the vision tower's included, and the rest of what is
+    bf16. QLoRA stores the linear layers in 4 bits, the vision tower's included, and the rest of what is
     frozen in bf16. Next to an expert that is trained alone (`policy.freeze: vlm`) the rest keeps the dtype of
     what is trained, and no text is learned.
 
     Args:
-        config: Of a policy of pi-0's family, any size.
+        config: The config of a policy of pi-0's family, any size.
         batch_size: Observations per pass of one GPU.
-        cameras: Images of each observation; None: all slots.
-        prompt_tokens: Text tokens of each; None: the config's limit.
-        text_tokens: Those of the text tokens that are to be learned; 0: no text is trained.
-        settings: Of the training; None is one GPU and nothing that saves memory.
+        cameras: Number of images of each observation; None: all slots.
+        prompt_tokens: Number of text tokens of each; None: the config's limit.
+        text_tokens: How many of the text tokens are to be learned; 0: no text is trained.
+        settings: What the training saves memory with; None is one GPU and nothing that does.
 
     Raises:
-        ConfigError: There is no policy with such a config, or a number does not fit it.
+        ConfigError: There is no policy with such a config, its memory is not predicted, or a number does not
+            fit it.
     """
     settings = settings or Settings()
     cameras = len(config.cameras) if cameras is None else cameras
@@ -162,7 +163,7 @@ class TrainingPlan:
     """One way to train.
 
     Attributes:
-        config: Of the policy.
+        config: The policy's config.
         tensors: Its parameters, counted for text where the load has text to learn.
         load: What a pass is given.
         use: `LORA`, `QLORA`, `EXPERT` or `FULL`.
@@ -199,7 +200,7 @@ class TrainingPlan:
         )
 
     def _is_adapted(self, tensor: Tensor) -> bool:
-        return self.use in (LORA, QLORA) and tensor.maps is not None
+        return self.use in (LORA, QLORA) and tensor.linear_shape is not None
 
     def _is_trained(self, tensor: Tensor) -> bool:
         return self.use == FULL or tensor.part == "heads" or (self.use == EXPERT and tensor.part == "expert")
@@ -277,7 +278,7 @@ class TrainingPlan:
         for tensor in self.tensors:
             if tensor.part != part or not tensor.reached:
                 continue
-            if self._is_trained(tensor) and (tensor.in_map or (self.load.text and tensor.part == "table")):
+            if self._is_trained(tensor) and (tensor.in_linear or (self.load.text and tensor.part == "table")):
                 yield tensor.size
             elif self._is_adapted(tensor):
                 yield from tensor.adapter_sizes
@@ -356,7 +357,7 @@ class TrainingPlan:
 def _acting(config: Any, tensors: list[Tensor], load: Load, precision: Arithmetic) -> MemoryRow:
     """Predict sampling: the weights, the cache of keys and values, and one layer's work."""
     weights = sum(tensor.size for tensor in tensors) * precision.trained
-    copies = sum(tensor.size for tensor in tensors if tensor.in_map and tensor.used)
+    copies = sum(tensor.size for tensor in tensors if tensor.in_linear and tensor.used)
     work = acting_bytes(config, load, precision) + (copies * precision.compute if precision.autocast else 0)
     total = (weights + work) / 1e9
     return MemoryRow(INFERENCE, precision.name, NO_OPTIMIZER, weights / 1e9, 0.0, 0.0, work / 1e9, total)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from vla.errors import ConfigError, did_you_mean
+from vla.policies.base import Policy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOCKS = ("wall", "process")
@@ -20,13 +21,14 @@ class BenchOptions:
         policy: A policy's name ("pi0"), or a folder or hub id with its weights.
         preset: A named size of its config; None or "full": full size.
         overrides: Fields of its config that differ.
-        dtype: Of weights, activations and, in training, AdamW's moments.
+        dtype: "float32" or "bfloat16", for weights, activations and, in training, AdamW's moments.
         device: "cpu", "cuda", "cuda:1".
         threads: CPU threads; None keeps PyTorch's.
         batch: Observations per call.
-        cameras_present: Cameras that are there, the rest of the slots is absent; None: all.
+        cameras_present: Number of cameras that are there, the rest of the slots is absent; None: all.
         prompt_tokens: Length of the prompt; None: the config's limit.
-        draws: Noise draws per observation of the training steps to compare.
+        draws: Noise draws per observation of the training steps to compare; a policy without draws takes
+            one step.
         train: Whether to time training steps.
         rounds: Timed runs of each part; None: as many as a few seconds hold, at least three.
         clock: "wall", or "process" for the process' own CPU time, which busy neighbours do not disturb.
@@ -80,11 +82,16 @@ class BenchOptions:
             raise ConfigError(f"device must be cpu or cuda, got '{self.device}'.")
         return device
 
-    def check_against(self, config: Any) -> None:
-        """Raise `ConfigError` where the observation does not fit the policy's config."""
+    def check_against(self, policy: Policy) -> None:
+        """Raise `ConfigError` where the policy does not take such an observation."""
+        config = policy.config
+        if self.prompt_tokens is not None and not policy.reads_text:
+            raise ConfigError(
+                f"prompt_tokens is {self.prompt_tokens}, but this policy reads no text: leave it out."
+            )
         for name, value, most in (
             ("cameras_present", self.cameras_present, len(config.cameras)),
-            ("prompt_tokens", self.prompt_tokens, config.max_prompt_length),
+            ("prompt_tokens", self.prompt_tokens, config.max_text_tokens),
         ):
-            if value is not None and value > most:
+            if value is not None and most is not None and value > most:
                 raise ConfigError(f"{name} is {value}, but this policy takes at most {most}.")

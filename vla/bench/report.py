@@ -37,9 +37,9 @@ class Report:
 
     Attributes:
         machine: One line.
-        versions: Of everything that matters.
+        versions: Versions of the libraries that the numbers depend on.
         settings: The options, by name.
-        parameters: Of the policy.
+        parameters: Number of the policy's parameters.
         weights_bytes: What they take in memory.
         build_seconds: To build or load the policy.
         peak: Matmul rate in FLOP/s by kernel; shares are of the highest.

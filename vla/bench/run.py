@@ -11,9 +11,10 @@ from vla.bench.flops import count_flops
 from vla.bench.machine import describe_machine, matmul_peak, peak_memory, versions
 from vla.bench.options import DTYPES, BenchOptions
 from vla.bench.report import Report, Row
-from vla.bench.subject import make_chunk, make_observation, make_subject
+from vla.bench.subject import make_noise, make_observation, make_subject, make_training_batch
 from vla.bench.timing import Clock, Work, measure
 from vla.bench.training import reason_not_to_train, training_step
+from vla.policies.base import Policy
 from vla.policies.registry import reference_of
 
 Say = Callable[[str], None]
@@ -54,13 +55,13 @@ class _Bench:
         options = self.options
         self.say("building the policy")
         start = time.perf_counter()
-        self.policy: Any = make_subject(options)
+        self.policy: Policy = make_subject(options)
         self.report.build_seconds = time.perf_counter() - start
         parameters = list(self.policy.parameters())
         self.report.parameters = sum(p.numel() for p in parameters)
         self.report.weights_bytes = sum(p.numel() * p.element_size() for p in parameters)
         self._note_memory("build")
-        self.noise = make_chunk(options, self.policy.config, seed=2)
+        self.noise = make_noise(options, self.policy)
         self._time_acting()
         self._note_memory("sampling")
         if options.train:
@@ -86,23 +87,19 @@ class _Bench:
     # -- acting ---------------------------------------------------------------------------------------
 
     def _time_acting(self) -> None:
+        """Time what the policy's sampling consists of, all of it, and all of it with one camera."""
         policy, noise = self.policy, self.noise
         slots = len(policy.config.cameras)
         present = self.options.cameras_present or slots
-        observation = make_observation(self.options, policy.config)
+        observation = make_observation(self.options, policy)
+        works: dict[str, Work] = dict(policy.timed_parts(observation))
+        whole = f"sample, {present}/{slots} cameras" if slots else "sample"
+        works[whole] = lambda: policy.sample_actions(**observation, noise=noise)
+        fewer = f"sample, 1/{slots} cameras"
+        if present > 1:
+            alone = make_observation(self.options, policy, cameras=1)
+            works[fewer] = lambda: policy.sample_actions(**alone, noise=noise)
         with torch.no_grad():
-            cache = policy.encode_prefix(**observation)
-            tau = torch.full((self.options.batch,), 0.5, device=noise.device)
-            whole = f"sample, {present}/{slots} cameras"
-            works: dict[str, Work] = {
-                "prefix": lambda: policy.encode_prefix(**observation),
-                "velocity step": lambda: policy.velocity(noise, tau, cache),
-                whole: lambda: policy.sample_actions(**observation, noise=noise),
-            }
-            fewer = f"sample, 1/{slots} cameras"
-            if present > 1:
-                alone = make_observation(self.options, policy.config, cameras=1)
-                works[fewer] = lambda: policy.sample_actions(**alone, noise=noise)
             self._time(works)
         if present > 1:
             self.report.compare(f"1 camera / {present} cameras", fewer, whole)
@@ -113,18 +110,21 @@ class _Bench:
         if reason := reason_not_to_train(self.policy, self.clock.device):
             self.report.skipped["train"] = reason
             return
-        observation = make_observation(self.options, self.policy.config)
-        actions = make_chunk(self.options, self.policy.config, seed=3)
-        policy = self.policy.train()
+        batch, policy = make_training_batch(self.options, self.policy), self.policy.train()
 
-        def step(draws: int) -> Work:
-            return training_step(
-                policy, lambda: policy(**observation, actions=actions, draws_per_observation=draws).loss
-            )
+        def step(**draws: int) -> Work:
+            return training_step(policy, lambda: policy(**batch, **draws).loss)
 
         names = {draws: f"train, {draws} draw{'s' * (draws > 1)}" for draws in self.options.draws}
-        self._time({name: step(draws) for draws, name in names.items()})
-        first, *others = names.values()
+        if "draws" in policy.leaves_out:
+            works = {"train": step()}
+            for draws, name in names.items():
+                if draws > 1:
+                    self.report.skipped[name] = f"{type(policy).__name__} draws once per observation at most"
+        else:
+            works = {name: step(draws_per_observation=draws) for draws, name in names.items()}
+        self._time(works)
+        first, *others = works
         for other in others:
             self.report.compare(f"{other} / {first}", other, first)
         self._note_memory("training")
@@ -136,7 +136,7 @@ class _Bench:
         policy, noise, name = self.policy, self.noise, str(self.options.against)
         self.say(f"building the policy of {name}")
         theirs = reference_of(policy, name)
-        observation = make_observation(self.options, policy.config)
+        observation = make_observation(self.options, policy)
         with torch.no_grad():
             own = policy.sample_actions(**observation, noise=noise)
             other = theirs.sample_actions(observation, noise)
@@ -153,13 +153,13 @@ class _Bench:
         if reason := reason_not_to_train(policy, self.clock.device):
             self.report.skipped[f"train against {name}"] = reason
             return
-        self._compare_training(theirs, name, observation)
+        self._compare_training(theirs, name)
 
-    def _compare_training(self, theirs: Any, name: str, observation: dict[str, torch.Tensor]) -> None:
+    def _compare_training(self, theirs: Any, name: str) -> None:
         policy = self.policy.train()
-        actions = make_chunk(self.options, policy.config, seed=3)
-        tau = torch.full((self.options.batch,), 0.5, device=actions.device)
-        batch = {**observation, "actions": actions, "noise": self.noise, "tau": tau}
+        batch = make_training_batch(self.options, policy)
+        tau = torch.full((self.options.batch,), 0.5, device=self.noise.device)
+        batch |= {"noise": self.noise, "tau": tau}
         self._time(
             {
                 "train, vla": training_step(policy, lambda: policy(**batch).loss),

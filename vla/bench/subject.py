@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,13 +10,14 @@ from transformers.initialization import no_init_weights
 from vla.bench.options import DTYPES, BenchOptions
 from vla.errors import ConfigError
 from vla.policies.auto import AutoPolicy
+from vla.policies.base import Policy
 from vla.policies.registry import make_config, policy_entry, policy_names
 from vla.types import Batch
 
 _BLOCK = 1_000_003
 
 
-def make_subject(options: BenchOptions) -> nn.Module:
+def make_subject(options: BenchOptions) -> Policy:
     """Build or load the policy, in evaluation mode.
 
     Random weights are made in place and in the wanted dtype, so that no second copy ever exists.
@@ -30,14 +30,14 @@ def make_subject(options: BenchOptions) -> nn.Module:
     if name not in policy_names() and "/" in name:
         if options.preset is not None or options.overrides:
             raise ConfigError(f"{name} is a checkpoint with its own config, so it takes no preset.")
-        policy: nn.Module = AutoPolicy.from_pretrained(name, dtype=dtype, device=device)
+        policy = AutoPolicy.from_pretrained(name, dtype=dtype, device=device)
     else:
         preset = None if options.preset == "full" else options.preset
         config = make_config(name, options.overrides, preset)
         with no_init_weights(), default_dtype(dtype), device:
             policy = policy_entry(name).policy(config)
         fill(policy)
-    options.check_against(policy.config)
+    options.check_against(policy)
     return policy.eval()
 
 
@@ -66,34 +66,34 @@ def fill(model: nn.Module) -> None:
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 2500
             for part in parameter.view(-1).split(_BLOCK):
                 torch.mul(block[: part.numel()], (3 / fan_in) ** 0.5, out=part)
-        if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm) and module.weight is not None:
             module.weight.add_(1.0)
 
 
-def make_observation(options: BenchOptions, config: Any, cameras: int | None = None) -> Batch:
+def make_observation(options: BenchOptions, policy: Policy, cameras: int | None = None) -> Batch:
     """Return random input of `sample_actions`.
 
     Args:
         options: Batch size, prompt length and cameras.
-        config: Of the policy whose input it is.
+        policy: The policy whose input it is.
         cameras: How many cameras are there; None takes the options'.
     """
-    device, batch = options.torch_device, options.batch
-    generator = torch.Generator().manual_seed(1)
-    slots, size = len(config.cameras), config.image_size
-    present = cameras or options.cameras_present or slots
-    length = options.prompt_tokens or config.max_prompt_length
-    observation = {
-        "pixel_values": torch.rand(batch, slots, 3, size, size, generator=generator) * 2 - 1,
-        "pixel_mask": (torch.arange(slots) < present).expand(batch, -1).clone(),
-        "input_ids": torch.randint(4, config.vocab_size, (batch, length), generator=generator),
-        "attention_mask": torch.ones(batch, length, dtype=torch.long),
-        "state": torch.randn(batch, config.max_state_dim, generator=generator),
-    }
-    return {name: tensor.to(device) for name, tensor in observation.items()}
+    present = cameras or options.cameras_present
+    return policy.example_batch(options.batch, cameras=present, text_tokens=options.prompt_tokens, seed=1)
 
 
-def make_chunk(options: BenchOptions, config: Any, seed: int) -> torch.Tensor:
-    """Return a random chunk `[b, a, m]`, for noise or for actions."""
-    shape = (options.batch, config.action_horizon, config.max_action_dim)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(options.torch_device)
+def make_training_batch(options: BenchOptions, policy: Policy) -> Batch:
+    """Return the same input with a random chunk of actions `[b, a, m]`."""
+    return policy.example_batch(
+        options.batch,
+        cameras=options.cameras_present,
+        text_tokens=options.prompt_tokens,
+        training=True,
+        seed=1,
+    )
+
+
+def make_noise(options: BenchOptions, policy: Policy) -> torch.Tensor:
+    """Return random noise of a chunk's shape, `[b, a, m]`."""
+    shape = policy.example_batch(options.batch, training=True)["actions"].shape
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(policy.device)

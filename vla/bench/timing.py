@@ -63,7 +63,7 @@ def measure(works: Mapping[str, Work], clock: Clock, rounds: int | None = None) 
     Args:
         works: What to run, by name.
         clock: How to time it.
-        rounds: How often; None goes on for about `SECONDS_PER_PART` per work, at least three rounds.
+        rounds: Number of rounds; None continues for about `SECONDS_PER_PART` per work, at least three rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     start = time.perf_counter()

@@ -1,7 +1,7 @@
 """`vla bench`: what a policy costs on this machine."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -11,28 +11,38 @@ from vla.errors import ConfigError
 if TYPE_CHECKING:
     from vla.bench import Report
 
+_Value = TypeVar("_Value", str, int)
+
+DEFAULT_POLICY = "pi0"
+
+PolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Policy name, checkpoint folder or hub id, or a YAML file such as a recipe.",
+        show_default=DEFAULT_POLICY,
+    ),
+]
+PromptOption = Annotated[
+    int | None, typer.Option(help="Length of the prompt; by default the longest that the policy takes.")
+]
+RoundsOption = Annotated[
+    int | None, typer.Option(help="Timed runs of each part; by default a few seconds' worth.")
+]
+
 
 def bench(
     context: typer.Context,
-    config: Annotated[
-        str, typer.Option(help="Policy name, checkpoint folder or hub id, or a YAML file such as a recipe.")
-    ] = "pi0",
+    policy: PolicyOption = None,
     preset: Annotated[str | None, typer.Option(help="full, middle or tiny; full where not given.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; PyTorch's choice where not given.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.")] = None,
     batch: Annotated[int, typer.Option(help="Observations per call.")] = 1,
     cameras_present: Annotated[
-        int | None, typer.Option(help="Cameras that are there; all slots where not given.")
+        int | None, typer.Option(help="Cameras that are there; all by default.")
     ] = None,
-    prompt_tokens: Annotated[
-        int | None, typer.Option(help="Length of the prompt; the policy's limit where not given.")
-    ] = None,
-    repeats: Annotated[
-        int | None, typer.Option(help="Timed runs of each part; a few seconds' worth where not given.")
-    ] = None,
+    prompt_tokens: PromptOption = None,
+    rounds: RoundsOption = None,
     train: Annotated[bool, typer.Option("--train/--no-train", help="Time training steps as well.")] = True,
     draws: Annotated[str, typer.Option(help="Noise draws per observation of the training steps.")] = "1,4",
     against: Annotated[
@@ -42,14 +52,16 @@ def bench(
         str, typer.Option(help="wall, or process: CPU time, which busy neighbours do not disturb (1 thread).")
     ] = "wall",
     json: Annotated[Path | None, typer.Option(help="Write everything to this file as well.")] = None,
+    config: Annotated[str | None, typer.Option(hidden=True)] = None,
+    repeats: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Time a policy's prefix, velocity step, full sample and training step on this machine.
+    """Time a policy's full sample, the parts of it, and its training step on this machine.
 
     Medians after a warm-up with their quartiles, operations, the share of the matrix product's peak
     measured in the same run, and memory. Weights are random unless a checkpoint is given. The commands
     `draws` and `features` train instead, to measure what makes the same learning cheaper.
 
-    Example: vla bench --config pi0 --dtype bfloat16
+    Example: vla bench --policy pi0 --dtype bfloat16
 
     Example: vla bench --preset middle --against transformers
 
@@ -62,8 +74,9 @@ def bench(
 
     if json is not None and not json.parent.is_dir():
         raise ConfigError(f"--json {json}: there is no folder {json.parent}.")
+    chosen = _one_of("--policy", policy, "--config", config) or DEFAULT_POLICY
     options = BenchOptions(
-        **_policy(config, preset),
+        **_policy(chosen, preset),
         dtype=dtype,
         device=device,
         threads=threads,
@@ -72,7 +85,7 @@ def bench(
         prompt_tokens=prompt_tokens,
         draws=tuple(parse_numbers(draws, "--draws")),
         train=train,
-        rounds=repeats,
+        rounds=_one_of("--rounds", rounds, "--repeats", repeats),
         clock=clock,
         against=against,
     )
@@ -96,22 +109,29 @@ def _refuse_options(context: typer.Context) -> None:
             )
 
 
-def _policy(config: str, preset: str | None) -> dict[str, Any]:
+def _one_of(name: str, value: _Value | None, older_name: str, older: _Value | None) -> _Value | None:
+    """Return an option's value, which may be given under its older name instead."""
+    if value is not None and older is not None:
+        raise ConfigError(f"{older_name} is the older name of {name}: leave out {older_name}.")
+    return older if value is None else value
+
+
+def _policy(policy: str, preset: str | None) -> dict[str, Any]:
     """Return the options that name the policy; a YAML file may be a recipe, or its policy section."""
-    if not config.endswith((".yaml", ".yml")):
-        return {"policy": config, "preset": preset}
+    if not policy.endswith((".yaml", ".yml")):
+        return {"policy": policy, "preset": preset}
     import yaml
 
     try:
-        values = yaml.safe_load(Path(config).read_text())
+        values = yaml.safe_load(Path(policy).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {config} could not be read: {error}") from error
+        raise ConfigError(f"--policy {policy} could not be read: {error}") from error
     section = values.get("policy", values) if isinstance(values, dict) else values
     if not isinstance(section, dict) or not isinstance(section.get("config", {}), dict):
         raise ConfigError(
-            f"{config} must hold a mapping with type, preset and config, or one under `policy`."
+            f"{policy} must hold a mapping with type, preset and config, or one under `policy`."
         )
-    name = section.get("pretrained") or section.get("type", "pi0")
+    name = section.get("pretrained") or section.get("type", DEFAULT_POLICY)
     chosen = preset or section.get("preset")
     return {"policy": name, "preset": chosen, "overrides": section.get("config", {})}
 

@@ -14,9 +14,6 @@ from vla.nn.gemma import GemmaConfig, GemmaDecoder
 from vla.nn.masks import AttentionRules, Tokens
 from vla.nn.vision import Projector, make_vision_tower, num_image_tokens
 
-FEATURE_AXES = 4
-"""Axes of images that have been looked at already, `[b, v, p, d]`; images themselves have five."""
-
 
 class Prefix(NamedTuple):
     """What a pass over images and text leaves behind.
@@ -60,26 +57,28 @@ class PrefixModel(nn.Module):
 
     def encode_prefix(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None,
         pixel_mask: torch.Tensor,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
         *,
         with_hidden: bool = False,
+        image_features: torch.Tensor | None = None,
     ) -> Prefix:
         """Run images and text once.
 
         Args:
-            pixel_values: `[b, v, 3, size, size]` in [-1, 1], or what `look` made of it, `[b, v, p, vision
-                width]`, where that was kept from an earlier pass.
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1]; None where `image_features` are given.
             pixel_mask: bool `[b, v]`, True where the camera exists. Absent cameras are never encoded.
             input_ids: long `[b, l]`, right-padded.
             attention_mask: `[b, l]`, non-zero where `input_ids` is real.
             token_type_ids: `[b, l]`, 1 for response tokens; None when all of it is prompt.
             with_hidden: Whether the text's hidden states are wanted; the last layer does less without.
+            image_features: `[b, v, p, vision width]`, what `encode_images` made of the images, where that was
+                kept from an earlier pass.
         """
-        images_bpd, image_valid_bp = self._embed_images(pixel_values, pixel_mask.bool())
+        images_bpd, image_valid_bp = self._embed_images(pixel_values, image_features, pixel_mask.bool())
         longest = int(attention_mask.sum(dim=1).max())
         input_ids, text_valid_bl = input_ids[:, :longest], attention_mask[:, :longest].bool()
         assert self.language_model.embed_tokens is not None
@@ -107,27 +106,29 @@ class PrefixModel(nn.Module):
         return Prefix(cache, hidden)
 
     def _embed_images(
-        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor
+        self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, pixel_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image tokens `[b, v' * p, d]` of the slots that any row fills, and their validity."""
+        given = pixel_values if features is None else features
+        assert given is not None
         filled_v = pixel_mask.any(dim=0)
-        pixel_values, mask_bv = pixel_values[:, filled_v], pixel_mask[:, filled_v]
-        images = pixel_values[mask_bv]
+        given, mask_bv = given[:, filled_v], pixel_mask[:, filled_v]
+        images = given[mask_bv]
         batch, slots = mask_bv.shape
         size = self.tokens_per_image
         if images.shape[0] == 0:
             width, dtype = self.language_model.config.width, self.vision_tower.dtype
             tokens = images.new_zeros(0, size, width, dtype=dtype)
         else:
-            seen = images if pixel_values.ndim == FEATURE_AXES else self.look(images)
-            tokens = self.multi_modal_projector(seen.to(self.multi_modal_projector.linear.weight.dtype))
+            encoded = self.encode_images(images) if features is None else images
+            tokens = self.multi_modal_projector(encoded.to(self.multi_modal_projector.linear.weight.dtype))
         if tokens.shape[0] < batch * slots:
             absent = tokens.new_zeros(batch, slots, size, tokens.shape[-1])
             tokens = absent.masked_scatter(mask_bv[:, :, None, None], tokens)
         valid_bp = mask_bv.repeat_interleave(size, dim=1)
         return tokens.reshape(batch, slots * size, tokens.shape[-1]), valid_bp
 
-    def look(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Return the vision tower's features `[n, p, vision width]` of images `[n, 3, size, size]`."""
         return self.vision_tower(images.to(self.vision_tower.dtype)).last_hidden_state
 

@@ -63,9 +63,22 @@ class PolicyConfig(PretrainedConfig):
         """Which frames around the present one the policy reads and predicts; the default is the present."""
         return Window(self.action_horizon)
 
+    @property
+    def max_text_tokens(self) -> int | None:
+        """Length of the longest text, in tokens; None where there is no text, or no limit to it."""
+        return None
+
     def summary(self) -> dict[str, Any]:
-        """Return what people want to know of it, by name, for `vla info` and model cards."""
+        """Return what people want to know of it, by name, for model cards and `vla info`."""
         return {"action horizon": f"{self.action_horizon} steps"}
+
+    def details(self) -> dict[str, Any]:
+        """Return the same at greater length, for `vla info`; the default is the summary."""
+        return self.summary()
+
+    def dimensions(self) -> dict[str, Any]:
+        """Return JSON values for programs, by name, for `vla info --json`; the default is the summary."""
+        return self.summary()
 
     @classmethod
     def tiny(cls, **overrides: Any) -> Self:

@@ -186,7 +186,7 @@ class DataSection(_Section):
     feature_cache: str | None = None
     """Folder for what frozen parts (`policy.freeze`) make of every frame, computed once, where `augment` is
     off. Training then reads no video and never runs them."""
-    feature_cache_of: Literal["vision", "prefix"] = "vision"
+    feature_cache_of: str = "vision"
     """What is kept there: the vision tower's features; or, where the whole vision-language model is frozen
     and no text is trained, the keys and values that the expert reads, about 15 MB a frame at full size."""
     bucket_by_length: bool = False

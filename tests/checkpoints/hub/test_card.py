@@ -1,15 +1,19 @@
 """A card says what one needs to use the weights, and never takes the place of somebody's own words."""
 
+import importlib
 import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
 from vla.checkpoints.hub.card import BEGIN, END, Origin, license_of, merge_cards, model_card, read_origin
 from vla.errors import ConfigError
+from vla.policies.registry import make_policy
 from vla.policies.robot import RobotPolicy
+from vla.transforms.base import Pipeline
 
 RECIPE = "policy:\n  pretrained: lerobot/pi0_base\ndata:\n  path: someone/cups\n"
 
@@ -93,6 +97,24 @@ class TestCard:
             "Not stated.",
         ):
             assert fact in text, fact
+
+    def test_dimensions_are_the_config_s_own(self):
+        torch.manual_seed(0)
+        text = model_card(make_policy("bc", {"cameras": ["top"]}, "tiny"), "me/bc").text
+        table = text.split("## Dimensions")[1].split("##")[0]
+        for row in ("| cameras | top |", "| frames read | 2 |", "| action horizon | 6 steps |"):
+            assert row in table
+        assert "prompt" not in table
+
+    def test_the_example_asks_for_what_the_policy_reads(self):
+        importlib.import_module("tests.contract.toy")
+        policy = make_policy("toy")
+        policy.pipeline = Pipeline([])
+        text = model_card(policy, "me/toy").text
+        assert '"observation.state": state,' in text
+        assert '"task"' not in text
+        assert "mage" not in text
+        assert "The state is `[d]`, the actions are `[steps, d]`." in text
 
     def test_example_runs_as_it_stands(self, robot_ready, monkeypatch):
         text = model_card(robot_ready, "me/cup").text

@@ -100,9 +100,8 @@ def test_pickles_and_adapters_are_refused_by_name(tmp_path, capsys):
 
 def test_folder_that_is_neither(tmp_path, capsys):
     assert main(["info", str(tmp_path)]) == 1
-    assert (
-        "not a checkpoint (config.json, weights) and no dataset (meta/info.json)" in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "neither a checkpoint (config.json, weights) nor a dataset (meta/info.json)" in error
 
 
 def test_nothing_there(tmp_path, capsys):

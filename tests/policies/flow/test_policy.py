@@ -115,15 +115,15 @@ class TestOnePath:
         batch = make_batch(policy.config, absent=((0, 1), (2, 2)))
         images, mask = batch["pixel_values"], batch["pixel_mask"]
         with torch.no_grad():
-            features = policy.model.look(images.flatten(0, 1)).unflatten(0, mask.shape)
-            kept = batch | {"pixel_values": features}
+            features = policy.model.encode_images(images.flatten(0, 1)).unflatten(0, mask.shape)
+            kept = batch | {"pixel_values": None, "image_features": features}
             assert torch.equal(policy(**kept).velocity, policy(**batch).velocity)
-            got, want = (
-                policy.sample_actions(**observation(one), noise=batch["noise"]) for one in (kept, batch)
-            )
-        torch.testing.assert_close(got, want)
-        with pytest.raises(ShapeError, match=r"pixel_values \(features\) must have shape"):
-            policy(**batch | {"pixel_values": features[..., 1:]})
+        with pytest.raises(ShapeError, match="image_features must have shape"):
+            policy(**kept | {"image_features": features[..., 1:]})
+        with pytest.raises(ShapeError, match=r"pixel_values, or the image_features .* not both"):
+            policy(**kept | {"pixel_values": images})
+        with pytest.raises(ShapeError, match="With image_features go pixel_mask"):
+            policy(**kept | {"pixel_mask": None})
 
 
 class TestWhatCannotMatter:

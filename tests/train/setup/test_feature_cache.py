@@ -16,6 +16,7 @@ import torch
 from vla.atomic import SaveError
 from vla.data.frames import FrameStore
 from vla.errors import ConfigError
+from vla.policies.registry import make_policy
 from vla.train.loop import train
 from vla.train.recipe_file import load_recipe
 from vla.train.setup import feature_cache
@@ -56,7 +57,8 @@ def test_losses_are_those_of_the_pictures(tiny, tmp_path, policy, monkeypatch):
     assert [where for where, _ in cached] == [where for where, _ in seen]
     np.testing.assert_allclose([loss for _, loss in cached], [loss for _, loss in seen], atol=1e-5)
     batch, _ = next(iter(kept.validation))
-    assert batch["pixel_values"].ndim == 4
+    assert batch["image_features"].ndim == 4
+    assert "pixel_values" not in batch
 
 
 def test_features_are_made_once_and_belong_to_weights_frames_and_pictures(tiny, tmp_path, monkeypatch):
@@ -89,11 +91,11 @@ def test_bfloat16_features_survive_the_disk(tiny, tmp_path):
     )
     item = made.robots[None].dataset[3]
     read = cache.read(int(item["index"]))
-    assert read["pixel_values"].dtype == torch.bfloat16
+    assert read["image_features"].dtype == torch.bfloat16
     sample = made.policy.pipeline.forward({"images": {"top": item["observation.images.top"]}} | rest(item))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        want = made.policy.model.look(sample["pixel_values"])
-    torch.testing.assert_close(read["pixel_values"], want.bfloat16())
+        want = made.policy.model.encode_images(sample["pixel_values"])
+    torch.testing.assert_close(read["image_features"], want.bfloat16())
 
 
 def rest(item):
@@ -113,6 +115,18 @@ def test_augmentation_is_refused(tiny, tmp_path):
 
 def test_the_recipe_knows_the_key(tmp_path):
     assert load_recipe(None, ["data.path=x", "output=y", "data.feature_cache=z"]).data.feature_cache == "z"
+
+
+def test_what_the_policy_does_not_name_is_refused_with_its_choices(tiny, tmp_path):
+    options = [*STILL, f"data.feature_cache={tmp_path / 'features'}", "data.feature_cache_of=visoin"]
+    with pytest.raises(ConfigError, match=r"must be one of vision, prefix for Pi0Policy.*mean 'vision'"):
+        job(tiny(*options))
+
+
+def test_a_policy_that_names_nothing_keeps_nothing(tmp_path):
+    policy = make_policy("bc", {}, "tiny")
+    with pytest.raises(ConfigError, match=r"BCPolicy has no features to keep: leave data\.feature_cache out"):
+        cached_features(tmp_path, policy, [], {}, precision="no")
 
 
 # -- the whole prefix ---------------------------------------------------------------------------------
@@ -316,5 +330,5 @@ def test_of_two_that_want_the_same_one_computes_and_the_other_waits(tiny, tmp_pa
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: want(of="prefix"), range(2))
     assert len(computed) == 1
-    assert first.kept.folder == second.kept.folder
-    assert [path.name for path in (tmp_path / "features").iterdir()] == [first.kept.folder.name]
+    assert first.store.folder == second.store.folder
+    assert [path.name for path in (tmp_path / "features").iterdir()] == [first.store.folder.name]

@@ -79,7 +79,7 @@ def model_card(policy: PolicyModule, repo_id: str | None = None, origin: Origin 
     """Return the card of a policy.
 
     Args:
-        policy: With its pipeline, if it has one.
+        policy: The policy, with its pipeline if it has one.
         repo_id: Where it will lie; "owner/name" stands in the example where not given.
         origin: Where the weights come from.
     """
@@ -179,33 +179,34 @@ def _use(policy: PolicyModule, repo_id: str) -> str:
             f"`vla train RECIPE policy.pretrained={repo_id}` fine-tunes it on a robot's demonstrations."
         )
     keys = {f"observation.images.{name}": name for name in policy.config.cameras}
-    keys |= {"observation.state": "state", "task": '"what to do"'}
+    keys["observation.state"] = "state"
+    if getattr(policy, "reads_text", True):  # declared by `Policy`, which stands above this room
+        keys["task"] = '"what to do"'
     observation = "".join(f'    "{key}": {value},\n' for key, value in keys.items())
     whose, chosen = "with its pipeline", ""
     if policy.pipelines:
         whose = f"for several robots, each with its own pipeline ({', '.join(policy.pipelines)})"
         chosen = f', pipeline="{next(iter(policy.pipelines))}"'
+    images, absent = "The state", ""
+    if policy.config.cameras:
+        images = "Images are uint8 `[h, w, 3]`, the state"
+        absent = " A camera that the robot does not have is left out."
     return (
         f"A {_family(policy)} policy {whose}: observations and actions in the robot's units.\n\n"
         f'```python\nimport vla\n\npolicy = vla.load("{repo_id}"{chosen})\n'
         f'actions = policy.infer({{\n{observation}}})["actions"]\n```\n\n'
-        "Images are uint8 `[h, w, 3]`, the state is `[d]`, the actions are `[steps, d]`. A camera that the "
-        "robot does not have is left out."
+        f"{images} is `[d]`, the actions are `[steps, d]`.{absent}"
     )
 
 
 def _dimensions(policy: PolicyModule) -> str:
-    config = policy.config
     rows = {
         "parameters": f"{sum(p.numel() for p in policy.parameters()):,}",
         "stored as": str(policy.dtype).removeprefix("torch."),
-        "cameras": ", ".join(config.cameras),
-        "image size": f"{config.image_size} pixels",
-        "action horizon": f"{config.action_horizon} steps",
-        "widths of state and actions": f"{config.max_state_dim} and {config.max_action_dim}, padded",
-        "prompt": f"{config.max_prompt_length} tokens at most",
-        "solver": f"{config.num_inference_steps} {config.solver} steps",
     }
+    if policy.config.cameras:
+        rows["cameras"] = ", ".join(policy.config.cameras)
+    rows |= policy.config.summary()
     return "## Dimensions\n\n" + _table(("", ""), list(rows.items()))
 
 

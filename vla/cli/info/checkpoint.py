@@ -15,7 +15,7 @@ from vla.checkpoints.hub.push import CARD_FILE
 from vla.checkpoints.pipelines import read_pipeline
 from vla.checkpoints.recognise import is_paligemma, recognise, weights_module
 from vla.cli.console import console, print_rows
-from vla.cli.info.memory import MemoryOptions, memory_rows, memory_table
+from vla.cli.info.memory import MemoryOptions, memory_rows, memory_table, not_predicted
 from vla.cli.info.pipeline import describe, read_json, read_robots, read_statistics, read_steps
 from vla.cli.info.text import CheckpointInfo, in_words
 from vla.errors import ConfigError, StatisticsError, WeightsError
@@ -28,10 +28,11 @@ from vla.weights.plan import plan_load
 from vla.weights.source import has_weights
 from vla.weights.tensors import TensorInfo
 
-_FIELDS = (
+_FILE_FIELDS = (
     "action_horizon", "max_action_dim", "max_state_dim", "max_prompt_length", "image_size",
     "num_inference_steps", "numerics", "discrete_state",
 )  # fmt: skip
+"""Shown of a `config.json` that no policy here reads, where it has them."""
 
 
 def print_checkpoint(
@@ -56,13 +57,18 @@ def print_checkpoint(
         ConfigError: Its config or pipeline is damaged, or the memory of what would not load is asked for.
     """
     found = inspect(folder, asset_id)
-    rows = None if memory is None else memory_rows(found.config, found.problem, memory)
+    rows, unpredicted = None, None if memory is None else not_predicted(found.config)
+    if memory is not None and unpredicted is None:
+        rows = memory_rows(found.config, found.problem, memory)
     if as_json:
-        extra = {} if rows is None else {"memory": rows}
+        extra = {} if memory is None else {"memory": rows}
+        extra |= {} if unpredicted is None else {"memory_problem": unpredicted}
         typer.echo(json.dumps({"kind": "checkpoint", "path": what, **found.to_json(), **extra}, indent=2))
         return
     print_rows(f"checkpoint {what}", in_words(found))
-    if rows is not None and memory is not None:
+    if unpredicted is not None:
+        console().print(unpredicted)
+    elif rows is not None and memory is not None:
         console().print(memory_table(rows, memory))
 
 
@@ -112,18 +118,14 @@ def meta_shapes(policy: str, config: Any) -> dict[str, tuple[int, ...]]:
 def _take_config(found: CheckpointInfo, values: Mapping[str, Any]) -> None:
     """Take what `config.json` says of itself, whoever wrote it."""
     found.policy = str(values.get("model_type") or values.get("type") or "unknown")
-    found.dimensions = {name: values[name] for name in _FIELDS if name in values}
+    found.dimensions = {name: values[name] for name in _FILE_FIELDS if name in values}
     found.cameras = list(values.get("cameras") or ())
 
 
 def _take_policy(found: CheckpointInfo, stored: Stored, format: Format, sizes: Mapping[str, int]) -> None:
     """Take what the policy's config says, and count parameters by part."""
     config = found.config
-    found.dimensions = {name: getattr(config, name) for name in _FIELDS if hasattr(config, name)}
-    found.dimensions |= {"vision": config.vision, "depth": config.depth, "heads": config.num_heads}
-    found.dimensions |= {"language_model": config.vlm, "expert": config.expert}
-    found.dimensions |= {"head_dim": config.head_dim, "key_value_heads": config.num_kv_heads}
-    found.dimensions |= {"vocabulary": config.vocab_size}
+    found.dimensions = config.dimensions()
     found.cameras = list(config.cameras)
     wanted = meta_shapes(found.policy, config)
     headers = Stored(stored.folder, HeadersAlone(stored.reader), stored.config)

@@ -78,7 +78,7 @@ def info(
     A checkpoint: format, policy, dimensions, parameters by part, dtypes, cameras, pipeline, statistics,
     licence. Only headers are read, and of a hub repository only headers are downloaded, except to compare.
     A training run's folder stands for its last checkpoint. The word known lists the published checkpoints
-    that have a short name; a folder called so is ./known.
+    that have a short name; a folder of that name is ./known.
 
     Example: vla info lerobot/pi0_base --memory --engine fsdp2 --gpus 8
     """
@@ -130,7 +130,7 @@ def _is_dataset(what: str) -> bool:
     inside = checkpoint_folder(what)
     if inside.is_dir() and not any(next(inside.glob(kind), None) for kind in kinds):
         raise ConfigError(
-            f"{what} is not a checkpoint (config.json, weights) and no dataset (meta/info.json)."
+            f"{what} is neither a checkpoint (config.json, weights) nor a dataset (meta/info.json)."
         )
     return False
 

@@ -76,7 +76,7 @@ class Difference:
 
     Attributes:
         equal: Number of tensors with the same values.
-        tensors: Those with other values, the largest relative difference first.
+        tensors: The tensors with other values, the largest relative difference first.
         only_in_first: Names that the second does not have.
         only_in_second: Names that the first does not have.
         shapes: Name -> both shapes, where they differ; such values are not compared.

@@ -28,12 +28,12 @@ class MemoryOptions:
 
     Attributes:
         batch_size: Samples of a batch of one GPU.
-        cameras: Cameras that are there; None is all of the config's.
-        text: Text tokens of each sample that are to be learned.
+        cameras: Number of cameras that are there; None: all of the config's.
+        text: Number of text tokens of each sample that are to be learned.
         average: Whether an average of the trained weights is kept.
-        checkpointing: Which layers forget their activations.
+        checkpointing: Which layers compute their activations again.
         engine: What distributes the training.
-        gpus: Over how many.
+        gpus: Number of GPUs.
     """
 
     batch_size: int = 1
@@ -59,18 +59,27 @@ class MemoryOptions:
         return ", ".join(said)
 
 
+def not_predicted(config: Any) -> str | None:
+    """Return one line that says so where the memory of a config's policy is not predicted; None otherwise."""
+    from vla.policies.registry import name_of, policy_entry
+
+    if config is None or "memory_prediction" not in policy_entry(name_of(config)).policy.leaves_out:
+        return None
+    return f"memory of {name_of(config)} is not predicted yet"
+
+
 def memory_rows(config: Any, problem: str | None, options: MemoryOptions) -> list[dict[str, Any]]:
     """Return the prediction, one dictionary per way of using the policy.
 
     Args:
-        config: Of the policy; None where the checkpoint would not load.
+        config: The policy's config; None where the checkpoint would not load.
         problem: Why it would not.
         options: What to predict for.
 
     Raises:
         ConfigError: There is no config to predict from, or the options do not fit it or each other.
     """
-    from vla.bench.engines import SHARDED, Engine
+    from vla.bench.engines import SHARDED, ShardingPlan
     from vla.bench.memory import Settings
     from vla.bench.memory import memory_table as predict
 
@@ -79,15 +88,16 @@ def memory_rows(config: Any, problem: str | None, options: MemoryOptions) -> lis
     cameras, text = options.cameras, options.text
     if cameras is not None and cameras > len(config.cameras):
         raise ConfigError(f"--cameras {cameras} is more than the policy's {len(config.cameras)}.")
-    if text >= config.max_prompt_length:
+    limit = config.max_text_tokens
+    if limit is not None and text >= limit:
         raise ConfigError(
-            f"--text {text} leaves no room for a prompt: the policy's texts have {config.max_prompt_length} "
-            "tokens, response included."
+            f"--text {text} leaves no room for a prompt: the policy's texts have {limit} tokens, response "
+            "included."
         )
     if options.gpus == 1 and SHARDED[options.engine]:
         raise ConfigError(f"--engine {options.engine} shards over several GPUs: add --gpus, 2 or more.")
     names = ("use", "precision", "optimizer", *_COLUMNS)
-    settings = Settings(options.checkpointing, options.average, Engine(options.engine, options.gpus))
+    settings = Settings(options.checkpointing, options.average, ShardingPlan(options.engine, options.gpus))
     rows = predict(
         config, batch_size=options.batch_size, cameras=cameras, text_tokens=text, settings=settings
     )

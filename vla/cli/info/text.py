@@ -13,22 +13,22 @@ class CheckpointInfo:
         policy: Its name here, or what the config calls it.
         format: Name of the format; None where it is none that is known.
         problem: Why it would not load; None where nothing speaks against it.
-        config: Of the policy; None where it would not load.
-        dimensions: By name, as far as they are known.
+        config: The policy's config; None where it would not load.
+        dimensions: Sizes and choices by name, as far as they are known.
         cameras: Camera slots.
         tensors: Number of stored tensors.
-        parameters: Stored numbers, unused ones included.
-        parts: Numbers of the policy by part.
-        unused: Numbers that the policy does not have, by stored name.
-        dtypes: Numbers by dtype.
+        parameters: Number of stored values, unused ones included.
+        parts: Number of the policy's values by part.
+        unused: Number of values that the policy does not have, by stored name.
+        dtypes: Number of values by dtype.
         notes: What loading would say.
         files: Files with weights.
         bytes: Their size on disk.
         pipeline: Names of the transforms; None where there are none.
         pipeline_problem: Why there are none.
         statistics: What was counted; None where there are none.
-        robots: Where it was trained on several robots: what each one's pipeline says, by name.
-        license: As its README says.
+        robots: What each robot's pipeline says, by name, where it was trained on several.
+        license: What its README says.
     """
 
     policy: str = "unknown"
@@ -61,11 +61,10 @@ def in_words(found: CheckpointInfo) -> dict[str, str]:
     rows = {"format": found.format or "unknown", "policy": found.policy}
     if found.problem is not None:
         rows["does not load"] = found.problem
-    sizes = dict(found.dimensions)
-    stacks = {name: sizes.pop(name, None) for name in ("vision", "language_model", "expert")}
     if found.config is not None:
-        rows |= _stacks(sizes, stacks)
-    rows |= {name.replace("_", " "): str(value) for name, value in sizes.items()}
+        rows |= {name: str(value) for name, value in found.config.details().items()}
+    else:
+        rows |= {name.replace("_", " "): str(value) for name, value in found.dimensions.items()}
     if found.cameras:
         rows["cameras"] = ", ".join(found.cameras)
     if found.tensors:
@@ -78,20 +77,6 @@ def in_words(found: CheckpointInfo) -> dict[str, str]:
     rows |= _conventions(found)
     rows["licence"] = found.license or "not stated in its README"
     return rows
-
-
-def _stacks(sizes: dict[str, Any], stacks: Mapping[str, Any]) -> dict[str, str]:
-    depth, heads, width = (sizes.pop(name) for name in ("depth", "heads", "head_dim"))
-    shared = sizes.pop("key_value_heads")
-    vision = stacks["vision"]
-    rows = {
-        "vision": f"{vision['num_hidden_layers']} layers of {vision['hidden_size']}, "
-        f"patches of {vision['patch_size']} pixels"
-    }
-    for name in ("language_model", "expert"):
-        stack = stacks[name]
-        rows[name.replace("_", " ")] = f"{depth} layers of {stack['width']}, MLP {stack['mlp_dim']}"
-    return rows | {"attention": f"{heads} heads of {width}, {shared} of keys and values"}
 
 
 def _weights(found: CheckpointInfo) -> str:

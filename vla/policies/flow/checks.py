@@ -3,7 +3,6 @@
 import torch
 
 from vla.errors import ShapeError
-from vla.nn.prefix import FEATURE_AXES
 from vla.policies.flow.config import FlowConfig
 from vla.types import check_shape
 
@@ -16,6 +15,7 @@ def check_inputs(
     kept: tuple[Given, Given],
     state: Given,
     train_text: bool,
+    image_features: Given = None,
 ) -> int:
     """Check what `FlowPolicy.forward` is to read, and return its number of rows.
 
@@ -25,15 +25,20 @@ def check_inputs(
         kept: prefix_keys_values and prefix_mask, in their place.
         state: `[b, m]`, where it is read.
         train_text: Whether the hidden states of the text are needed.
+        image_features: In place of pixel_values.
 
     Raises:
         ShapeError: Neither is there, or both, or a tensor does not have its documented shape.
     """
     if all(tensor is None for tensor in kept):
-        check_observation(config, *seen, state)
-        assert seen[0] is not None
-        return seen[0].shape[0]
-    if any(tensor is not None for tensor in seen):
+        if image_features is None:
+            check_observation(config, *seen, state)
+        else:
+            _check_features(config, image_features, *seen, state)
+        mask = seen[1]
+        assert mask is not None
+        return mask.shape[0]
+    if any(tensor is not None for tensor in (*seen, image_features)):
         raise ShapeError("Give images and text, or the prefix that was kept of them, not both.")
     if train_text:
         raise ShapeError("labels need the text's hidden states, which a prefix that was kept lacks.")
@@ -54,13 +59,41 @@ def check_observation(
             "An observation is pixel_values, pixel_mask, input_ids and attention_mask, all four of them; or, "
             "where their prefix was kept, prefix_keys_values and prefix_mask."
         )
-    batch, size = input_ids.shape[0], config.image_size
-    if pixel_values.ndim == FEATURE_AXES:
-        seen = {"p": config.tokens_per_image, "d": config.siglip["hidden_size"]}
-        check_shape(pixel_values, "b v p d", "pixel_values (features)", b=batch, **seen)
-    else:
-        check_shape(pixel_values, f"b v 3 {size} {size}", "pixel_values", b=batch)
-    check_shape(pixel_mask, "b v", "pixel_mask", b=batch, v=pixel_values.shape[1])
+    size = config.image_size
+    check_shape(pixel_values, f"b v 3 {size} {size}", "pixel_values", b=input_ids.shape[0])
+    _check_rest(config, pixel_values.shape[1], pixel_mask, input_ids, attention_mask, state)
+
+
+def _check_features(
+    config: FlowConfig,
+    image_features: torch.Tensor,
+    pixel_values: Given,
+    pixel_mask: Given,
+    input_ids: Given,
+    attention_mask: Given,
+    state: Given,
+) -> None:
+    if pixel_values is not None:
+        raise ShapeError("Give pixel_values, or the image_features that were kept of them, not both.")
+    if pixel_mask is None or input_ids is None or attention_mask is None:
+        raise ShapeError(
+            "With image_features go pixel_mask, input_ids and attention_mask, all three of them."
+        )
+    sizes = {"p": config.tokens_per_image, "d": config.siglip["hidden_size"]}
+    check_shape(image_features, "b v p d", "image_features", b=input_ids.shape[0], **sizes)
+    _check_rest(config, image_features.shape[1], pixel_mask, input_ids, attention_mask, state)
+
+
+def _check_rest(
+    config: FlowConfig,
+    slots: int,
+    pixel_mask: torch.Tensor,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    state: Given,
+) -> None:
+    batch = input_ids.shape[0]
+    check_shape(pixel_mask, "b v", "pixel_mask", b=batch, v=slots)
     check_shape(input_ids, "b l", "input_ids", b=batch)
     check_shape(attention_mask, "b l", "attention_mask", b=batch, l=input_ids.shape[1])
     if state is not None:

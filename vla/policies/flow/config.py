@@ -174,6 +174,54 @@ class FlowConfig(PolicyConfig):
             fields["wrist_cameras"] = list(facts.wrist_cameras)
         return fields
 
+    @property
+    def max_text_tokens(self) -> int:
+        """Length of the longest text, response included."""
+        return self.max_prompt_length
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a model card says."""
+        return {
+            "image size": f"{self.image_size} pixels",
+            "action horizon": f"{self.action_horizon} steps",
+            "widths of state and actions": f"{self.max_state_dim} and {self.max_action_dim}, padded",
+            "prompt": f"{self.max_prompt_length} tokens at most",
+            "solver": f"{self.num_inference_steps} {self.solver} steps",
+        }
+
+    def details(self) -> dict[str, Any]:
+        """Return the stacks in words, then choices and sizes by their names."""
+        sizes, vision, attention = self._sizes(), self.siglip, self.vlm_gemma
+        layers = f"{vision['num_hidden_layers']} layers of {vision['hidden_size']}"
+        rows = {"vision": f"{layers}, patches of {vision['patch_size']} pixels"}
+        for name, stack in (("language model", self.vlm_gemma), ("expert", self.expert_gemma)):
+            rows[name] = f"{stack.depth} layers of {stack.width}, MLP {stack.mlp_dim}"
+        heads = f"{attention.num_heads} heads of {attention.head_dim}"
+        rows["attention"] = f"{heads}, {attention.num_kv_heads} of keys and values"
+        rows |= {name.replace("_", " "): str(value) for name, value in sizes.items()}
+        return rows | {"vocabulary": str(self.vocab_size)}
+
+    def dimensions(self) -> dict[str, Any]:
+        """Return every size."""
+        return {
+            **self._sizes(),
+            "vision": self.vision,
+            "depth": self.depth,
+            "heads": self.num_heads,
+            "language_model": self.vlm,
+            "expert": self.expert,
+            "head_dim": self.head_dim,
+            "key_value_heads": self.num_kv_heads,
+            "vocabulary": self.vocab_size,
+        }
+
+    def _sizes(self) -> dict[str, Any]:
+        names = (
+            "action_horizon", "max_action_dim", "max_state_dim", "max_prompt_length", "image_size",
+            "num_inference_steps", "numerics",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
     @classmethod
     def tiny(cls, **overrides: Any) -> Self:
         """Return a config of a few thousand parameters with every part present, for tests."""

@@ -10,7 +10,7 @@ A subclass names its config and makes `self.model`, which offers
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,15 +26,17 @@ from vla.nn.prefix import Prefix
 from vla.objectives.flow import flow_loss, sample_noise, sample_tau, straight_path
 from vla.objectives.solvers import SOLVERS, Solver, Velocity
 from vla.policies.base import Policy
+from vla.policies.cacheable import Cacheable
+from vla.policies.flow.cache import CACHEABLE
 from vla.policies.flow.checks import check_inputs, check_observation
 from vla.policies.flow.config import FlowConfig
-from vla.policies.flow.flops import TrainingFlops
 from vla.policies.flow.initialise import from_paligemma
+from vla.policies.flow.measure import TrainingFlops, example_batch, timed_parts
 from vla.policies.flow.output import FlowOutput
 from vla.policies.flow.parts import FLOW_PARTS, prefixes_without_gradient
 from vla.policies.flow.text import generate, text_loss
 from vla.policies.flow.time import sampling_times
-from vla.types import check_shape
+from vla.types import Batch, check_shape
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class FlowPolicy(Policy):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module as the original does: LeCun-normal maps, small embeddings, plain norms."""
+        """Initialise one module as the original does: LeCun-normal linear layers, small embeddings."""
         if isinstance(module, Modulation):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -79,6 +81,18 @@ class FlowPolicy(Policy):
         flows = self.config.action_objective != "regression"
         draws = draws or self.training_draws or self.config.draws_per_observation
         return TrainingFlops(self, draws if flows else 1)
+
+    def example_batch(self, batch_size: int, **options: Any) -> Batch:
+        """Return a random observation; see `vla.policies.flow.measure.example_batch`."""
+        return example_batch(self, batch_size, **options)
+
+    def timed_parts(self, batch: Batch) -> dict[str, Callable[[], Any]]:
+        """Return the prefix and one velocity step."""
+        return timed_parts(self, batch)
+
+    def cacheable(self) -> dict[str, Cacheable]:
+        """Return the vision tower's features, and the whole prefix."""
+        return dict(CACHEABLE)
 
     @classmethod
     def from_paligemma(
@@ -112,6 +126,7 @@ class FlowPolicy(Policy):
         tau: torch.Tensor | None = None,
         *,
         action_dim_is_pad: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
         prefix_keys_values: torch.Tensor | None = None,
         prefix_mask: torch.Tensor | None = None,
         draws_per_observation: int | None = None,
@@ -122,8 +137,7 @@ class FlowPolicy(Policy):
         The observation is its images and text, or the prefix that an earlier pass made of them.
 
         Args:
-            pixel_values: `[b, v, 3, size, size]` in [-1, 1]; or the vision tower's features of it
-                (`model.look`), `[b, v, p, vision width]`, where the tower is frozen and they were kept.
+            pixel_values: `[b, v, 3, size, size]` in [-1, 1].
             pixel_mask: bool `[b, v]`, True where the camera exists.
             input_ids: long `[b, l]`, right-padded text: prompt, then response.
             attention_mask: `[b, l]`, non-zero where the text is real.
@@ -137,6 +151,8 @@ class FlowPolicy(Policy):
             tau: `[b]` (or `[b, n]`) in [0, 1]; drawn from the config's law where not given. In float64, a
                 published t given as 1 - t arrives unrounded.
             action_dim_is_pad: bool `[b, m]`, True for dimensions that the robot does not have.
+            image_features: `[b, v, p, vision width]` in place of `pixel_values`: what the vision tower makes
+                of them (`model.encode_images`), where it is frozen and they were kept.
             prefix_keys_values: `[b, s, layers, 2, k, e]`, and
             prefix_mask: bool `[b, s]`, right-padded, in place of images and text, where the whole
                 vision-language model is frozen and its prefix was kept (`KeyValueCache.pack`).
@@ -149,17 +165,17 @@ class FlowPolicy(Policy):
         config = self.config
         train_text = labels is not None and config.text_loss_weight > 0
         seen, kept = (pixel_values, pixel_mask, input_ids, attention_mask), (prefix_keys_values, prefix_mask)
-        batch = check_inputs(config, seen, kept, state if self._reads_state else None, train_text)
-        if actions is None:
-            raise ShapeError("The loss is that of actions [b, a, m], which must be given.")
-        check_shape(actions, "b a m", "actions", b=batch, m=config.max_action_dim)
-        self._warn_if_horizon_differs(actions)
+        read_state = state if self._reads_state else None
+        batch = check_inputs(config, seen, kept, read_state, train_text, image_features)
+        actions = self._checked_actions(actions, batch)
         noise, tau = self._noise_and_tau(actions, noise, tau, draws_per_observation, generator)
 
         if prefix_keys_values is not None and prefix_mask is not None:
             prefix = Prefix(KeyValueCache.unpack(prefix_keys_values, prefix_mask.bool()), None)
         else:
-            prefix = self.model.encode_prefix(*seen, token_type_ids, with_hidden=train_text)
+            prefix = self.model.encode_prefix(
+                *seen, token_type_ids, with_hidden=train_text, image_features=image_features
+            )
         cache = prefix.cache.detach() if config.knowledge_insulation else prefix.cache
         point = straight_path(actions[:, None].expand_as(noise).float(), noise, tau)
         velocity = self.model.velocity_of_draws(state, point.x, tau, cache)
@@ -185,6 +201,13 @@ class FlowPolicy(Policy):
             tau=tau[:, 0] if one else tau,
             counts=counts if counts is None or not one else counts[:, 0],
         )
+
+    def _checked_actions(self, actions: torch.Tensor | None, batch: int) -> torch.Tensor:
+        if actions is None:
+            raise ShapeError("The loss is that of actions [b, a, m], which must be given.")
+        check_shape(actions, "b a m", "actions", b=batch, m=self.config.max_action_dim)
+        self._warn_if_horizon_differs(actions)
+        return actions
 
     def _noise_and_tau(
         self,
@@ -259,12 +282,12 @@ class FlowPolicy(Policy):
         """
         self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask, state)
         given = token_type_ids is not None and bool((token_type_ids == 1).any())
-        say_first = self.config.actions_see_response and not given
+        generate_first = self.config.actions_see_response and not given
         prefix = self.model.encode_prefix(
-            pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=say_first
+            pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=generate_first
         )
         cache = prefix.cache
-        if say_first:
+        if generate_first:
             _, cache = generate(
                 self.model, self.config, prefix, attention_mask, self.config.max_response_length
             )
@@ -276,7 +299,7 @@ class FlowPolicy(Policy):
         Args:
             x: Noisy chunk `[b, a, m]`.
             tau: Time `[b]`, in [0, 1].
-            cache: From `encode_prefix`; `cache.repeat(n)` serves `n` chunks of each observation.
+            cache: What `encode_prefix` returned; `cache.repeat(n)` serves `n` chunks of each observation.
         """
         batch = cache.next_position_b.shape[0]
         check_shape(x, "b a m", "x", b=batch, m=self.config.max_action_dim)

@@ -22,6 +22,9 @@ class Pi05Config(FlowConfig):
     max_prompt_length: int = 200
     discrete_state: bool = True
 
+    def _sizes(self) -> dict[str, Any]:
+        return {**super()._sizes(), "discrete_state": self.discrete_state}
+
     @classmethod
     def tiny(cls, **overrides: Any) -> Self:
         """Return a config of a few thousand parameters with every part present, for tests."""

@@ -2,10 +2,10 @@
 
     <folder>/
       rows.bin       every frame's rows, `[r, *row]`, as they came
-      places.npy     [frames, 2], by the dataset's global frame number: its first row, and how many it has
+      index.npy      [frames, 2], by the dataset's global frame number: its first row, and how many it has
       about.json     dtype and shape of a row, and whatever else its maker wants to know
 
-A frame is one read at one place, whatever is open in whichever process.
+A frame is one read at one offset, whatever is open in whichever process.
 """
 
 import json
@@ -20,17 +20,17 @@ import torch
 
 from vla.errors import DatasetError
 
-_ROWS, _PLACES, _ABOUT = "rows.bin", "places.npy", "about.json"
+_ROWS, _INDEX, _ABOUT = "rows.bin", "index.npy", "about.json"
 
 
 class FrameWriter:
     """Appends frames to a folder that exists; to be closed, or used in a `with`.
 
     Args:
-        folder: Empty.
-        frames: Global frame numbers lie below.
+        folder: An empty folder.
+        frames: What all global frame numbers are less than.
         row: Shape of a row.
-        dtype: Of the numbers.
+        dtype: How the numbers are stored.
 
     Attributes:
         about: JSON values to keep with them.
@@ -39,7 +39,7 @@ class FrameWriter:
     def __init__(self, folder: Path, frames: int, row: tuple[int, ...], dtype: torch.dtype) -> None:
         self._folder, self._row, self._dtype = folder, row, dtype
         self.about: dict[str, Any] = {"row": list(row), "dtype": str(dtype).removeprefix("torch.")}
-        self._places, self._end = np.zeros((frames, 2), dtype=np.int64), 0
+        self._index, self._end = np.zeros((frames, 2), dtype=np.int64), 0
         self._file = open(folder / _ROWS, "wb")  # noqa: SIM115 (closed by close)
 
     def append(self, frame: int, rows: torch.Tensor) -> None:
@@ -47,13 +47,13 @@ class FrameWriter:
         assert rows.shape[1:] == self._row, (rows.shape, self._row)
         kept = rows.to("cpu", self._dtype).contiguous()
         self._file.write(kept.view(torch.uint8).numpy().data)
-        self._places[frame] = self._end, len(rows)
+        self._index[frame] = self._end, len(rows)
         self._end += len(rows)
 
     def close(self) -> None:
         """Complete the folder."""
         self._file.close()
-        np.save(self._folder / _PLACES, self._places)
+        np.save(self._folder / _INDEX, self._index)
         (self._folder / _ABOUT).write_text(json.dumps(self.about, indent=2) + "\n")
 
     def __enter__(self) -> Self:
@@ -77,7 +77,7 @@ class FeatureStore:
     @cached_property
     def longest(self) -> int:
         """The most rows that a frame has."""
-        return int(self._places[:, 1].max())
+        return int(self._index[:, 1].max())
 
     def read(self, frame: int) -> torch.Tensor:
         """Return the rows `[r, *row]` of a global frame number.
@@ -87,12 +87,12 @@ class FeatureStore:
         """
         row, dtype = tuple(self.about["row"]), getattr(torch, self.about["dtype"])
         size = prod(row) * dtype.itemsize
-        first, number = self._places[frame].tolist()
+        first, number = self._index[frame].tolist()
         found = np.fromfile(self.folder / _ROWS, np.uint8, count=number * size, offset=first * size)
         if number == 0 or len(found) < number * size:
             raise DatasetError(f"{self.folder} lacks frame {frame}: it is damaged; remove it.")
         return torch.from_numpy(found).view(dtype).reshape(number, *row)
 
     @cached_property
-    def _places(self) -> np.ndarray:
-        return np.load(self.folder / _PLACES)
+    def _index(self) -> np.ndarray:
+        return np.load(self.folder / _INDEX)

@@ -1,19 +1,74 @@
-"""Floating-point operations of a training step of pi-0's family, by a formula.
+"""What pi-0's family is measured with: random input, the parts of sampling, a formula for operations.
 
-Counted are products (linear layers, attention, the patches' convolution), a multiplication and an addition as
-two, forward and backward, as the model needs them (PaLM, arXiv 2204.02311, appendix B): nothing twice where
-activations are computed again, no gradient of a weight that is frozen, none of an input that nothing
-trained lies behind. What a mask hides is counted, as it is computed; not what DoRA's norms of weights take.
-A test holds the formula to PyTorch's own count of what it runs.
+Counted by the formula are products (linear layers, attention, the patches' convolution), a multiplication
+and an addition as two, forward and backward, as the model needs them (PaLM, arXiv 2204.02311, appendix B):
+nothing twice where activations are computed again, no gradient of a weight that is frozen, none of an input
+that nothing trained lies behind. What a mask hides is counted, as it is computed; not what DoRA's norms of
+weights take. A test holds the formula to PyTorch's own count of what it runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from vla.nn.prefix import FEATURE_AXES
+from vla.types import Batch
+
+OBSERVATION = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state")
+"""Tensors that sampling reads."""
+
+
+def example_batch(
+    policy: Any,
+    batch_size: int,
+    *,
+    cameras: int | None = None,
+    text_tokens: int | None = None,
+    training: bool = False,
+    seed: int = 1,
+) -> Batch:
+    """Return a random observation without padding, and actions where it is to be trained on.
+
+    Images do not depend on how many cameras are there, nor the rest on whether there are actions.
+
+    Args:
+        policy: The policy whose shapes and device they have.
+        batch_size: Number of observations.
+        cameras: How many of its cameras are there, the first ones; None: all.
+        text_tokens: Length of the text; None: the longest that the config allows.
+        training: Whether to add `actions`.
+        seed: Seed of the values.
+    """
+    config, generator = policy.config, torch.Generator().manual_seed(seed)
+    slots, size = len(config.cameras), config.image_size
+    present = slots if cameras is None else cameras
+    length = config.max_prompt_length if text_tokens is None else text_tokens
+    batch = {
+        "pixel_values": torch.rand(batch_size, slots, 3, size, size, generator=generator) * 2 - 1,
+        "pixel_mask": (torch.arange(slots) < present).expand(batch_size, -1).clone(),
+        "input_ids": torch.randint(4, config.vocab_size, (batch_size, length), generator=generator),
+        "attention_mask": torch.ones(batch_size, length, dtype=torch.long),
+        "state": torch.randn(batch_size, config.max_state_dim, generator=generator),
+    }
+    if training:
+        shape = (batch_size, config.action_horizon, config.max_action_dim)
+        batch["actions"] = torch.randn(shape, generator=torch.Generator().manual_seed(seed + 2))
+    return {name: tensor.to(policy.device) for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def timed_parts(policy: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
+    """Return the prefix, and one velocity step behind it: what a sample is made of."""
+    observation = {name: batch[name] for name in OBSERVATION}
+    cache, config = policy.encode_prefix(**observation), policy.config
+    shape = (len(batch["state"]), config.action_horizon, config.max_action_dim)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(policy.device)
+    tau = torch.full(shape[:1], 0.5, device=policy.device)
+    return {
+        "prefix": torch.no_grad()(lambda: policy.encode_prefix(**observation)),
+        "velocity step": torch.no_grad()(lambda: policy.velocity(x, tau, cache)),
+    }
 
 
 class BatchShape(NamedTuple):
@@ -24,27 +79,28 @@ class BatchShape(NamedTuple):
         images: Images that exist.
         slots: Camera slots that any observation fills.
         text: Tokens of the longest text.
-        spoken: Tokens that are to be predicted; None where no text is trained.
+        num_supervised_tokens: Tokens that are to be predicted; None where no text is trained.
         horizon: Steps of a chunk.
-        looked_at: Whether the vision tower's features come in place of images.
-        kept: Tokens of the longest prefix, where it was kept from an earlier pass; None where it is run.
+        has_image_features: Whether the vision tower's features come in place of images.
+        num_cached_tokens: Tokens of the longest prefix, where it was kept from an earlier pass; None where it
+            is run.
     """
 
     rows: int
     images: int
     slots: int
     text: int
-    spoken: int | None
+    num_supervised_tokens: int | None
     horizon: int
-    looked_at: bool
-    kept: int | None = None
+    has_image_features: bool
+    num_cached_tokens: int | None = None
 
     @classmethod
     def of(cls, batch: Mapping[str, torch.Tensor], trains_text: bool) -> "BatchShape":
         """Read the shape off a batch, best before it is moved to a GPU, which would have to be waited for."""
         if "prefix_mask" in batch:
-            kept, horizon = batch["prefix_mask"], batch["actions"].shape[1]
-            return cls(len(kept), 0, 0, 0, None, horizon, False, kept=int(kept.sum(dim=1).max()))
+            mask, horizon = batch["prefix_mask"], batch["actions"].shape[1]
+            return cls(len(mask), 0, 0, 0, None, horizon, False, int(mask.sum(dim=1).max()))
         seen = batch["pixel_mask"].bool()
         text = int(batch["attention_mask"].sum(dim=1).max())
         labels = batch.get("labels") if trains_text else None
@@ -53,9 +109,9 @@ class BatchShape(NamedTuple):
             images=int(seen.sum()),
             slots=int(seen.any(dim=0).sum()),
             text=text,
-            spoken=None if labels is None else int((labels[:, 1:text] != -100).sum()),
+            num_supervised_tokens=None if labels is None else int((labels[:, 1:text] != -100).sum()),
             horizon=batch["actions"].shape[1],
-            looked_at=batch["pixel_values"].ndim == FEATURE_AXES,
+            has_image_features="image_features" in batch,
         )
 
 
@@ -63,7 +119,7 @@ class TrainingFlops:
     """Counts the forward and backward pass of a batch; once for batches of one shape.
 
     Args:
-        policy: Of pi-0's family, with its adapters in it and the parameters marked that are trained.
+        policy: A policy of pi-0's family, with its adapters in it and the parameters marked that are trained.
         draws: Noise draws of each observation.
     """
 
@@ -89,12 +145,12 @@ class _Walk:
         self.total = 0
         self._policy, self._model, self._config, self._shape = policy, policy.model, policy.config, shape
         # Whether the pass that is being walked through is followed by one backward.
-        self._learns = shape.spoken is not None or not policy.config.knowledge_insulation
-        if shape.kept is None:
+        self._learns = shape.num_supervised_tokens is not None or not policy.config.knowledge_insulation
+        if shape.num_cached_tokens is None:
             prefix = shape.slots * self._model.tokens_per_image + shape.text
             cached = self._prefix(prefix)
         else:
-            prefix, cached = shape.kept, [False] * policy.config.depth
+            prefix, cached = shape.num_cached_tokens, [False] * policy.config.depth
         self._learns = True
         self._suffix(draws, prefix, [live and not policy.config.knowledge_insulation for live in cached])
 
@@ -104,17 +160,17 @@ class _Walk:
         """Walk through images and text; return which layers' keys and values need a gradient."""
         model, shape, language = self._model, self._shape, self._model.language_model
         patches = shape.images * model.tokens_per_image
-        live = False if shape.looked_at else self._tower(model.vision_tower, shape.images)
+        live = False if shape.has_image_features else self._tower(model.vision_tower, shape.images)
         live = self._map(model.multi_modal_projector.linear, patches, live) if patches else False
         live = live or self._trained(language.embed_tokens)
         cached = []
         for layer in language.layers:
-            last = layer is language.layers[-1] and shape.spoken is None
+            last = layer is language.layers[-1] and shape.num_supervised_tokens is None
             live, keys = self._layer(layer, (shape.rows, tokens), tokens, live, keys_values_only=last)
             cached.append(keys)
-        if shape.spoken is not None:
+        if shape.num_supervised_tokens is not None:
             live = live or self._trained(language.norm)
-            size = 2 * shape.spoken * self._config.vocab_size * self._config.vlm["width"]
+            size = 2 * shape.num_supervised_tokens * self._config.vocab_size * self._config.vlm["width"]
             self.total += size * (1 + live + self._trained(language.embed_tokens))
         return cached
 

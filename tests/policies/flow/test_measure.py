@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.bench.saved_bytes import make, make_batch
 from vla.adapters.lora import AdapterConfig, add_adapter
 from vla.bench.flops import count_flops
-from vla.policies.flow.flops import BatchShape
+from vla.policies.flow.measure import BatchShape
 
 each_policy = pytest.mark.parametrize("name", ["pi0", "pi05"])
 
@@ -96,7 +96,8 @@ def test_features_in_place_of_pictures_leave_the_tower_out(name):
     policy.model.vision_tower.requires_grad_(False)
     batch = make_batch(policy.config, 2, 3, 12)
     whole = policy.training_flops()(batch)
-    batch["pixel_values"] = torch.stack([policy.model.look(one) for one in batch["pixel_values"]]).detach()
+    images = batch.pop("pixel_values")
+    batch["image_features"] = torch.stack([policy.model.encode_images(one) for one in images]).detach()
     kept = policy.training_flops()(batch)
     assert kept == counted(policy, batch)
     assert kept < whole
@@ -139,7 +140,7 @@ def test_one_shape_is_counted_once(monkeypatch):
     policy = make("pi0")
     count, batch = policy.training_flops(), make_batch(policy.config, 2, 3, 12)
     first = count(batch)
-    monkeypatch.setattr("vla.policies.flow.flops._Walk", None)
+    monkeypatch.setattr("vla.policies.flow.measure._Walk", None)
     assert count(make_batch(policy.config, 2, 3, 12)) == first
     with pytest.raises(TypeError):
         count(make_batch(policy.config, 2, 2, 12))
@@ -149,4 +150,30 @@ def test_shape_of_a_batch():
     policy = make("pi0")
     batch = with_text(policy)
     assert BatchShape.of(batch, True) == BatchShape(3, 8, 3, 9, 9, policy.config.action_horizon, False)
-    assert BatchShape.of(batch, False).spoken is None
+    assert BatchShape.of(batch, False).num_supervised_tokens is None
+
+
+@each_policy
+def test_an_example_batch_is_trained_on_and_acted_upon(name):
+    policy = make(name).eval()
+    batch = policy.example_batch(2, cameras=2, text_tokens=5, training=True)
+    again = policy.example_batch(2, cameras=1, text_tokens=5)
+    assert policy(**batch).loss.isfinite()
+    assert policy.sample_actions(**again).shape == batch.pop("actions").shape
+    assert batch.keys() == again.keys()
+    assert all(batch[key].equal(again[key]) for key in again if key != "pixel_mask")
+    assert (batch.pop("pixel_mask").sum(), again["pixel_mask"].sum()) == (4, 2)
+    other = policy.example_batch(2, text_tokens=5, seed=2)
+    assert not any(batch[key].equal(other[key]) for key in ("pixel_values", "input_ids", "state"))
+    assert policy.example_batch(1)["input_ids"].shape == (1, policy.config.max_prompt_length)
+
+
+@each_policy
+def test_a_sample_is_a_prefix_and_ten_steps(name):
+    policy = make(name).eval()
+    batch = policy.example_batch(2)
+    cost = {part: count_flops(work) for part, work in policy.timed_parts(batch).items()}
+    assert cost.keys() == {"prefix", "velocity step"}
+    whole = count_flops(lambda: policy.sample_actions(**batch))
+    # pi-0.5 conditions its layers on time for all steps in one go.
+    assert whole == pytest.approx(cost["prefix"] + 10 * cost["velocity step"], rel=1e-9)
