@@ -15,13 +15,13 @@ from vla.transforms.base import Pipeline
 H = 4
 
 
-def expanded(dataset, delta):
+def expanded(dataset, delta, start=0):
     """Every step of every chunk, one by one: the slow truth."""
     state, action = dataset.low_dim("observation.state"), dataset.low_dim("action")
     rows = []
     for span in dataset.episode_slices:
         for row in range(span.start, span.stop):
-            for step, is_pad in zip(*window(row, span.stop, H), strict=True):
+            for step, is_pad in zip(*window(row, span.start, span.stop, range(start, start + H)), strict=True):
                 if not is_pad:
                     rows.append(action[step] - np.where(delta, state[row], np.float32(0)))
     return state, np.array(rows)
