@@ -7,6 +7,7 @@ n noise draw.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,8 +54,8 @@ class Window:
             raise ConfigError(f"A window needs a horizon of at least 1 step, got {self.horizon}.")
         if not max(0, -self.action_start) <= self.first_executable < self.horizon:
             raise ConfigError(
-                f"A chunk of {self.horizon} steps that begins at offset {self.action_start} cannot be executed "
-                f"from its step {self.first_executable} on: first_executable must be at least "
+                f"A chunk of {self.horizon} steps that begins at offset {self.action_start} cannot be "
+                f"executed from its step {self.first_executable} on: first_executable must be at least "
                 f"{max(0, -self.action_start)}, where the past ends, and less than {self.horizon}."
             )
 
@@ -106,7 +107,7 @@ class Window:
 
 
 def _check_offsets(offsets: tuple[int, ...], what: str) -> None:
-    is_ascending = all(first < second for first, second in zip(offsets, offsets[1:], strict=False))
+    is_ascending = all(first < second for first, second in pairwise(offsets))
     if not offsets or offsets[-1] != 0 or not is_ascending:
         raise ConfigError(
             f"Offsets of {what} must ascend and end with 0, the present frame; got {tuple(offsets)}."

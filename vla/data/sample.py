@@ -27,7 +27,8 @@ def to_canonical(
     Returns:
         `images` uint8 `[3, h, w]` by slot, `state` `[m]`, `actions` `[a, m]`, `action_is_pad` `[a]`, `task`,
         and `response` if asked for. Where the dataset's window reads several frames, `images` are
-        `[o, 3, h, w]` with `image_is_pad` `[o]` by slot, the state is `[o, m]` with `observation_is_pad` `[o]`.
+        `[o, 3, h, w]` with `image_is_pad` `[o]` by slot, and the state is `[o, m]` with `observation_is_pad`
+        `[o]`.
 
     Raises:
         DatasetError: The item lacks one of the keys; the message names those it has.

@@ -131,8 +131,8 @@ def open_loop(
         dataset: Recorded demonstrations.
         cameras: Camera slot of the policy to camera key of the dataset.
         episodes: Episode indices; all that the dataset has selected by default.
-        stride: Frames between two predictions; by default as many as a chunk has executable steps, so that each
-            frame is predicted once.
+        stride: Frames between two predictions; by default as many as a chunk has executable steps, so that
+            each frame is predicted once.
         batch_size: Chunks predicted at once.
         generator: Source of the policy's noise.
         progress: Called with (chunks done, chunks in all).
@@ -255,7 +255,7 @@ def requests_at(
 
 
 def chunk_of(answer: Mapping[str, Any], dataset: "LeRobotDataset") -> np.ndarray:
-    """Return what can be executed of a chunk, float64 `[a, m]`, checked to be as the dataset's window says."""
+    """Return what can be executed of a chunk, float64 `[a, m]`, checked against the dataset's window."""
     chunk = np.asarray(answer["actions"], dtype=np.float64)
     expected = (dataset.window.executable, dataset.action_dim)
     if chunk.shape != expected:

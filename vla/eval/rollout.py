@@ -62,9 +62,7 @@ def rollout(
         envs = [stack.enter_context(closing(make_env())) for _ in range(min(batch_size, len(seeds)))]
         for start in range(0, len(seeds), batch_size):
             group = [
-                _Episode(
-                    env, seed, dict(option), execute, start + index < film, session_of(robot_policy)
-                )
+                _Episode(env, seed, dict(option), execute, start + index < film, session_of(robot_policy))
                 for index, (env, seed, option) in enumerate(
                     zip(envs, seeds[start:], per_episode[start:], strict=False)
                 )

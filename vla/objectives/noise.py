@@ -18,8 +18,8 @@ def standard_normal(
 
     Args:
         shape: `[b, ...]`.
-        generator: Source of randomness. With one for each row, a row does not depend on the others: it is what
-            a batch of it alone would be.
+        generator: Source of randomness. With one for each row, a row does not depend on the others: it is
+            what a batch of it alone would be.
         device: Where to draw; must be the generators'.
 
     Returns:

@@ -97,7 +97,7 @@ class RobotPolicy:
 
     @property
     def interface(self) -> RobotInterface | None:
-        """What goes between robot and policy, the executable steps of a chunk included; None if not recorded."""
+        """What goes between robot and policy, with a chunk's executable steps; None if not recorded."""
         recorded = self.pipeline.interface
         return None if recorded is None else replace(recorded, horizon=self.window.executable)
 
@@ -156,8 +156,8 @@ class RobotPolicy:
         Args:
             observations: Each an observation, or a session and the observation that comes next in it.
             noise: `[b, a, m]`.
-            generator: Source of the noise of all, or a sequence of one for each observation: then a chunk does
-                not depend on which others share the batch, but for rounding.
+            generator: Source of the noise of all, or a sequence of one for each observation: then a chunk
+                does not depend on which others share the batch, but for rounding.
             text: See `infer`.
             num_steps: See `infer`.
 
@@ -166,7 +166,7 @@ class RobotPolicy:
             ConfigError: As `infer`, or a session occurs twice.
         """
         pairs = [one if isinstance(one, tuple) else (None, one) for one in observations]
-        self._check(pairs, generator, text)
+        self._check(pairs, generator, text, num_steps)
         frames = [self._frame(observation) for _, observation in pairs]
         samples = [
             self.pipeline.forward(frame if session is None else session._with_past(frame))
@@ -198,8 +198,6 @@ class RobotPolicy:
             name: tensor for name, tensor in batch.items() if wanted is None or name in wanted
         }
         if num_steps is not None:
-            if not _accepted(self.policy.sample_actions, {"num_steps": num_steps}):
-                raise ConfigError(f"{type(self.policy).__name__} takes no num_steps: leave it out.")
             inputs["num_steps"] = num_steps
         start = None
         if noise is not None:
@@ -211,12 +209,13 @@ class RobotPolicy:
         pairs: "Sequence[tuple[Session | None, Observation]]",
         generator: Generators | None,
         text: bool,
+        num_steps: int | None,
     ) -> None:
         sessions = [id(session) for session, _ in pairs if session is not None]
         if self.past and len(sessions) < len(pairs):
             raise ConfigError(
-                f"This policy reads frames up to {self.past} steps before the present, so an observation alone "
-                "is not enough: begin an episode with session = robot_policy.start(), then call "
+                f"This policy reads frames up to {self.past} steps before the present, so an observation "
+                "alone is not enough: begin an episode with session = robot_policy.start(), then call "
                 "session.infer(observation), and session.observe(observation) at the steps in between."
             )
         if len(set(sessions)) < len(sessions):
@@ -225,8 +224,11 @@ class RobotPolicy:
             raise ShapeError(
                 f"Got {len(generator)} generators for {len(pairs)} observations; give one, or one each."
             )
+        name = type(self.policy).__name__
         if text and "text" in self.policy.leaves_out:
-            raise ConfigError(f"{type(self.policy).__name__} generates no text: leave out text=True.")
+            raise ConfigError(f"{name} generates no text: leave out text=True.")
+        if num_steps is not None and not _accepted(self.policy.sample_actions, {"num_steps": num_steps}):
+            raise ConfigError(f"{name} takes no num_steps: leave it out.")
 
     def _frame(self, observation: Observation) -> Sample:
         """Turn a robot's observation into the sample that the pipeline starts from, without a past."""
@@ -250,7 +252,7 @@ class RobotPolicy:
 
 
 class Session:
-    """One episode of a robot: what the policy reads of the past, and nothing where it reads the present alone.
+    """One episode of a robot: the frames of the past that the policy reads, none where it reads none.
 
     The past is counted in control steps, and a step is one call of `infer` or `observe`. So a policy that
     reads the offsets (-1, 0) needs every control step: `observe` the frames between two chunks. If only every

@@ -13,8 +13,8 @@ import torch
 
 from vla.errors import ConfigError, ShapeError
 from vla.transforms.base import Pipeline, Transform
-from vla.transforms.camera_tensors import CameraTensors
-from vla.transforms.images import ResizeImages
+from vla.transforms.images.resize import ResizeImages
+from vla.transforms.images.tensors import CameraTensors
 from vla.types import Sample
 
 

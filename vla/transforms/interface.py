@@ -37,8 +37,8 @@ class VectorInterface:
             object.__setattr__(self, name, values)
             if len(values) != len(self.names):
                 raise ConfigError(
-                    f"A vector of {len(self.names)} dimensions ({', '.join(self.names)}) needs as many {name}, "
-                    f"got {len(values)}."
+                    f"A vector of {len(self.names)} dimensions ({', '.join(self.names)}) needs as many "
+                    f"{name}, got {len(values)}."
                 )
 
     def __len__(self) -> int:
@@ -63,6 +63,16 @@ class RobotInterface:
     action: VectorInterface
     frequency: float | None = None
     horizon: int | None = field(default=None, kw_only=True)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """A name for each value of the state."""
+        return self.state.names
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """A name for each value of an action."""
+        return self.action.names
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON values from which `from_json` rebuilds it."""

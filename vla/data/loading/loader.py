@@ -39,7 +39,8 @@ class ResumableLoader:
     """An endless iterator over `(batch, where)`.
 
     `batch` is a dictionary of stacked tensors, with the samples' facts next to them (`Collated`; entries of
-    other types are dropped), `where` names the episode and frame of every sample. Iterating again goes on where the last iteration stopped.
+    other types are dropped), `where` names the episode and frame of every sample. Iterating again resumes
+    where the last iteration stopped.
 
     Args:
         dataset: Map-style, such as `LeRobotDataset`.

@@ -9,7 +9,7 @@ import torch
 
 from vla.errors import ConfigError, ShapeError
 from vla.transforms.base import Transform, with_facts
-from vla.transforms.images import check_size, images_by_slot, resize, resize_with_pad
+from vla.transforms.images.resize import check_size, images_by_slot, resize, resize_with_pad
 from vla.types import Sample
 
 Fit = Literal["letterbox", "stretch"]
@@ -27,8 +27,8 @@ class CameraFormat:
         width: Pixels, at least 2.
         steps: Frames that are read, the present one included.
         fit: "letterbox" keeps the aspect ratio, with black bars; "stretch" does not.
-        crop: Height and width of a part that is cut out after resizing, at random in training (the same of all
-            frames) and in the centre otherwise; None keeps all.
+        crop: Height and width of a part that is cut out after resizing, at random in training (the same of
+            all frames) and in the centre otherwise; None keeps all.
         low: Value of black.
         high: Value of white.
         mean: By channel, of values in [0, 1]: with `std`, values are (x - mean) / std instead of between low
@@ -60,9 +60,7 @@ class CameraFormat:
             raise ConfigError(f"At least one frame of a camera must be read, got steps={self.steps}.")
         if self.fit not in get_args(Fit):
             raise ConfigError(f"fit must be one of {', '.join(get_args(Fit))}; got '{self.fit}'.")
-        if self.crop is not None and not (
-            0 < self.crop[0] <= self.height and 0 < self.crop[1] <= self.width
-        ):
+        if self.crop is not None and not (0 < self.crop[0] <= self.height and 0 < self.crop[1] <= self.width):
             raise ConfigError(f"A crop of {self.crop} does not lie in {self.height} x {self.width} pixels.")
         if (self.mean is None) != (self.std is None) or (self.std is not None and min(self.std) <= 0):
             raise ConfigError(f"mean and std belong together, std positive; got {self.mean}, {self.std}.")
