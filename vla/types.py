@@ -6,12 +6,13 @@ n noise draw.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 
-from vla.errors import ShapeError
+from vla.errors import ConfigError, ShapeError
 
 Sample = dict[str, Any]
 """One frame on its way to the model, or one chunk on its way back (see `transforms.base`)."""
@@ -34,6 +35,10 @@ class Window:
         cameras: The same of single cameras where they differ, by camera slot.
         action_start: Offset of a chunk's first step; -1 begins it one step before the present.
         first_executable: Index in a chunk of the first step that is not past: `-action_start`, usually.
+
+    Raises:
+        ConfigError: Offsets are not ascending or do not end with 0, or the first executable step lies in the
+            past or outside the chunk.
     """
 
     horizon: int
@@ -43,9 +48,73 @@ class Window:
     action_start: int = 0
     first_executable: int = 0
 
+    def __post_init__(self) -> None:
+        _check_offsets(self.state, "state")
+        _check_offsets(self.images, "images")
+        for name, offsets in self.cameras.items():
+            _check_offsets(offsets, f"camera '{name}'")
+        if self.horizon < 1:
+            raise ConfigError(f"A window needs a horizon of at least 1 step, got {self.horizon}.")
+        if not max(0, -self.action_start) <= self.first_executable < self.horizon:
+            raise ConfigError(
+                f"A chunk of {self.horizon} steps that begins at offset {self.action_start} cannot be "
+                f"executed from its step {self.first_executable} on: first_executable must be at least "
+                f"{max(0, -self.action_start)}, where the past ends, and less than {self.horizon}."
+            )
+
     def of_camera(self, slot: str) -> tuple[int, ...]:
         """Return the offsets of one camera slot's images."""
         return self.cameras.get(slot, self.images)
+
+    @property
+    def actions(self) -> tuple[int, ...]:
+        """Offsets of a chunk's steps."""
+        return tuple(range(self.action_start, self.action_start + self.horizon))
+
+    @property
+    def past(self) -> int:
+        """Steps from the earliest frame that is read to the present one; 0 where only the present is read."""
+        return -min(offsets[0] for offsets in (self.state, self.images, *self.cameras.values()))
+
+    @property
+    def executable(self) -> int:
+        """Steps of a chunk that can be executed."""
+        return self.horizon - self.first_executable
+
+    @property
+    def executable_start(self) -> int:
+        """Offset of the first step that can be executed; 0, usually."""
+        return self.action_start + self.first_executable
+
+    def without_past(self) -> "Window":
+        """Return the window with the same chunk that reads the present frame alone."""
+        return replace(self, state=(0,), images=(0,), cameras={})
+
+    def rekeyed(self, cameras: Mapping[str, str]) -> "Window":
+        """Return the window with single cameras under other names, those that have none left out.
+
+        Args:
+            cameras: Camera slot -> name, such as the camera's key in a dataset.
+
+        Raises:
+            ConfigError: One camera fills two slots that read different frames.
+        """
+        offsets: dict[str, tuple[int, ...]] = {}
+        for slot, name in cameras.items():
+            if offsets.setdefault(name, self.of_camera(slot)) != self.of_camera(slot):
+                raise ConfigError(
+                    f"'{name}' fills two camera slots, which read different frames: {offsets[name]} and "
+                    f"{self.of_camera(slot)} ('{slot}')."
+                )
+        return replace(self, cameras={name: own for name, own in offsets.items() if own != self.images})
+
+
+def _check_offsets(offsets: tuple[int, ...], what: str) -> None:
+    is_ascending = all(first < second for first, second in pairwise(offsets))
+    if not offsets or offsets[-1] != 0 or not is_ascending:
+        raise ConfigError(
+            f"Offsets of {what} must ascend and end with 0, the present frame; got {tuple(offsets)}."
+        )
 
 
 @dataclass(frozen=True)

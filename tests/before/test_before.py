@@ -88,7 +88,9 @@ def assert_computes_as_before(pipeline, folder):
     """Run a stored sample forward and back; values of resampled images may be off by one."""
     there = pipeline.forward(read_sample(SAMPLES / folder / "sample.npz"), torch.Generator().manual_seed(5))
     for values, file in ((there, "forward.npz"), (pipeline.inverse(there), "inverse.npz")):
-        before, ours = read_arrays(SAMPLES / folder / file), flat(values)
+        # Facts are what the tensors say, for the host; there were none before.
+        ours = flat({key: value for key, value in values.items() if key != "facts"})
+        before = read_arrays(SAMPLES / folder / file)
         assert ours.keys() == before.keys()
         for key, value in before.items():
             if folder == "pipelines/augment_images" and key.startswith("images/"):

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
+from vla.objectives.noise import standard_normal
 from vla.policies.base import CAPABILITIES, Policy, PolicyOutput
 from vla.policies.config import PolicyConfig
 from vla.policies.registry import register
@@ -74,6 +75,7 @@ class ToyPolicy(Policy):
     training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-3}
     normalization: ClassVar = {"state": "minmax", "actions": "minmax"}
     noise_level_name: ClassVar[str] = "kept"
+    sampling_inputs: ClassVar[tuple[str, ...]] = ("state",)
 
     def __init__(self, config):
         super().__init__(config)
@@ -89,7 +91,7 @@ class ToyPolicy(Policy):
         if isinstance(module, nn.Linear):
             module.reset_parameters()
 
-    def forward(self, state=None, actions=None, action_is_pad=None, *, generator=None):
+    def forward(self, state=None, actions=None, action_is_pad=None, *, generator=None, **unread):
         batch = len(actions)
         step = torch.randint(0, STEPS, (batch,), generator=generator, device=actions.device)
         noise = torch.randn(actions.shape, generator=generator, device=actions.device)
@@ -101,7 +103,7 @@ class ToyPolicy(Policy):
     @torch.no_grad()
     def sample_actions(self, state, noise=None, generator=None, num_steps=None):
         shape = (len(state), self.config.action_horizon, self.config.action_dim)
-        x = torch.randn(shape, generator=generator, device=state.device) if noise is None else noise
+        x = standard_normal(shape, generator=generator, device=state.device) if noise is None else noise
         for number in reversed(range(STEPS)):  # DDIM
             step = torch.full((len(state),), number, device=state.device)
             kept, before = _kept(step)[:, None, None], _kept(step - 1)[:, None, None]

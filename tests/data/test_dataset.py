@@ -15,6 +15,7 @@ from tests.data.make import CAMERAS, low_dim, make_dataset, read_code, response_
 from vla.data import LeRobotDataset
 from vla.data.dataset import _frame_times
 from vla.errors import ConfigError, DatasetError
+from vla.types import Window
 
 H = 4
 
@@ -57,6 +58,74 @@ def test_types_and_shapes(tiny):
         "timestamp": (torch.float32, ()),
         **dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), (torch.int64, ())),
     }
+
+
+PAST = Window(
+    H, state=(-2, 0), images=(-1, 0), cameras={CAMERAS[1]: (-4, -3, 0)}, action_start=-2, first_executable=2
+)
+
+
+@pytest.mark.parametrize("cache_frames", [False, True])
+def test_a_window_with_a_past(tiny, cache_frames):
+    dataset = LeRobotDataset(tiny, window=PAST, cache_frames=cache_frames)
+    assert dataset.window is PAST
+    assert dataset.action_horizon == H
+    offsets = {"observation.state": (-2, 0), CAMERAS[0]: (-1, 0), CAMERAS[1]: (-4, -3, 0)}
+    at = 0
+    for e, n in enumerate(LENGTHS):
+        state, action = low_dim(e, n, 3, 3)
+        for i in range(n):
+            item = dataset[at]
+            for key, own in offsets.items():
+                assert item[f"{key}_is_pad"].tolist() == [i + offset < 0 for offset in own]
+                assert item[key].shape[0] == len(own)
+            for c, key in enumerate(CAMERAS):
+                frames = [max(0, i + offset) for offset in offsets[key]]
+                assert [read_code(image) for image in item[key]] == [(e, frame, c) for frame in frames]
+            assert np.array_equal(item["observation.state"], [state[max(0, i - 2)], state[i]])
+            steps = [i + k for k in range(-2, H - 2)]
+            assert np.array_equal(item["action"], [action[min(max(0, step), n - 1)] for step in steps])
+            assert item["action_is_pad"].tolist() == [not 0 <= step < n for step in steps]
+            assert int(item["frame_index"]) == i
+            at += 1
+
+
+def test_without_past_the_items_are_those_of_one_frame(tiny):
+    plain, past = LeRobotDataset(tiny, action_horizon=H), LeRobotDataset(tiny, window=PAST)
+    assert plain.window == Window(H)
+    present = past.without_past()
+    assert past.window is PAST
+    assert present.fingerprint == plain.fingerprint
+    for index in (0, 7, 28):
+        ours, theirs = present[index], plain[index]
+        assert ours.keys() == theirs.keys()
+        for key in (*CAMERAS, "observation.state"):
+            assert ours[key].equal(theirs[key])
+    same = LeRobotDataset(tiny, window=Window(H), action_horizon=H)[7]
+    assert all(
+        same[key].equal(value) if isinstance(value, torch.Tensor) else same[key] == value
+        for key, value in plain[7].items()
+    )
+
+
+def test_windows_that_do_not_fit(tiny):
+    with pytest.raises(ConfigError, match="needs action_horizon, the steps of a chunk, or a window"):
+        LeRobotDataset(tiny)
+    with pytest.raises(ConfigError, match="action_horizon is 3, but the window has a horizon of 4"):
+        LeRobotDataset(tiny, action_horizon=3, window=Window(4))
+    with pytest.raises(ConfigError, match=r"names the cameras \['wrist'\].*Window\.rekeyed"):
+        LeRobotDataset(tiny, window=Window(4, cameras={"wrist": (-1, 0)}))
+
+
+def test_a_past_is_read_forward_and_each_frame_once(tiny, monkeypatch):
+    dataset = LeRobotDataset(tiny, window=Window(1, images=(-5, -2, -1, 0)))
+    asked = []
+    get = dataset._frames.get
+    monkeypatch.setattr(dataset._frames, "get", lambda *where: asked.append(where) or get(*where))
+    dataset[2]
+    dataset[1]
+    frames = [(frame, camera) for _, frame, camera in asked]
+    assert frames == [(frame, camera) for top in (2, 1) for camera in CAMERAS for frame in range(top + 1)]
 
 
 def test_both_versions_are_the_same_dataset(tiny_datasets):

@@ -6,22 +6,25 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla.data import LeRobotDataset, compute_statistics, stats
-from vla.data.stats import _Feature, _from_sortable, _sortable
+from vla.data.stats import CONVENTION, _Feature, _from_sortable, _sortable
 from vla.data.windows import window
 from vla.errors import DatasetError
 from vla.transforms.actions import DeltaActions
 from vla.transforms.base import Pipeline
+from vla.types import Window
 
 H = 4
 
 
-def expanded(dataset, delta):
+def expanded(dataset, delta, start=0):
     """Every step of every chunk, one by one: the slow truth."""
     state, action = dataset.low_dim("observation.state"), dataset.low_dim("action")
     rows = []
     for span in dataset.episode_slices:
         for row in range(span.start, span.stop):
-            for step, is_pad in zip(*window(row, span.stop, H), strict=True):
+            for step, is_pad in zip(
+                *window(row, span.start, span.stop, range(start, start + H)), strict=True
+            ):
                 if not is_pad:
                     rows.append(action[step] - np.where(delta, state[row], np.float32(0)))
     return state, np.array(rows)
@@ -52,6 +55,18 @@ def test_against_the_expanded_array(tiny, monkeypatch, block, delta):
     assert statistics.source == dataset.fingerprint
     assert f"horizon {H}" in statistics.convention
     assert ("delta_actions" in statistics.convention) == bool(delta)
+
+
+def test_chunks_that_begin_in_the_past(tiny):
+    delta = DeltaActions((True, True, False))
+    window = Window(H, state=(-1, 0), images=(-1, 0), action_start=-2, first_executable=2)
+    statistics = compute_statistics(LeRobotDataset(tiny, window=window), Pipeline([delta]))
+    plain = compute_statistics(LeRobotDataset(tiny, action_horizon=H), Pipeline([delta]))
+    _, actions = expanded(LeRobotDataset(tiny, window=window), np.array(delta.mask), start=-2)
+    check(statistics.features["actions"], actions)
+    assert statistics.features["state"] == plain.features["state"]
+    assert plain.convention == CONVENTION.format(horizon=H, transforms="after delta_actions")
+    assert f"horizon {H} from step -2," in statistics.convention
 
 
 @settings(deadline=None)

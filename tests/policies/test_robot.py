@@ -10,6 +10,7 @@ from vla.errors import ShapeError
 from vla.policies.robot import RobotPolicy
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import RenameCameras
+from vla.transforms.interface import RobotInterface, VectorInterface
 from vla.transforms.normalize import FeatureStats, Normalize
 
 
@@ -102,6 +103,57 @@ def test_generator_decides_the_noise(robot):
     )
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)
+
+
+def test_a_generator_of_its_own_makes_a_chunk_independent_of_its_neighbours(robot):
+    def generators(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    observations = [make_observation(seed) for seed in range(3)]
+    together = robot.infer_batch(observations, generator=generators(5, 6, 7))
+    for index, observation in enumerate(observations):
+        alone = robot.infer(observation, generator=generators(5 + index)[0])
+        np.testing.assert_allclose(together[index]["actions"], alone["actions"], atol=1e-5)
+    with pytest.raises(ShapeError, match="2 generators for 3 observations"):
+        robot.infer_batch(observations, generator=generators(1, 2))
+
+
+def test_one_generator_draws_for_the_batch_as_it_always_has(robot):
+    observations = [make_observation(seed) for seed in range(2)]
+    noise = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(3)).numpy()
+    drawn = robot.infer_batch(observations, generator=torch.Generator().manual_seed(3))
+    given = robot.infer_batch(observations, noise=noise)
+    for one, other in zip(drawn, given, strict=True):
+        np.testing.assert_array_equal(one["actions"], other["actions"])
+
+
+def test_steps_of_sampling(robot):
+    noise = np.random.default_rng(1).normal(size=(6, 8))
+    one, ten, default = (
+        robot.infer(make_observation(), noise=noise, num_steps=n)["actions"] for n in (1, 10, None)
+    )
+    np.testing.assert_array_equal(ten, default)
+    assert not np.allclose(one, ten)
+
+
+def test_a_session_of_a_policy_without_a_past_keeps_nothing(robot):
+    session, noise = robot.start(), np.zeros((6, 8))
+    expected = robot.infer(make_observation(1), noise=noise)["actions"]
+    session.observe(make_observation(0))
+    np.testing.assert_array_equal(session.infer(make_observation(1), noise=noise)["actions"], expected)
+    assert not session._frames
+    mixed = robot.infer_batch(
+        [make_observation(1), (session, make_observation(1))], noise=np.zeros((2, 6, 8))
+    )
+    np.testing.assert_allclose(mixed[0]["actions"], mixed[1]["actions"], atol=1e-6)
+
+
+def test_the_interface_knows_the_horizon(robot_ready):
+    assert RobotPolicy(robot_ready).interface is None
+    vector = VectorInterface(("x", "y", "z"))
+    recorded = RobotInterface({"top": (28, 28)}, vector, VectorInterface(("dx", "dy")), 10.0)
+    robot_ready.pipeline = Pipeline(robot_ready.pipeline.transforms, recorded)
+    assert RobotPolicy(robot_ready).interface == replace(recorded, horizon=6)
 
 
 def test_text_is_generated_on_request(robot):

@@ -39,6 +39,37 @@ def test_step_t_executes_action_t_mod_k_of_the_chunk_seen_at_the_last_multiple_o
     assert policy.seen == list(range(0, steps, execute))
 
 
+class Watching(Counting):
+    def __init__(self, horizon):
+        super().__init__(horizon)
+        self.watched = []
+
+    def observe(self, observation):
+        self.watched.append(observation["t"])
+
+
+def test_what_can_observe_is_shown_every_step_once():
+    policy = Watching(4)
+    runner = RecedingHorizon(policy, 3)
+    for t in range(7):
+        runner.act({"t": t})
+    assert policy.seen == [0, 3, 6]
+    assert policy.watched == [1, 2, 4, 5]
+
+
+def test_the_tail_is_what_the_chunk_says_beyond():
+    queue = ActionQueue(2)
+    assert len(queue.tail) == 0
+    queue.push(np.arange(10.0).reshape(5, 2))
+    queue.pop()
+    np.testing.assert_array_equal(queue.tail, [[4, 5], [6, 7], [8, 9]])
+    queue.push(np.zeros((2, 2)))
+    assert len(queue.tail) == 0
+    queue.push(np.zeros((3, 2)))
+    queue.clear()
+    assert len(queue) == len(queue.tail) == 0
+
+
 def test_reset_drops_the_rest_of_the_chunk():
     policy = Counting(4)
     runner = RecedingHorizon(policy, 3)

@@ -44,6 +44,21 @@ def test_leading_dimensions_are_independent_samples():
         assert torch.equal(batched[row], single)
 
 
+def test_of_a_past_the_present_state_is_the_reference():
+    generator = torch.Generator().manual_seed(0)
+    actions, states = (torch.randn(6, n, 3, generator=generator) for n in (5, 2))
+    delta = DeltaActions((True, False, True))
+    there = delta.forward({"actions": actions, "state": states})
+    present = delta.forward({"actions": actions, "state": states[:, 1]})
+    assert torch.equal(there["actions"], present["actions"])
+    assert torch.equal(there["state"], states)
+    one = delta.forward({"actions": actions[4], "state": states[4]})["actions"]
+    assert torch.equal(one, there["actions"][4])
+    noted = delta.forward({"state": states[4]})
+    back = delta.inverse({**noted, "state": torch.zeros(2, 3), "actions": one})["actions"]
+    torch.testing.assert_close(back, actions[4])
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_delta_round_trip(data):
@@ -68,8 +83,8 @@ def test_delta_needs_actions_to_do_anything_and_then_a_state():
     for walk in (delta.forward, delta.inverse):
         with pytest.raises(ShapeError, match="holds no 'state'"):
             walk({"actions": torch.zeros(2, 1)})
-        with pytest.raises(ShapeError, match=r"state \[2, 1\] does not fit actions \[2, 1\]"):
-            walk({"actions": torch.zeros(2, 1), "state": torch.zeros(2, 1)})
+        with pytest.raises(ShapeError, match=r"state \[1, 2, 1\] does not fit actions \[2, 1\]"):
+            walk({"actions": torch.zeros(2, 1), "state": torch.zeros(1, 2, 1)})
     with pytest.raises(ShapeError, match="has 3 dimensions, the actions only 2"):
         DeltaActions((True, False, False)).forward({"actions": torch.zeros(1, 2), "state": torch.zeros(3)})
 

@@ -7,6 +7,15 @@ from vla.transforms import Pipeline, RenameCameras, ResizeImages, RotateImages
 from vla.transforms.cameras import camera_names
 
 
+def test_masks_of_a_past_are_renamed_with_their_images():
+    pad = torch.tensor([True, False])
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    sample = {"images": {"front": images}, "image_is_pad": {"front": pad}}
+    out = RenameCameras({"front": "base"}).forward(sample)
+    assert out["image_is_pad"] == {"base": pad}
+    assert RenameCameras({"front": "base"}).inverse(out)["image_is_pad"] == {"front": pad}
+
+
 @pytest.mark.parametrize(("degrees", "quarters"), [(90, 3), (180, 2), (270, 1)])
 def test_pictures_turn_clockwise_and_back(degrees, quarters):
     """numpy turns anticlockwise: three quarters that way are one the other way."""

@@ -119,7 +119,8 @@ def test_resize_images_scales_and_masks():
     sample = {"images": {"right_wrist": right, "base": base}, "task": "go"}
     resize = ResizeImages(SLOTS, 16)
     out = resize.forward(sample)
-    assert set(out) == {"task", "pixel_values", "pixel_mask"}
+    assert set(out) == {"task", "pixel_values", "pixel_mask", "facts"}
+    assert out["facts"] == {"cameras_present": ["base", "right_wrist"]}
     assert out["pixel_values"].shape == (3, 3, 16, 16)
     assert out["pixel_values"].dtype == torch.float32
     assert out["pixel_mask"].tolist() == [True, False, True]
@@ -365,3 +366,37 @@ def test_both_survive_their_file(tmp_path):
     pipeline = Pipeline([AugmentImages(("left_wrist",), crop=0.8, size=64), ResizeImages(SLOTS, 32)])
     pipeline.save(tmp_path)
     assert Pipeline.load(tmp_path).transforms == pipeline.transforms
+
+
+def test_frames_of_a_past_are_resized_one_by_one():
+    frames = torch.stack([photograph(48, 64), noise(48, 64, 1)])
+    assert torch.equal(resize_with_pad(frames, 20), torch.stack([resize_with_pad(one, 20) for one in frames]))
+    out = ResizeImages(SLOTS, 20).forward({"images": {"base": frames, "right_wrist": frames.flip(0)}})
+    assert out["pixel_values"].shape == (3, 2, 3, 20, 20)
+    for step in range(2):
+        alone = ResizeImages(SLOTS, 20).forward(
+            {"images": {"base": frames[step], "right_wrist": frames[1 - step]}}
+        )
+        assert torch.equal(out["pixel_values"][:, step], alone["pixel_values"])
+    assert out["pixel_mask"].tolist() == [True, False, True]
+    with pytest.raises(ShapeError, match="as many frames as one another"):
+        ResizeImages(SLOTS, 20).forward({"images": {"base": frames, "left_wrist": frames[0]}})
+
+
+def test_frames_of_a_past_are_varied_alike():
+    frame = photograph(40, 40)
+    both = {"images": {"base": torch.stack([frame, frame]), "left_wrist": frame}}
+    one = {"images": {"base": frame, "left_wrist": frame}}
+    augment = AugmentImages(("left_wrist",))
+    ours, theirs = (augment.forward(sample, torch.Generator().manual_seed(3)) for sample in (both, one))
+    for image in ours["images"]["base"]:
+        assert torch.equal(image, theirs["images"]["base"])
+    assert torch.equal(ours["images"]["left_wrist"], theirs["images"]["left_wrist"])
+    assert not torch.equal(theirs["images"]["base"], frame)
+
+
+def test_a_rectangle_is_filled_as_a_square_is():
+    image = photograph(30, 60)
+    boxed = resize_with_pad(image, (40, 40))
+    assert torch.equal(boxed, resize_with_pad(image, 40))
+    assert torch.equal(resize_with_pad(image, (20, 40)), boxed[:, 10:30])

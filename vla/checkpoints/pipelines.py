@@ -163,7 +163,7 @@ def _own(folder: Path, tokenizer: Any) -> Pipeline | None:
     if tokenizer is None or prompt is None or not isinstance(prompt.tokenizer, LazyTokenizer):
         return pipeline
     given = replace(prompt, tokenizer=find_tokenizer(folder, tokenizer))
-    return Pipeline([given if step is prompt else step for step in pipeline.transforms])
+    return pipeline.replaced([given if step is prompt else step for step in pipeline.transforms])
 
 
 def _transformers(

@@ -101,7 +101,7 @@ def compare(
     config = policy.policy.config
     opened = LeRobotDataset(
         dataset,
-        action_horizon=config.action_horizon,
+        window=config.window.without_past(),  # the policy remembers, frame by frame
         episodes=episodes,
         cameras=None if keys.cameras is None else list(keys.cameras.values()),
         state_key=keys.state,

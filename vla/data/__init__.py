@@ -1,6 +1,7 @@
 """Disk or hub to samples: LeRobot datasets, their statistics, and a loader that can be resumed."""
 
 from vla.data.dataset import LeRobotDataset
+from vla.data.interface import interface_of
 from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.schema import DatasetInfo, Feature
 from vla.data.loading.loader import ResumableLoader
@@ -20,6 +21,7 @@ __all__ = [
     "Mixture",
     "ResumableLoader",
     "compute_statistics",
+    "interface_of",
     "split_episodes",
     "to_canonical",
 ]

@@ -2,7 +2,7 @@
 
 From file to sample: `hub` finds the folder, `schema` reads what it holds, `storage_v21` / `storage_v30`
 say where each episode lives, `columns` reads and checks the numbers once, `frames` decodes images on
-demand, `windows` says which rows make up a chunk.
+demand, `windows` says which rows make up a chunk and a past.
 """
 
 import copy
@@ -22,11 +22,12 @@ from vla.data.lerobot import storage_v21, storage_v30
 from vla.data.lerobot.columns import TextColumn, read_columns
 from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.schema import INFO_PATH, DatasetInfo, Feature, read_info
-from vla.data.loading.file_order import Window
+from vla.data.loading.file_order import Window as ShuffleWindow
 from vla.data.stream import FileStream
 from vla.data.video import OPEN_VIDEOS, check_container
 from vla.data.windows import window
 from vla.errors import ConfigError, DatasetError, did_you_mean
+from vla.types import Window
 
 _STORAGES = {"v2.1": storage_v21, "v3.0": storage_v30}
 
@@ -40,9 +41,16 @@ class LeRobotDataset:
     in memory; opening checks all of it, so that a run that starts does not stumble over its data. It can be
     pickled, and used in forked or spawned workers.
 
+    With a `window` that reads several frames, the state is `[o, d]` and images are `[o, 3, h, w]`, oldest
+    first, and `"<key>_is_pad"` bool `[o]` is True where the offset lies before the episode's start (the first
+    frame is repeated there). Keys of which one frame is read stay as they are, without a mask.
+
     Args:
         path_or_repo_id: Folder, or hub id `"owner/name"` (downloads what the selection needs).
-        action_horizon: Steps in an action chunk; past the episode's end the last action is repeated.
+        action_horizon: Steps in an action chunk; past the episode's end the last action is repeated. May be
+            left out where `window` is given.
+        window: Which frames make up a sample, in steps of the dataset; single cameras by their keys here
+            (`Window.rekeyed`). By default the present frame, and a chunk that begins with it.
         episodes: Episode indices to use, in this order; all by default.
         cameras: Camera keys to decode; all by default.
         action_key: Column of the actions.
@@ -68,6 +76,8 @@ class LeRobotDataset:
         tasks: The whole dataset's instructions.
         state_dim: Width of the state.
         action_dim: Width of an action.
+        action_horizon: Steps in an action chunk.
+        window: Which frames make up a sample.
         fingerprint: Hash of the metadata, the selection and the sizes of the files it lives in.
         revision: Commit of a hub dataset, None for a folder. Opened again at it, the dataset is the same,
             whatever was pushed since.
@@ -76,14 +86,16 @@ class LeRobotDataset:
         DatasetError: The dataset is missing, incomplete, corrupt, empty, of an unknown version, holds values
             that are not finite, lacks a camera, episode or column that was asked for, or has no episode as
             long as the horizon. While streaming, an item raises it where its video cannot be downloaded.
-        ConfigError: The horizon, the number of open videos or the disk space is not positive.
+        ConfigError: The horizon, the number of open videos or the disk space is not positive; neither horizon
+            nor window is given, or they differ; or the window names a camera that the dataset lacks.
     """
 
     def __init__(
         self,
         path_or_repo_id: str | Path,
         *,
-        action_horizon: int,
+        action_horizon: int | None = None,
+        window: Window | None = None,
         episodes: Sequence[int] | None = None,
         cameras: Sequence[str] | None = None,
         action_key: str = "action",
@@ -95,13 +107,12 @@ class LeRobotDataset:
         streaming: bool = False,
         streaming_disk_gb: float | None = None,
     ) -> None:
-        if action_horizon < 1:
-            raise ConfigError(f"action_horizon must be at least 1, got {action_horizon}.")
+        self.window = _window_of(action_horizon, window)
+        self.action_horizon = self.window.horizon
         source = locate(path_or_repo_id, revision)
         self.root, self.revision = source.root, source.revision
         is_streamed = streaming and source.repo_id is not None
         self._stream = FileStream(source, streaming_disk_gb) if is_streamed else None
-        self.action_horizon = action_horizon
         self.action_key, self.state_key = action_key, state_key
         info = read_info(self.root)
         storage = _STORAGES[info.version]
@@ -109,11 +120,13 @@ class LeRobotDataset:
         self.tasks = tuple(self.info.tasks[index] for index in sorted(self.info.tasks))
         self.episodes = _select(storage.read_episodes(self.root, self.info), episodes)
         self.cameras = _choose_cameras(self.info, cameras)
+        self._set_window(self.window)
         longest = max(episode.length for episode in self.episodes)
-        if action_horizon > longest:
+        if self.action_horizon > longest:
             raise DatasetError(
-                f"action_horizon is {action_horizon}, but the longest of the {len(self.episodes)} episodes "
-                f"in {self.root} has {longest} frames: every chunk would be padded. Choose at most {longest}."
+                f"action_horizon is {self.action_horizon}, but the longest of the {len(self.episodes)} "
+                f"episodes in {self.root} has {longest} frames: every chunk would be padded. Choose at most "
+                f"{longest}."
             )
         for key, what in ((state_key, "the state"), (action_key, "the actions")):
             _check_vector(self.info.feature(key, what), what)
@@ -127,6 +140,12 @@ class LeRobotDataset:
         blind.cameras = ()
         return blind
 
+    def without_past(self) -> "LeRobotDataset":
+        """Return the same frames, each sample's observation the present one alone; all else is shared."""
+        present = copy.copy(self)
+        present._set_window(self.window.without_past())
+        return present
+
     def __len__(self) -> int:
         return len(self._actions)
 
@@ -135,13 +154,21 @@ class LeRobotDataset:
             raise IndexError(f"The dataset has {len(self)} frames, index {index} is outside.")
         row = index % len(self)
         position = int(self._positions[row])
-        frame = row - self.episode_slices[position].start
-        rows, is_pad = window(row, self.episode_slices[position].stop, self.action_horizon)
+        start, stop = self.episode_slices[position].start, self.episode_slices[position].stop
+        rows, is_pad = window(row, start, stop, self._action_offsets)
+        item: dict[str, Any] = {}
+        for camera in self.cameras:
+            if camera in self._past_offsets:
+                seen, item[f"{camera}_is_pad"] = self._past(row, position, camera)
+                item[camera] = torch.from_numpy(self._frames.get_many(position, seen - start, camera))
+            else:
+                item[camera] = torch.from_numpy(self._frames.get(position, row - start, camera))
         # Indexing with arrays copies, so that a caller may edit an item without touching the dataset.
-        item: dict[str, Any] = {
-            camera: torch.from_numpy(self._frames.get(position, frame, camera)) for camera in self.cameras
-        }
-        item[self.state_key] = torch.from_numpy(self._states[row].copy())
+        if self.state_key in self._past_offsets:
+            seen, item[f"{self.state_key}_is_pad"] = self._past(row, position, self.state_key)
+            item[self.state_key] = torch.from_numpy(self._states[seen])
+        else:
+            item[self.state_key] = torch.from_numpy(self._states[row].copy())
         item[self.action_key] = torch.from_numpy(self._actions[rows])
         item[f"{self.action_key}_is_pad"] = torch.from_numpy(is_pad)
         for key, values in self._others.items():
@@ -150,6 +177,24 @@ class LeRobotDataset:
             item[key] = texts[row]
         item["task"] = self.info.tasks[int(self._columns.numbers["task_index"][row])]
         return item
+
+    def _set_window(self, window: Window) -> None:
+        """Take a window over; what is read of one frame alone has no entry among the past offsets."""
+        if unknown := sorted(window.cameras.keys() - set(self.info.cameras)):
+            raise ConfigError(
+                f"The window names the cameras {unknown}, but the dataset has {list(self.info.cameras)}. "
+                "Window.rekeyed puts a policy's slots under the dataset's keys."
+            )
+        self.window = window
+        self._action_offsets = np.array(window.actions)
+        offsets = {self.state_key: window.state} | {key: window.of_camera(key) for key in self.cameras}
+        self._past_offsets = {key: np.array(own) for key, own in offsets.items() if len(own) > 1}
+
+    def _past(self, row: int, position: int, key: str) -> tuple[np.ndarray, torch.Tensor]:
+        """Return the rows that are read of a column or camera, and which lie before the episode."""
+        span = self.episode_slices[position]
+        rows, is_pad = window(row, span.start, span.stop, self._past_offsets[key])
+        return rows, torch.from_numpy(is_pad)
 
     def low_dim(self, key: str) -> np.ndarray:
         """Return a whole numeric column of the selected episodes, without touching any video.
@@ -194,7 +239,7 @@ class LeRobotDataset:
 
     @property
     def action_is_pad_key(self) -> str:
-        """Key of the mask of steps past the episode's end."""
+        """Key of the mask of steps outside the episode."""
         return f"{self.action_key}_is_pad"
 
     def preload(self, progress: Progress | None = None) -> None:
@@ -211,7 +256,7 @@ class LeRobotDataset:
             raise ConfigError("preload keeps frames in memory, which needs cache_frames=True.")
         self._frames.preload(progress)
 
-    def shuffle_window(self, episodes: int) -> Window:
+    def shuffle_window(self, episodes: int) -> ShuffleWindow:
         """Return a shuffle that reads few video files at a time, for `WindowedEpochs`.
 
         Args:
@@ -233,7 +278,7 @@ class LeRobotDataset:
                     "disk space, or shuffle among fewer."
                 )
         blocks = [numbers[group] for group in files]
-        return Window(np.repeat(blocks, [episode.length for episode in self.episodes]), size)
+        return ShuffleWindow(np.repeat(blocks, [episode.length for episode in self.episodes]), size)
 
     def close(self) -> None:
         """Close the video files that this process has open; the next item opens what it needs."""
@@ -293,6 +338,21 @@ class LeRobotDataset:
             open_videos,
             None if self._stream is None else self._stream.path,
         )
+
+
+def _window_of(horizon: int | None, window: Window | None) -> Window:
+    """Return the window that horizon and window ask for together."""
+    if window is None:
+        if horizon is None:
+            raise ConfigError("A dataset needs action_horizon, the steps of a chunk, or a window.")
+        if horizon < 1:
+            raise ConfigError(f"action_horizon must be at least 1, got {horizon}.")
+        return Window(horizon)
+    if horizon not in (None, window.horizon):
+        raise ConfigError(
+            f"action_horizon is {horizon}, but the window has a horizon of {window.horizon}: leave one out."
+        )
+    return window
 
 
 def _select(episodes: list[Episode], wanted: Sequence[int] | None) -> list[Episode]:

@@ -78,6 +78,29 @@ class FrameStore:
             )
         return self._kept[position, camera][frame].copy()
 
+    def get_many(self, position: int, frames: Sequence[int] | np.ndarray, camera: str) -> np.ndarray:
+        """Return several frames of an episode; asked for in ascending order, a video is read forward.
+
+        Args:
+            position: Place of the episode in the selection.
+            frames: Frames of the episode, `[o]`; one that comes several times in a row is decoded once.
+            camera: Camera key.
+
+        Returns:
+            uint8 `[o, 3, h, w]`, the caller's own.
+
+        Raises:
+            DatasetError: As `get`.
+        """
+        height, width = self._cameras[camera].shape[:2]
+        images = np.empty((len(frames), 3, height, width), dtype=np.uint8)
+        for place, frame in enumerate(frames):
+            if place and frame == frames[place - 1]:
+                images[place] = images[place - 1]
+            else:
+                images[place] = self.get(position, int(frame), camera)
+        return images
+
     def preload(self, progress: Progress | None = None) -> None:
         """Decode everything now, so that worker processes forked afterwards share the frames."""
         total = len(self._episodes)

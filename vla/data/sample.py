@@ -26,7 +26,9 @@ def to_canonical(
 
     Returns:
         `images` uint8 `[3, h, w]` by slot, `state` `[m]`, `actions` `[a, m]`, `action_is_pad` `[a]`, `task`,
-        and `response` if asked for.
+        and `response` if asked for. Where the dataset's window reads several frames, `images` are
+        `[o, 3, h, w]` with `image_is_pad` `[o]` by slot, and the state is `[o, m]` with `observation_is_pad`
+        `[o]`.
 
     Raises:
         DatasetError: The item lacks one of the keys; the message names those it has.
@@ -42,6 +44,11 @@ def to_canonical(
         "action_is_pad": item[f"{action_key}_is_pad"],
         "task": item["task"],
     }
+    if (state_is_pad := item.get(f"{state_key}_is_pad")) is not None:
+        sample["observation_is_pad"] = state_is_pad
+    pads = {slot: item[f"{key}_is_pad"] for slot, key in cameras.items() if f"{key}_is_pad" in item}
+    if pads:
+        sample["image_is_pad"] = pads
     if response_key:
         sample["response"] = item[response_key]
     return sample

@@ -33,13 +33,14 @@ CONVENTION = (
     "state: every frame once; actions: every chunk step inside its episode, "
     "horizon {horizon}, {transforms}; population std; exact quantiles, linear between ranks"
 )
+"""`horizon` says where chunks begin as well, where they do not begin with the present frame."""
 _QUANTILES = (0.01, 0.99)
 _BLOCK = 2_000_000  # values of the expanded actions in memory at once: 8 MB
 _BINS = 1 << 16
 _MOST_THREADS = 8  # each holds a block and its sorting keys, some 60 MB
 
-Block = tuple[int, int, int]
-"""First row, last row (excluded), episode's stop: a part of an episode."""
+Block = tuple[int, int, int, int]
+"""First row, last row (excluded), the episode's start and stop: a part of an episode."""
 
 Progress = Callable[[int, int], None]
 
@@ -101,7 +102,7 @@ def compute_statistics(
     return Statistics(
         features={name: feature.result() for name, feature in features.items()},
         convention=CONVENTION.format(
-            horizon=dataset.action_horizon, transforms=f"after {names}" if names else "as recorded"
+            horizon=_horizon(dataset), transforms=f"after {names}" if names else "as recorded"
         ),
         source=dataset.fingerprint,
     )
@@ -111,7 +112,7 @@ def split_into_blocks(dataset: LeRobotDataset) -> list[Block]:
     """Return parts of the episodes, in order, small enough for their chunks to be held at once."""
     size = max(1, _BLOCK // (dataset.action_horizon * max(dataset.action_dim, 1)))
     return [
-        (first, min(first + size, span.stop), span.stop)
+        (first, min(first + size, span.stop), span.start, span.stop)
         for span in dataset.episode_slices
         for first in range(span.start, span.stop, size)
     ]
@@ -121,8 +122,8 @@ def block_values(
     dataset: LeRobotDataset, pipeline: Pipeline, block: Block
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return what is counted of one block, by feature: float32 values `[n, m]` and their rows int64 `[n]`."""
-    first, last, stop = block
-    rows, is_pad = windows(first, last, stop, dataset.action_horizon)
+    first, last, start, stop = block
+    rows, is_pad = windows(first, last, start, stop, dataset.window.actions)
     state = dataset.low_dim(dataset.state_key)[first:last]
     actions = dataset.low_dim(dataset.action_key)[rows]
     sample = pipeline.forward({"state": torch.from_numpy(state.copy()), "actions": torch.from_numpy(actions)})
@@ -130,6 +131,12 @@ def block_values(
         "state": (sample["state"].to(torch.float32).numpy(), np.arange(first, last)),
         "actions": (sample["actions"].to(torch.float32).numpy()[~is_pad], rows[~is_pad]),
     }
+
+
+def _horizon(dataset: LeRobotDataset) -> str:
+    """Return how long chunks are, and where they begin if that is not the present frame."""
+    start = dataset.window.action_start
+    return f"{dataset.action_horizon}{f' from step {start:+d}' if start else ''}"
 
 
 def _worthwhile_threads(dataset: LeRobotDataset) -> int:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from vla.errors import ConfigError, ShapeError
 from vla.eval.figures import INK, RIGHT_COLOUR, dimension_panels, legend_above
-from vla.eval.open_loop import check_cameras, chunk_of, observation_at
-from vla.eval.rollout import BatchPolicy
+from vla.eval.open_loop import check_cameras, chunk_of, requests_at
+from vla.serve.chunking import BatchPolicy
 
 if TYPE_CHECKING:
     from vla.data.dataset import LeRobotDataset
@@ -26,10 +26,10 @@ class ChunkSample:
 
     Attributes:
         episode: The dataset's episode index.
-        frame: Frame in the episode at which the chunks begin.
+        frame: Frame in the episode at which the chunks are predicted.
         names: A name for each dimension.
         recorded: `[n, m]`, the steps that lie inside the episode.
-        draws: `[k, a, m]`.
+        draws: `[k, a, m]`, what can be executed of them.
     """
 
     episode: int
@@ -51,7 +51,7 @@ def sample_chunks(
     """Draw chunks at the middle of episodes: one frame of each, which leaves room for a whole chunk.
 
     Args:
-        robot_policy: Its horizon must be the dataset's.
+        robot_policy: Its window must be the dataset's.
         dataset: Recorded demonstrations.
         cameras: Camera slot of the policy to camera key of the dataset.
         episodes: Positions among the dataset's episodes.
@@ -61,7 +61,7 @@ def sample_chunks(
     Raises:
         ConfigError: Fewer than one draw.
         DatasetError: A camera that the dataset does not decode.
-        ShapeError: The policy's chunk is not the dataset's `[a, m]`.
+        ShapeError: The policy's chunk is not what can be executed of the dataset's, `[a, m]`.
     """
     if draws < 1:
         raise ConfigError(f"draws must be at least 1, got {draws}.")
@@ -72,15 +72,17 @@ def sample_chunks(
     samples = []
     for position in episodes:
         span = dataset.episode_slices[position]
-        row = span.start + max(0, span.stop - span.start - dataset.action_horizon) // 2
-        seen = observation_at(dataset, row, cameras)
-        answers = robot_policy.infer_batch([seen] * draws, generator=generator)
+        steps = dataset.window.executable
+        row = span.start + max(0, span.stop - span.start - steps) // 2
+        begin = row + dataset.window.executable_start
+        requests = requests_at(robot_policy, dataset, row, cameras, copies=draws)
+        answers = robot_policy.infer_batch(requests, generator=generator)
         samples.append(
             ChunkSample(
                 episode=dataset.episodes[position].index,
                 frame=row - span.start,
                 names=labels,
-                recorded=recorded[row : min(row + dataset.action_horizon, span.stop)],
+                recorded=recorded[begin : min(begin + steps, span.stop)],
                 draws=np.stack([chunk_of(answer, dataset) for answer in answers]),
             )
         )

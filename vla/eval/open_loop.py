@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla.errors import ConfigError, DatasetError, ShapeError
-from vla.eval.rollout import STATE, BatchPolicy
+from vla.eval.rollout import STATE
+from vla.serve.chunking import BatchPolicy, past_of, session_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,14 +123,16 @@ def open_loop(
 ) -> OpenLoopResult:
     """Predict a chunk at every `stride`-th frame of recorded episodes and compare.
 
-    Steps past an episode's end do not count. The mean action is that of all frames of `dataset`.
+    Steps past an episode's end do not count. The mean action is that of all frames of `dataset`. Compared is
+    what can be executed of a chunk; the past that a policy reads is that of the recording.
 
     Args:
-        robot_policy: Its horizon must be the dataset's.
+        robot_policy: Its window must be the dataset's.
         dataset: Recorded demonstrations.
         cameras: Camera slot of the policy to camera key of the dataset.
         episodes: Episode indices; all that the dataset has selected by default.
-        stride: Frames between two predictions; the horizon by default, so that each frame is predicted once.
+        stride: Frames between two predictions; by default as many as a chunk has executable steps, so that
+            each frame is predicted once.
         batch_size: Chunks predicted at once.
         generator: Source of the policy's noise.
         progress: Called with (chunks done, chunks in all).
@@ -137,9 +140,9 @@ def open_loop(
     Raises:
         DatasetError: An episode that the dataset has not selected, or a camera that it does not decode.
         ConfigError: A stride or batch size below 1, or no episodes.
-        ShapeError: The policy's chunk is not the dataset's `[a, m]`.
+        ShapeError: The policy's chunk is not what can be executed of the dataset's, `[a, m]`.
     """
-    stride = dataset.action_horizon if stride is None else stride
+    stride = dataset.window.executable if stride is None else stride
     if stride < 1 or batch_size < 1:
         raise ConfigError(f"stride and batch_size must be at least 1, got {stride} and {batch_size}.")
     slices = _slices(dataset, episodes)
@@ -150,8 +153,8 @@ def open_loop(
     chunks: dict[int, np.ndarray] = {}
     for start in range(0, len(frames), batch_size):
         group = frames[start : start + batch_size]
-        observations = [observation_at(dataset, frame, cameras) for frame in group]
-        answers = robot_policy.infer_batch(observations, generator=generator)
+        requests = [requests_at(robot_policy, dataset, frame, cameras)[0] for frame in group]
+        answers = robot_policy.infer_batch(requests, generator=generator)
         chunks |= {frame: chunk_of(answer, dataset) for frame, answer in zip(group, answers, strict=True)}
         if progress is not None:
             progress(len(chunks), len(frames))
@@ -164,7 +167,8 @@ def _compare(
     actions: np.ndarray,
     chunks: Mapping[int, np.ndarray],
 ) -> OpenLoopResult:
-    """Line up the chunks (by first frame) with the recorded actions."""
+    """Line up the chunks (by the frame at which they were predicted) with the recorded actions."""
+    first = dataset.window.executable_start
     constant = (actions == actions[0]).all(axis=0)
     mean = np.where(constant, actions[0], actions.mean(axis=0))  # rounding must not make a constant vary
     errors, mean_errors, compared = [], [], []
@@ -173,11 +177,12 @@ def _compare(
         predicted = np.full_like(recorded, np.nan)
         starts = [frame for frame in range(where.start, where.stop) if frame in chunks]
         for frame in starts:
-            end = min(frame + len(chunks[frame]), where.stop)
-            inside = chunks[frame][: end - frame]
-            errors.append(inside - actions[frame:end])
-            mean_errors.append(mean - actions[frame:end])
-            predicted[frame - where.start : end - where.start] = inside
+            begin = min(frame + first, where.stop)
+            end = min(begin + len(chunks[frame]), where.stop)
+            inside = chunks[frame][: end - begin]
+            errors.append(inside - actions[begin:end])
+            mean_errors.append(mean - actions[begin:end])
+            predicted[begin - where.start : end - where.start] = inside
         offsets = tuple(frame - where.start for frame in starts)
         compared.append(EpisodePrediction(episode, recorded, predicted, offsets))
     error, mean_error = np.concatenate(errors), np.concatenate(mean_errors)
@@ -219,19 +224,43 @@ def check_cameras(dataset: "LeRobotDataset", cameras: Mapping[str, str]) -> None
 
 
 def observation_at(dataset: "LeRobotDataset", frame: int, cameras: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a robot would have seen at a frame of the dataset."""
-    item = dataset[frame]
+    """Return what a robot would have seen at a frame of the dataset, without a past."""
+    item = dataset.without_past()[frame]
     images = {f"{IMAGE_PREFIX}{slot}": item[key].permute(1, 2, 0).numpy() for slot, key in cameras.items()}
     return {**images, STATE: item[dataset.state_key].numpy(), "task": item["task"]}
 
 
+def requests_at(
+    robot_policy: BatchPolicy,
+    dataset: "LeRobotDataset",
+    frame: int,
+    cameras: Mapping[str, str],
+    copies: int = 1,
+) -> list[Any]:
+    """Return what to ask a policy with at a frame of the dataset.
+
+    The observation, or session and observation where the policy reads a past: that of the recording.
+    """
+    seen = observation_at(dataset, frame, cameras)
+    past = past_of(robot_policy)
+    if not past:
+        return [seen] * copies
+    start = next(span.start for span in dataset.episode_slices if span.start <= frame < span.stop)
+    before = [observation_at(dataset, one, cameras) for one in range(max(start, frame - past), frame)]
+    sessions = [session_of(robot_policy) for _ in range(copies)]
+    for session in sessions:
+        for one in before:
+            session.observe(one)
+    return [(session, seen) for session in sessions]
+
+
 def chunk_of(answer: Mapping[str, Any], dataset: "LeRobotDataset") -> np.ndarray:
-    """Return the chunk of an answer, float64 `[a, m]`, checked to be of the dataset's shape."""
+    """Return what can be executed of a chunk, float64 `[a, m]`, checked against the dataset's window."""
     chunk = np.asarray(answer["actions"], dtype=np.float64)
-    expected = (dataset.action_horizon, dataset.action_dim)
+    expected = (dataset.window.executable, dataset.action_dim)
     if chunk.shape != expected:
         raise ShapeError(
             f"The policy predicts chunks of {list(chunk.shape)}, but the dataset was opened for "
-            f"{list(expected)}: open it with the checkpoint's action_horizon."
+            f"{list(expected)}: open it with the checkpoint's window."
         )
     return chunk

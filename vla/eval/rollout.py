@@ -1,37 +1,24 @@
 """Episodes of a policy in a simulator: several at once, each in receding horizon.
 
 The episodes of a group march in step, so that all that still run need a new chunk at the same moment and
-one batched pass of the policy serves them all.
+one batched pass of the policy serves them all. A policy that reads frames of the past gets a session for each
+episode and sees every step of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
 
 from vla.errors import ConfigError
 from vla.eval.outcome import EpisodeResult, Summary, success_interval, summarize
-from vla.serve.chunking import ActionQueue
+from vla.serve.chunking import ActionQueue, BatchPolicy, session_of
 
 STATE = "observation.state"
 
 __all__ = ["BatchPolicy", "EpisodeResult", "Summary", "rollout", "success_interval", "summarize"]
-
-
-class BatchPolicy(Protocol):
-    """What `rollout` needs of a policy; `RobotPolicy` has it."""
-
-    def infer_batch(
-        self, observations: Sequence[Mapping[str, Any]], /, *, generator: Any = None, text: bool = False
-    ) -> Sequence[Mapping[str, Any]]:
-        """Return for each observation at least `"actions"` `[a, d]`, and `"text"` where asked for."""
-        ...
-
-    def reset(self) -> None:
-        """Forget the episodes."""
-        ...
 
 
 def rollout(
@@ -75,7 +62,7 @@ def rollout(
         envs = [stack.enter_context(closing(make_env())) for _ in range(min(batch_size, len(seeds)))]
         for start in range(0, len(seeds), batch_size):
             group = [
-                _Episode(env, seed, dict(option), execute, start + index < film)
+                _Episode(env, seed, dict(option), execute, start + index < film, session_of(robot_policy))
                 for index, (env, seed, option) in enumerate(
                     zip(envs, seeds[start:], per_episode[start:], strict=False)
                 )
@@ -105,9 +92,7 @@ def _run(group: Sequence["_Episode"], policy: BatchPolicy, generator: Any, text:
     """Run a group of episodes to their ends."""
     live = list(group)
     while live:
-        answers = policy.infer_batch(
-            [episode.observation for episode in live], generator=generator, text=text
-        )
+        answers = policy.infer_batch([episode.request for episode in live], generator=generator, text=text)
         for episode, answer in zip(live, answers, strict=True):
             episode.follow(answer)
         live = [episode for episode in live if not episode.done]
@@ -117,9 +102,16 @@ class _Episode:
     """An environment on its way through one episode, and what is noted down on the way."""
 
     def __init__(
-        self, env: gymnasium.Env, seed: int, options: dict[str, Any], execute: int, film: bool
+        self,
+        env: gymnasium.Env,
+        seed: int,
+        options: dict[str, Any],
+        execute: int,
+        film: bool,
+        session: Any,
     ) -> None:
         self.env = env
+        self.session = session
         self.seed = seed
         self.observation, self.info = env.reset(seed=seed, options=options)
         self.done = False
@@ -128,6 +120,11 @@ class _Episode:
         self._texts: list[str] = []
         self._decisions: list[int] = []
         self._frames: list[np.ndarray] | None = [self._render()] if film else None
+
+    @property
+    def request(self) -> Any:
+        """What the policy is asked with: the observation, or session and observation."""
+        return self.observation if self.session is None else (self.session, self.observation)
 
     def follow(self, answer: Mapping[str, Any]) -> None:
         """Execute the beginning of a predicted chunk, as far as the episode lasts."""
@@ -141,6 +138,8 @@ class _Episode:
             if self._frames is not None:
                 self._frames.append(self._render())
             self.done = terminated or truncated
+            if self.session is not None and len(self._queue):  # the last one comes with the next request
+                self.session.observe(self.observation)
 
     def result(self) -> EpisodeResult:
         """Return what came of it."""

@@ -113,7 +113,8 @@ class Policy(PolicyModule):
 
         Args:
             **observation: Tensors that the pipeline makes of an observation, stacked; besides them `noise`
-                (`[b, a, m]`, or None) and `generator` (source of randomness, on the policy's device).
+                (`[b, a, m]`, or None) and `generator` (source of randomness, on the policy's device, or a
+                sequence of one for each observation: `vla.objectives.noise.standard_normal` takes both).
         """
         raise NotImplementedError(f"{type(self).__name__} does not sample actions.")
 

@@ -1,7 +1,7 @@
 """From predicted chunks to one action at a time; numpy only, so that it runs on the robot's side too."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -9,10 +9,13 @@ from vla.errors import ConfigError, ShapeError
 
 
 class ChunkPolicy(Protocol):
-    """Whatever answers an observation with a chunk: a `RobotPolicy`, or a client of one."""
+    """What answers one robot's observations with chunks: a session of a `RobotPolicy`, or a client of one.
+
+    A `RobotPolicy` itself is one as well, as long as its policy reads the present alone.
+    """
 
     def infer(self, observation: Mapping[str, Any], /) -> Mapping[str, Any]:
-        """Return at least `"actions"`, `[a, d]`."""
+        """Return at least `"actions"`, `[a, d]`, executable from now on."""
         ...
 
     def reset(self) -> None:
@@ -20,11 +23,55 @@ class ChunkPolicy(Protocol):
         ...
 
 
+@runtime_checkable
+class Observer(Protocol):
+    """What else a `ChunkPolicy` with a past has."""
+
+    def observe(self, observation: Mapping[str, Any], /) -> None:
+        """Note a frame without answering."""
+        ...
+
+
+class BatchPolicy(Protocol):
+    """What answers observations of several episodes at once: a `RobotPolicy`.
+
+    One that reads frames of the past has `past`, the steps back to the earliest of them, and `start()`, which
+    returns the session of an episode (see `session_of`).
+    """
+
+    def infer_batch(
+        self, observations: Sequence[Any], /, *, generator: Any = None, text: bool = False
+    ) -> Sequence[Mapping[str, Any]]:
+        """Return for each observation at least `"actions"` `[a, d]`, and `"text"` where asked for.
+
+        Where there is a past, each is a pair of session and observation.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget the episodes."""
+        ...
+
+
+def past_of(policy: BatchPolicy) -> int:
+    """Return how many steps before the present the earliest frame lies that a policy reads."""
+    return getattr(policy, "past", 0)
+
+
+def session_of(policy: BatchPolicy) -> Any:
+    """Return the session of a new episode where the policy reads frames of the past, else None."""
+    return policy.start() if past_of(policy) else None  # type: ignore[attr-defined]
+
+
 class ActionQueue:
     """The part of a predicted chunk that is still to be executed.
 
     Args:
         execute: How many actions of each chunk are executed before the next one is asked for.
+
+    Attributes:
+        tail: What the last chunk predicts beyond those, `[a - execute, d]`; strategies that blend chunks read
+            it.
 
     Raises:
         ConfigError: `execute` is not positive.
@@ -34,13 +81,13 @@ class ActionQueue:
         if execute < 1:
             raise ConfigError(f"At least one action of each chunk must be executed, got execute={execute}.")
         self.execute = execute
-        self._left = np.empty((0, 0), dtype=np.float32)
+        self._left = self.tail = np.empty((0, 0), dtype=np.float32)
 
     def __len__(self) -> int:
         return len(self._left)
 
     def push(self, chunk: np.ndarray) -> None:
-        """Replace what is left by the first `execute` actions of `chunk` `[a, d]`.
+        """Replace what is left by the first `execute` actions of `chunk` `[a, d]`, and the tail by the rest.
 
         Raises:
             ShapeError: `chunk` is not `[a, d]`.
@@ -54,7 +101,7 @@ class ActionQueue:
                 f"The policy predicts {len(chunk)} actions at a time, so {self.execute} of them cannot be "
                 f"executed; choose at most {len(chunk)}."
             )
-        self._left = chunk[: self.execute]
+        self._left, self.tail = chunk[: self.execute], chunk[self.execute :]
 
     def pop(self) -> np.ndarray:
         """Return the next action `[d]`; the queue must hold one."""
@@ -63,15 +110,16 @@ class ActionQueue:
         return action
 
     def clear(self) -> None:
-        """Forget what is left."""
-        self._left = self._left[:0]
+        """Forget what is left, and the tail."""
+        self._left, self.tail = self._left[:0], self.tail[:0]
 
 
 class RecedingHorizon:
     """Predicts a chunk, executes its beginning, then looks again.
 
     Args:
-        policy: Asked for a new chunk whenever the last one has been executed as far as wanted.
+        policy: Asked for a new chunk whenever the last one has been executed as far as wanted. A session
+            (`robot_policy.start()`) is shown every observation in between as well.
         execute: Actions executed of each chunk.
 
     Attributes:
@@ -86,8 +134,13 @@ class RecedingHorizon:
         self.prediction: Mapping[str, Any] | None = None
         self._queue = ActionQueue(execute)
 
+    @property
+    def tail(self) -> np.ndarray:
+        """What the last chunk predicts beyond the actions that are executed of it, `[a - execute, d]`."""
+        return self._queue.tail
+
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Return the next action `[d]`; the policy sees only every `execute`-th observation.
+        """Return the next action `[d]`; the policy is asked for a chunk at every `execute`-th observation.
 
         Raises:
             ShapeError: The policy's chunk is not `[a, d]`.
@@ -96,6 +149,8 @@ class RecedingHorizon:
         if not len(self._queue):
             self.prediction = self.policy.infer(observation)
             self._queue.push(self.prediction["actions"])
+        elif isinstance(self.policy, Observer):
+            self.policy.observe(observation)
         return self._queue.pop()
 
     def reset(self) -> None:

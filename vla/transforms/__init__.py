@@ -3,8 +3,10 @@
 from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.cameras import RenameCameras, RotateImages
+from vla.transforms.collate import Collated, collate
 from vla.transforms.grippers import FlipSigns, LinearMap, SliderCrank
-from vla.transforms.images import AugmentImages, ResizeImages, resize_with_pad
+from vla.transforms.images import AugmentImages, CameraFormat, CameraTensors, ResizeImages, resize_with_pad
+from vla.transforms.interface import RobotInterface, VectorInterface
 from vla.transforms.normalize import Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt
@@ -14,6 +16,9 @@ from vla.transforms.tokenizer import load_tokenizer, train_tokenizer
 
 __all__ = [
     "AugmentImages",
+    "CameraFormat",
+    "CameraTensors",
+    "Collated",
     "DefaultTask",
     "DeltaActions",
     "FeatureStats",
@@ -24,12 +29,15 @@ __all__ = [
     "Pipeline",
     "RenameCameras",
     "ResizeImages",
+    "RobotInterface",
     "RotateImages",
     "SliderCrank",
     "Statistics",
     "TokenizePrompt",
     "TokenizeStatePrompt",
     "Transform",
+    "VectorInterface",
+    "collate",
     "load_tokenizer",
     "resize_with_pad",
     "train_tokenizer",

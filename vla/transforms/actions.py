@@ -16,9 +16,10 @@ REFERENCE_STATE = "reference_state"
 
 @dataclass(frozen=True)
 class DeltaActions(Transform):
-    """Actions as differences to the state at the start of their chunk.
+    """Actions as differences to the present state, which a chunk begins with unless it has a past.
 
-    One reference state serves the whole chunk; these are no step-to-step differences. Dimensions whose
+    One reference state serves the whole chunk; these are not step-to-step differences. Of several states,
+    `[o, m]`, it is the last one. Dimensions whose
     mask is False (grippers, usually) stay absolute. `inverse` needs the `state` in robot units. An
     observation, which has no actions yet, takes its state along as `reference_state`: the one that has
     been through normalisation and back has lost what a dimension that never varied in training measures.
@@ -40,13 +41,16 @@ class DeltaActions(Transform):
             raise ConfigError(f"The mask of delta actions holds True and False only, got {self.mask}.")
 
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
-        """Subtract the state [..., m] from the actions [..., a, m]; without actions, note the state."""
+        """Subtract the state from the actions [..., a, m]; without actions, note the state.
+
+        The state is [..., m], or [..., o, m] with a past: then it has as many axes as the actions.
+        """
         if "actions" not in sample:
             return sample | {REFERENCE_STATE: sample["state"]} if "state" in sample else sample
         return sample | {"actions": sample["actions"] - self._reference(sample)}
 
     def inverse(self, sample: Sample) -> Sample:
-        """Add the noted state, else the state [..., m], to the actions [..., a, m], where there are any."""
+        """Add the noted state, else the sample's, to the actions [..., a, m], where there are any."""
         if "actions" not in sample:
             return sample
         return sample | {"actions": sample["actions"] + self._reference(sample)}
@@ -57,6 +61,8 @@ class DeltaActions(Transform):
         state = sample.get(REFERENCE_STATE, sample.get("state"))
         if state is None:
             raise ShapeError("Delta actions are relative to the state, and the sample holds no 'state'.")
+        if actions.ndim == state.ndim and state.ndim > 1:
+            state = state[..., -1, :]  # of a past, oldest first, the present one
         if actions.ndim != state.ndim + 1:
             raise ShapeError(
                 f"One state serves one chunk: state {list(state.shape)} does not fit actions "

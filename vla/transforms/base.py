@@ -5,13 +5,17 @@ A sample is a plain dictionary. On its way to the model it first holds the canon
 | key | value |
 |---|---|
 | `images` | `dict[camera slot, uint8 [3, h, w]]`; an absent camera has no entry |
-| `state` | float32 `[m]`, robot units |
+| `state` | float32 `[m]`, robot units; `[o, m]` where the policy reads `o` > 1 of them, oldest first |
 | `actions` | float32 `[a, m]`, robot units (training only) |
-| `action_is_pad` | bool `[a]`, True past the episode's end (training only) |
+| `action_is_pad` | bool `[a]`, True outside the episode (training only) |
+| `observation_is_pad` | bool `[o]`, True before the episode's start; only with a state `[o, m]` |
+| `image_is_pad` | `dict[camera slot, bool [o]]`, likewise; only with images `[o, 3, h, w]` |
 | `task` | the instruction, `str` |
 | `response` | text to be predicted, `str` (optional, training only) |
 
-and, once every transform has run, the keyword tensors of the policy's `forward`. On its way back it
+and, once every transform has run, the keyword tensors of the policy's `forward`. Plain values that the host
+should know of a sample without asking the device (`text_length`, `cameras_present`) stand in its dictionary
+`facts`; see `vla.transforms.collate`. On its way back it
 holds `actions` (and `state`, where an inverse needs it), again `[a, m]` and `[m]`.
 """
 
@@ -26,9 +30,12 @@ import torch
 
 from vla.atomic import atomic_write
 from vla.errors import ConfigError, did_you_mean
+from vla.transforms.interface import RobotInterface
 from vla.types import Sample
 
 PIPELINE_FILE = "pipeline.json"
+FACTS = "facts"
+"""Key of a sample's plain values for the host."""
 
 
 class Transform(ABC):
@@ -79,14 +86,24 @@ class Transform(ABC):
         """Write what does not fit in JSON (a tokenizer, statistics) into `folder`. The default: nothing."""
 
 
+def with_facts(sample: Sample, **facts: Any) -> Sample:
+    """Return the sample with more plain values among its facts."""
+    return sample | {FACTS: {**sample.get(FACTS, {}), **facts}}
+
+
 class Pipeline:
     """Transforms in the order in which a sample meets them on its way to the model.
 
     `inverse` walks the same list backwards, so the way out mirrors the way in by construction.
+
+    Args:
+        transforms: The steps.
+        interface: The robot that it is for; None where that is not recorded.
     """
 
-    def __init__(self, transforms: Sequence[Transform]) -> None:
+    def __init__(self, transforms: Sequence[Transform], interface: RobotInterface | None = None) -> None:
         self.transforms = tuple(transforms)
+        self.interface = interface
 
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         """Apply every transform in order; see `Transform.forward`."""
@@ -111,7 +128,17 @@ class Pipeline:
     def before(self, kind: type[Transform]) -> "Pipeline":
         """Return the transforms that precede the first one of class `kind` (all, where there is none)."""
         kinds = [isinstance(transform, kind) for transform in self.transforms]
-        return Pipeline(self.transforms[: kinds.index(True)] if any(kinds) else self.transforms)
+        return self.replaced(self.transforms[: kinds.index(True)] if any(kinds) else self.transforms)
+
+    def replaced(self, transforms: Sequence[Transform]) -> "Pipeline":
+        """Return a pipeline of other transforms for the same robot."""
+        return Pipeline(transforms, self.interface)
+
+    def decode(self, ids: torch.Tensor) -> str | None:
+        """Return the text of generated token ids `[n]`; None where no transform reads text."""
+        decoders = (getattr(transform, "decode", None) for transform in self.transforms)
+        decode = next((one for one in decoders if one is not None), None)
+        return None if decode is None else decode(ids)
 
     def save(self, folder: Path | str) -> None:
         """Write `pipeline.json` and the transforms' own files into an existing folder."""
@@ -119,20 +146,25 @@ class Pipeline:
         steps = [{"type": transform.name, **transform.to_json()} for transform in self.transforms]
         for transform in self.transforms:
             transform.save_files(folder)
-        atomic_write(folder / PIPELINE_FILE, json.dumps({"steps": steps}, indent=2) + "\n")
+        values: dict[str, Any] = {"steps": steps}
+        if self.interface is not None:
+            values["interface"] = self.interface.to_json()
+        atomic_write(folder / PIPELINE_FILE, json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str) -> "Pipeline":
         """Rebuild a pipeline from a folder written by `save`.
 
         Raises:
-            ConfigError: `pipeline.json` is missing, is not JSON, or names an unknown transform.
+            ConfigError: `pipeline.json` is missing, is not JSON, names an unknown transform, or describes
+                its robot's interface otherwise than `RobotInterface` does.
         """
         path = Path(folder) / PIPELINE_FILE
         if not path.exists():
             raise ConfigError(f"{path} is missing: the folder holds no pipeline, so it cannot meet a robot.")
         try:
-            steps = [dict(step) for step in json.loads(path.read_text())["steps"]]
+            read = json.loads(path.read_text())
+            steps = [dict(step) for step in read["steps"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path} is not a pipeline: {type(error).__name__}: {error}.") from error
         transforms = []
@@ -145,4 +177,10 @@ class Pipeline:
                 transforms.append(Transform._registry[kind].from_json(values, Path(folder)))
             except TypeError as error:
                 raise ConfigError(f"{path}, step '{kind}': {error}.") from error
-        return cls(transforms)
+        try:
+            interface = RobotInterface.from_json(read["interface"]) if "interface" in read else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{path}, 'interface', does not describe a robot: {type(error).__name__}: {error}."
+            ) from error
+        return cls(transforms, interface)

@@ -13,13 +13,14 @@ import torch
 
 from vla.errors import ConfigError, ShapeError
 from vla.transforms.base import Pipeline, Transform
-from vla.transforms.images import ResizeImages
+from vla.transforms.images.resize import ResizeImages
+from vla.transforms.images.tensors import CameraTensors
 from vla.types import Sample
 
 
 @dataclass(frozen=True)
 class RotateImages(Transform):
-    """Images of some cameras, turned clockwise by a multiple of 90 degrees.
+    """Images of some cameras, all their frames, turned clockwise by a multiple of 90 degrees.
 
     Attributes:
         degrees: Name of the image in `images` -> 90, 180 or 270, clockwise.
@@ -95,14 +96,23 @@ class RenameCameras(Transform):
 
     @staticmethod
     def _renamed(sample: Sample, names: Mapping[str, str]) -> Sample:
-        images = sample.get("images", {})
-        if not any(name in images for name in names):
-            return sample
-        return sample | {"images": {names.get(name, name): image for name, image in images.items()}}
+        renamed = {}
+        for key in ("images", "image_is_pad"):
+            entries = sample.get(key, {})
+            if any(name in entries for name in names):
+                renamed[key] = {names.get(name, name): entry for name, entry in entries.items()}
+        return sample | renamed if renamed else sample
+
+
+def camera_slots(pipeline: Pipeline) -> dict[str, str]:
+    """Return camera slot by every name under which a pipeline takes an image: the slots', the robot's."""
+    readers = [one for one in pipeline.transforms if isinstance(one, ResizeImages | CameraTensors)]
+    slots = {slot: slot for reader in readers for slot in reader.slots}
+    rename = pipeline.find(RenameCameras)
+    own = {} if rename is None else {name: slot for name, slot in rename.slots.items() if name not in slots}
+    return slots | own
 
 
 def camera_names(pipeline: Pipeline) -> tuple[str, ...]:
     """Return every name under which a pipeline takes an image: its slots, and its robot's names for them."""
-    resize, rename = pipeline.find(ResizeImages), pipeline.find(RenameCameras)
-    slots = () if resize is None else resize.slots
-    return (*slots, *(() if rename is None else [name for name in rename.slots if name not in slots]))
+    return tuple(camera_slots(pipeline))

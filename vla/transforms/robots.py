@@ -200,7 +200,7 @@ def apply_robot(pipeline: Pipeline, robot: Robot) -> Pipeline:
             )
     delta = [] if robot.delta_mask is None else [DeltaActions(robot.delta_mask)]
     own = [_narrowed(transform, robot) for transform in pipeline.transforms]
-    return Pipeline([*robot.transforms(), *delta, *own])
+    return pipeline.replaced([*robot.transforms(), *delta, *own])
 
 
 def _narrowed(transform: Transform, robot: Robot) -> Transform:

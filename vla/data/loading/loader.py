@@ -18,10 +18,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from vla.data.loading.order import Epochs, WholeDataset
 from vla.errors import ConfigError, DatasetError, VlaError
+from vla.transforms.collate import Collated, collate
 from vla.types import Batch, SampleIds
-
-Where = SampleIds
-"""(episode, frame) of every sample of a batch; episodes are numbers, or text where the items' are."""
 
 _Key = tuple[int, int]  # (epoch, index in the dataset)
 
@@ -37,8 +35,9 @@ class MapDataset(Protocol):
 class ResumableLoader:
     """An endless iterator over `(batch, where)`.
 
-    `batch` is a dictionary of stacked tensors (entries of other types are dropped), `where` names the
-    episode and frame of every sample. Iterating again goes on where the last iteration stopped.
+    `batch` is a dictionary of stacked tensors, with the samples' facts next to them (`Collated`; entries of
+    other types are dropped), `where` names the episode and frame of every sample. Iterating again resumes
+    where the last iteration stopped.
 
     Args:
         dataset: Map-style, such as `LeRobotDataset`.
@@ -98,11 +97,11 @@ class ResumableLoader:
         self._items = _TransformedItems(dataset, transform, None if cache == "samples" else seed)
         self._num_workers = num_workers
         self._cache_samples = cache == "samples"
-        self._cached: tuple[Batch, Where] | None = None
+        self._cached: tuple[Collated, SampleIds] | None = None
         self._progress = progress
         self._epoch, self._batch = 0, 0
 
-    def __iter__(self) -> Iterator[tuple[Batch, Where]]:
+    def __iter__(self) -> Iterator[tuple[Collated, SampleIds]]:
         batches = self._from_cache() if self._cache_samples else self._from_items()
         for batch in batches:
             self._epoch, self._batch = self._order.wrap(self._epoch, self._batch + self._order.stride)
@@ -131,40 +130,43 @@ class ResumableLoader:
             )
         self._epoch, self._batch = epoch, batch
 
-    def _from_items(self) -> Iterator[tuple[Batch, Where]]:
+    def _from_items(self) -> Iterator[tuple[Collated, SampleIds]]:
         for batch in _load(self._items, _Position(self._order, self._epoch, self._batch), self._num_workers):
             if isinstance(batch, VlaError):
                 raise batch
             yield batch
 
-    def _from_cache(self) -> Iterator[tuple[Batch, Where]]:
+    def _from_cache(self) -> Iterator[tuple[Collated, SampleIds]]:
         if self._cached is None:
             self._cached = self._fill_cache()
-        tensors, where = self._cached
+        whole, where = self._cached
         for keys in _Position(self._order, self._epoch, self._batch):
-            rows = torch.tensor([index for _, index in keys])
-            yield (
-                {name: _pick(tensor, rows) for name, tensor in tensors.items()},
-                [where[index] for _, index in keys],
-            )
+            indices = [index for _, index in keys]
+            rows = torch.tensor(indices)
+            tensors = {name: _pick(tensor, rows) for name, tensor in whole.items()}
+            facts = {name: [values[index] for index in indices] for name, values in whole.facts.items()}
+            yield Collated(tensors, facts), [where[index] for index in indices]
 
-    def _fill_cache(self) -> tuple[Batch, Where]:
+    def _fill_cache(self) -> tuple[Collated, SampleIds]:
         total, size = len(self._items.dataset), 64
         chunks = [
             [(0, index) for index in range(first, min(first + size, total))]
             for first in range(0, total, size)
         ]
-        tensors: Batch = {}
-        where: Where = []
+        tensors, where = Collated(), []
         for batch in _load(self._items, chunks, self._num_workers):
             if isinstance(batch, VlaError):
                 raise batch
             part, places = batch
             if not tensors:
-                tensors = {name: tensor.new_empty(total, *tensor.shape[1:]) for name, tensor in part.items()}
+                empty = {name: tensor.new_empty(total, *tensor.shape[1:]) for name, tensor in part.items()}
+                tensors = Collated(empty)
             for name, tensor in part.items():
                 _check_alike(name, tensor, tensors, places)
                 tensors[name][len(where) : len(where) + len(places)] = tensor
+            for name in tensors.facts.keys() | part.facts.keys():
+                before = tensors.facts.setdefault(name, [None] * len(where))
+                before += part.facts.get(name, [None] * len(places))
             where += places
             if self._progress is not None:
                 self._progress(len(where), total)
@@ -243,13 +245,17 @@ class _TransformedItems(TorchDataset):
         where = (episode if isinstance(episode, str) else int(episode), int(item["frame_index"]))
         return self.transform(item, generator), where
 
-    def __getitems__(self, keys: Sequence[_Key]) -> tuple[Batch, Where] | VlaError:
+    def __getitems__(self, keys: Sequence[_Key]) -> tuple[Collated, SampleIds] | VlaError:
         # A worker's exception reaches the main process as text with a traceback; an error for people
         # travels as a value and is raised there as the one line that it is.
         try:
             samples = [self[key] for key in keys]
             where = [place for _, place in samples]
-            return _stack([sample for sample, _ in samples], where), where
+
+            def name_of(place: int) -> str:
+                return f"episode {where[place][0]}, frame {where[place][1]}"
+
+            return collate([sample for sample, _ in samples], name_of, DatasetError), where
         except VlaError as error:
             return error
 
@@ -276,24 +282,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _stack(samples: Sequence[dict[str, Any]], where: Where) -> Batch:
-    names = [name for name, value in samples[0].items() if isinstance(value, torch.Tensor)]
-    for sample, place in zip(samples, where, strict=True):
-        for name in names:
-            if name not in sample:
-                raise DatasetError(
-                    f"Episode {place[0]}, frame {place[1]} has no '{name}', others of its batch do."
-                )
-            if sample[name].shape != samples[0][name].shape:
-                raise DatasetError(
-                    f"'{name}' has shape {list(sample[name].shape)} in episode {place[0]}, frame {place[1]}, "
-                    f"but {list(samples[0][name].shape)} in episode {where[0][0]}, frame {where[0][1]}: "
-                    "samples of one batch must be alike."
-                )
-    return {name: torch.stack([sample[name] for sample in samples]) for name in names}
-
-
-def _check_alike(name: str, part: torch.Tensor, whole: Batch, where: Where) -> None:
+def _check_alike(name: str, part: torch.Tensor, whole: Batch, where: SampleIds) -> None:
     if name not in whole or part.shape[1:] != whole[name].shape[1:]:
         raise DatasetError(
             f"From episode {where[0][0]}, frame {where[0][1]} on '{name}' differs in shape from the samples "

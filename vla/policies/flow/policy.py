@@ -12,7 +12,7 @@ A subclass names its config and makes `self.model`, which offers
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from vla.nn.embeddings import TiedEmbedding
 from vla.nn.norms import Modulation, RMSNorm
 from vla.nn.prefix import Prefix
 from vla.objectives.flow import flow_loss, sample_noise, sample_tau, straight_path
+from vla.objectives.noise import Generators, standard_normal
 from vla.objectives.solvers import SOLVERS, Solver, Velocity
 from vla.policies.base import Policy
 from vla.policies.cacheable import Cacheable
@@ -47,6 +48,14 @@ class FlowPolicy(Policy):
     config: FlowConfig
     model: Any
     parts = FLOW_PARTS
+    sampling_inputs: ClassVar[tuple[str, ...]] = (
+        "pixel_values",
+        "pixel_mask",
+        "input_ids",
+        "attention_mask",
+        "state",
+        "action_dim_is_pad",
+    )
     _warned_of_horizon = False
 
     @torch.no_grad()
@@ -316,7 +325,7 @@ class FlowPolicy(Policy):
         state: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         num_steps: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators | None = None,
         *,
         token_type_ids: torch.Tensor | None = None,
         action_dim_is_pad: torch.Tensor | None = None,
@@ -332,7 +341,8 @@ class FlowPolicy(Policy):
             state: `[b, m]`, normalised, zero-padded; may be None where the prompt holds it.
             noise: `[b, a, m]`, where the flow starts; drawn where not given.
             num_steps: Solver steps; the config's `num_inference_steps` (10) where not given.
-            generator: Source of the noise, on the policy's device.
+            generator: Source of the noise, on the policy's device; or one for each observation, whose chunk
+                then does not depend on the others of the batch.
             token_type_ids: `[b, l]`, 1 for a response that is given.
             action_dim_is_pad: bool `[b, m]` or `[m]`. Dimensions that the robot does not have follow
                 their known path to zero, as they did in training, instead of an untrained prediction.
@@ -348,7 +358,7 @@ class FlowPolicy(Policy):
         if config.action_objective == "regression":
             noise, num_steps = torch.zeros(shape, device=device), 1
         if noise is None:
-            noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+            noise = standard_normal(shape, generator=generator, device=device)
         check_shape(noise, "b a m", "noise", b=shape[0], m=shape[2])
         self._warn_if_horizon_differs(noise)
         start = noise.float()

@@ -1,8 +1,4 @@
-"""Camera images on their way to the model: resizing, scaling to [-1, 1], and training-time augmentation.
-
-Letters: v view (camera slot), h and w height and width in pixels. Images are uint8 [3, h, w] until
-`ResizeImages`, so that every step before it is cheap to compute and to carry between processes.
-"""
+"""Training-time augmentation of camera images: random crop, rotation and colour."""
 
 import math
 from dataclasses import dataclass
@@ -11,105 +7,17 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from vla.errors import ConfigError, ShapeError, did_you_mean
+from vla.errors import ConfigError
 from vla.transforms.base import Transform
+from vla.transforms.images.resize import check_image, check_size, resize_with_pad
 from vla.types import Sample
-
-
-def resize_with_pad(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Scale an image into a square, keeping its aspect ratio, with black bars where nothing is.
-
-    Antialiased bilinear, as Pillow's, from which a photograph differs by one level of 255 in fewer than one
-    value in a hundred (black-and-white noise by two, at worst): torch's kernel is several times faster, and
-    a robot waits for it at every step. It is fastest on images that lie in memory as [h, w, 3].
-
-    Args:
-        image: uint8 [3, h, w].
-        size: Side of the square in pixels, at least 2 (torch fails at 1).
-
-    Returns:
-        uint8 [3, size, size]: the image in the centre, an odd remaining row or column of the bars at the
-        bottom or right. The same tensor where it already had that size.
-
-    Raises:
-        ShapeError: `image` is not a uint8 [3, h, w].
-        ConfigError: `size` is too small.
-    """
-    _check_image(image, "image")
-    _check_size(size)
-    height, width = image.shape[-2:]
-    if (height, width) == (size, size):
-        return image
-    # The published rule, literally: its floating-point floor sometimes makes the long side size - 1.
-    ratio = max(width / size, height / size)
-    new_height, new_width = max(1, int(height / ratio)), max(1, int(width / ratio))
-    resized = F.interpolate(
-        image[None],
-        size=(new_height, new_width),
-        mode="bilinear",
-        align_corners=False,
-        antialias=True,
-    )[0]
-    top, left = (size - new_height) // 2, (size - new_width) // 2
-    square = image.new_zeros(3, size, size)
-    square[:, top : top + new_height, left : left + new_width] = resized
-    return square
-
-
-@dataclass(frozen=True)
-class ResizeImages(Transform):
-    """`images` by slot to the model's `pixel_values` and `pixel_mask`. Has nothing to undo on the way out.
-
-    Attributes:
-        slots: The model's cameras, in its order.
-        size: Side of its images in pixels, at least 2.
-
-    Raises:
-        ConfigError: Slots repeat themselves or are none, or the size is too small.
-        ShapeError: The sample has a camera that the model does not know, or none at all.
-    """
-
-    name: ClassVar[str] = "resize_images"
-
-    slots: tuple[str, ...]
-    size: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "slots", tuple(self.slots))
-        if not self.slots or len(set(self.slots)) != len(self.slots):
-            raise ConfigError(f"Camera slots must be distinct and at least one, got {self.slots}.")
-        _check_size(self.size)
-
-    def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
-        """Replace `images` by `pixel_values`, float32 [v, 3, size, size] in [-1, 1], and `pixel_mask`.
-
-        An absent camera is black (-1) and False in `pixel_mask`, bool [v].
-        """
-        images = sample.get("images", {})
-        for slot in images:
-            if slot not in self.slots:
-                hint = did_you_mean(slot, self.slots)
-                raise ShapeError(f"The policy has no camera '{slot}', only {', '.join(self.slots)}.{hint}")
-        if not images:
-            raise ShapeError(
-                f"The sample holds no image: the policy looks through {', '.join(self.slots)}, "
-                "of which at least one must be there."
-            )
-        pixels = torch.zeros(len(self.slots), 3, self.size, self.size, dtype=torch.uint8)
-        for index, slot in enumerate(self.slots):
-            if slot in images:
-                _check_image(images[slot], f"Camera '{slot}'")
-                pixels[index] = resize_with_pad(images[slot], self.size)
-        rest = {key: value for key, value in sample.items() if key != "images"}
-        return rest | {
-            "pixel_values": pixels.float().div_(127.5).sub_(1.0),  # bit for bit x / 255 * 2 - 1
-            "pixel_mask": torch.tensor([slot in images for slot in self.slots]),
-        }
 
 
 @dataclass(frozen=True)
 class AugmentImages(Transform):
     """Random crop, rotation and colour of each camera, in training only, drawn per sample and per camera.
+
+    All frames of a camera are varied alike, as if the camera stood elsewhere.
 
     Crop and rotation are one resampling of the image, about its centre and around the crop's: what the
     rotation uncovers shows the image beyond the crop, and black only beyond the image. Wrist cameras
@@ -151,10 +59,10 @@ class AugmentImages(Transform):
             if not 0 <= getattr(self, field) <= 1:
                 raise ConfigError(f"{field} must be in [0, 1], got {getattr(self, field)}.")
         if self.size is not None:
-            _check_size(self.size)
+            check_size(self.size)
 
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
-        """Replace each of `images`, uint8 [3, h, w], by a variation of it, if a generator is given."""
+        """Replace each of `images`, uint8 [3, h, w] or [o, 3, h, w], by a variation, if given a generator."""
         if generator is None or "images" not in sample:
             return sample
         images = sample["images"]
@@ -166,7 +74,9 @@ class AugmentImages(Transform):
         }
 
     def _augment(self, slot: str, image: torch.Tensor, draws: list[float]) -> torch.Tensor:
-        _check_image(image, f"Camera '{slot}'")
+        check_image(image, f"Camera '{slot}'")
+        if image.ndim == 4:
+            return torch.stack([self._augment(slot, frame, draws) for frame in image])
         if self.size is not None:
             image = resize_with_pad(image, self.size)
         horizontal, vertical, turn, brightness, contrast, saturation = (2 * u - 1 for u in draws)
@@ -229,16 +139,3 @@ def jitter_colour(image: torch.Tensor, brightness: float, contrast: float, satur
     colour = gain * (saturation * torch.eye(3) + (1 - saturation) / 3)
     offset = brightness * (1 - contrast) * image.mean()
     return torch.addmm(offset.expand(3, 1), colour, image.reshape(3, -1)).view_as(image)
-
-
-def _check_image(image: torch.Tensor, name: str) -> None:
-    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or image.numel() == 0:
-        raise ShapeError(
-            f"{name} must be uint8 [3, h, w], got {str(image.dtype).removeprefix('torch.')} "
-            f"{list(image.shape)}."
-        )
-
-
-def _check_size(size: int) -> None:
-    if size < 2:
-        raise ConfigError(f"The size of an image must be at least 2 pixels, got {size}.")
