@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vla.errors import ConfigError
+from vla.nn.flop_counter import flop_counter
 from vla.policies.base import CAPABILITIES, Policy
 from vla.policies.config import PolicyConfig
 from vla.policies.registry import make_config, name_of, policy_entry
@@ -194,15 +195,13 @@ def test_activation_checkpointing_changes_no_gradient(name, policy, needs):
 
 
 def test_formula_of_operations_is_pytorchs_count(name, policy, needs):
-    from torch.utils.flop_counter import FlopCounterMode
-
     if "training_flops" in policy.leaves_out:
         assert policy.training_flops() is None
     needs("training_flops")
     batch = policy.train().example_batch(2, training=True)
     for key, parameter in policy.named_parameters():
         parameter.requires_grad_(not key.startswith(policy.prefixes_without_gradient(False)))
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         loss_of(policy, batch).loss.backward()
     assert policy.training_flops()(batch) == counter.get_total_flops()
 
