@@ -31,15 +31,14 @@ from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, se
 from vla.train.precision import set_matmul_precision
 from vla.train.recipe import Recipe
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
-from vla.train.setup.job import Job
 from vla.train.setup.robot import with_robot
-from vla.train.setup.run import set_up
+from vla.train.setup.run import TrainingSetup, set_up
 from vla.train.signals import StopRequest, signals_held
 
-OpenLoop = Callable[[Any, Job], Mapping[str, float]]
+OpenLoop = Callable[[Any, TrainingSetup], Mapping[str, float]]
 """Given the policy in evaluation mode and the job, returns numbers to record, by name."""
 
-Plots = Callable[[Any, Job], Mapping[str, bytes]]
+Plots = Callable[[Any, TrainingSetup], Mapping[str, bytes]]
 """Given the same, returns PNG files by name."""
 
 Where = list[tuple[int, int]]

@@ -1,6 +1,7 @@
 """pi-0.5 as a policy: its config and its network, on what the family shares."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 
@@ -9,6 +10,8 @@ from vla.objectives.solvers import Velocity
 from vla.policies.flow.policy import FlowPolicy
 from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.model import Pi05Model
+from vla.policies.pi05.pipeline import DEFAULT_NORMALIZATION
+from vla.transforms.normalize import NormalizationMode
 
 
 class Pi05Policy(FlowPolicy):
@@ -16,6 +19,9 @@ class Pi05Policy(FlowPolicy):
 
     config_class = Pi05Config
     config: Pi05Config
+    normalization: ClassVar[Mapping[str, NormalizationMode]] = dict.fromkeys(
+        ("state", "actions"), DEFAULT_NORMALIZATION
+    )
     _no_split_modules = ["GemmaLayer", "AdaptiveGemmaLayer", "SiglipEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: Pi05Config) -> None:

@@ -16,7 +16,7 @@ import math
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,12 +51,14 @@ class FrameSource:
     """Where features come from.
 
     Attributes:
-        policy: With its pipeline.
+        policy: Its config and weights.
+        pipeline: The policy's for these datasets.
         datasets: Parts of one dataset (training and held-out episodes).
         cameras: Camera slot -> dataset key.
     """
 
     policy: Policy
+    pipeline: Pipeline
     datasets: Sequence[LeRobotDataset]
     cameras: Mapping[str, str]
 
@@ -64,12 +66,6 @@ class FrameSource:
     def config(self) -> Any:
         """The policy's."""
         return self.policy.config
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """The policy's."""
-        assert self.policy.pipeline is not None
-        return self.policy.pipeline
 
     def __len__(self) -> int:
         return sum(map(len, self.datasets))
@@ -121,8 +117,14 @@ class Kind(ABC):
         """Return the rows of every frame of a batch."""
 
     @abstractmethod
-    def tensors(self, rows: torch.Tensor, kept: FeatureStore) -> Batch:
-        """Return what the policy's `forward` takes in the place of images (and text)."""
+    def tensors(self, rows: torch.Tensor, kept: FeatureStore, longest: int) -> Batch:
+        """Return what the policy's `forward` takes in the place of images (and text).
+
+        Args:
+            rows: Of a frame.
+            kept: Where they are from.
+            longest: The most rows of any frame that may share a batch with it.
+        """
 
 
 class VisionFeatures(Kind):
@@ -158,7 +160,7 @@ class VisionFeatures(Kind):
         mask = batch["pixel_mask"]
         return model.look(batch["pixel_values"][mask]).split(mask.sum(1).tolist())
 
-    def tensors(self, rows: torch.Tensor, kept: FeatureStore) -> Batch:
+    def tensors(self, rows: torch.Tensor, kept: FeatureStore, longest: int) -> Batch:
         """Return `pixel_values` `[v, p, d]` and `pixel_mask` `[v]`."""
         present = torch.tensor(kept.about["present"])
         features = rows.new_zeros(len(present), *rows.shape[1:])
@@ -209,11 +211,11 @@ class PrefixCache(Kind):
         keys_values, visible = model.encode_prefix(*[batch[name] for name in names]).cache.pack()
         return [row[real] for row, real in zip(keys_values, visible, strict=True)]
 
-    def tensors(self, rows: torch.Tensor, kept: FeatureStore) -> Batch:
+    def tensors(self, rows: torch.Tensor, kept: FeatureStore, longest: int) -> Batch:
         """Return `prefix_keys_values` `[s, n, 2, k, e]` and `prefix_mask` `[s]`, padded alike."""
-        padded = rows.new_zeros(kept.longest, *rows.shape[1:])
+        padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
-        return {"prefix_keys_values": padded, "prefix_mask": torch.arange(kept.longest) < len(rows)}
+        return {"prefix_keys_values": padded, "prefix_mask": torch.arange(longest) < len(rows)}
 
 
 KINDS: dict[str, Kind] = {"vision": VisionFeatures(), "prefix": PrefixCache()}
@@ -226,14 +228,16 @@ class FeatureCache:
     Attributes:
         kind: What they are.
         kept: Where they are.
+        longest: The most rows of any frame that may share a batch with theirs.
     """
 
     kind: Kind
     kept: FeatureStore
+    longest: int
 
     def read(self, frame: int) -> Batch:
         """Return what the policy takes in the place of a frame, by its global number."""
-        return self.kind.tensors(self.kept.read(frame), self.kept)
+        return self.kind.tensors(self.kept.read(frame), self.kept, self.longest)
 
     def remaining(self, pipeline: Pipeline) -> Pipeline:
         """Return the transforms that training still needs."""
@@ -249,6 +253,7 @@ def cached_features(
     precision: str,
     device: torch.device | str = "cpu",
     of: str = "vision",
+    pipeline: Pipeline | None = None,
 ) -> FeatureCache:
     """Return the features of all frames of some datasets, from disk or, the first time, computed.
 
@@ -256,19 +261,22 @@ def cached_features(
 
     Args:
         root: Folder of all keys.
-        policy: With its pipeline; what makes the features must be frozen, and its images not augmented.
+        policy: What makes the features must be frozen, and its images not augmented.
         datasets: Parts of one dataset (training and held-out episodes).
         cameras: Camera slot -> dataset key.
         precision: "bf16" or "no", as in training.
         device: Where to compute.
         of: A name in `KINDS`.
+        pipeline: The policy's for these datasets; its `pipeline` where not given.
 
     Raises:
         ConfigError: What makes the features is trained, the images are augmented, or text is trained that
             the features do not hold.
         SaveError: The disk is too small, or full; nothing is left behind.
     """
-    kind, source = KINDS[of], FrameSource(policy, datasets, cameras)
+    pipeline = policy.pipeline if pipeline is None else pipeline
+    assert pipeline is not None
+    kind, source = KINDS[of], FrameSource(policy, pipeline, datasets, cameras)
     parts = kind.parts(policy.model)
     if any(parameter.requires_grad for part in parts for parameter in part.parameters()):
         raise ConfigError(f"data.feature_cache needs a frozen {kind.frozen}.")
@@ -290,7 +298,14 @@ def cached_features(
             except SaveError:
                 if not folder.is_dir():  # else, without locks, another process was quicker
                     raise
-    return FeatureCache(kind, FeatureStore(folder))
+    kept = FeatureStore(folder)
+    return FeatureCache(kind, kept, kept.longest)
+
+
+def padded_alike(caches: Sequence[FeatureCache]) -> list[FeatureCache]:
+    """Return caches whose frames may share a batch: padded to the longest of all."""
+    longest = max((cache.longest for cache in caches), default=0)
+    return [replace(cache, longest=longest) for cache in caches]
 
 
 def _without(pipeline: Pipeline, kinds: tuple[type[Transform], ...]) -> Pipeline:
