@@ -220,6 +220,7 @@ def _facts(recipe: Recipe, members: Sequence[RunMember], vocabulary: int | None)
         action_dim=max(dataset.action_dim for dataset in datasets),
         fps=datasets[0].info.fps,
         vocabulary=vocabulary,
+        robots=tuple(member.name for member in members if member.name is not None),
     )
 
 
