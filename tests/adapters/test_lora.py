@@ -135,7 +135,7 @@ def test_adapters_are_switched_with_their_pipelines(base, policy, tmp_path):
     one, two = adapted(base, 1), adapted(base, 2, preset="attention")
     two.pipeline = make_robot_policy(action_horizon=3).pipeline
     two.save_pretrained(tmp_path / "two")
-    one.pipeline, one.pipelines = None, several
+    one.pipelines = several
     one.save_pretrained(tmp_path / "one")
     load_adapter(policy, tmp_path / "one", "one")
     load_adapter(policy, tmp_path / "two", "two")
@@ -145,12 +145,12 @@ def test_adapters_are_switched_with_their_pipelines(base, policy, tmp_path):
         assert torch.equal(velocity(policy), velocity(expected))
         assert {n.split(".")[-2] for n, p in policy.named_parameters() if p.requires_grad} == {name}
         assert (policy.pipeline is None, list(policy.pipelines)) == (
-            (True, ["left", "right"]) if name == "one" else (False, [])
+            (True, ["left", "right"]) if name == "one" else (False, [None])
         )
     set_adapter(policy, None)
     assert torch.equal(velocity(policy), plain)
     assert policy.pipeline is base_pipeline
-    assert policy.pipelines == {}
+    assert policy.pipelines == {None: base_pipeline}
     set_adapter(policy, "two")
     policy.save_pretrained(tmp_path / "again")
     ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("again", "two"))

@@ -123,7 +123,10 @@ def test_choices_that_exclude_each_other():
     assert "augment=false" in complaint("data.cache=samples")
     assert load("data.cache=samples", "data.augment=false").data.cache == "samples"
     assert "preset" in complaint("policy.pretrained=a/b", "policy.preset=tiny")
-    assert "not from both" in complaint("policy.pretrained=a/b", "policy.paligemma=c/d")
+    assert "`paligemma`, not from both" in complaint("policy.pretrained=a/b", "policy.paligemma=c/d")
+    assert "`backbone`, not from both" in complaint("policy.pretrained=a/b", "policy.backbone=c/d")
+    assert "preset" in complaint("policy.backbone=a/b", "policy.preset=tiny")
+    assert "another name" in complaint("policy.backbone=a/b", "policy.paligemma=a/b")
 
 
 def test_older_name_of_activation_checkpointing():

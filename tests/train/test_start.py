@@ -49,7 +49,8 @@ def test_a_published_base_is_fine_tuned_on_a_dataset(tiny, tmp_path, tokenizer, 
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
 
 
-def test_a_paligemma_begins_a_policy(tiny, tmp_path, tokenizer):
+@pytest.mark.parametrize("key", ["paligemma", "backbone"])
+def test_a_paligemma_begins_a_policy(tiny, tmp_path, tokenizer, key):
     base = make_policy("pi0", {"cameras": ["top"]}, preset="tiny")
     perturb(base)
     folder = tmp_path / "paligemma"
@@ -58,7 +59,7 @@ def test_a_paligemma_begins_a_policy(tiny, tmp_path, tokenizer):
     save_file(language, folder / "model.safetensors", metadata={"format": "pt"})
     recipe = tiny(
         *STILL,
-        f"policy.paligemma={folder}",
+        f"policy.{key}={folder}",
         f"policy.tokenizer={tokenizer}",
         "policy.config={cameras: [top], expert: {width: 16, mlp_dim: 32}, action_horizon: 4, "
         "vision: {num_attention_heads: 4}, num_heads: 4, max_action_dim: 8, max_state_dim: 8}",

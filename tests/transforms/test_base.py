@@ -49,6 +49,37 @@ def test_find_and_before():
     assert pipeline.before(DeltaActions).transforms == pipeline.transforms
 
 
+@dataclass(frozen=True)
+class Read(Transform):
+    """Reads the task letter by letter, as a foreign policy's own transform might."""
+
+    name: ClassVar[str] = "test_read"
+    tokenizer: str
+    statistics: str | None = None
+
+    def forward(self, sample, generator=None):
+        return sample
+
+    def text_length(self, sample):
+        return len(sample["task"])
+
+
+def test_what_reads_text_and_what_normalises_are_found_by_their_fields():
+    pipeline = Pipeline([Write("a"), Read("words"), DeltaActions((True,)), Read("more", "numbers")])
+    assert (pipeline.tokenizer, pipeline.statistics) == ("words", "numbers")
+    assert pipeline.text_length({"task": "pick"}) == 2 * len("pick")
+    without = Pipeline([Write("a"), DeltaActions((True,))])
+    assert (without.tokenizer, without.statistics, without.text_length({})) == (None, None, 0)
+
+
+def test_another_tokenizer():
+    pipeline = Pipeline([Write("a"), Read("words", "numbers")])
+    changed = pipeline.with_tokenizer("others")
+    assert changed.transforms == (Write("a"), Read("others", "numbers"))
+    assert pipeline.tokenizer == "words"
+    assert Pipeline([Write("a")]).with_tokenizer("others").transforms == (Write("a"),)
+
+
 def test_two_transforms_of_one_name_are_refused():
     with pytest.raises(TypeError, match="test_write"):
         type("Again", (Write,), {})

@@ -31,6 +31,21 @@ def test_none_leaves_no_trace(tmp_path):
     assert (pipeline_names(tmp_path), read_pipelines(tmp_path)) == ([], {})
 
 
+def test_one_robots_pipeline_lies_at_the_top(tmp_path):
+    pipeline = Pipeline([PadDimensions(2, 2, 8, 8)])
+    write_pipelines({None: pipeline}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline.json"]
+    ((name, read),) = read_pipelines(tmp_path).items()
+    assert (name, read.transforms) == (None, pipeline.transforms)
+    assert pipeline_names(tmp_path) == []
+
+
+def test_one_robots_pipeline_is_not_among_those_of_several(tmp_path):
+    with pytest.raises(ConfigError, match=r"named ones \(arm\), not both"):
+        write_pipelines({None: Pipeline([]), "arm": Pipeline([])}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["", "..", "a/b", "-a", "a b"])
 def test_names_are_those_of_folders(name, tmp_path):
     with pytest.raises(ConfigError, match="cannot name a pipeline"):

@@ -32,7 +32,6 @@ from vla.adapters.quantize import load_quantized
 from vla.atomic import atomic_write
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.errors import StatisticsError, VlaError, WeightsError
-from vla.transforms.base import PIPELINE_FILE, Pipeline
 from vla.transforms.named_pipelines import read_pipelines
 from vla.weights.dtypes import as_dtype
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
@@ -119,7 +118,6 @@ def load_adapter(
             "Say where that lies: base=..., or `vla merge --base`."
         )
     lora, tensors = _read_adapter(folder)
-    pipeline = Pipeline.load(folder) if (folder / PIPELINE_FILE).exists() else None
     pipelines = read_pipelines(folder)
     try:
         inject(policy, lora, name)
@@ -146,8 +144,8 @@ def load_adapter(
     with torch.no_grad():
         for key, tensor in wanted.items():
             tensor.copy_(tensors[key])
-    if pipeline is not None or pipelines:
-        policy.pipeline, policy.pipelines = pipeline, pipelines
+    if pipelines:
+        policy.pipelines = pipelines
 
 
 def load_with_base(

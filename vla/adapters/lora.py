@@ -127,8 +127,8 @@ def inject(policy: PolicyModule, lora: Any, name: str) -> None:
             "ignore", "Already found a `peft_config`"
         )  # a second adapter is not an accident
         peft.inject_adapter_in_model(lora, policy, adapter_name=name)
-    pipelines = (policy.pipeline, policy.pipelines)
-    policy.adapter_pipelines[policy.adapter] = policy.adapter_pipelines[name] = pipelines
+    policy.adapter_pipelines[policy.adapter] = policy.pipelines
+    policy.adapter_pipelines[name] = dict(policy.pipelines)
     policy.trained_on[name] = policy.quantized
     set_adapter(policy, name)
 
@@ -152,12 +152,12 @@ def set_adapter(policy: PolicyModule, name: str | None) -> None:
     if name is not None and name not in names:
         known = f"only {', '.join(names)}" if names else "nor any other"
         raise ConfigError(f"The policy has no adapter '{name}', {known}.{did_you_mean(name, names)}")
-    policy.adapter_pipelines[policy.adapter] = (policy.pipeline, policy.pipelines)
+    policy.adapter_pipelines[policy.adapter] = policy.pipelines
     for _, part in _parts(policy):
         part.enable_adapters(name is not None)
         part.set_adapter([] if name is None else _of_this(part, name))
     policy.adapter = name
-    policy.pipeline, policy.pipelines = policy.adapter_pipelines[name]
+    policy.pipelines = policy.adapter_pipelines[name]
     train_adapter_only(policy)
 
 

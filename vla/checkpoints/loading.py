@@ -17,8 +17,7 @@ from vla.checkpoints.pipelines import read_pipeline, read_tokenizer
 from vla.checkpoints.recognise import recognise, weights_module
 from vla.errors import WeightsError
 from vla.policies.registry import policy_entry
-from vla.transforms.named_pipelines import read_pipelines
-from vla.transforms.prompt import TokenizePrompt
+from vla.transforms.named_pipelines import pipeline_names, read_pipelines
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import Format, Stored, open_stored
 from vla.weights.plan import plan_load
@@ -34,7 +33,7 @@ def load_policy(
     config: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     asset_id: str | None = None,
-    fill: bool = True,
+    load_weights: bool = True,
 ) -> PolicyModule:
     """Return the policy of a checkpoint folder, in evaluation mode.
 
@@ -46,7 +45,7 @@ def load_policy(
         config: Fields of the config to change; not those that the tensors decide.
         tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.
         asset_id: Which statistics to take where the checkpoint holds those of several robots.
-        fill: False leaves the weights without values.
+        load_weights: False checks all of them, but leaves the policy's without values.
 
     Raises:
         WeightsError: Not a policy, an adapter, not the expected policy, or not exactly its weights.
@@ -63,21 +62,21 @@ def load_policy(
                 f"{policy_class.__name__}.from_pretrained or vla.AutoPolicy.from_pretrained."
             )
         settings = weights_module(name).read_config(stored, fmt, dict(config or {}))
-        policy = _fill(policy_class, settings, stored, fmt, dtype, device, fill)
-        policy.pipeline = read_pipeline(
-            folder,
-            fmt.name,
-            name,
-            settings,
-            stored_config=stored.config,
-            tokenizer=tokenizer,
-            asset_id=asset_id,
-        )
-        if fmt.name == "vla":
+        policy = _with_weights(policy_class, settings, stored, fmt, dtype, device, load_weights)
+        if fmt.name == "vla" and pipeline_names(folder):
             policy.pipelines = read_pipelines(folder)
-        if policy.pipelines:
-            policy.tokenizer = next(iter(policy.pipelines.values())).find(TokenizePrompt).tokenizer
-        elif policy.pipeline is None:
+            policy.tokenizer = next(iter(policy.pipelines.values())).tokenizer
+        else:
+            policy.pipeline = read_pipeline(
+                folder,
+                fmt.name,
+                name,
+                settings,
+                stored_config=stored.config,
+                tokenizer=tokenizer,
+                asset_id=asset_id,
+            )
+        if not policy.pipelines:
             policy.tokenizer = read_tokenizer(
                 folder, fmt.name, stored_config=stored.config, tokenizer=tokenizer
             )
@@ -85,19 +84,19 @@ def load_policy(
     return policy.eval()
 
 
-def _fill(
+def _with_weights(
     policy_class: type[PolicyModule],
     settings: Any,
     stored: Stored,
     fmt: Format,
     dtype: torch.dtype | str | None,
     device: torch.device | str | None,
-    fill: bool,
+    load_weights: bool,
 ) -> PolicyModule:
     policy = empty_policy(policy_class, settings)
     plan = plan_load(fmt, stored, parameter_shapes(policy))
     wanted = as_dtype(dtype) or main_dtype(plan.pieces)
-    if fill:
+    if load_weights:
         fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
     else:
         reserve_memory(policy, wanted)

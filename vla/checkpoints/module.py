@@ -57,10 +57,9 @@ class PolicyModule(PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.pipeline: Pipeline | None = None
-        """Robot units to model space and back; None until it was fitted to a dataset."""
-        self.pipelines: dict[str, Pipeline] = {}
-        """Where it was trained on several robots at once: each one's, by name, and no `pipeline`."""
+        self.pipelines: dict[str | None, Pipeline] = {}
+        """Robot units to model space and back. Under None that of a policy of one robot; under their names
+        those of a policy that was trained on several at once; empty until it was fitted to a dataset."""
         self.tokenizer: Any = None
         """Where there is no pipeline: what the checkpoint's prompts were tokenised with, for fine-tuning."""
         self.loaded_from: LoadedFrom | None = None
@@ -74,8 +73,25 @@ class PolicyModule(PreTrainedModel):
         See `vla.adapters.quantize`."""
         self.trained_on: dict[str, str | None] = {}
         """What `quantized` was where each adapter was trained, by name."""
-        self.adapter_pipelines: dict[str | None, tuple[Pipeline | None, dict[str, Pipeline]]] = {}
-        """Every adapter's `pipeline` and `pipelines`, and under None the base's."""
+        self.adapter_pipelines: dict[str | None, dict[str | None, Pipeline]] = {}
+        """Every adapter's `pipelines`, and under None the base's."""
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """The pipeline of a policy of one robot; None where it has met none, or several.
+
+        Setting it makes the policy one of that robot alone.
+        """
+        return self.pipelines.get(None)
+
+    @pipeline.setter
+    def pipeline(self, pipeline: Pipeline | None) -> None:
+        self.pipelines = {} if pipeline is None else {None: pipeline}
+
+    @property
+    def pipeline_names(self) -> tuple[str, ...]:
+        """Names of the robots of a policy that was trained on several at once; none for all others."""
+        return tuple(name for name in self.pipelines if name is not None)
 
     def save_description(self, folder: Path) -> None:
         """Write everything but the weights into a folder that exists: config, pipelines, tokenizer."""
@@ -85,6 +101,4 @@ class PolicyModule(PreTrainedModel):
 
     def save_pipelines(self, folder: Path) -> None:
         """Write pipelines, statistics and tokenizer into a folder that exists."""
-        if self.pipeline is not None:
-            self.pipeline.save(folder)
         write_pipelines(self.pipelines, folder)

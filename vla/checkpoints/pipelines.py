@@ -15,7 +15,6 @@ arguments of the one below but `policy_name`; it is then asked for every format 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ from vla.errors import ConfigError, StatisticsError, did_you_mean
 from vla.policies.registry import name_of, policy_entry, policy_module
 from vla.transforms.base import PIPELINE_FILE, Pipeline
 from vla.transforms.normalize import Normalize
-from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.tokenizer import LazyTokenizer, find_tokenizer, holds_tokenizer
 
 FORMATS = ("vla", "lerobot", "transformers", "openpi", "openpi-jax")
@@ -159,11 +157,9 @@ def _own(folder: Path, tokenizer: Any) -> Pipeline | None:
     if not (folder / PIPELINE_FILE).exists():
         return None
     pipeline = Pipeline.load(folder)
-    prompt = pipeline.find(TokenizePrompt)
-    if tokenizer is None or prompt is None or not isinstance(prompt.tokenizer, LazyTokenizer):
+    if tokenizer is None or not isinstance(pipeline.tokenizer, LazyTokenizer):
         return pipeline
-    given = replace(prompt, tokenizer=find_tokenizer(folder, tokenizer))
-    return pipeline.replaced([given if step is prompt else step for step in pipeline.transforms])
+    return pipeline.with_tokenizer(find_tokenizer(folder, tokenizer))
 
 
 def _transformers(

@@ -53,6 +53,6 @@ def merge(
     rows = {
         "policy": type(policy).__name__,
         "weights": f"{sum(one.numel() for one in policy.parameters()):,} parameters, {dtype}",
-        "statistics": "the adapter's" if policy.pipeline or policy.pipelines else "none: it cannot act",
+        "statistics": "the adapter's" if policy.pipelines else "none: it cannot act",
     }
     print_rows(f"{adapter} -> {dst}", rows)

@@ -55,7 +55,7 @@ def keys_of(checkpoint: Path, cameras: Sequence[str] | None, pipeline: str | Non
         from vla.train.setup.members import member_recipes
 
         recipe = load_recipe(checkpoint / RECIPE_FILE)
-        data = (recipe if recipe.data.mixture is None else member_recipes(recipe)[str(pipeline)]).data
+        data = member_recipes(recipe)[pipeline].data
         keys = Keys(data.cameras, data.state_key, data.action_key)
     if not cameras:
         return keys
@@ -131,9 +131,9 @@ def while_training(policy: Any, job: Any) -> dict[str, float]:
     for name, robot in job.robots.items():
         result = open_loop(
             RobotPolicy(policy, name),
-            robot.watched,
+            robot.evaluation,
             cameras=robot.cameras,
-            episodes=[episode.index for episode in robot.watched.episodes[:EPISODES_WHILE_TRAINING]],
+            episodes=[episode.index for episode in robot.evaluation.episodes[:EPISODES_WHILE_TRAINING]],
             generator=torch.Generator(policy.device).manual_seed(0),
         )
         of_robot = "" if name is None else f"/{name}"
@@ -158,9 +158,9 @@ def plots_while_training(policy: Any, job: Any) -> dict[str, bytes]:
     for name, robot in job.robots.items():
         samples = sample_chunks(
             RobotPolicy(policy, name),
-            robot.watched,
+            robot.evaluation,
             cameras=robot.cameras,
-            episodes=range(min(PLOTS, len(robot.watched.episodes))),
+            episodes=range(min(PLOTS, len(robot.evaluation.episodes))),
             draws=DRAWS,
             generator=torch.Generator(policy.device).manual_seed(0),
         )

@@ -270,7 +270,7 @@ class Policy(PolicyModule):
         tokenizer: Any = None,
         asset_id: str | None = None,
         quantize: str | None = None,
-        fill: bool = True,
+        load_weights: bool = True,
     ) -> Self:
         """Load weights and pipeline from any known format: exactly this policy, or an error that says why.
 
@@ -289,8 +289,8 @@ class Policy(PolicyModule):
             asset_id: Which statistics to take where the checkpoint holds those of several robots.
             quantize: "4bit" or "8bit" stores the linear layers so (bitsandbytes), to act or to train an
                 adapter; `dtype` is then that of all the rest, and of the products.
-            fill: False checks everything, but leaves the weights without values and without memory: for a
-                process that another one sends them to. Not of an adapter.
+            load_weights: False checks everything, but leaves the weights without values and without memory:
+                for a process that another one sends them to. Not of an adapter.
 
         Raises:
             WeightsError: Not reachable, not this policy, or a tensor is missing, superfluous, of the wrong
@@ -321,7 +321,7 @@ class Policy(PolicyModule):
             config=config,
             tokenizer=tokenizer,
             asset_id=asset_id,
-            fill=fill or quantize is not None,
+            load_weights=load_weights or quantize is not None,
         )
 
     @classmethod
@@ -333,7 +333,7 @@ class Policy(PolicyModule):
         Args:
             name_or_path: Folder or hub id of the model.
             config: Fields of the config that the model does not decide.
-            **options: dtype, device, revision, token, ...
+            **options: dtype, device, revision, token, load_weights (see `from_pretrained`), ...
 
         Raises:
             ConfigError: This policy does not begin with another model's weights.

@@ -47,7 +47,7 @@ def choose_pipeline(policy: Policy, name: str | None) -> Policy:
     Raises:
         ConfigError: The policy has no such pipeline, or has several and none was named.
     """
-    policy.pipeline, policy.pipelines = pipeline_of(policy, name), {}
+    policy.pipeline = pipeline_of(policy, name)
     return policy
 
 
@@ -57,8 +57,8 @@ def pipeline_of(policy: Policy, name: str | None) -> Pipeline | None:
     Raises:
         ConfigError: As `choose_pipeline`.
     """
-    check_choice(policy.pipelines, name)
-    return policy.pipeline if name is None else policy.pipelines[name]
+    check_choice(policy.pipeline_names, name)
+    return policy.pipelines.get(name)
 
 
 class RobotPolicy:

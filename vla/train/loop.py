@@ -35,17 +35,16 @@ from vla.train.precision import set_matmul_precision
 from vla.train.recipe import Recipe
 from vla.train.resolve import resolve
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
-from vla.train.setup.job import Job
 from vla.train.setup.robot import with_robot
-from vla.train.setup.run import set_up
+from vla.train.setup.run import TrainingSetup, set_up
 from vla.train.signals import StopRequest, signals_held
 from vla.types import Batch, SampleIds
 
-OpenLoop = Callable[[Any, Job], Mapping[str, float]]
+OpenLoop = Callable[[Any, TrainingSetup], Mapping[str, float]]
 """Given the policy in evaluation mode and the job, returns numbers to record, by name."""
 
-Plots = Callable[[Any, Job], Mapping[str, bytes]]
-"""Given the policy and the job likewise, returns PNG files by name."""
+Plots = Callable[[Any, TrainingSetup], Mapping[str, bytes]]
+"""Given the policy and the set-up likewise, returns PNG files by name."""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,9 @@ class PolicySection(_Section):
     paligemma: str | None = None
     """Folder or hub id of a PaliGemma to start from: the expert next to it is fresh. Not together with
     `pretrained`."""
+    backbone: str | None = None
+    """The same for any policy that begins with another model's weights: `paligemma` under a general name, of
+    which a recipe gives one."""
     preset: str | None = None
     """A named size of the policy's config ("tiny"); null is its full size, or that of the weights."""
     config: dict[str, Any] = {}
@@ -108,11 +111,19 @@ class PolicySection(_Section):
 
     @model_validator(mode="after")
     def _weights_have_their_size(self) -> Self:
-        if self.pretrained is not None and self.paligemma is not None:
-            raise ValueError("training starts from `pretrained` or from `paligemma`, not from both")
-        if self.preset is not None and (self.pretrained or self.paligemma):
+        if self.paligemma is not None and self.backbone is not None:
+            raise ValueError("`paligemma` is another name of `backbone`: give one of them")
+        if self.pretrained is not None and self.backbone_source is not None:
+            key = "paligemma" if self.backbone is None else "backbone"
+            raise ValueError(f"training starts from `pretrained` or from `{key}`, not from both")
+        if self.preset is not None and (self.pretrained or self.backbone_source):
             raise ValueError("preset must stay empty where weights are given: they decide the size")
         return self
+
+    @property
+    def backbone_source(self) -> str | None:
+        """The model to begin with, under whichever of its two keys it is given."""
+        return self.paligemma if self.backbone is None else self.backbone
 
 
 class MixtureMember(_Section):

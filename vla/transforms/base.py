@@ -22,7 +22,7 @@ holds `actions` (and `state`, where an inverse needs it), again `[a, m]` and `[m
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -42,7 +42,9 @@ class Transform(ABC):
     """One pure step of a pipeline; `inverse(forward(x))` gives back whatever a robot needs of `x`.
 
     Subclasses are frozen dataclasses whose fields are JSON values, or override `to_json`, `from_json`
-    and `save_files`. They never edit the sample they are given.
+    and `save_files`. They never edit the sample they are given. Two fields have a meaning for the pipeline,
+    which finds them by name: `tokenizer`, what text is read with (such a transform answers `text_length`),
+    and `statistics`, what values are normalised by.
     """
 
     name: ClassVar[str]
@@ -71,6 +73,14 @@ class Transform(ABC):
     def inverse(self, sample: Sample) -> Sample:
         """Return a new sample, one step nearer to the robot. The default changes nothing."""
         return sample
+
+    def text_length(self, sample: Sample) -> int:
+        """Return how many text tokens it makes of a sample's texts; the default makes none.
+
+        Args:
+            sample: `task`, `response` (optional) and `state`; no images.
+        """
+        return 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON values from which `from_json` rebuilds this transform."""
@@ -118,6 +128,36 @@ class Pipeline:
         for transform in reversed(self.transforms):
             sample = transform.inverse(sample)
         return sample
+
+    @property
+    def tokenizer(self) -> Any:
+        """What its text is read with; None where it reads none."""
+        return self._field("tokenizer")
+
+    def with_tokenizer(self, tokenizer: Any) -> "Pipeline":
+        """Return the pipeline with another tokenizer, where it has one."""
+        return Pipeline(
+            [
+                replace(one, tokenizer=tokenizer) if _has(one, "tokenizer") else one  # type: ignore[type-var]
+                for one in self.transforms
+            ]
+        )
+
+    @property
+    def statistics(self) -> Any:
+        """The `Statistics` that values are normalised by; None where nothing is normalised."""
+        return self._field("statistics")
+
+    def text_length(self, sample: Sample) -> int:
+        """Return how many text tokens a sample has for the policy; 0 where the pipeline reads no text.
+
+        Args:
+            sample: `task`, `response` (optional) and `state`, as they come to the transform that reads them.
+        """
+        return sum(transform.text_length(sample) for transform in self.transforms)
+
+    def _field(self, name: str) -> Any:
+        return next((getattr(one, name) for one in self.transforms if _has(one, name)), None)
 
     def find(self, kind: type[Transform]) -> Any:
         """Return the one transform of class `kind`, or None."""
@@ -184,3 +224,7 @@ class Pipeline:
                 f"{path}, 'interface', does not describe a robot: {type(error).__name__}: {error}."
             ) from error
         return cls(transforms, interface)
+
+
+def _has(transform: Transform, name: str) -> bool:
+    return getattr(transform, name, None) is not None

@@ -1,10 +1,14 @@
-"""One policy, several robots: a pipeline for each, by name, in a checkpoint's folder.
+"""A policy's pipelines by name, in a checkpoint's folder.
+
+    pipeline.json    that of a policy of one robot, whose name is None; statistics and tokenizer next to it
+
+or, where one policy was trained on several robots,
 
     pipelines/
       aloha/         a whole pipeline: pipeline.json, statistics, tokenizer
       widowx/
 
-Such a folder has no `pipeline.json` of its own: nothing can take one robot's statistics for another's.
+A folder has one or the other: nothing can take one robot's statistics for another's.
 """
 
 import re
@@ -39,21 +43,37 @@ def pipeline_names(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in found)
 
 
-def write_pipelines(pipelines: Mapping[str, Pipeline], folder: Path) -> None:
-    """Write pipelines into an existing folder that has none."""
+def write_pipelines(pipelines: Mapping[str | None, Pipeline], folder: Path) -> None:
+    """Write pipelines into an existing folder that has none.
+
+    Args:
+        pipelines: By name; under None that of a policy of one robot.
+        folder: The checkpoint's.
+
+    Raises:
+        ConfigError: A name cannot be a folder's, or there is one robot's pipeline among those of several.
+    """
+    if None in pipelines and len(pipelines) > 1:
+        named = ", ".join(name for name in pipelines if name is not None)
+        raise ConfigError(f"A policy has one robot's pipeline or named ones ({named}), not both.")
     for name, pipeline in pipelines.items():
-        own = folder / PIPELINES_FOLDER / check_name(name)
-        own.mkdir(parents=True)
+        own = folder
+        if name is not None:
+            own = folder / PIPELINES_FOLDER / check_name(name)
+            own.mkdir(parents=True)
         pipeline.save(own)
 
 
-def read_pipelines(folder: Path) -> dict[str, Pipeline]:
+def read_pipelines(folder: Path) -> dict[str | None, Pipeline]:
     """Return what `write_pipelines` wrote, by name; nothing where it wrote nothing.
 
     Raises:
         ConfigError: One of them is damaged.
     """
-    return {name: Pipeline.load(folder / PIPELINES_FOLDER / name) for name in pipeline_names(folder)}
+    names = pipeline_names(folder)
+    if not names and (folder / PIPELINE_FILE).exists():
+        return {None: Pipeline.load(folder)}
+    return {name: Pipeline.load(folder / PIPELINES_FOLDER / name) for name in names}
 
 
 def check_choice(names: Iterable[str], asked: str | None) -> None:

@@ -104,6 +104,10 @@ class TokenizePrompt(Transform):
             tokens["labels"] = input_ids.masked_fill(~is_response, IGNORED)
         return with_facts(rest | tokens, text_length=end)
 
+    def text_length(self, sample: Sample) -> int:
+        """Return how many tokens are not padding."""
+        return int(self.forward(sample)["attention_mask"].sum())
+
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
         """Return the text of generated ids [l], up to the end token if there is one."""
         if isinstance(ids, torch.Tensor):

@@ -51,7 +51,6 @@ class TestCard:
 
     def test_every_robot_of_a_mixture_is_described(self, robot_ready, tmp_path):
         robot_ready.pipelines = {"arm": robot_ready.pipeline, "hand": robot_ready.pipeline}
-        robot_ready.pipeline = None
         mixture = "data:\n  path: ''\n  mixture:\n  - path: someone/arm\n  - path: ./hand\n  - path: a/b\n"
         (tmp_path / "recipe.yaml").write_text(mixture)
         card = model_card(robot_ready, "me/both", read_origin(tmp_path))

@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from tests.policies.conftest import stats
+from vla.errors import ConfigError
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.pipeline import make_pipeline as make_pi0
+from vla.policies.pi0.policy import Pi0Policy
 from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.pipeline import make_pipeline as make_pi05
+from vla.policies.pi05.policy import Pi05Policy
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import LEROBOT_FORMULA, Normalize
 from vla.transforms.prompt import TokenizePrompt
@@ -114,3 +117,21 @@ def test_there_and_back(tokenizer, make, config, tmp_path):
         back = one.inverse({"actions": there["actions"], "state": there["state"]})
         torch.testing.assert_close(back["actions"], actions)
         torch.testing.assert_close(back["state"], state)
+
+
+@pytest.mark.parametrize("kind", [Pi0Policy, Pi05Policy])
+def test_a_policy_refuses_a_pipeline_that_it_cannot_read(tokenizer, kind):
+    make = {Pi0Policy: make_pi0, Pi05Policy: make_pi05}[kind]
+    policy = kind(kind.config_class.tiny(cameras=["base"], vocab_size=len(tokenizer)))
+    fits = make(policy.config, **arguments(tokenizer))
+    policy.check_pipeline(fits)
+    other = kind.config_class.tiny(cameras=["bse"])
+    with pytest.raises(ConfigError, match=r"camera slot 'bse'.*slots are \['base'\].*'base'"):
+        policy.check_pipeline(make(other, **arguments(tokenizer)))
+    larger = train_tokenizer(["pick up the cup"], vocab_size=2 * len(tokenizer))
+    larger.add_tokens([f"<{number}>" for number in range(len(tokenizer))])
+    with pytest.raises(ConfigError, match=f"vocab_size is {len(tokenizer)}"):
+        policy.check_pipeline(fits.with_tokenizer(larger))
+    silent = Pipeline([one for one in fits.transforms if not isinstance(one, TokenizePrompt)])
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        policy.check_pipeline(silent)

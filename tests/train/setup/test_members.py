@@ -143,6 +143,23 @@ def test_each_robot_is_denormalised_by_its_own_statistics(make, data, mode):
         assert policy.infer(seen)["actions"] == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["vision", "prefix"])
+def test_kept_features_of_every_member_train_the_same(make, tmp_path, kind):
+    """The prompts hold the states, of other widths: so the lengths of the prefixes differ as well."""
+    still = ["policy.type=pi05", "policy.freeze=vlm", "policy.config.max_prompt_length=80"]
+    members = tuple(one.replace(", response_key: response", "") for one in (ARM, HAND))
+    results = []
+    for name, cached in (
+        ("plain", []),
+        ("kept", [f"data.feature_cache={tmp_path / kind}", f"data.feature_cache_of={kind}"]),
+    ):
+        recipe = make(*still, *cached, "train.steps=3", members=members, output=name)
+        results.append(train(recipe, progress=False).metrics)
+    assert len(list((tmp_path / kind).iterdir())) >= 2, "a folder for each member"
+    for name in ("loss", "validation_loss", "gradient_norm"):
+        assert results[1][name] == pytest.approx(results[0][name], abs=1e-5)
+
+
 def test_weights_are_honoured_in_the_batches_that_are_trained_on(make):
     job_of_both = job(make("train.batch_size=3"))
     batches = [next(batches) for batches in [iter(job_of_both.loader)] for _ in range(100)]
@@ -213,8 +230,9 @@ def test_fine_tuning_goes_on_from_a_mixture(make, data, tmp_path):
         output="one",
     )
     policy = job(recipe).policy
-    assert policy.pipeline is not None
-    assert policy.pipelines == {}
+    assert list(policy.pipelines) == [None]
+    assert policy.pipeline is policy.pipelines[None]
+    assert policy.pipeline_names == ()
 
 
 def test_members_take_what_they_leave_open_from_data(make):
@@ -255,7 +273,7 @@ def test_what_is_wrong_with_a_member_is_said_of_it(make, members, said):
     ("override", "said"),
     [
         ("data.path=x", "give `path` or `mixture`, not both"),
-        ("data.feature_cache=x", "feature_cache is for one dataset"),
+        ("data.feature_cache=x", r"'arm': data\.feature_cache needs a frozen vision tower"),
         ("train.batch_size=64", r"16 draws.*'arm'"),
         ("policy.config.cameras=[base]", r"'hand': The policy has no camera slot 'wrist'"),
         ("policy.config.max_action_dim=3", r"'hand': The robot's action has 4 values"),

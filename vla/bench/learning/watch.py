@@ -10,8 +10,7 @@ from vla.bench.learning.curve import Point
 from vla.errors import ConfigError
 from vla.train.loop import train
 from vla.train.recipe import Recipe
-from vla.train.setup.job import Job
-from vla.train.setup.run import set_up
+from vla.train.setup.run import TrainingSetup, set_up
 from vla.types import Batch
 
 HELD_OUT_DRAWS = 8
@@ -43,7 +42,7 @@ class Watch:
         self.step_seconds: list[float] = []
         self.points: list[Point] = []
 
-    def __call__(self, policy: Any, job: Job) -> Mapping[str, float]:
+    def __call__(self, policy: Any, job: TrainingSetup) -> Mapping[str, float]:
         """Note the step that has just ended; return what to record of it."""
         if self._since is not None:
             self.step_seconds.append(self._now() - self._since)

@@ -98,8 +98,7 @@ def model_card(policy: PolicyModule, repo_id: str | None = None, origin: Origin 
     sections = [
         _use(policy, repo_id or "owner/name"),
         _dimensions(policy),
-        *(_statistics(pipeline, f" of {name}") for name, pipeline in policy.pipelines.items()),
-        _statistics(policy.pipeline),
+        *(_statistics(pipeline, name) for name, pipeline in policy.pipelines.items()),
         _training(origin),
         _license(data.license, base),
     ]
@@ -171,7 +170,7 @@ def _family(policy: PolicyModule) -> str:
 
 
 def _use(policy: PolicyModule, repo_id: str) -> str:
-    if policy.pipeline is None and not policy.pipelines:
+    if not policy.pipelines:
         return (
             f"Weights of a {_family(policy)} policy, without statistics of any robot: a start for training, "
             "which does not act as it is.\n\n"
@@ -184,9 +183,9 @@ def _use(policy: PolicyModule, repo_id: str) -> str:
         keys["task"] = '"what to do"'
     observation = "".join(f'    "{key}": {value},\n' for key, value in keys.items())
     whose, chosen = "with its pipeline", ""
-    if policy.pipelines:
-        whose = f"for several robots, each with its own pipeline ({', '.join(policy.pipelines)})"
-        chosen = f', pipeline="{next(iter(policy.pipelines))}"'
+    if names := policy.pipeline_names:
+        whose = f"for several robots, each with its own pipeline ({', '.join(names)})"
+        chosen = f', pipeline="{names[0]}"'
     images, absent = "The state", ""
     if policy.config.cameras:
         images = "Images are uint8 `[h, w, 3]`, the state"
@@ -210,10 +209,9 @@ def _dimensions(policy: PolicyModule) -> str:
     return "## Dimensions\n\n" + _table(("", ""), list(rows.items()))
 
 
-def _statistics(pipeline: Pipeline | None, of_whom: str = "") -> str:
+def _statistics(pipeline: Pipeline, name: str | None) -> str:
     """Say by which statistics states and actions are normalised, in words that fit any normalising step."""
-    if pipeline is None:
-        return ""
+    of_whom = "" if name is None else f" of {name}"
     steps = " -> ".join(transform.name for transform in pipeline.transforms)
     text = f"## Statistics{of_whom}\n\nPipeline, from the robot to the network: {steps}.\n\n"
     for transform in pipeline.transforms:

@@ -8,6 +8,7 @@ from vla.policies.bc.config import BCConfig
 from vla.transforms.actions import DeltaActions
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.images import AugmentImages, ResizeImages
+from vla.transforms.interface import RobotInterface
 from vla.transforms.normalize import VLA_FORMULA, NormalizationFormula, NormalizationMode, Normalize
 from vla.transforms.statistics import Statistics
 
@@ -24,6 +25,8 @@ def make_pipeline(
     augment: bool = True,
     tokenizer: Any = None,
     text: bool = False,
+    interface: RobotInterface | None = None,
+    robot: str | None = None,
 ) -> Pipeline:
     """Return the pipeline.
 
@@ -38,6 +41,8 @@ def make_pipeline(
         augment: Whether training crops, rotates and recolours the images.
         tokenizer: Not used: the policy reads no text.
         text: Not used, likewise.
+        interface: Not used: robots of one width and other names are the same to the policy.
+        robot: Not used, likewise.
 
     Raises:
         ConfigError: The robot's state or action has another width than the policy's.

@@ -169,7 +169,9 @@ class FlowConfig(PolicyConfig):
     @classmethod
     def from_facts(cls, facts: DatasetFacts) -> dict[str, Any]:
         """Return the camera slots, which of them are wrist cameras, and the size of the vocabulary."""
-        fields: dict[str, Any] = {"cameras": list(facts.cameras), "vocab_size": facts.vocabulary}
+        fields: dict[str, Any] = {"cameras": list(facts.cameras)}
+        if facts.vocabulary is not None:
+            fields["vocab_size"] = facts.vocabulary
         if facts.wrist_cameras is not None:
             fields["wrist_cameras"] = list(facts.wrist_cameras)
         return fields

@@ -44,7 +44,7 @@ def from_paligemma(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
-    fill: bool = True,
+    load_weights: bool = True,
 ) -> AnyPolicy:
     """Return a policy whose vision tower, projector and language model are a PaliGemma's.
 
@@ -61,8 +61,8 @@ def from_paligemma(
         revision: Branch, tag or commit on the hub ("bfloat16").
         token: Hub token; the PaliGemma repositories are gated.
         cache_dir: Where hub snapshots are kept.
-        fill: False leaves what is the PaliGemma's without values and without memory: for a process that
-            another one sends them to.
+        load_weights: False leaves what is the PaliGemma's without values and without memory: for a process
+            that another one sends them to.
 
     Raises:
         WeightsError: Not reachable, not a PaliGemma, or not exactly its weights. Nothing is loaded partially.
@@ -80,7 +80,7 @@ def from_paligemma(
         wanted = as_dtype(dtype) or main_dtype(plan.pieces)
         for name, child in policy.model.named_children():
             pieces = _below(plan.pieces, f"model.{name}.")
-            if pieces and not fill:
+            if pieces and not load_weights:
                 reserve_memory(child, wanted)
             elif pieces:
                 fill_module(child, pieces, stored.reader, dtype=wanted, device=device)

@@ -35,8 +35,10 @@ from vla.policies.flow.initialise import from_paligemma
 from vla.policies.flow.measure import TrainingFlops, example_batch, timed_parts
 from vla.policies.flow.output import FlowOutput
 from vla.policies.flow.parts import FLOW_PARTS, prefixes_without_gradient
+from vla.policies.flow.pipeline import check_flow_pipeline
 from vla.policies.flow.text import generate, text_loss
 from vla.policies.flow.time import sampling_times
+from vla.transforms.base import Pipeline
 from vla.types import Batch, check_shape
 
 logger = logging.getLogger(__name__)
@@ -117,6 +119,10 @@ class FlowPolicy(Policy):
         return from_paligemma(cls, name_or_path, dict(config or {}), **options)
 
     from_backbone = from_paligemma
+
+    def check_pipeline(self, pipeline: Pipeline) -> None:
+        """See `vla.policies.flow.pipeline.check_flow_pipeline`."""
+        check_flow_pipeline(self.config, pipeline)
 
     # -- training -------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from vla.policies.flow.pipeline import flow_pipeline
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.policy import Pi0Policy
 from vla.transforms.base import Pipeline
+from vla.transforms.interface import RobotInterface
 from vla.transforms.normalize import VLA_FORMULA, NormalizationFormula, NormalizationMode
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import Statistics
@@ -24,6 +25,8 @@ def make_pipeline(
     formula: NormalizationFormula = VLA_FORMULA,
     augment: bool = True,
     text: bool = True,
+    interface: RobotInterface | None = None,
+    robot: str | None = None,
 ) -> Pipeline:
     """Return pi-0's pipeline.
 
@@ -38,6 +41,8 @@ def make_pipeline(
         formula: Whose formulas normalise; published weights keep theirs.
         augment: Whether training crops, turns and recolours the images.
         text: Whether training predicts the samples' responses.
+        interface: Not used: the robot's names and frequency change nothing of what is read.
+        robot: Not used, likewise.
     """
     return flow_pipeline(
         config,

@@ -7,6 +7,7 @@ from vla.policies.flow.pipeline import flow_pipeline
 from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.policy import Pi05Policy
 from vla.transforms.base import Pipeline
+from vla.transforms.interface import RobotInterface
 from vla.transforms.normalize import VLA_FORMULA, NormalizationFormula, NormalizationMode
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt
@@ -25,6 +26,8 @@ def make_pipeline(
     formula: NormalizationFormula = VLA_FORMULA,
     augment: bool = True,
     text: bool = True,
+    interface: RobotInterface | None = None,
+    robot: str | None = None,
 ) -> Pipeline:
     """Return pi-0.5's pipeline.
 
@@ -41,6 +44,8 @@ def make_pipeline(
         formula: Whose formulas normalise; published weights keep theirs.
         augment: Whether training crops, turns and recolours the images.
         text: Whether training predicts the samples' responses.
+        interface: Not used: the robot's names and frequency change nothing of what is read.
+        robot: Not used, likewise.
     """
     make_prompt = TokenizeStatePrompt if config.discrete_state else TokenizePrompt
     return flow_pipeline(

@@ -15,7 +15,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,14 @@ class FrameSource:
     """Where features come from.
 
     Attributes:
-        policy: The policy with its pipeline.
+        policy: Its config and weights.
+        pipeline: The policy's pipeline for these datasets.
         datasets: Parts of one dataset (training and held-out episodes).
         cameras: Camera slot -> dataset key.
     """
 
     policy: Policy
+    pipeline: Pipeline
     datasets: Sequence[LeRobotDataset]
     cameras: Mapping[str, str]
 
@@ -58,12 +60,6 @@ class FrameSource:
     def config(self) -> Any:
         """The policy's config."""
         return self.policy.config
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """The policy's pipeline."""
-        assert self.policy.pipeline is not None
-        return self.policy.pipeline
 
     def __len__(self) -> int:
         return sum(map(len, self.datasets))
@@ -85,15 +81,17 @@ class FeatureCache:
     Attributes:
         features: What they are.
         store: Where they are.
+        longest: The most rows of any frame that may share a batch with theirs.
     """
 
     features: Cacheable
     store: FeatureStore
+    longest: int
 
     def read(self, frame: int) -> Batch:
         """Return what the policy takes in the place of a frame, by its global number."""
         store = self.store
-        return self.features.to_batch(store.read(frame), store.about["constants"], store.longest)
+        return self.features.to_batch(store.read(frame), store.about["constants"], self.longest)
 
     def remaining(self, pipeline: Pipeline) -> Pipeline:
         """Return the transforms that training still needs."""
@@ -110,6 +108,7 @@ def cached_features(
     precision: str,
     device: torch.device | str = "cpu",
     of: str = "vision",
+    pipeline: Pipeline | None = None,
 ) -> FeatureCache:
     """Return the features of all frames of some datasets, from disk or, the first time, computed.
 
@@ -117,20 +116,22 @@ def cached_features(
 
     Args:
         root: Folder of all keys.
-        policy: The policy with its pipeline; what makes the features must be frozen, and its images not
-            augmented.
+        policy: What makes the features must be frozen, and its images not augmented.
         datasets: Parts of one dataset (training and held-out episodes).
         cameras: Camera slot -> dataset key.
         precision: "bf16" or "no", as in training.
         device: Where to compute.
         of: What to keep, a name in `policy.cacheable()`.
+        pipeline: The policy's pipeline for these datasets; its `pipeline` where not given.
 
     Raises:
         ConfigError: The policy has no such features, what makes them is trained, the images are augmented, or
             text is trained that the features do not hold.
         SaveError: The disk is too small, or full; nothing is left behind.
     """
-    features, source = _choose(policy, of), FrameSource(policy, datasets, cameras)
+    pipeline = policy.pipeline if pipeline is None else pipeline
+    assert pipeline is not None
+    features, source = _choose(policy, of), FrameSource(policy, pipeline, datasets, cameras)
     modules = features.modules(policy)
     if any(parameter.requires_grad for module in modules for parameter in module.parameters()):
         raise ConfigError(f"data.feature_cache needs a frozen {features.requires_frozen}.")
@@ -150,7 +151,14 @@ def cached_features(
             except SaveError:
                 if not folder.is_dir():  # else, without locks, another process was quicker
                     raise
-    return FeatureCache(features, FeatureStore(folder))
+    store = FeatureStore(folder)
+    return FeatureCache(features, store, store.longest)
+
+
+def padded_alike(caches: Sequence[FeatureCache]) -> list[FeatureCache]:
+    """Return caches whose frames may share a batch: padded to the longest of all."""
+    longest = max((cache.longest for cache in caches), default=0)
+    return [replace(cache, longest=longest) for cache in caches]
 
 
 def _choose(policy: Policy, of: str) -> Cacheable:

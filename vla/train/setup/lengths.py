@@ -7,7 +7,6 @@ from vla.data.dataset import LeRobotDataset
 from vla.data.loading.order import ByLength, Epochs
 from vla.train.recipe import TrainSection
 from vla.transforms.base import Pipeline
-from vla.transforms.prompt import TokenizePrompt
 
 
 def by_length(epochs: Epochs, lengths: np.ndarray, train: TrainSection, processes: int) -> ByLength:
@@ -31,7 +30,6 @@ def text_lengths(pipeline: Pipeline, dataset: LeRobotDataset, response_key: str 
     Raises:
         DatasetError: There is no such column.
     """
-    prompt = pipeline.find(TokenizePrompt)
     pairs = np.zeros((len(dataset), 2), dtype=np.int64)
     pairs[:, 0] = dataset.low_dim("task_index")
     responses = ("",)
@@ -40,7 +38,15 @@ def text_lengths(pipeline: Pipeline, dataset: LeRobotDataset, response_key: str 
     different, place = np.unique(pairs, axis=0, return_inverse=True)
     state = torch.zeros(dataset.state_dim)
     lengths = [
-        prompt.forward({"task": dataset.info.tasks[task], "response": responses[response], "state": state})
+        pipeline.text_length(
+            {"task": dataset.info.tasks[task], "response": responses[response], "state": state}
+        )
         for task, response in different.tolist()
     ]
-    return np.array([int(tokens["attention_mask"].sum()) for tokens in lengths])[place.reshape(-1)]
+    return np.array(lengths)[place.reshape(-1)]
+
+
+def warn_of_long_prompts(pipeline: Pipeline, dataset: LeRobotDataset) -> None:
+    """Let the prompts that are too long be warned of here, once instead of in every worker."""
+    for task in dataset.tasks:
+        pipeline.text_length({"task": task, "state": torch.zeros(dataset.state_dim)})

@@ -1,18 +1,62 @@
-"""Set-up of a run: one dataset, or a mixture."""
+"""From a recipe to what the loop needs: policy, pipelines, datasets and loaders.
 
+Whatever can be wrong with a recipe, a dataset or a pretrained policy shows here, before the run's folder is
+made and before the first step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from vla.data.loading.loader import ResumableLoader
+from vla.policies.base import Policy
 from vla.policies.registry import policy_entry
 from vla.train.recipe import Recipe
 from vla.train.resolve import resolve
-from vla.train.setup.job import Job, set_up_one, start
-from vla.train.setup.members import set_up_mixture
+from vla.train.setup.lengths import warn_of_long_prompts
+from vla.train.setup.loaders import samples_of, training_loader, validation_loader
+from vla.train.setup.members import (
+    DatasetSplit,
+    RunMember,
+    check_cameras,
+    check_same_data,
+    naming,
+    open_members,
+)
+from vla.train.setup.policy import check_text, config_of, start, trains_text, with_pipelines
 from vla.train.setup.robot import with_robot
+from vla.train.setup.trainable import choose_trained
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What the loop works with.
+
+    Attributes:
+        policy: In float32 (the frozen base of an adapter aside), with a pipeline for every member.
+        robots: What is trained on, by the pipeline's name; under None where it is one dataset.
+        loader: Endless training batches of this process.
+        validation: Held-out batches; None without held-out episodes.
+        fingerprints: Of what is trained on, by path; of a mixture, by the member's name.
+    """
+
+    policy: Policy
+    robots: Mapping[str | None, DatasetSplit]
+    loader: ResumableLoader
+    validation: ResumableLoader | None
+    fingerprints: Mapping[str, str]
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Commits of those that are hub datasets, by the names of the fingerprints."""
+        commits = [robot.dataset.revision for robot in self.robots.values()]
+        named = zip(self.fingerprints, commits, strict=True)
+        return {name: commit for name, commit in named if commit is not None}
 
 
 def set_up(
     recipe: Recipe, checkpoint: Path | None, rank: int, processes: int, shards_weights: bool = False
-) -> Job:
+) -> TrainingSetup:
     """Build everything a run needs, from the recipe or, to resume, from a checkpoint and the recipe.
 
     Args:
@@ -24,13 +68,54 @@ def set_up(
             then read none.
 
     Raises:
-        ConfigError: Policy, dataset and recipe do not fit each other.
-        DatasetError: The dataset is missing or damaged.
-        TrainingError: The dataset is not the one that the checkpoint was trained on.
+        ConfigError: Policy, datasets and recipe do not fit each other.
+        DatasetError: A dataset is missing or damaged, or an epoch is shorter than a batch.
+        TrainingError: A dataset is not the one that the checkpoint was trained on.
         WeightsError: The checkpoint or the pretrained policy is missing or damaged.
     """
     recipe = with_robot(resolve(recipe, policy_entry(recipe.policy.type).policy))
-    policy = start(recipe, checkpoint, fill=rank == 0 or not shards_weights)
-    if recipe.data.mixture is not None:
-        return set_up_mixture(recipe, policy, checkpoint, rank, processes)
-    return set_up_one(recipe, policy, checkpoint, rank, processes)
+    policy = start(recipe, checkpoint, load_weights=rank == 0 or not shards_weights)
+    config = policy.config if policy is not None else config_of(recipe)
+    members = open_members(recipe, config.window)
+    check_text(recipe, members)
+    if checkpoint is None:
+        policy = with_pipelines(recipe, policy, members)
+    assert policy is not None
+    if checkpoint is not None:
+        for member in members:
+            with naming(member.name):
+                check_same_data(checkpoint, policy.pipelines.get(member.name), member.split.dataset)
+    _prepare(policy, recipe, trains_text=trains_text(members), is_resumed=checkpoint is not None)
+    for member in members:
+        with naming(member.name):
+            _check(policy, member)
+            if recipe.data.cache == "frames":
+                member.split.dataset.preload()  # before workers are forked, so that they share the memory
+    samples = samples_of(recipe, policy, members)
+    return TrainingSetup(
+        policy,
+        {member.name: member.split for member in members},
+        training_loader(recipe, samples, rank, processes),
+        validation_loader(recipe, samples, rank, processes),
+        {member.name or member.data.path: member.split.dataset.fingerprint for member in members},
+    )
+
+
+def _prepare(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resumed: bool) -> None:
+    """Choose which weights are trained, which layers forget their activations, whether to compile."""
+    policy.training_draws = recipe.train.draws_per_observation
+    choose_trained(policy, recipe, trains_text=trains_text, is_resumed=is_resumed)
+    if recipe.train.activation_checkpointing != "none":
+        policy.activation_checkpointing_enable(
+            every_n_layers=2 if recipe.train.activation_checkpointing == "every_2" else 1
+        )
+    if recipe.train.compile:
+        policy.compile_layers()
+
+
+def _check(policy: Policy, member: RunMember) -> None:
+    """Check that the policy can read a member's samples, and warn of prompts that are too long."""
+    pipeline = policy.pipelines[member.name]
+    check_cameras(policy, member.split.cameras)
+    policy.check_pipeline(pipeline)
+    warn_of_long_prompts(pipeline, member.split.dataset)
