@@ -99,8 +99,8 @@ def _tensors(model: nn.Module, config: Any, text: bool) -> Iterator[Tensor]:
         is_linear = isinstance(module, nn.Linear | nn.Conv2d)
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{path}.{name}"
-            part = policy.parts.of(full).name
-            part = _COUNTED_WITH.get(part, part)
+            named: str = policy.parts.of(full).name
+            part = _COUNTED_WITH.get(named, named)
             matrix = isinstance(module, nn.Linear) and name == "weight" and ".layers." in path
             adaptable = matrix and part in RANKS and "layernorm" not in path
             used = text or not full.startswith((*idle, "model.language_model.norm."))
