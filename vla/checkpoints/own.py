@@ -58,14 +58,15 @@ class OwnFiles:
         Raises:
             ConfigError: An override is unknown, or the config refuses a value.
         """
-        overrides = self.config_class.renamed(overrides or {})
+        overrides = dict(self.config_class.renamed(overrides or {}))
         known = set(self.config_class().to_dict())
         for name in overrides:
             if name not in known:
                 hint = did_you_mean(name, known)
                 raise ConfigError(f"{self.config_class.__name__} has no field '{name}'.{hint}")
         try:
-            return self.config_class.from_dict({**self.config_class.renamed(stored.config), **overrides})
+            fields = dict(self.config_class.renamed(stored.config))
+            return self.config_class.from_dict(fields | overrides)
         except (ConfigError, StrictDataclassError) as error:
             detail = " ".join(str(error.__cause__ or error).split())
             raise ConfigError(f"The config of {stored.folder} is refused: {detail}") from error

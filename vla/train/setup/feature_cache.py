@@ -129,9 +129,9 @@ def cached_features(
             text is trained that the features do not hold.
         SaveError: The disk is too small, or full; nothing is left behind.
     """
-    pipeline = policy.pipeline if pipeline is None else pipeline
+    features, pipeline = _choose(policy, of), policy.pipeline if pipeline is None else pipeline
     assert pipeline is not None
-    features, source = _choose(policy, of), FrameSource(policy, pipeline, datasets, cameras)
+    source = FrameSource(policy, pipeline, datasets, cameras)
     modules = features.modules(policy)
     if any(parameter.requires_grad for module in modules for parameter in module.parameters()):
         raise ConfigError(f"data.feature_cache needs a frozen {features.requires_frozen}.")
