@@ -263,8 +263,9 @@ class TestCheckpoint:
         argv = ["eval", checkpoint, "--episodes", "2", "--output", tmp_path / "new"]
         assert "state" in refused(argv)
         assert "Did you mean 'vla/Detour-v0'" in refused([*argv, "--env", "vla/Detuor-v0"])
-        assert "--side" in refused([*argv, "--side", "up"])
-        assert "no sides" in refused([*argv, "--env", "CartPole-v1", "--side", "left"])
+        assert "unstated, left, right" in refused([*argv, "--side", "up"])
+        assert "Did you mean 'left'" in refused([*argv, "--condition", "lefft"])
+        assert "no conditions" in refused([*argv, "--env", "CartPole-v1", "--condition", "left"])
         assert "--open-loop" in refused([*argv, "--camera", "a=b"])
 
 

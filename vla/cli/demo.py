@@ -67,11 +67,12 @@ def demo(
         from vla.cli.rollouts import show_success
         from vla.demo import run_demo
         from vla.demo.report import TITLES
+        from vla.eval.envs.detour_report import DetourReport
 
         episodes = {
             f"{TITLES[name]}, side {condition}": rows
             for name, conditions in run_demo(output, seed, progress=progress_bar, **numbers).episodes.items()
             for condition, rows in conditions.items()
         }
-        show_success(episodes)
+        show_success(episodes, DetourReport())
     console().print(f"report: {output / 'report.html'}\nnumbers: {output / 'summary.json'}")

@@ -8,16 +8,16 @@ from typing import Any
 
 from vla.atomic import atomic_write
 from vla.demo.evaluation import Episodes
-from vla.demo.report import SMOOTH, film_of, followed_share
+from vla.demo.report import DETOUR_REPORT, SMOOTH, film_of
 from vla.demo.twins import Trained, cores
-from vla.eval.figures import curves_figure, overlay_figure
-from vla.eval.outcome import Summary, summarize
+from vla.eval.envs.detour_figures import overlay_figure
+from vla.eval.envs.detour_report import followed_share
+from vla.eval.figures import curves_figure
+from vla.eval.outcome import Summary
 from vla.eval.report import (
     Card,
     FigureBlock,
     Report,
-    SuccessBlock,
-    SuccessRow,
     TableBlock,
     VideoBlock,
     describe_machine,
@@ -53,12 +53,12 @@ class Way:
     @property
     def overall(self) -> Summary:
         """Counts over all episodes, whatever the instruction."""
-        return summarize([one for rows in self.episodes.values() for one in rows])
+        return DETOUR_REPORT.summarize([one for rows in self.episodes.values() for one in rows])
 
     @property
     def summaries(self) -> dict[str, Summary]:
         """Counts by condition."""
-        return {condition: summarize(rows) for condition, rows in self.episodes.items()}
+        return {condition: DETOUR_REPORT.summarize(rows) for condition, rows in self.episodes.items()}
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def write_results(folder: Path, results: AdaptingResults) -> None:
 def _report(results: AdaptingResults, film: bytes) -> Report:
     lora, full = results.ways[LORA], results.ways[FULL]
     rows = [
-        SuccessRow(TITLES[name], f"side {condition}", one)
+        (TITLES[name], f"side {condition}", one)
         for name in TITLES
         for condition, one in results.ways[name].summaries.items()
     ]
@@ -171,7 +171,7 @@ def _report(results: AdaptingResults, film: bytes) -> Report:
         ],
         blocks=[
             to_table(results),
-            SuccessBlock(f"Success on {len(lora.episodes['unstated'])} unseen layouts", rows),
+            DETOUR_REPORT.success_block(f"Success on {len(lora.episodes['unstated'])} unseen layouts", rows),
             FigureBlock(
                 "All ways, side unstated",
                 overlay_figure({TITLES[name]: results.ways[name].episodes["unstated"] for name in TITLES}),

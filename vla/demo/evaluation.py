@@ -9,8 +9,8 @@ import torch
 
 from vla.eval.envs.detour import CAMERA, STATE, DetourEnv
 from vla.eval.envs.detour_embodiment import FIRST, Embodiment
-from vla.eval.envs.detour_layout import Side
-from vla.eval.figures import Fan
+from vla.eval.envs.detour_figures import Fan
+from vla.eval.envs.detour_report import DetourReport
 from vla.eval.outcome import EpisodeResult
 from vla.eval.rollout import BatchPolicy, rollout
 from vla.policies.auto import load
@@ -19,10 +19,8 @@ EXECUTE = 8
 """Actions that the first robot executes of each chunk of 16; another, as many as take it that long."""
 FILMED = 6
 
-CONDITION_NAMES: dict[Side | None, str] = {None: "unstated", "left": "left", "right": "right"}
-
 Episodes = dict[str, list[EpisodeResult]]
-"""Episodes by condition: "unstated", "left", "right"."""
+"""Episodes by condition: "unstated", "left", "right", as in `DetourReport.conditions`."""
 
 
 def evaluate(
@@ -42,9 +40,10 @@ def evaluate(
         embodiment: The robot.
     """
     policy = load(checkpoint)
-    total, done = len(seeds) * len(CONDITION_NAMES), 0
+    conditions = DetourReport.conditions
+    total, done = len(seeds) * len(conditions), 0
     results: Episodes = {}
-    for condition, name in CONDITION_NAMES.items():
+    for name, options in conditions.items():
 
         def report(finished: int, _: int, done: int = done) -> None:
             if progress is not None:
@@ -54,12 +53,12 @@ def evaluate(
             lambda: DetourEnv(render_mode="rgb_array", embodiment=embodiment),
             policy,
             seeds,
-            {"side": condition},
+            options,
             execute=embodiment.steps(EXECUTE),
             batch_size=min(50, len(seeds)),
             generator=torch.Generator().manual_seed(noise_seed),
             text=True,
-            film=FILMED if condition is None else 0,
+            film=FILMED if name == "unstated" else 0,
             progress=report,
         )
         done += len(seeds)
@@ -75,7 +74,7 @@ def share_said(episodes: Sequence[EpisodeResult]) -> float | None:
     asked = [one for one in episodes if len(one.texts) > 1]
     if not asked:
         return None
-    return float(np.mean([one.texts[1].strip() == one.side_passed for one in asked]))
+    return float(np.mean([one.texts[1].strip() == one.info["side_passed"] for one in asked]))
 
 
 def fans(checkpoints: Mapping[str, Path], seed: int, noise_seed: int, chunks: int = 48) -> list[Fan]:

@@ -148,9 +148,6 @@ class _Episode:
         return EpisodeResult(
             seed=self.seed,
             success=bool(self.info["success"]),
-            collided=bool(self.info.get("collided", False)),
-            side_passed=self.info.get("side_passed"),
-            stated_side=self.info.get("stated_side"),
             steps=len(self._way) - 1,
             trajectory=np.stack(self._way),
             texts=tuple(self._texts),
