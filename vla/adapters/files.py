@@ -29,7 +29,7 @@ from vla.adapters.lora import (
     remove_adapter,
 )
 from vla.adapters.quantize import load_quantized
-from vla.atomic import atomic_write
+from vla.atomic import atomic_write, read_json
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.errors import StatisticsError, VlaError, WeightsError
 from vla.transforms.named_pipelines import read_pipelines
@@ -243,32 +243,25 @@ def merge(
 
 def _read_base(folder: Path) -> dict[str, Any]:
     path = folder / BASE_FILE
-    said = _read_json(path)
+    said = _read(path)
     if said.keys() - {"quantize"} != {"name", "revision", "config", "asset_id", "fingerprint"}:
         raise WeightsError(f"{path} does not say what an adapter's base is: its keys are {sorted(said)}.")
     return said
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{path} is missing, so {path.parent} holds no adapter that was trained here. One of another "
-            "library must be merged there (peft: merge_and_unload), and the result opened."
-        ) from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(read, dict):
-        raise WeightsError(f"{path} does not hold a JSON object.")
-    return read
+def _read(path: Path) -> dict[str, Any]:
+    missing = (
+        f"{path.parent} holds no adapter that was trained here. One of another library must be merged there "
+        "(peft: merge_and_unload), and the result opened."
+    )
+    return read_json(path, WeightsError, missing)
 
 
 def _read_adapter(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     """Return the `peft.LoraConfig` and the tensors of an adapter's folder."""
     peft: Any = import_peft()
     path = folder / CONFIG_FILE
-    fields = _read_json(path)
+    fields = _read(path)
     if fields.get("peft_type") != "LORA":
         raise WeightsError(f"{path} describes no LoRA but '{fields.get('peft_type')}'.")
     fields["inference_mode"] = False

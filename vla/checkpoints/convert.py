@@ -1,7 +1,6 @@
 """From one format of checkpoints to another, tensor by tensor, without ever holding a model in memory."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from vla.transforms.named_pipelines import (
     read_pipelines,
     write_pipelines,
 )
+from vla.types import ProgressCallback
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import VLA_CONFIG, Format, open_stored
 from vla.weights.plan import plan_load, plan_write
@@ -32,8 +32,6 @@ SINGLE_FILE_FORMATS = ("lerobot", "openpi")
 """Their own readers know no shards."""
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def convert(
     tokenizer: Any = None,
     asset_id: str | None = None,
     pipeline: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ConversionReport:
     """Write a checkpoint in another format: weights, config, statistics and pipeline.
 

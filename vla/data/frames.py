@@ -11,8 +11,8 @@ from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.schema import Feature
 from vla.data.video import OPEN_VIDEOS, VideoReaders
 from vla.errors import DatasetError
+from vla.types import ProgressCallback
 
-Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
@@ -101,7 +101,7 @@ class FrameStore:
                 images[place] = self.get(position, int(frame), camera)
         return images
 
-    def preload(self, progress: Progress | None = None) -> None:
+    def preload(self, progress: ProgressCallback | None = None) -> None:
         """Decode everything now, so that worker processes forked afterwards share the frames."""
         total = len(self._episodes)
         for position in range(total):

@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from vla.data.hub import DatasetLocation, hub_errors
+from vla.data.hub import DatasetLocation
 from vla.errors import ConfigError, DatasetError
+from vla.weights.hub_errors import hub_errors
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ _IN_USE_S = 60.0
 """A file that was asked for so recently is not removed: somebody may be about to open it."""
 
 _FOLDER = "streamed"
-_ADVICE = "Try again with a network connection and without HF_HUB_OFFLINE."
 
 
 class FileStream:
@@ -88,12 +88,11 @@ class FileStream:
         absent = [name for name in names if name not in self._sizes]
         if not absent:
             return self._sizes
-        where = self._source.name
         what = (
-            f"{len(absent)} of the {len(names)} video files of the hub dataset {where}, such as {absent[0]}, "
-            "are not in the cache, and the list of them"
+            f"{len(absent)} of the {len(names)} video files of the hub dataset {self._source.name}, such as "
+            f"{absent[0]}, are not in the cache, and the list of them"
         )
-        with hub_errors(where, what, _ADVICE):
+        with hub_errors(self._repo_id, self._commit, what=what, dataset=True):
             listed = dict(self._listed({PurePosixPath(name).parts[0] for name in absent}))
         for name in absent:
             if name not in listed:
@@ -121,8 +120,9 @@ class FileStream:
         logger.info("downloading %s of %s", name, self._source.name)
         attempts = len(_WAITS_S) + 1
         for attempt in range(attempts):
+            what = f"{name} of the hub dataset {self._source.name}"
             try:
-                with hub_errors(self._source.name, f"{name} of the hub dataset {self._source.name}", _ADVICE):
+                with hub_errors(self._repo_id, self._commit, what=what, dataset=True):
                     return Path(
                         huggingface_hub.hf_hub_download(
                             self._repo_id,

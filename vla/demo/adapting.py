@@ -1,6 +1,5 @@
 """A second robot learns from few demonstrations: an adapter of the demo's policy, or all of its weights."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from vla.demo.adapting_report import (
@@ -19,7 +18,7 @@ from vla.demo.run import (
     DEMONSTRATIONS,
     LAYOUTS,
     SEEDS_PER_RUN,
-    Progress,
+    PartProgress,
     check_plan,
     no_progress,
     packaged_recipe,
@@ -31,6 +30,7 @@ from vla.errors import ConfigError
 from vla.eval.envs.detour_embodiment import SECOND
 from vla.policies.auto import AutoPolicy
 from vla.train.recipe import Recipe
+from vla.types import ProgressCallback
 
 FEW = 50
 """Demonstrations of the second robot."""
@@ -55,7 +55,7 @@ def run_adapting(
     demonstrations: int | None = None,
     layouts: int | None = None,
     steps: int | None = None,
-    progress: Progress = no_progress,
+    progress: PartProgress = no_progress,
 ) -> AdaptingResults:
     """Adapt a policy of the demo's first robot to its second in two ways, and compare on unseen layouts.
 
@@ -122,7 +122,7 @@ def _policy_folder(base: Path) -> Path:
     return folder.absolute()
 
 
-def _train_base(folder: Path, seed: int, steps: int | None, progress: Progress) -> Path:
+def _train_base(folder: Path, seed: int, steps: int | None, progress: PartProgress) -> Path:
     """Train the demo's flow policy for the first robot; return its checkpoint, absolute."""
     with progress("recording the first robot") as show:
         record_demonstrations(folder / "demonstrations", DEMONSTRATIONS, seed * SEEDS_PER_RUN, show)
@@ -149,7 +149,7 @@ def _recipe(name: str, output: Path, base: Path, seed: int, steps: int | None) -
     return packaged_recipe("detour.yaml", overrides, as_long.train.steps)
 
 
-def _try(base: Path, run: Trained | None, unseen: range, seed: int, show: Callable[[int, int], None]) -> Way:
+def _try(base: Path, run: Trained | None, unseen: range, seed: int, show: ProgressCallback) -> Way:
     """Run one of the policies with the second robot, and count what it took to get it."""
     checkpoint = base if run is None else run.checkpoint
     policy = AutoPolicy.from_pretrained(checkpoint)

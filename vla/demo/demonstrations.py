@@ -1,6 +1,5 @@
 """Demonstrations of `vla/Detour-v0` by the scripted expert, as a LeRobot v3.0 dataset."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from vla.data.writing.writer import LeRobotWriter
 from vla.eval.envs.detour import CAMERA, STATE, DetourEnv, DetourExpert
 from vla.eval.envs.detour_embodiment import FIRST, Embodiment
 from vla.eval.envs.detour_layout import Side
+from vla.types import ProgressCallback
 
 SIDES: tuple[Side, Side] = ("left", "right")
 STATED: tuple[Side | None, ...] = (None, "left", None, "right")
@@ -19,7 +19,7 @@ def record_demonstrations(
     folder: Path,
     episodes: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
     embodiment: Embodiment = FIRST,
 ) -> int:
     """Record the expert; return the number of frames.

@@ -1,6 +1,6 @@
 """What the demo's policies do on layouts that nobody demonstrated."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from vla.eval.envs.detour_report import DetourReport
 from vla.eval.outcome import EpisodeResult
 from vla.eval.rollout import BatchPolicy, rollout
 from vla.policies.auto import load
+from vla.types import ProgressCallback
 
 EXECUTE = 8
 """Actions that the first robot executes of each chunk of 16; another, as many as take it that long."""
@@ -27,7 +28,7 @@ def evaluate(
     checkpoint: Path,
     seeds: Sequence[int],
     noise_seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
     embodiment: Embodiment = FIRST,
 ) -> Episodes:
     """Run a policy on the same layouts under each of the three instructions.

@@ -14,17 +14,19 @@ from vla.errors import ConfigError
 from vla.policies.auto import AutoPolicy
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
+from vla.types import ProgressCallback
 
 DEMONSTRATIONS = 1000
 LAYOUTS = 200
 SEEDS_PER_RUN = 1_000_000
 """Layout seeds of one demo: demonstrations count from the first, evaluation from the middle."""
 
-Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+PartProgress = Callable[[str], AbstractContextManager[ProgressCallback]]
+"""Shows the progress of the part with this name while the context lasts."""
 
 
 @contextmanager
-def no_progress(part: str) -> Iterator[Callable[[int, int], None]]:
+def no_progress(part: str) -> Iterator[ProgressCallback]:
     """Show nothing."""
     yield lambda done, total: None
 
@@ -36,7 +38,7 @@ def run_demo(
     demonstrations: int | None = None,
     layouts: int | None = None,
     steps: int | None = None,
-    progress: Progress = no_progress,
+    progress: PartProgress = no_progress,
 ) -> DemoResults:
     """Record demonstrations, train pi-0 and its regression twin on them, evaluate both, write the report.
 

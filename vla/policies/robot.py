@@ -27,10 +27,8 @@ from vla.transforms.collate import Collated, collate
 from vla.transforms.interface import RobotInterface
 from vla.transforms.named_pipelines import check_choice
 from vla.transforms.task import DefaultTask
-from vla.types import Sample
+from vla.types import IMAGE_PREFIX, STATE_KEY, Sample
 
-IMAGE_PREFIX = "observation.images."
-STATE_KEY = "observation.state"
 TASK_KEY = "task"
 
 Observation = Mapping[str, Any]

@@ -5,7 +5,6 @@ may be left out. `plan_load` says how every tensor of a model is made of what is
 that is wrong; no tensor is read for it but the two names of a tied pair.
 """
 
-import json
 import logging
 import re
 from collections import defaultdict
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vla.atomic import read_json
 from vla.errors import ShapeError, WeightsError
 from vla.weights.files.open import open_tensors
 from vla.weights.files.row_shards import has_row_shards
@@ -99,15 +99,7 @@ def _refuse_other_contents(folder: Path) -> None:
 
 
 def _read_config_file(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path} does not hold a JSON object.")
-    return config
+    return read_json(path, WeightsError) if path.exists() else {}
 
 
 class Zeros(NamedTuple):

@@ -8,12 +8,11 @@ from pathlib import Path
 import huggingface_hub
 
 from vla.errors import WeightsError, did_you_mean
+from vla.types import COMMIT, HUB_ID
 from vla.weights.files.row_shards import has_row_shards
 from vla.weights.hub_errors import hub_errors
 from vla.weights.known import known_checkpoints
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*?)/*")  # a Path keeps one slash of two
 
 # Patterns do not stop at slashes. Files of the top level and files below it are asked for apart, so that a
@@ -79,7 +78,7 @@ def local_folder(
         folder = _snapshot(
             name, revision, [*_TOP_LEVEL], ["*/*", *NEVER], token, cache, local_files_only=local_files_only
         )
-        commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
+        commit = folder.name if COMMIT.fullmatch(folder.name) else revision
         wanted = [*_BELOW, *(() if _has_safetensors(folder) else _ORBAX)]
         _snapshot(name, commit, wanted, [*NEVER], token, cache, local_files_only=local_files_only)
     if not has_weights(folder):

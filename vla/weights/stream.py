@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vla.atomic import SaveError
 from vla.errors import WeightsError
+from vla.types import ProgressCallback
 from vla.weights import memory
 from vla.weights.files.safetensors import DTYPES, METADATA_KEY
 from vla.weights.finite import first_not_finite, raw_bytes
@@ -101,7 +102,7 @@ def write_tensors(
     metadata: Mapping[str, str],
     max_shard_bytes: int | None,
     stem: str = "model",
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[Path]:
     """Write safetensors, piece by piece; sharded as Hugging Face does where there is too much for one file.
 
@@ -376,7 +377,7 @@ def _write_fully(file: BinaryIO, data: memoryview) -> None:
         data = data[file.write(data) :]
 
 
-def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
+def _counter(progress: ProgressCallback | None, total: int) -> Callable[[int], None]:
     done = 0
 
     def advance(num_bytes: int) -> None:

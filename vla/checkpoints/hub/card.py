@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError
 from vla.transforms.base import Pipeline
+from vla.types import HUB_ID, IMAGE_PREFIX, STATE_KEY
 from vla.weights.known import known_by_id
-from vla.weights.source import HUB_ID
 
 BEGIN = "<!-- vla:begin -->"
 END = "<!-- vla:end -->"
@@ -177,8 +177,8 @@ def _use(policy: PolicyModule, repo_id: str) -> str:
             f'```python\nimport vla\n\nnetwork = vla.AutoPolicy.from_pretrained("{repo_id}")\n```\n\n'
             f"`vla train RECIPE policy.pretrained={repo_id}` fine-tunes it on a robot's demonstrations."
         )
-    keys = {f"observation.images.{name}": name for name in policy.config.cameras}
-    keys["observation.state"] = "state"
+    keys = {f"{IMAGE_PREFIX}{name}": name for name in policy.config.cameras}
+    keys[STATE_KEY] = "state"
     if getattr(policy, "reads_text", True):  # declared by `Policy`, which stands above this room
         keys["task"] = '"what to do"'
     observation = "".join(f'    "{key}": {value},\n' for key, value in keys.items())

@@ -13,9 +13,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from vla.checkpoints.hub.card import BEGIN, END, Origin, license_of, merge_cards, model_card, read_origin
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError, WeightsError
+from vla.types import HUB_ID
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
 from vla.weights.hub_errors import hub_errors
-from vla.weights.source import HUB_ID
 
 logger = logging.getLogger(__name__)
 

@@ -44,10 +44,10 @@ from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt
 from vla.transforms.statistics import Statistics
 from vla.transforms.tokenizer import PALIGEMMA, find_tokenizer
+from vla.types import IMAGE_PREFIX
 
 logger = logging.getLogger(__name__)
 
-IMAGE_PREFIX = "observation.images."
 DEFAULT_EPSILON = 1e-8
 
 

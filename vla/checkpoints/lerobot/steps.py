@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from vla.errors import StatisticsError, WeightsError, did_you_mean
 from vla.transforms.normalize import NormalizationMode
 from vla.transforms.statistics import VECTORS, FeatureStats
+from vla.types import STATE_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ T = TypeVar("T")
 PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"
 
-STATE_KEY = "observation.state"
 ACTION_KEY = "action"
 FEATURE_KEYS = {"state": STATE_KEY, "actions": ACTION_KEY}
 """Our feature -> LeRobot's."""

@@ -10,7 +10,6 @@ import safetensors.torch
 
 from vla.atomic import atomic_write
 from vla.checkpoints.lerobot.equivalent import Note, lerobot_tensors, write_note
-from vla.checkpoints.lerobot.read import IMAGE_PREFIX
 from vla.checkpoints.lerobot.steps import (
     ABSOLUTE,
     ACTION_KEY,
@@ -38,6 +37,7 @@ from vla.transforms.normalize import Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt
 from vla.transforms.tokenizer import LazyTokenizer, is_hub_id
+from vla.types import IMAGE_PREFIX
 
 logger = logging.getLogger(__name__)
 

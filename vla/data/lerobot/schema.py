@@ -3,12 +3,12 @@
 Video keys, path templates and widths come from the file, never from habit: LeRobot datasets differ.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vla.atomic import read_json
 from vla.errors import DatasetError, did_you_mean
 
 INFO_PATH = "meta/info.json"
@@ -106,7 +106,7 @@ def read_info(root: Path) -> DatasetInfo:
         DatasetError: The file is missing, is not JSON, lacks a field, or is of an unknown version.
     """
     path = root / INFO_PATH
-    values = read_json(path)
+    values = read_json(path, DatasetError, "a LeRobot dataset keeps its description there.")
     version = values.get("codebase_version")
     if version not in VERSIONS:
         raise DatasetError(
@@ -132,23 +132,6 @@ def read_info(root: Path) -> DatasetInfo:
     if info.total_episodes == 0 or info.total_frames == 0:
         raise DatasetError(f"{root} is empty: {info.total_episodes} episodes, {info.total_frames} frames.")
     return info
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a dataset's metadata.
-
-    Raises:
-        DatasetError: The file is missing, or is not a JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing: a LeRobot dataset keeps its description there.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise DatasetError(f"{path} must hold a JSON object, got a {type(values).__name__}.")
-    return values
 
 
 def _feature(key: str, entry: Mapping[str, Any]) -> Feature:

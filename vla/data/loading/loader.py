@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from vla.data.loading.order import Epochs, WholeDataset
 from vla.errors import ConfigError, DatasetError, VlaError
 from vla.transforms.collate import Collated, collate
-from vla.types import Batch, SampleIds
+from vla.types import Batch, ProgressCallback, SampleIds
 
 _Key = tuple[int, int]  # (epoch, index in the dataset)
 
@@ -78,7 +78,7 @@ class ResumableLoader:
         drop_last: bool = True,
         cache: Literal["none", "samples"] = "none",
         augmented: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> None:
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ConfigError(

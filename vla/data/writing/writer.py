@@ -27,7 +27,6 @@ from vla.data.lerobot.layout_v30 import (
     DEFAULT_COLUMNS,
     EPISODES_PATH,
     SCALARS,
-    STATE_KEY,
     VIDEO_PATH,
     make_features,
     make_info,
@@ -36,6 +35,7 @@ from vla.data.lerobot.layout_v30 import (
 from vla.data.writing.encoder import Codec, VideoEncoder, check_video_format
 from vla.data.writing.episode_stats import PixelHistogram, summarize
 from vla.errors import ConfigError, DatasetError, ShapeError
+from vla.types import STATE_KEY
 
 _log = logging.getLogger(__name__)
 

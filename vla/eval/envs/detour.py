@@ -24,6 +24,7 @@ from vla.eval.envs.detour_layout import (
     draw_layout,
     touches_cup,
 )
+from vla.types import IMAGE_PREFIX, STATE_KEY
 
 PASS_LEFT = "pass the cup on the left"
 PASS_RIGHT = "pass the cup on the right"
@@ -31,8 +32,8 @@ REACH = "reach the target"
 INSTRUCTIONS: dict[Side | None, str] = {"left": PASS_LEFT, "right": PASS_RIGHT, None: REACH}
 """Instruction by stated side; None leaves the side open."""
 
-CAMERA = "observation.images.top"
-STATE = "observation.state"
+CAMERA = f"{IMAGE_PREFIX}top"
+STATE = STATE_KEY
 STEP_LIMIT = 50
 """Steps after which an episode is cut off: twice the expert's."""
 

@@ -16,6 +16,7 @@ from vla.errors import ConfigError, WeightsError, did_you_mean
 from vla.policies.flow.config import FlowConfig, renamed_sizes
 from vla.policies.flow.formats import NUMERICS
 from vla.policies.flow.sizes import Side, most_common, read_sizes
+from vla.types import IMAGE_PREFIX
 from vla.weights.formats import VLA_CONFIG, Format, Names, Stored
 
 logger = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def _recorded_by_lerobot(stored: Stored) -> dict[str, Any]:
     """Return what LeRobot's config says in a form of its own: the cameras; the images' size is checked."""
     features = stored.config.get("input_features") or {}
     cameras = [
-        name.removeprefix("observation.images.")
+        name.removeprefix(IMAGE_PREFIX)
         for name, feature in features.items()
         if isinstance(feature, Mapping) and feature.get("type") == "VISUAL"
     ]

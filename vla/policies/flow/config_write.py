@@ -8,6 +8,7 @@ import torch
 
 from vla.errors import ConfigError
 from vla.policies.flow.config import FlowConfig
+from vla.types import IMAGE_PREFIX, STATE_KEY
 from vla.weights.dtypes import short_name
 from vla.weights.formats import Format
 
@@ -80,10 +81,10 @@ def _lerobot(policy: str, config: FlowConfig, dtype: torch.dtype) -> dict[str, A
         "n_obs_steps": 1,
         "input_features": {
             **{
-                f"observation.images.{name}": {"type": "VISUAL", "shape": [3, size, size]}
+                f"{IMAGE_PREFIX}{name}": {"type": "VISUAL", "shape": [3, size, size]}
                 for name in config.cameras
             },
-            "observation.state": {"type": "STATE", "shape": [config.max_state_dim]},
+            STATE_KEY: {"type": "STATE", "shape": [config.max_state_dim]},
         },
         "output_features": {"action": {"type": "ACTION", "shape": [config.max_action_dim]}},
         **_LEROBOT_COMMON,
