@@ -13,17 +13,25 @@ from vla.policies.config import PolicyConfig
 from vla.policies.flow.time import Numerics
 from vla.types import DatasetFacts
 
-_SO400M = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
+PUBLISHED_SIZES: dict[str, Any] = {
+    "vision": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+    },
+    "vlm": {"width": 2048, "mlp_dim": 16384},
+    "expert": {"width": 1024, "mlp_dim": 4096},
+    "depth": 18,
+    "num_heads": 8,
+    "num_kv_heads": 1,
+    "head_dim": 256,
+    "vocab_size": 257_152,
 }
-_GEMMA_2B = {"width": 2048, "mlp_dim": 16384}
-_GEMMA_300M = {"width": 1024, "mlp_dim": 4096}
-_SHARED = {"depth": 18, "num_heads": 8, "num_kv_heads": 1, "head_dim": 256}
+"""Sizes of the published checkpoints (SigLIP-So400m, Gemma 2B, an expert of 300M): the defaults here, and
+the only ones that LeRobot and openpi have names for ("gemma_2b", "gemma_300m")."""
 
 
 def renamed_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -83,11 +91,11 @@ class FlowConfig(PolicyConfig):
     vision: dict[str, int] | None = None
     vlm: dict[str, int] | None = None
     expert: dict[str, int] | None = None
-    depth: int = _SHARED["depth"]
-    num_heads: int = _SHARED["num_heads"]
-    num_kv_heads: int = _SHARED["num_kv_heads"]
-    head_dim: int = _SHARED["head_dim"]
-    vocab_size: int = 257_152
+    depth: int = PUBLISHED_SIZES["depth"]
+    num_heads: int = PUBLISHED_SIZES["num_heads"]
+    num_kv_heads: int = PUBLISHED_SIZES["num_kv_heads"]
+    head_dim: int = PUBLISHED_SIZES["head_dim"]
+    vocab_size: int = PUBLISHED_SIZES["vocab_size"]
     cameras: tuple[str, ...] | list[str] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     wrist_cameras: tuple[str, ...] | list[str] | None = None
     max_prompt_length: int = 48
@@ -114,9 +122,9 @@ class FlowConfig(PolicyConfig):
     tie_word_embeddings: bool = False  # the table is one parameter, so there is nothing to tie
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.vision = {**_SO400M, **(self.vision or {})}
-        self.vlm = {**_GEMMA_2B, **renamed_sizes(self.vlm or {})}
-        self.expert = {**_GEMMA_300M, **renamed_sizes(self.expert or {})}
+        self.vision = {**PUBLISHED_SIZES["vision"], **(self.vision or {})}
+        self.vlm = {**PUBLISHED_SIZES["vlm"], **renamed_sizes(self.vlm or {})}
+        self.expert = {**PUBLISHED_SIZES["expert"], **renamed_sizes(self.expert or {})}
         self.cameras = tuple(self.cameras)
         if self.wrist_cameras is None:
             self.wrist_cameras = tuple(name for name in self.cameras if "wrist" in name)

@@ -7,29 +7,10 @@ from typing import Any
 import torch
 
 from vla.errors import ConfigError
-from vla.policies.flow.config import FlowConfig
+from vla.policies.flow.config import PUBLISHED_SIZES, FlowConfig
 from vla.types import IMAGE_PREFIX, STATE_KEY
 from vla.weights.dtypes import short_name
 from vla.weights.formats import Format
-
-_PUBLISHED = {
-    "vlm": {"width": 2048, "mlp_dim": 16384},
-    "expert": {"width": 1024, "mlp_dim": 4096},
-    "depth": 18,
-    "num_heads": 8,
-    "num_kv_heads": 1,
-    "head_dim": 256,
-    "vocab_size": 257_152,
-    "vision": {
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "image_size": 224,
-        "patch_size": 14,
-    },
-}
-"""The only sizes that LeRobot and openpi have names for ("gemma_2b", "gemma_300m")."""
 
 
 def write_flow_config(
@@ -66,7 +47,7 @@ def write_flow_config(
 
 def has_published_sizes(config: FlowConfig) -> bool:
     """Whether the sizes are those of the published models."""
-    return all(getattr(config, name) == size for name, size in _PUBLISHED.items())
+    return all(getattr(config, name) == size for name, size in PUBLISHED_SIZES.items())
 
 
 def _vla(config: FlowConfig, dtype: torch.dtype) -> dict[str, Any]:
