@@ -101,7 +101,7 @@ def read_json(path: Path, error: type[VlaError], missing: str = "there is no suc
         missing: What follows "is missing: " where the file does not exist.
 
     Raises:
-        VlaError: Of the given class: the file is missing, cannot be read, or holds something else.
+        VlaError: The given class of error: the file is missing, cannot be read, or holds something else.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ def docstring_rules() -> AttentionRules:
         prompt={"images": "all", "prompt": "all"},
         response={"images": "all", "prompt": "all", "response": "causal"},
         state={"images": "all", "prompt": "all", "state": "all"},
-        actions={"images": "all", "prompt": "all", "state": "all", "actions": "own"},
+        actions={"images": "all", "prompt": "all", "state": "all", "actions": "same_segment"},
     )
 
 

@@ -98,8 +98,8 @@ def load_adapter(
     Args:
         policy: The base; changed in place.
         folder: The adapter's folder, or its hub id.
-        name: Of the adapter inside the policy, for `set_adapter`.
-        dtype: Of the adapter, where it is to be trained further; None is the base's.
+        name: Name of the adapter inside the policy, for `set_adapter`.
+        dtype: Dtype of the adapter, where it is to be trained further; None is the base's.
 
     Raises:
         WeightsError: The adapter was trained on another base, or is damaged; the policy is as it was.
@@ -166,11 +166,11 @@ def load_with_base(
         folder: The adapter's.
         expected: The class that the base must be; None takes what it is.
         base: Where the base lies, if no longer where the adapter says.
-        dtype: Of the weights; None keeps the base's.
+        dtype: Dtype of the weights; None keeps the base's.
         device: Where to put them.
         tokenizer: A tokenizer, or its folder or hub id, where the base brings none.
         quantize: "4bit" or "8bit" for the base, whatever it was in training.
-        adapter_dtype: Of the adapter, where it is to be trained further; None is the base's.
+        adapter_dtype: Dtype of the adapter, where it is to be trained further; None is the base's.
         **hub: `token`, `cache_dir`, `local_files_only`.
 
     Raises:
@@ -217,7 +217,7 @@ def merge(
         adapter: Its folder or hub id.
         dst: Folder to make; it must not exist, or be empty.
         base: Where the base lies, if no longer where the adapter says.
-        dtype: Of what is written; float32, in which the sum is made, where not given.
+        dtype: Dtype of what is written; float32, in which the sum is made, where not given.
         **hub: `revision` (the adapter's), `token`, `cache_dir`, `local_files_only`.
 
     Returns:

@@ -35,9 +35,9 @@ class AdapterConfig:
     Attributes:
         preset: Which linear layers, as the policy names them ("expert"); None: the policy's default.
         targets: Instead of the preset: an expression that the full names of the maps match.
-        rank: Of the low-rank change.
+        rank: Rank of the update.
         alpha: The change is scaled by `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`.
-        dropout: Of what enters the change, in training.
+        dropout: Dropout on the update's input, in training.
         dora: Learn magnitude and direction apart (arXiv 2402.09353).
         rslora: Scale that does not fade with the rank (arXiv 2312.03732).
     """
@@ -81,7 +81,7 @@ def add_adapter(policy: PolicyModule, config: AdapterConfig | None = None, name:
     Args:
         policy: Changed in place.
         config: What to adapt and how.
-        name: Of the adapter inside the policy.
+        name: Name of the adapter inside the policy.
 
     Raises:
         ConfigError: The targets match no linear layer (names the nearest modules), or the policy does not say
@@ -143,7 +143,7 @@ def set_adapter(policy: PolicyModule, name: str | None) -> None:
 
     Args:
         policy: Changed in place.
-        name: Of the adapter; None is the base alone.
+        name: Name of the adapter; None is the base alone.
 
     Raises:
         ConfigError: The policy has no such adapter.

@@ -82,7 +82,7 @@ def convert(
         src: Folder or hub id, in any format that is known.
         dst: Folder to make; it must not exist, or be empty.
         to: "vla", "lerobot", "transformers" or "openpi".
-        dtype: Of the written weights; None keeps what is stored.
+        dtype: Dtype of the written weights; None keeps what is stored.
         revision: Branch, tag or commit on the hub.
         token: Hub token, for private and gated repositories.
         max_shard_size: Largest file ("5GB", or bytes), for formats that know shards: 5 GB where not given.

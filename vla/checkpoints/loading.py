@@ -38,9 +38,9 @@ def load_policy(
     """Return the policy of a checkpoint folder, in evaluation mode.
 
     Args:
-        folder: Of any format that is known.
+        folder: A checkpoint in any format that is known.
         expected: The class that the checkpoint must hold; None takes what it holds.
-        dtype: Of the weights; None keeps that of most of the stored ones.
+        dtype: Dtype of the weights; None keeps that of most of the stored ones.
         device: Where to put them.
         config: Fields of the config to change; not those that the tensors decide.
         tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.

@@ -111,7 +111,7 @@ def without_padding(feature: FeatureStats, padded_width: int) -> FeatureStats:
 
     Args:
         feature: Statistics.
-        padded_width: Of the model's vectors.
+        padded_width: Padded width of the model's vectors.
     """
     if feature.width != padded_width:
         return feature
@@ -127,13 +127,13 @@ def read_openpi(
     """Return the pipeline that openpi's statistics make: its formulas, the standard slots, no delta.
 
     Args:
-        path: Of the `norm_stats.json`.
+        path: Path of the `norm_stats.json`.
         config: The policy's.
         make_pipeline: The policy's.
         tokenizer: The policy's.
 
     Raises:
-        StatisticsError: As `read_norm_stats`; or the policy normalises by quantiles and there are none.
+        StatisticsError: See `read_norm_stats`; or the policy normalises by quantiles and there are none.
     """
     statistics = read_norm_stats(path)
     padded = {"state": config.max_state_dim, "actions": config.max_action_dim}
@@ -186,12 +186,12 @@ def write_openpi(
 
     Args:
         pipeline: With statistics.
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
         native: How openpi normalises this policy, mode by feature.
         asset_id: Name of the robot; "vla" where not given.
 
     Raises:
-        StatisticsError: As `openpi_features`.
+        StatisticsError: See `openpi_features`.
     """
     normalize: Normalize = pipeline.find(Normalize)
     content = {

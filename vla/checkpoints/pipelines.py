@@ -100,7 +100,7 @@ def read_tokenizer(
         folder: The checkpoint's.
         format_name: One of `FORMATS`.
         stored_config: The checkpoint's `config.json`.
-        tokenizer: As in `read_pipeline`.
+        tokenizer: See `read_pipeline`.
 
     Raises:
         WeightsError: LeRobot's files are damaged.

@@ -102,7 +102,7 @@ def write_transformers(pipeline: Pipeline, folder: Path, config: PolicyConfig) -
 
     Args:
         pipeline: With statistics.
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
         config: The policy's.
     """
     side, normalize = config.image_size, pipeline.find(Normalize)

@@ -78,7 +78,7 @@ def warn_of_statistics(
     Args:
         statistics: From `compute_statistics(dataset, pipeline_before_normalize)`.
         dataset: Where they come from; its videos are not touched.
-        pipeline_before_normalize: As it was given there.
+        pipeline_before_normalize: The transforms that were given there.
         names: The names of the dimensions by feature; None takes the dataset's own.
     """
     if names is None:
@@ -131,7 +131,7 @@ def find_outliers(
     Args:
         statistics: From `compute_statistics(dataset, pipeline_before_normalize)`.
         dataset: Where they come from.
-        pipeline_before_normalize: As it was given there.
+        pipeline_before_normalize: The transforms that were given there.
     """
     reach = {feature: _may_have_outliers(values) for feature, values in statistics.features.items()}
     if not any(flags.any() for flags in reach.values()):

@@ -66,7 +66,7 @@ def run_adapting(
 
     Args:
         output: Folder; must not exist or be empty.
-        seed: Of demonstrations, training and evaluation. No layout is among those of `run_demo`.
+        seed: Seed of demonstrations, training and evaluation. No layout is among those of `run_demo`.
         base: The folder of a demo, or of a run or policy for its first robot; where not given, one is trained
             as the demo does it.
         demonstrations: Episodes of the second robot to record; `FEW` where not given.

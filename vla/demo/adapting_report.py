@@ -66,10 +66,10 @@ class AdaptingResults:
     """Everything that was measured.
 
     Attributes:
-        seed: Of demonstrations, training and evaluation.
+        seed: Seed of demonstrations, training and evaluation.
         demonstrations: Episodes of the second robot.
         frames: Their frames.
-        parameters: Of the policy that is adapted.
+        parameters: Number of parameters of the policy that is adapted.
         ways: By name, see `TITLES`.
         seconds: Wall-clock of each part, by name, in order.
     """

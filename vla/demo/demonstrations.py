@@ -29,7 +29,7 @@ def record_demonstrations(
     Args:
         folder: Destination; must not exist.
         episodes: Episodes to record; half of them leave the side open, a quarter states each.
-        seed: Of the layouts (`seed + episode`) and of the sides where they are open.
+        seed: Seed of the layouts (`seed + episode`), and of the sides where they are open.
         progress: Called with (episodes done, episodes in all).
         embodiment: The robot that the expert moves.
     """

@@ -36,7 +36,7 @@ def evaluate(
     Args:
         checkpoint: Policy folder.
         seeds: Layouts.
-        noise_seed: Of the policy's noise.
+        noise_seed: Seed of the policy's noise.
         progress: Called with (episodes done, episodes in all).
         embodiment: The robot.
     """

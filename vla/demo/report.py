@@ -37,10 +37,10 @@ class DemoResults:
     """Everything that was measured.
 
     Attributes:
-        seed: Of demonstrations, training and evaluation.
+        seed: Seed of demonstrations, training and evaluation.
         demonstrations: Episodes recorded.
         frames: Frames recorded.
-        parameters: Of each of the twins.
+        parameters: Number of parameters of each twin.
         trained: The two runs by name, `FLOW` and `REGRESSION`.
         episodes: Evaluation episodes by name and condition.
         fans: Chunks sampled at one decision point.

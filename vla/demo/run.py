@@ -47,7 +47,7 @@ def run_demo(
 
     Args:
         output: Folder; must not exist or be empty.
-        seed: Of demonstrations, training and evaluation.
+        seed: Seed of demonstrations, training and evaluation.
         demonstrations: Episodes to record; `DEMONSTRATIONS` where not given.
         layouts: Unseen layouts, each tried under three instructions; `LAYOUTS` where not given.
         steps: Training steps; the recipe's where not given.

@@ -215,7 +215,7 @@ class Policy(PolicyModule):
         whatever lengths the texts have.
 
         Args:
-            backend: Of `torch.compile`.
+            backend: Backend of `torch.compile`.
         """
         for module in self.modules():
             if type(module).__name__ in (self._no_split_modules or ()):
@@ -277,7 +277,7 @@ class Policy(PolicyModule):
         Args:
             pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`. Where it holds
                 an adapter that was trained here, its base is found and loaded first.
-            dtype: Of the weights, such as `torch.bfloat16`; None keeps that of most of the stored ones.
+            dtype: Dtype of the weights, such as `torch.bfloat16`; None keeps that of most of the stored ones.
             device: Where to put them.
             revision: Branch, tag or commit on the hub.
             token: Hub token, for private and gated repositories.

@@ -80,7 +80,7 @@ def check_choice(names: Iterable[str], asked: str | None) -> None:
     """Check that the pipeline that was asked for is one of a checkpoint's.
 
     Args:
-        names: Of its pipelines; none where it is of one robot.
+        names: Names of its pipelines; none for a policy of one robot.
         asked: None for a checkpoint of one robot.
 
     Raises:

@@ -158,7 +158,7 @@ class Normalize(Transform):
     leading dimensions. The result is float32, or float64 where the input was.
 
     Attributes:
-        statistics: Of the dataset, after the transforms that come before this one.
+        statistics: Statistics of the dataset, after the transforms that come before this one.
         modes: Mode per feature: "zscore", "quantile", "minmax" or "identity".
         formula: Whose formulas; this project's own where not given.
 

@@ -48,7 +48,7 @@ class TokenizeStatePrompt(TokenizePrompt):
     and the log says once what was lost. A prompt that fits is the published one.
 
     Raises:
-        ConfigError: As `TokenizePrompt`, or there is no room for the state.
+        ConfigError: See `TokenizePrompt`; or there is no room for the state.
         ShapeError: The state is not a vector, or holds a value that is not a number.
     """
 

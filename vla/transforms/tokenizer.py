@@ -86,7 +86,7 @@ class LazyTokenizer:
     everybody without access from looking at them, converting them, or bringing another tokenizer.
 
     Attributes:
-        source: As `load_tokenizer` takes it, "google/paligemma-3b-pt-224".
+        source: What `load_tokenizer` takes, "google/paligemma-3b-pt-224".
 
     Raises:
         ConfigError: At first use: the tokenizer cannot be opened, and what to do about it.

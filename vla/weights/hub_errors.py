@@ -1,4 +1,4 @@
-"""What goes wrong between here and the hub, as one sentence that names the repository and what to do."""
+"""Failures of the hub as one sentence that names the repository and what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ READ_TOKEN = f"{LOG_IN} that may read it"
 HUB_FAILURES = (
     errors.HTTPError,  # every answer that is not a success, and every failure on the wire
     errors.HFValidationError,
-    errors.EntryNotFoundError,  # also what is left when neither the hub nor the cache has a file
+    errors.EntryNotFoundError,  # also when neither the hub nor the cache has a file
     errors.XetDownloadError,
     RuntimeError,  # what the hub's storage client raises from its compiled part
     OSError,  # offline mode, a token that is not there, a full disk
@@ -81,7 +81,7 @@ class _Explanation:
     def of(self, error: Exception) -> str:
         """Return the sentence."""
         if isinstance(error, errors.LocalTokenNotFoundError):
-            return f"{self.name} needs a token and none is stored here: log in with {LOG_IN} itself."
+            return f"{self.name} needs a token and none is stored here: log in with {LOG_IN}."
         if isinstance(error, errors.HFValidationError):
             return f"'{self.repo_id}' is not a name that the hub allows: {first_line(error)}"
         if isinstance(error, errors.HfHubHTTPError):
@@ -132,7 +132,7 @@ class _Explanation:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text that says something, or the error's kind."""
+    """Return the first line of an error's text that is not empty, or the error's kind."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -56,11 +56,11 @@ def local_folder(
         revision: Branch, tag or commit on the hub.
         token: Hub token, for private and gated repositories; what `hf auth login` stored where not given.
         cache_dir: Where snapshots are kept; the hub's own cache where not given.
-        local_files_only: Look at the cache alone, as HF_HUB_OFFLINE=1 does.
+        local_files_only: Use the cache alone, as HF_HUB_OFFLINE=1 does.
 
     Raises:
         WeightsError: Neither a folder nor a repository that can be reached and read, or a repository
-            without weights that may be opened; says which and what to do.
+            without weights that can be opened; the message says which and what to do.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir() and str(name_or_path):
@@ -99,7 +99,7 @@ def hub_id(name: str) -> str:
         raise WeightsError(said if known is None else f"{name}: {said}")
     if not HUB_ID.fullmatch(id):
         raise WeightsError(
-            f"{name} is not a folder here, no hub id of the form owner/name, and no short name of "
+            f"{name} is neither a folder here, nor a hub id of the form owner/name, nor a short name of "
             f"`vla info known`.{did_you_mean(name, known_checkpoints())}"
         )
     return id
@@ -146,7 +146,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def _what_is_there_instead(name: str, revision: str | None, token: str | bool | None) -> str:
-    """Say why a repository cannot be opened: only now, as a look at its files costs a request more."""
+    """Say why a repository cannot be opened; listing its files costs one more request."""
     with hub_errors(name, revision):
         files = huggingface_hub.HfApi(token=token).list_repo_files(name, revision=revision)
     pickles = [file for file in files if file.endswith(PICKLES) and "/" not in file]

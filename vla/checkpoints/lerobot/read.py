@@ -71,7 +71,7 @@ def read_lerobot(
         config: The policy's. Whether pi-0.5 reads the state is set by the files.
         stored_config: The checkpoint's `config.json`.
         make_pipeline: The policy's.
-        tokenizer: As in `find_tokenizer`.
+        tokenizer: See `find_tokenizer`.
 
     Raises:
         WeightsError: A file is damaged or missing, or does something that has no counterpart here.
@@ -129,7 +129,7 @@ def relative_mask(exclude: Sequence[str], names: Sequence[str], width: int) -> t
 
     Args:
         exclude: Names, or parts of names, of dimensions that stay absolute.
-        names: Of the dimensions; those beyond them are relative.
+        names: Names of the dimensions; those beyond them are relative.
         width: Number of dimensions.
     """
     excluded = [str(token).lower() for token in exclude if token]

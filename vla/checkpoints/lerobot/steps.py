@@ -99,7 +99,7 @@ class Step:
     """One step of a processor.
 
     Attributes:
-        name: As LeRobot registers it.
+        name: Name under which LeRobot registers it.
         config: Its settings.
         path: The JSON file that it stands in.
         state_file: Where its tensors lie, if it has any.

@@ -43,7 +43,7 @@ class WindowedEpochs:
 
     Args:
         window: How far the shuffle reaches.
-        seed: Of the order.
+        seed: Seed of the shuffle.
 
     Attributes:
         length: Samples in an epoch.

@@ -131,11 +131,11 @@ class WeightedEpochs:
 
     Args:
         lengths: Frames of each member.
-        weights: Of each member, positive.
-        seed: Of all orders.
+        weights: Weights of each member, positive.
+        seed: Seed of all shuffles.
         batch_size: An epoch is a multiple of it.
-        names: Of the members, for messages.
-        windows: Of the members' walks; None is a walk through all of a member's frames at once.
+        names: Names of the members, for messages.
+        windows: Shuffle window of each member; None shuffles all of a member's frames at once.
 
     Attributes:
         length: Draws in an epoch.

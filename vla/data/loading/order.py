@@ -48,9 +48,9 @@ class ByLength:
 
     Args:
         epochs: The other order.
-        lengths: Of every sample of the dataset, `[samples]`.
+        lengths: Lengths of every sample of the dataset, `[samples]`.
         batch_size: Samples per batch.
-        seed: Of the order of the steps.
+        seed: Seed of the step shuffle.
         batches_per_step: Batches of all processes in one optimiser step.
         window: Steps that are sorted together.
 

@@ -22,7 +22,7 @@ class Embodiment:
     """A robot.
 
     Args:
-        unit: Of its positions and actions, table units.
+        unit: Length of its unit of position and action, in table units.
         x_axis: Where its x points on the table: (1, 0) is to the right, (0, 1) away.
         y_axis: Where its y points; at a right angle to x.
         camera: How it sees the table.

@@ -25,7 +25,7 @@ def write_flow_config(
         policy: "pi0" or "pi05".
         config: The policy's config.
         format: The format to write.
-        dtype: Of the weights.
+        dtype: Dtype of the weights.
 
     Raises:
         ConfigError: The format has no such config.

@@ -14,9 +14,9 @@ from vla.weights.paligemma import (
     TORCH_JUNK,
     TORCH_SPELLINGS,
     WITHOUT_VISION_MODEL,
-    jax_rules,
-    our_rules,
-    torch_rules,
+    jax_mappings,
+    our_mappings,
+    torch_mappings,
 )
 
 NUMERICS = {"openpi-jax": "openpi", "openpi": "float64", "lerobot": "float64", "transformers": "transformers"}
@@ -53,7 +53,7 @@ def claimed_by_openpi(stored: Stored) -> bool:
 
 def flow_formats(
     expert: Iterable[str],
-    maps: Iterable[str],
+    projections: Iterable[str],
     jax_expert_norms: Iterable[KeyMapping],
     *,
     old_names: Iterable[Spelling] = (),
@@ -63,14 +63,14 @@ def flow_formats(
 
     Args:
         expert: Tails of the expert's stack in our names.
-        maps: Names of the linear layers around the stacks.
+        projections: Names of the linear layers around the stacks.
         jax_expert_norms: The expert's norms in openpi's trees.
-        old_names: Further spellings of the policy's own maps.
+        old_names: Further spellings of the policy's own projections.
         in_transformers: Whether `transformers` has a class for it.
     """
-    expert, maps = tuple(expert), tuple(maps)
+    expert, projections = tuple(expert), tuple(projections)
     spellings = (*TORCH_SPELLINGS, *old_names)
-    torch_table = KeyTable(torch_rules(expert, maps))
+    torch_table = KeyTable(torch_mappings(expert, projections))
 
     def torch_format(
         name: str, claims: Callable[[Stored], bool], table: KeyTable, written: tuple[Spelling, ...]
@@ -87,21 +87,21 @@ def flow_formats(
         )
 
     formats = [
-        Format("vla", KeyTable(our_rules(expert, maps)), claimed_by_us, written=()),
+        Format("vla", KeyTable(our_mappings(expert, projections)), claimed_by_us, written=()),
         torch_format(
             "lerobot", claimed_by_lerobot, torch_table, (WITHOUT_VISION_MODEL, Spelling("^", "model."))
         ),
         torch_format("openpi", claimed_by_openpi, torch_table, (WITHOUT_VISION_MODEL,)),
         Format(
             "openpi-jax",
-            KeyTable(jax_rules(jax_expert_norms, maps)),
+            KeyTable(jax_mappings(jax_expert_norms, projections)),
             lambda stored: True,
             JAX_SPELLINGS,
             crops_rows=True,
         ),
     ]
     if in_transformers:
-        table = KeyTable(torch_rules(expert, maps, token_table=(EMBED_TOKENS, LM_HEAD)))
+        table = KeyTable(torch_mappings(expert, projections, token_table=(EMBED_TOKENS, LM_HEAD)))
         written = Spelling(r"paligemma\.model\.language_model\.", "paligemma.model.language_model.model.")
         formats.insert(2, torch_format("transformers", claimed_by_transformers, table, (written,)))
     return tuple(formats)

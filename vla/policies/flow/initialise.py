@@ -56,7 +56,7 @@ def from_paligemma(
         name_or_path: Folder or hub id of a PaliGemma, such as "google/paligemma-3b-pt-224".
         config_overrides: Fields of the policy's config: the expert's sizes, cameras, horizon, ... Not those
             that the PaliGemma decides.
-        dtype: Of the weights; None keeps that of most of the stored ones.
+        dtype: Dtype of the weights; None keeps that of most of the stored ones.
         device: Where to put them.
         revision: Branch, tag or commit on the hub ("bfloat16").
         token: Hub token; the PaliGemma repositories are gated.

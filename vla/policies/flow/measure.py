@@ -119,7 +119,7 @@ class TrainingFlops:
     """Counts the forward and backward pass of a batch; once for batches of one shape.
 
     Args:
-        policy: A policy of pi-0's family, with its adapters in it and the parameters marked that are trained.
+        policy: A policy of pi-0's family, with its adapters, and `requires_grad` set as in training.
         draws: Noise draws of each observation.
     """
 

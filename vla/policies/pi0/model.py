@@ -44,7 +44,7 @@ def attention_rules(actions_see_response: bool) -> AttentionRules:
         prompt=prefix,
         response={**prefix, "response": "causal"},
         state={**seen, "state": "all"},
-        actions={**seen, "state": "all", "actions": "own"},
+        actions={**seen, "state": "all", "actions": "same_segment"},
     )
 
 

@@ -32,7 +32,7 @@ def make_pipeline(
 
     Args:
         config: The policy's config: cameras, image size, prompt length, padded widths.
-        statistics: Of the states and of the actions *after* the delta transform.
+        statistics: Statistics of the states and of the actions *after* the delta transform.
         tokenizer: A `transformers` tokenizer.
         state_dim: Width of the robot's state.
         action_dim: Width of the robot's actions.

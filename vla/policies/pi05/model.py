@@ -40,7 +40,7 @@ def attention_rules(actions_see_response: bool) -> AttentionRules:
         images=prefix,
         prompt=prefix,
         response={**prefix, "response": "causal"},
-        actions={**seen, "actions": "own"},
+        actions={**seen, "actions": "same_segment"},
     )
 
 
@@ -78,7 +78,7 @@ class Pi05Model(PrefixModel):
         Args:
             x_bam: Noisy chunk.
             tau_b: Time; not read where its modulation is given.
-            cache: Of the prefix.
+            cache: Cache of the prefix.
             modulation: From `modulations`, where every row has the same time.
         """
         tokens_bad = self._embed_actions(x_bam)
