@@ -1,4 +1,4 @@
-"""One camera frame of one episode, wherever it is stored, with an error that says which frame it was."""
+"""Read one camera frame of an episode, wherever it is stored; errors name the frame."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ class FrameStore:
         times: Per episode, the time of each frame since its start, in seconds.
         file_rows: Per episode, the row of each frame in its parquet file.
         tolerance_s: See `VideoReader.frame`.
-        cache: Decode an episode's frames when the first of them is asked for, and keep them (uint8) in
+        cache: Decode an episode's frames at the first request for one of them, and keep them (uint8) in
             memory, so that each frame is decoded once per process. Processes forked after that share them.
         open_videos: Video files that each process keeps open.
         locate: Path of a video by its name in the dataset; by default it is in `root`.
@@ -63,7 +63,7 @@ class FrameStore:
             camera: Camera key.
 
         Returns:
-            uint8 `[3, h, w]`, the caller's own.
+            uint8 `[3, h, w]`, which the caller may change.
 
         Raises:
             DatasetError: The frame cannot be decoded, or has another size than info.json says; the message

@@ -1,4 +1,4 @@
-"""A dataset's item, under its robot's names, becomes the sample that the transforms know."""
+"""Rename a dataset's item to the sample that the transforms expect."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -99,7 +99,7 @@ def hub_id(name: str) -> str:
         raise WeightsError(said if known is None else f"{name}: {said}")
     if not HUB_ID.fullmatch(id):
         raise WeightsError(
-            f"{name} is neither a folder here, nor a hub id of the form owner/name, nor a short name of "
+            f"{name} is not a folder here, nor a hub id of the form owner/name, nor a short name of "
             f"`vla info known`.{did_you_mean(name, known_checkpoints())}"
         )
     return id

@@ -1,4 +1,4 @@
-"""What a v3.0 dataset looks like on disk, for the writer: path templates, info.json, the task table."""
+"""Layout of a v3.0 dataset on disk, for the writer: path templates, info.json, the task table."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""What a dataset says about itself: meta/info.json of either version becomes one `DatasetInfo`.
+"""The description of a dataset: meta/info.json of either version becomes one `DatasetInfo`.
 
-Video keys, path templates and widths come from the file, never from habit: LeRobot datasets differ.
+Video keys, path templates and widths are read from the file, never assumed: LeRobot datasets differ.
 """
 
 from collections.abc import Mapping
@@ -85,11 +85,11 @@ class DatasetInfo:
         return len(self.tasks)
 
     def feature(self, key: str, what: str) -> Feature:
-        """Return a feature, or raise a `DatasetError` that names what there is instead.
+        """Return a feature, or raise a `DatasetError` that lists the features.
 
         Args:
             key: LeRobot's name.
-            what: What it is wanted for, `"the state"`.
+            what: Its purpose in the message, `"the state"`.
         """
         if key not in self.features:
             hint = did_you_mean(key, self.features)
@@ -100,7 +100,7 @@ class DatasetInfo:
 
 
 def read_info(root: Path) -> DatasetInfo:
-    """Read meta/info.json; the tasks stay empty, they live in other files.
+    """Read meta/info.json; the tasks stay empty, they are in other files.
 
     Raises:
         DatasetError: The file is missing, is not JSON, lacks a field, or is of an unknown version.
