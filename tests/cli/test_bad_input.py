@@ -295,7 +295,7 @@ class TestAdapter:
                 "Did you mean 'model.expert.layers.0.self_attn.q",
             ),
             ("targets=model.expret.*", "match no linear layer"),
-            ("targets='model.(expert'", "no valid expression"),
+            ("targets='model.(expert'", "not a valid expression"),
             ("preset=exprt", "expected 'expert', 'vlm+expert'"),
             ("rnak=4", "Did you mean 'policy.adapter.rank'"),
         ],
@@ -329,7 +329,7 @@ class TestAdapter:
             ["eval", on_another_base, "--open-loop", dataset, "--output", tmp_path / "new"],
         ):
             error = refused(argv)
-            assert "fits its own base alone" in error
+            assert "only fits its own base" in error
             prints |= set(re.findall(r"fingerprint ([0-9a-f]{16})", error))
         assert len(prints) == 2
 

@@ -259,7 +259,7 @@ def test_statistics_of_another_robot_are_refused(write):
     robot = load_robot(write())
     with pytest.raises(StatisticsError, match=r"'state' have 4 dimensions, but arm .* has 3"):
         apply_robot(published(8, 4), robot)
-    with pytest.raises(StatisticsError, match="'state' are of 2 dimensions"):
+    with pytest.raises(StatisticsError, match="'state' have 2 dimensions"):
         apply_robot(published(2), robot)
 
 

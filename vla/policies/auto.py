@@ -13,7 +13,7 @@ _WHERE = ("revision", "token", "cache_dir", "local_files_only")
 
 
 class AutoPolicy:
-    """Opens any known checkpoint as the policy that its content says it is."""
+    """Opens any known checkpoint as the policy that its content belongs to."""
 
     from_pretrained = staticmethod(Policy.from_pretrained)
     """See `vla.policies.base.Policy.from_pretrained`."""

@@ -99,7 +99,7 @@ class _ConstantSafe:
         reach = torch.maximum(high - first, first - low)
         self.is_flat = last - first <= noise
         # A gripper that moves in fewer than 1 % of the frames has q01 == q99 without being constant. Its
-        # usual value becomes 0 and its extremes reach -1 or 1; the plain quantile formula would return a million.
+        # usual value becomes 0 and its extremes reach -1 or 1; the quantile formula would return a million.
         self.scale = torch.where(self.is_flat, reach + epsilon, (last - first + epsilon) / 2)
         self.center = torch.where(self.is_flat, first, first + self.scale)
         self.is_constant = self.is_flat & (reach <= noise)

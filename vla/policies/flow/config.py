@@ -35,7 +35,7 @@ the only ones that LeRobot and openpi have names for ("gemma_2b", "gemma_300m").
 
 
 def renamed_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return the sizes of a stack under the names that they have now; `mlp_dim` was `mlp_width`."""
+    """Return the sizes of a stack under their present names; `mlp_dim` was `mlp_width`."""
     return {"mlp_dim" if name == "mlp_width" else name: size for name, size in sizes.items()}
 
 
@@ -52,7 +52,7 @@ class FlowConfig(PolicyConfig):
         num_kv_heads: Key/value heads of either stack.
         head_dim: Width of a head in either stack.
         vocab_size: Rows of the token table.
-        cameras: Names of the camera slots, in the order in which the model meets them.
+        cameras: Names of the camera slots, in the order in which the model reads them.
         wrist_cameras: Those of them that move with the gripper; they are not cropped or rotated in training.
         max_prompt_length: Text tokens at most, response included.
         max_state_dim: Width to which states are zero-padded.
@@ -60,7 +60,7 @@ class FlowConfig(PolicyConfig):
         action_horizon: Steps of a chunk.
         num_inference_steps: Solver steps of `sample_actions`.
         solver: "euler", "midpoint" or "heun".
-        tau_alpha: First parameter of tau's Beta law; the second is 1.
+        tau_alpha: First parameter of tau's Beta distribution; the second is 1.
         tau_scale: Largest tau drawn in training.
         min_period: Shortest period of the time embedding.
         max_period: Longest period of the time embedding.
@@ -74,9 +74,8 @@ class FlowConfig(PolicyConfig):
         actions_see_response: Whether state and actions attend to the response text. If so, acting means
             generating it first; if not, it is an auxiliary target and costs nothing when acting.
         max_response_length: Tokens that acting generates at most where actions see the response.
-        numerics: Whose rounding of time to follow, where implementations of the same mathematics part in the
-            fourth decimal of a phase: "openpi" (the JAX original), "transformers" (its PI0) or "float64"
-            (the PyTorch ports of openpi and LeRobot).
+        numerics: Which implementation's rounding of time to follow (see `policies.flow.time`): "openpi" (the
+            JAX original), "transformers" (its PI0) or "float64" (the PyTorch ports of openpi and LeRobot).
         eos_token_id: Token that ends a response.
         pad_token_id: Token that follows it in a batch.
         knowledge_insulation: Stop gradients of the action loss at the prefix's keys and values.

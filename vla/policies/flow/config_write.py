@@ -188,4 +188,4 @@ _LEROBOT_TRAINING: dict[str, Any] = {
     "scheduler_decay_steps": 30000,
     "scheduler_decay_lr": 2.5e-06,
 }
-"""LeRobot's defaults; what a robot decides (features, normalisation) is set with its pipeline."""
+"""LeRobot's defaults; what depends on the robot (features, normalisation) is set with its pipeline."""

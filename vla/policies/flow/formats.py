@@ -1,4 +1,4 @@
-"""The published formats of pi-0's family: which tables and spellings, and how a folder shows its format."""
+"""The published formats of pi-0's family: their tables and spellings, and how a folder is recognised."""
 
 from collections.abc import Callable, Iterable
 
@@ -20,7 +20,7 @@ from vla.weights.paligemma import (
 )
 
 NUMERICS = {"openpi-jax": "openpi", "openpi": "float64", "lerobot": "float64", "transformers": "transformers"}
-"""Whose rounding of time the weights of a format were trained with."""
+"""The rounding of time that the weights of a format were trained with."""
 
 _EXPERT_READOUT = Zeros(
     EXPERT_LM_HEAD, ((TOKEN_TABLE, 0), ("model.expert.layers.0.self_attn.q_proj.weight", 1))
@@ -31,7 +31,7 @@ _TRANSFORMERS_LEADS = ("model.vlm.", "model.dit.", "vlm.", "dit.", "embed_action
 
 
 def claimed_by_lerobot(stored: Stored) -> bool:
-    """Whether the folder is LeRobot's: its config names a `type`, or its processors lie next to it."""
+    """Whether the folder is LeRobot's: its config names a `type`, or it holds LeRobot's processors."""
     return "type" in stored.config or (stored.folder / "policy_preprocessor.json").exists()
 
 
@@ -47,7 +47,7 @@ def claimed_by_transformers(stored: Stored) -> bool:
 
 
 def claimed_by_openpi(stored: Stored) -> bool:
-    """Whether nothing says that somebody else saved it: openpi's own trainer writes no config at all."""
+    """Whether no other library claims the folder: openpi's trainer writes no config at all."""
     return not (claimed_by_us(stored) or claimed_by_lerobot(stored) or claimed_by_transformers(stored))
 
 
@@ -62,7 +62,7 @@ def flow_formats(
     """Return the formats of one policy.
 
     Args:
-        expert: Tails of the expert's stack in our names.
+        expert: Names in a layer of the expert's stack.
         projections: Names of the linear layers around the stacks.
         jax_expert_norms: The expert's norms in openpi's trees.
         old_names: Further spellings of the policy's own projections.

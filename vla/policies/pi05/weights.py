@@ -1,4 +1,4 @@
-"""pi-0.5's tensors and configs in every format it is published in."""
+"""pi-0.5's tensors and configs in all published formats."""
 
 from typing import Any
 
