@@ -1,4 +1,4 @@
-"""What came of adapting the demo's policy to a second robot: the table, the page, and the numbers."""
+"""Results of adapting the demo's policy to a second robot: the table, the page, and the numbers."""
 
 import json
 from collections.abc import Mapping
@@ -39,9 +39,9 @@ class Way:
     """One way to a policy for the second robot.
 
     Attributes:
-        episodes: What the policy did, by condition.
+        episodes: The policy's episodes, by condition.
         trained: Parameters that were trained.
-        saved: Size of its weights' files, bytes.
+        saved: Size of its weight files, bytes.
         run: Its training; None where there was none.
     """
 
@@ -87,7 +87,7 @@ class AdaptingResults:
 
 
 def to_table(results: AdaptingResults) -> TableBlock:
-    """Return the ways side by side: what they reach, and what they take."""
+    """Return the ways side by side: success and cost."""
     rows = []
     for name, title in TITLES.items():
         way = results.ways[name]

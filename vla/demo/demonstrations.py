@@ -24,7 +24,7 @@ def record_demonstrations(
 ) -> int:
     """Record the expert; return the number of frames.
 
-    Each frame's `response` is the side that its episode takes: what the policy learns to say.
+    Each frame's `response` is the side that its episode takes, which the policy learns to predict.
 
     Args:
         folder: Destination; must not exist.
@@ -33,7 +33,7 @@ def record_demonstrations(
         progress: Called with (episodes done, episodes in all).
         embodiment: The robot that the expert moves.
     """
-    # Left and right as often, in an order that the layouts know nothing of.
+    # Left and right equally often, in an order independent of the layouts.
     open_sides = iter(np.random.default_rng(seed).permutation(np.arange(-(-episodes // 2)) % 2))
     env = DetourEnv(embodiment=embodiment)
     frames = 0

@@ -1,4 +1,4 @@
-"""What the demo's policies do on layouts that nobody demonstrated."""
+"""Evaluate the demo's policies on layouts that were not demonstrated."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from vla.policies.auto import load
 from vla.types import ProgressCallback
 
 EXECUTE = 8
-"""Actions that the first robot executes of each chunk of 16; another, as many as take it that long."""
+"""Actions that the first robot executes of each chunk of 16; another robot, as many as take as long."""
 FILMED = 6
 
 Episodes = dict[str, list[EpisodeResult]]
@@ -67,9 +67,9 @@ def evaluate(
 
 
 def share_said(episodes: Sequence[EpisodeResult]) -> float | None:
-    """Return in what share of episodes the policy, asked next to the cup, names the side that it passes.
+    """Return the share of episodes in which the policy, next to the cup, names the side that it passes.
 
-    Next to the cup is where it looks for the second time, after `EXECUTE` steps. Before, the side may be
+    Next to the cup means at its second prediction, after `EXECUTE` steps. Before, the side may be
     open; later, near the target, a single image no longer shows it. None where no episode got so far.
     """
     asked = [one for one in episodes if len(one.texts) > 1]
@@ -79,7 +79,7 @@ def share_said(episodes: Sequence[EpisodeResult]) -> float | None:
 
 
 def fans(checkpoints: Mapping[str, Path], seed: int, noise_seed: int, chunks: int = 48) -> list[Fan]:
-    """Sample many chunks at the decision point of one layout, the instruction leaving the side open."""
+    """Sample many chunks at the decision point of one layout, with a side left open."""
     env = DetourEnv()
     observation, _ = env.reset(seed=seed, options={"side": None})
     layout = env.layout

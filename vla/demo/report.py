@@ -167,7 +167,7 @@ def _what_it_says(results: DemoResults) -> TextBlock:
         for name in TITLES
     ]
     intro = (
-        "Asked at its second look, next to the cup, the policy names the side that it passes in this share "
+        "At its second prediction, next to the cup, the policy names the side that it passes in this share "
         "of the episodes that get so far:"
     )
     return TextBlock("What it says", [intro, *lines])

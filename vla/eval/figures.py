@@ -1,6 +1,6 @@
 """Figures of the report, through matplotlib's objects alone: no global state, no display.
 
-`to_png` makes bytes of a figure. What only one environment can draw lies with it, in `vla.eval.envs`.
+`to_png` makes bytes of a figure. Figures of a single environment are with it, in `vla.eval.envs`.
 """
 
 import io
@@ -137,7 +137,7 @@ def _running_mean(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def plain_axes(ax: Axes) -> None:
-    """Give a panel the look of all: two quiet spines, small ticks."""
+    """Style a panel: two unobtrusive spines, small ticks."""
     for name, spine in ax.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(MUTED)

@@ -1,4 +1,4 @@
-"""What came of an episode, and what may be concluded from many of them, in any environment."""
+"""The result of an episode, and statistics over many of them, in any environment."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class EpisodeResult:
         steps: Actions executed.
         trajectory: `[steps + 1, d]`, the state before the first action and after each one; `position` from
             the environment's info instead where it has one.
-        texts: What the policy said at each prediction; empty where it was not asked.
+        texts: The policy's text at each prediction; empty where not asked for.
         decisions: Steps at which a chunk was predicted.
         frames: uint8 `[steps + 1, h, w, 3]` as rendered, where filming was asked for.
         info: The environment's last `info`.
@@ -104,7 +104,7 @@ def summarize(results: Sequence[EpisodeResult], extra: Mapping[str, Any] | None 
 def success_interval(successes: int, episodes: int, z: float = Z95) -> tuple[float, float]:
     """Return Wilson's interval for a success rate, within [0, 1].
 
-    Unlike the textbook interval it is honest near 0 and 1: 100 successes of 100 give (0.963, 1.0).
+    Unlike the normal approximation it holds near 0 and 1: 100 successes of 100 give (0.963, 1.0).
 
     Args:
         successes: Number of successes.

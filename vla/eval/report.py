@@ -1,4 +1,4 @@
-"""A report in one HTML file: tables, figures and films inlined; no script, no network, nothing next to it.
+"""A report in one HTML file: tables, figures and videos inlined; no script, no network, no other files.
 
 Build a `Report` out of blocks and give it to `write_report`. Everything that is text is escaped.
 """
@@ -56,7 +56,7 @@ class FigureBlock:
 
     @property
     def alt(self) -> str:
-        """What a reader without the image is told."""
+        """The text for readers without the image."""
         return self.caption or self.heading
 
     @property
@@ -64,7 +64,7 @@ class FigureBlock:
         """The PNG in base64.
 
         Raises:
-            ConfigError: Bytes that are no PNG.
+            ConfigError: The bytes are not a PNG.
         """
         if isinstance(self.figure, bytes):
             png = self.figure
@@ -79,7 +79,7 @@ class FigureBlock:
 
 @dataclass(frozen=True)
 class VideoBlock:
-    """A film: the bytes of an mp4 file, as `vla.eval.video.encode_video` makes them."""
+    """A video: the bytes of an mp4 file, as `vla.eval.video.encode_video` makes them."""
 
     kind: ClassVar[str] = "video"
     heading: str

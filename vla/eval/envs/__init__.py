@@ -1,7 +1,7 @@
 """Simulators. Importing this package registers them with gymnasium; their code loads when one is made.
 
-What an evaluation says of an environment besides success is in its own `EnvironmentReport`, found by the
-environment's id in `REPORTS`.
+An environment's own part of an evaluation is its `EnvironmentReport`, found by the environment's id in
+`REPORTS`.
 """
 
 from importlib import import_module

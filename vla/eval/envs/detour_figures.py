@@ -26,7 +26,7 @@ class Fan:
     """Chunks sampled from one observation.
 
     Args:
-        title: The policy's name, or what it was told.
+        title: The policy's name, or its instruction.
         start: The gripper's centre `[2]`.
         cup: The cup's centre `[2]`.
         target: The target's centre `[2]`.

@@ -1,4 +1,4 @@
-"""What an evaluation says of Detour: collisions, the sides that were passed, and the ways taken."""
+"""Detour's part of an evaluation: collisions, the sides that were passed, and the ways taken."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar

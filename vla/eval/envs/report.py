@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 class EnvironmentReport:
-    """The report of an environment of which no more is known than success.
+    """The report of an environment about which only success is known.
 
     A class for one environment overrides what it has more of; `vla.eval.envs.REPORTS` finds it by id.
 
     Attributes:
-        conditions: What may be asked of the policy, and the reset options that ask for it; empty where
-            there is only one way to run the environment.
-        condition_header: What a condition is called at the head of the report's column.
-        note: Below the report's table of success.
+        conditions: The environment's conditions by name, as reset options; empty where there is only one
+            way to run it.
+        condition_header: Header of the report's column of conditions.
+        note: Text below the report's table of success.
     """
 
     conditions: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

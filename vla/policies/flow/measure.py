@@ -2,9 +2,9 @@
 
 Counted by the formula are products (linear layers, attention, the patches' convolution), a multiplication
 and an addition as two, forward and backward, as the model needs them (PaLM, arXiv 2204.02311, appendix B):
-nothing twice where activations are recomputed, no gradient of a frozen weight, none of an input that no trained
-weight precedes. Masked entries count, since they are computed; DoRA's norms of weights do not. A test compares
-the formula with PyTorch's own count.
+nothing twice where activations are recomputed, no gradient of a frozen weight, none of an input that no
+trained weight precedes. Masked entries count, since they are computed; DoRA's norms of weights do not. A test
+compares the formula with PyTorch's own count.
 """
 
 from collections.abc import Callable, Mapping
