@@ -62,7 +62,7 @@ class LeRobotDataset:
             all of them at once.
         open_videos: Video files that each process keeps open, the least recently used one closed for the
             next.
-        streaming: Of a hub dataset, download each video file when a frame of it is first asked for, and only
+        streaming: For a hub dataset: download each video file when a frame of it is first asked for, and only
             metadata and tables now. Read in the order of `shuffle_window`, or in the dataset's own: a plain
             shuffle asks for all files at once. A folder has its files already.
         streaming_disk_gb: Disk space for streamed videos, in GB (10^9 bytes), the least recently opened ones

@@ -90,7 +90,7 @@ class FrameStore:
             uint8 `[o, 3, h, w]`, the caller's own.
 
         Raises:
-            DatasetError: As `get`.
+            DatasetError: See `get`.
         """
         height, width = self._cameras[camera].shape[:2]
         images = np.empty((len(frames), 3, height, width), dtype=np.uint8)

@@ -61,7 +61,7 @@ class OpenLoopResult:
 
     @property
     def relative(self) -> np.ndarray:
-        """Squared error over that of the mean action `[m]`: 1 is no better than it; NaN where that is 0."""
+        """Squared error over that of the mean action `[m]`: 1 is as bad as the mean; NaN where that is 0."""
         varies = self.mean_mse > 0
         return np.where(varies, self.mse / np.where(varies, self.mean_mse, 1.0), np.nan)
 

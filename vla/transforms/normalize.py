@@ -193,16 +193,16 @@ class Normalize(Transform):
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         """Normalise `state` [..., m] and `actions` [..., a, m], where present."""
         return sample | {
-            feature: law.forward(self._checked(feature, sample[feature]))
-            for feature, law in self._normalizers.items()
+            feature: normalizer.forward(self._checked(feature, sample[feature]))
+            for feature, normalizer in self._normalizers.items()
             if feature in sample
         }
 
     def inverse(self, sample: Sample) -> Sample:
         """Bring `state` [..., m] and `actions` [..., a, m], where present, back to robot units."""
         return sample | {
-            feature: law.inverse(self._checked(feature, sample[feature]))
-            for feature, law in self._normalizers.items()
+            feature: normalizer.inverse(self._checked(feature, sample[feature]))
+            for feature, normalizer in self._normalizers.items()
             if feature in sample
         }
 
@@ -233,23 +233,25 @@ class Normalize(Transform):
             The statistics, and the changed dimensions by feature, where there are any.
         """
         features, changed = dict(self.statistics.features), {}
-        for feature, law in self._normalizers.items():
-            if not isinstance(law, _ConstantSafe) or not law.is_flat.any():
+        for feature, normalizer in self._normalizers.items():
+            if not isinstance(normalizer, _ConstantSafe) or not normalizer.is_flat.any():
                 continue
-            changed[feature] = law.is_flat.nonzero()[:, 0].tolist()
-            still = torch.ones_like(law.scale)
+            changed[feature] = normalizer.is_flat.nonzero()[:, 0].tolist()
+            still = torch.ones_like(normalizer.scale)
             if feature == "actions":
-                still = EPSILON * law.center.abs().clamp(min=1.0)
-            scale = torch.where(law.is_constant, still, law.scale)
-            ends = {"mean": law.center, "std": scale}
+                still = EPSILON * normalizer.center.abs().clamp(min=1.0)
+            scale = torch.where(normalizer.is_constant, still, normalizer.scale)
+            ends = {"mean": normalizer.center, "std": scale}
             if self.modes[feature] in _ENDS:
                 low, high = _ENDS[self.modes[feature]]
-                ends = {low: law.center - scale, high: law.center + scale}
+                ends = {low: normalizer.center - scale, high: normalizer.center + scale}
             stats = features[feature]
             features[feature] = replace(
                 stats,
                 **{
-                    name: tuple(torch.where(law.is_flat, value, _tensor(getattr(stats, name))).tolist())
+                    name: tuple(
+                        torch.where(normalizer.is_flat, value, _tensor(getattr(stats, name))).tolist()
+                    )
                     for name, value in ends.items()
                 },
             )

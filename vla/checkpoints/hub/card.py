@@ -251,7 +251,7 @@ def _license(license: str | None, base: str | None) -> str:
     if license is not None:
         return f"## Licence\n\n{license}."
     behind = f" Those of the base model, {base}, apply." if base else ""
-    return f"## Licence\n\nNot stated. Weights carry the terms of whoever trained them.{behind}"
+    return f"## Licence\n\nNot stated. Weights carry the terms of those who trained them.{behind}"
 
 
 def _table(header: tuple[str, ...], rows: list[Any]) -> str:

@@ -117,7 +117,7 @@ def meta_shapes(policy: str, config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _take_config(found: CheckpointInfo, values: Mapping[str, Any]) -> None:
-    """Take what `config.json` says of itself, whoever wrote it."""
+    """Take what any library's `config.json` records."""
     found.policy = str(values.get("model_type") or values.get("type") or "unknown")
     found.dimensions = {name: values[name] for name in _FILE_FIELDS if name in values}
     found.cameras = list(values.get("cameras") or ())

@@ -44,7 +44,7 @@ class ResumableLoader:
         transform: An item and a source of randomness to a dictionary of tensors; the same shapes for every
             item. In workers it is pickled or forked along.
         batch_size: Samples per batch and process.
-        seed: Of the order and of all augmentation.
+        seed: Seed of the order and of all augmentation.
         num_workers: Processes that prepare batches; 0 prepares them in this one.
         shuffle: A new order each epoch, or the dataset's own.
         epochs: Decides what an epoch holds, and its order, instead of `shuffle`: see `vla.data.loading.order`

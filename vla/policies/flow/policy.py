@@ -244,8 +244,8 @@ class FlowPolicy(Policy):
         if noise is None:
             noise = sample_noise((batch, draws, horizon, width), generator=generator, device=device)
         if tau is None:
-            law = (config.tau_alpha, config.tau_scale)
-            tau = sample_tau((batch, draws), *law, generator=generator, device=device, stratified=True)
+            beta = (config.tau_alpha, config.tau_scale)
+            tau = sample_tau((batch, draws), *beta, generator=generator, device=device, stratified=True)
         noise = noise[:, None] if noise.ndim == 3 else noise
         tau = tau[:, None] if tau.ndim == 1 else tau
         check_shape(noise, "b n a m", "noise", b=batch, n=draws, a=horizon, m=width)

@@ -73,8 +73,8 @@ def generate(
         if temperature == 0:
             token_b = logits_bl.argmax(dim=-1)
         else:
-            law = torch.softmax(logits_bl / temperature, dim=-1)
-            token_b = torch.multinomial(law, 1, generator=generator)[:, 0]
+            probabilities = torch.softmax(logits_bl / temperature, dim=-1)
+            token_b = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         token_b = torch.where(running_b, token_b, config.pad_token_id)
         tokens.append(token_b)
         longer = model.continue_text(token_b, cache, running_b)
