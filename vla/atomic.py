@@ -1,7 +1,8 @@
-"""Files and folders that are either whole or not there."""
+"""Files and folders that are either whole or not there, and JSON that is whole or refused."""
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -9,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vla.errors import VlaError
 
@@ -88,6 +90,30 @@ def atomic_write(target: Path | str, content: bytes | str) -> None:
         raise _readable(error, target) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, error: type[VlaError], missing: str = "there is no such file.") -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        error: What to raise.
+        missing: What follows "is missing: " where the file does not exist.
+
+    Raises:
+        VlaError: The given class of error: the file is missing, cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise error(f"{path} is missing: {missing}") from cause
+    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
+        raise error(f"{path} is not JSON: {cause}.") from cause
+    except OSError as cause:
+        raise error(f"{path} cannot be read: {cause}.") from cause
+    if not isinstance(values, dict):
+        raise error(f"{path} must hold a JSON object, got a {type(values).__name__}.")
+    return values
 
 
 def _sync(path: Path) -> None:

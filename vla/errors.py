@@ -33,7 +33,7 @@ class WeightsError(VlaError, ValueError):
 
 
 class TrainingError(VlaError, RuntimeError):
-    """Training cannot go on: a non-finite loss, a folder in the way, a run that cannot be resumed."""
+    """Training cannot continue: a non-finite loss, a folder in the way, a run that cannot be resumed."""
 
 
 class MissingDependencyError(VlaError, ImportError):
@@ -41,6 +41,6 @@ class MissingDependencyError(VlaError, ImportError):
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the option nearest to `name`, or an empty string."""
+    """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string."""
     nearest = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return f" Did you mean '{nearest[0]}'?" if nearest else ""

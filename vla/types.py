@@ -1,27 +1,44 @@
 """Names shared by every room, and the shape check used at public boundaries.
 
 Letters, package-wide: b batch, v view (camera slot), c channel, t query token, s key token, h head,
-k key/value head, e head width, d model width, a action step, m action or state dimension, l text,
+k key/value head, e head dimension, d model width, a action step, m action or state dimension, l text,
 n noise draw.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vla.errors import ConfigError, ShapeError
+
+if TYPE_CHECKING:
+    import torch  # not at run time: this module is open to rooms that do without it
 
 Sample = dict[str, Any]
 """One frame on its way to the model, or one chunk on its way back (see `transforms.base`)."""
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, "torch.Tensor"]
 """Keyword tensors of a policy's `forward`: `policy(**batch)`."""
 
 SampleIds = list[tuple[Any, int]]
 """Episode (its number; in a mixture, text of the member and number) and frame of every sample of a batch."""
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+STATE_KEY = "observation.state"
+"""LeRobot's name of the state, in datasets and in observations."""
+
+IMAGE_PREFIX = "observation.images."
+"""What LeRobot's names of cameras begin with."""
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""A repository on the Hugging Face hub: `owner/name`."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A commit of a repository, which names a snapshot's folder."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +158,7 @@ class DatasetFacts:
     robots: tuple[str, ...] = ()
 
 
-def check_shape(x: torch.Tensor, layout: str, name: str, **sizes: int) -> None:
+def check_shape(x: "torch.Tensor", layout: str, name: str, **sizes: int) -> None:
     """Raise `ShapeError` unless `x` has the named axes, and the given sizes where they are known.
 
     Args:

@@ -216,7 +216,7 @@ def test_adapter_on_another_base_names_both_fingerprints(base, policy, tmp_path)
     with pytest.raises(WeightsError, match=f"{fingerprint(policy)}.*{fingerprint(other)}"):
         load_adapter(other, tmp_path / "adapter")
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(WeightsError, match="fits its own base alone"):
+    with pytest.raises(WeightsError, match="only fits its own base"):
         load_with_base(tmp_path / "adapter", base=tmp_path / "other")
     assert adapter_names(other) == []
 
@@ -235,7 +235,7 @@ def test_unreachable_base_is_named(base, tmp_path):
         ({"preset": "exprt"}, "no adapter preset 'exprt'.*Did you mean 'expert'"),
         ({"targets": r"model\.expert\.layers\.0\.mlp\.upproj"}, "match no linear layer.*mlp.up_proj"),
         ({"targets": "x"}, "match no linear layer.*There are, say, model"),
-        ({"targets": "("}, "no valid expression"),
+        ({"targets": "("}, "not a valid expression"),
         ({"rank": 0}, "rank must be"),
         ({"alpha": 0}, "alpha must be"),
         ({"dropout": 1.0}, "dropout must be"),
@@ -305,15 +305,18 @@ def damage_tensors(folder):
     [
         (damage_tensors, "1 tensors are missing"),
         (lambda folder: change(folder / "adapter_config.json", r=5), "or of another shape"),
-        (lambda folder: change(folder / "adapter_config.json", peft_type="IA3"), "no LoRA but 'IA3'"),
+        (lambda folder: change(folder / "adapter_config.json", peft_type="IA3"), "not a LoRA but 'IA3'"),
         (
             lambda folder: change(folder / "adapter_config.json", target_modules="x"),
             "does not fit the policy",
         ),
         (lambda folder: change(folder / "adapter_config.json", r=0), "does not fit the policy"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "is not JSON"),
         (lambda folder: (folder / "adapter_base.json").write_text("[]"), "JSON object"),
-        (lambda folder: (folder / "adapter_base.json").write_text("{}"), "what an adapter's base is"),
+        (
+            lambda folder: (folder / "adapter_base.json").write_text("{}"),
+            "an adapter's base",
+        ),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x"), "cannot be read"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be read"),
     ],

@@ -246,7 +246,7 @@ def test_an_adapter_of_another_base_is_refused(base, tmp_path):
     strange = vla.AutoPolicy.from_pretrained(tmp_path / "other", quantize="4bit")
     add_adapter(strange)
     strange.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(WeightsError, match="fits its own base alone"):
+    with pytest.raises(WeightsError, match="only fits its own base"):
         load_adapter(vla.AutoPolicy.from_pretrained(base, quantize="4bit"), tmp_path / "adapter")
 
 

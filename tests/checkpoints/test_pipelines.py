@@ -144,7 +144,7 @@ def test_our_files_beside_openpis_count_while_they_agree(tmp_path, tokenizer):
     assert other.find(DeltaActions) is None
     assert other.find(Normalize).statistics.features["state"].width == 4
     norm_stats(tmp_path, "droid", stats(3, 0.2), stats(2, 0.3))
-    with pytest.raises(StatisticsError, match=r"droid.*pipeline\.json speak of different statistics"):
+    with pytest.raises(StatisticsError, match=r"droid.*pipeline\.json hold different statistics"):
         read(tmp_path, "openpi", "pi0")
     (tmp_path / "pipeline.json").unlink()
     assert read(tmp_path, "openpi", "pi0", asset_id="droid").find(Normalize).formula.name == "openpi"
@@ -223,16 +223,14 @@ def test_a_processor_without_statistics_and_one_that_was_changed(tmp_path, token
     pipeline, config = make("pi0", tokenizer, normalization="quantile")
     with caplog.at_level(logging.WARNING):
         write_pipeline(pipeline, tmp_path, "transformers", config)
-    assert "knows no normalisation but the z-score" in caplog.text
+    assert "only knows z-score normalisation" in caplog.text
     path = tmp_path / "processor_config.json"
     values = json.loads(path.read_text())
     assert values["state_mean"] is None
     assert read(tmp_path, "transformers", "pi0").find(Normalize) == pipeline.find(Normalize)
     changed = {"state_mean": [0.0], "state_std": [1.0], "actions_mean": [0.0], "actions_std": [1.0]}
     path.write_text(json.dumps(values | changed))
-    with pytest.raises(
-        StatisticsError, match=r"processor_config\.json and pipeline\.json speak of different"
-    ):
+    with pytest.raises(StatisticsError, match=r"processor_config\.json and pipeline\.json hold different"):
         read(tmp_path, "transformers", "pi0")
     (tmp_path / "pipeline.json").unlink()
     path.write_text(json.dumps(values))

@@ -263,8 +263,9 @@ class TestCheckpoint:
         argv = ["eval", checkpoint, "--episodes", "2", "--output", tmp_path / "new"]
         assert "state" in refused(argv)
         assert "Did you mean 'vla/Detour-v0'" in refused([*argv, "--env", "vla/Detuor-v0"])
-        assert "--side" in refused([*argv, "--side", "up"])
-        assert "no sides" in refused([*argv, "--env", "CartPole-v1", "--side", "left"])
+        assert "unstated, left, right" in refused([*argv, "--side", "up"])
+        assert "Did you mean 'left'" in refused([*argv, "--condition", "lefft"])
+        assert "no conditions" in refused([*argv, "--env", "CartPole-v1", "--condition", "left"])
         assert "--open-loop" in refused([*argv, "--camera", "a=b"])
 
 
@@ -294,7 +295,7 @@ class TestAdapter:
                 "Did you mean 'model.expert.layers.0.self_attn.q",
             ),
             ("targets=model.expret.*", "match no linear layer"),
-            ("targets='model.(expert'", "no valid expression"),
+            ("targets='model.(expert'", "not a valid expression"),
             ("preset=exprt", "expected 'expert', 'vlm+expert'"),
             ("rnak=4", "Did you mean 'policy.adapter.rank'"),
         ],
@@ -328,7 +329,7 @@ class TestAdapter:
             ["eval", on_another_base, "--open-loop", dataset, "--output", tmp_path / "new"],
         ):
             error = refused(argv)
-            assert "fits its own base alone" in error
+            assert "only fits its own base" in error
             prints |= set(re.findall(r"fingerprint ([0-9a-f]{16})", error))
         assert len(prints) == 2
 

@@ -18,7 +18,8 @@ def test_options_reach_the_demo_and_success_is_printed(tmp_path, capsys, monkeyp
 
     def run_demo(output, seed, **options):
         calls.append((output, seed, options["demonstrations"], options["layouts"], options["steps"]))
-        won = EpisodeResult(1, True, False, "left", "left", 20, np.zeros((21, 2)))
+        info = {"collided": False, "side_passed": "left", "stated_side": "left"}
+        won = EpisodeResult(1, True, 20, np.zeros((21, 2)), info=info)
         episodes = {"flow": {"left": [won]}, "regression": {"left": [won]}}
         return DemoResults(seed, 4, 80, 100, {}, episodes, [], {})
 
@@ -37,7 +38,8 @@ def test_adapting_gets_its_base_and_prints_its_table(tmp_path, capsys, monkeypat
 
     def run_adapting(output, seed, **options):
         calls.append((output, seed, options["base"], options["demonstrations"], options["layouts"]))
-        won = EpisodeResult(1, True, False, "left", "left", 20, np.zeros((21, 2)))
+        info = {"collided": False, "side_passed": "left", "stated_side": "left"}
+        won = EpisodeResult(1, True, 20, np.zeros((21, 2)), info=info)
         episodes = {"unstated": [won], "left": [won]}
         ways = {name: Way(episodes, 30, 120, None) for name in TITLES}
         return AdaptingResults(seed, 4, 80, 400, ways, {})

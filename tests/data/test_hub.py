@@ -89,21 +89,33 @@ def answer(kind, status, text="why"):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (answer(errors.GatedRepoError, 403), "'a/b' is gated: accept its terms"),
+        (
+            answer(errors.GatedRepoError, 403),
+            "'a/b' is gated: accept its terms at .*/datasets/a/b and log in",
+        ),
         (
             answer(errors.RepositoryNotFoundError, 404),
-            "neither a folder nor a hub dataset 'a/b'.*hf auth login",
+            "a/b is neither a folder here nor a dataset on the hub.*hf auth login",
         ),
-        (answer(errors.RevisionNotFoundError, 404), "does not exist at that revision"),
+        (
+            answer(errors.RevisionNotFoundError, 404),
+            "'a/b' has no revision 'main' .*/datasets/a/b/tree/main",
+        ),
         (
             answer(errors.HfHubHTTPError, 500, "Server error\nmore"),
-            "cannot be downloaded: Server error Give a local",
+            "'a/b' could not be downloaded: the hub is in trouble .it answers 500",
         ),
-        (errors.LocalEntryNotFoundError("no connection"), "cannot be downloaded: no connection"),
-        (errors.OfflineModeIsEnabled("offline mode is on"), "offline mode is on Give a local folder"),
+        (
+            errors.LocalEntryNotFoundError("no connection"),
+            "could not be reached for it: it was not asked",
+        ),
+        (errors.OfflineModeIsEnabled("offline mode is on"), "it was not asked .offline mode.*Give a folder"),
         (errors.HFValidationError("bad name"), "bad name"),
-        (errors.HTTPError("connection refused"), "cannot be downloaded: connection refused"),
-        (ConnectionError(""), "cannot be downloaded: ConnectionError"),
+        (
+            errors.HTTPError("connection refused"),
+            "for it: HTTPError: connection refused. Give a folder",
+        ),
+        (ConnectionError(""), "could not be reached for it: ConnectionError. Give a folder"),
         (OSError(28, "No space left on device"), "No space left on device"),
     ],
 )
@@ -121,7 +133,7 @@ def test_really_offline(monkeypatch, tmp_path):
     """No monkeypatched download: the library's own offline mode."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DatasetError, match="cannot be downloaded"):
+    with pytest.raises(DatasetError, match="hub could not be reached for it"):
         LeRobotDataset("someone/not-in-the-cache", action_horizon=2)
 
 

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from vla.demo.evaluation import share_said
-from vla.demo.report import DemoResults, followed_share, to_summary, write_results
+from vla.demo.report import DemoResults, to_summary, write_results
 from vla.demo.twins import Trained
-from vla.eval.figures import Fan
+from vla.eval.envs.detour_figures import Fan
+from vla.eval.envs.detour_report import followed_share
 from vla.eval.outcome import EpisodeResult
 
 
 def episode(seed, success=True, side="left", stated=None, said="left"):
     way = np.stack([np.full(21, 0.35), np.linspace(0.1, 0.8, 21)], axis=1)
     info = {"cup": np.array([0.5, 0.3]), "target": np.array([0.5, 0.8])}
+    info |= {"collided": not success, "side_passed": side, "stated_side": stated}
     frames = np.zeros((21, 32, 32, 3), np.uint8)
-    return EpisodeResult(
-        seed, success, not success, side, stated, 20, way, ("left", said), (0, 8), frames, info
-    )
+    return EpisodeResult(seed, success, 20, way, ("left", said), (0, 8), frames, info)
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def test_followed_share_needs_the_right_side_and_success(results):
     assert followed_share(results.summaries("flow")) == 0.95
 
 
-def test_said_is_judged_beside_the_cup():
+def test_said_is_judged_next_to_the_cup():
     def said(*texts):
-        return EpisodeResult(0, True, False, "left", None, 3, np.zeros((4, 2)), texts)
+        return EpisodeResult(0, True, 3, np.zeros((4, 2)), texts, info={"side_passed": "left"})
 
     assert share_said([said("right", "left\n", "right"), said("left", "right"), said("right")]) == 0.5
     assert share_said([said("left")]) is None, "none got as far as the cup"

@@ -53,6 +53,6 @@ def test_bad_numbers_and_taken_folders_are_refused_before_anything_is_written(tm
         run_demo(tmp_path / "out", layouts=2)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.json").write_text(json.dumps({}))
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         run_demo(tmp_path / "taken")
     assert not (tmp_path / "out").exists()

@@ -12,8 +12,8 @@ from vla.errors import ConfigError
 from vla.eval.outcome import Z95, EpisodeResult, success_interval, summarize
 
 
-def episode(success=True, collided=False, passed=None, stated=None, steps=20):
-    return EpisodeResult(0, success, collided, passed, stated, steps, np.zeros((steps + 1, 2)))
+def episode(success=True, steps=20):
+    return EpisodeResult(0, success, steps, np.zeros((steps + 1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -50,32 +50,30 @@ def test_impossible_counts(successes, episodes):
         success_interval(successes, episodes)
 
 
-def test_summary_counts_sides_of_successful_episodes_only():
-    results = [
-        episode(passed="left", stated="left", steps=20),
-        episode(passed="right", stated="left", steps=30),
-        episode(success=False, collided=True, passed="left", stated="left", steps=3),
-        episode(success=False, steps=50),
-        episode(passed="right", steps=25),
-    ]
+def test_summary_counts_successes_and_their_steps():
+    results = [episode(steps=20), episode(steps=30), episode(success=False, steps=3), episode(steps=25)]
     summary = summarize(results)
-    assert (summary.episodes, summary.successes, summary.collisions) == (5, 3, 1)
-    assert (summary.left, summary.right) == (1, 2)
-    assert (summary.stated, summary.followed) == (3, 1)
-    assert summary.mean_steps == 25
-    assert summary.followed_rate == pytest.approx(1 / 3)
-    assert summary.left_share == pytest.approx(1 / 3)
-    assert summary.interval == success_interval(3, 5)
+    assert (summary.episodes, summary.successes, summary.mean_steps) == (4, 3, 25)
+    assert summary.interval == success_interval(3, 4)
     values = json.loads(json.dumps(summary.to_json(), allow_nan=False))
-    assert values["success_rate"] == 0.6
-    assert values["success_interval"] == list(success_interval(3, 5))
+    assert values == {
+        "episodes": 4,
+        "successes": 3,
+        "mean_steps": 25,
+        "success_rate": 0.75,
+        "success_interval": list(success_interval(3, 4)),
+    }
 
 
-def test_summary_without_any_success_or_side():
+def test_what_an_environment_counts_stands_among_the_values():
+    summary = summarize([episode()], {"drawers": 2, "doors": None})
+    assert summary.extra == {"drawers": 2, "doors": None}
+    assert summary.to_json() == summarize([episode()]).to_json() | {"drawers": 2, "doors": None}
+
+
+def test_summary_without_any_success():
     summary = summarize([episode(success=False)])
     assert math.isnan(summary.mean_steps)
-    assert summary.followed_rate is None
-    assert summary.left_share is None
     assert json.loads(json.dumps(summary.to_json(), allow_nan=False))["mean_steps"] is None
 
 

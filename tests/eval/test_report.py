@@ -75,8 +75,7 @@ def figure():
 
 
 def full_report():
-    summary = Summary(100, 99, 1, 60, 39, 100, 98, 24.0)
-    unstated = Summary(40, 0, 40, 0, 0, 0, 0, float("nan"))
+    summary, unstated = Summary(100, 99, 24.0), Summary(40, 0, float("nan"))
     film = encode_video(np.zeros((2, 16, 16, 3), np.uint8))
     return Report(
         "A title",
@@ -85,8 +84,12 @@ def full_report():
         [
             SuccessBlock(
                 "Success",
-                [SuccessRow("flow", "left", summary), SuccessRow("mean", "unstated", unstated)],
+                [
+                    SuccessRow("flow", "left", summary, {"drawers opened": "98 / 100"}),
+                    SuccessRow("mean", "unstated", unstated, {"drawers opened": "none of 40"}),
+                ],
                 note="SUCCESS NOTE",
+                condition_header="INSTRUCTION HEADER",
             ),
             TextBlock("Words", ["first paragraph", "second paragraph"]),
             FigureBlock("Bytes", png(), "a caption"),
@@ -110,8 +113,10 @@ def test_the_page_is_whole_and_says_everything(tmp_path):
         "94.6 % to 99.8 %",
         "0 / 40 = 0 %",
         "0 % to 8.8 %",
-        "98 / 100 = 98 %",
-        "60 / 39",
+        "drawers opened",
+        "98 / 100",
+        "none of 40",
+        "INSTRUCTION HEADER",
         "SUCCESS NOTE",
         "second paragraph",
         "a caption",
@@ -144,13 +149,13 @@ def test_no_network_and_no_script():
 
 
 def test_text_is_escaped_everywhere():
-    summary = Summary(1, 1, 0, 1, 0, 0, 0, 3.0)
+    summary = Summary(1, 1, 3.0)
     report = Report(
         EVIL,
         EVIL,
         [Card(EVIL, EVIL, EVIL)],
         [
-            SuccessBlock(EVIL, [SuccessRow(EVIL, EVIL, summary)], EVIL),
+            SuccessBlock(EVIL, [SuccessRow(EVIL, EVIL, summary, {EVIL: EVIL})], EVIL, EVIL),
             TextBlock(EVIL, [EVIL]),
             FigureBlock(EVIL, png(), EVIL),
             TableBlock(EVIL, [EVIL, EVIL], [[EVIL, EVIL]], EVIL),
@@ -169,7 +174,7 @@ def test_text_is_escaped_everywhere():
 def test_the_interval_is_drawn_to_scale():
     html = render_report(full_report())
     low, width = re.search(r'<rect x="([\d.]+)" y="2" width="([\d.]+)"', html).groups()
-    expected = Summary(100, 99, 1, 60, 39, 100, 98, 24.0).interval
+    expected = Summary(100, 99, 24.0).interval
     assert (float(low), float(width)) == pytest.approx(
         (100 * expected[0], 100 * (expected[1] - expected[0])), abs=0.01
     )
@@ -184,6 +189,9 @@ def test_errors():
         render_report(Report("t", blocks=[FigureBlock("Broken", b"GIF89a")]))
     with pytest.raises(ConfigError, match="'Timing' has 1 cells, but there are 2 columns"):
         TableBlock("Timing", ["a", "b"], [["x"]])
+    one = Summary(1, 1, 3.0)
+    with pytest.raises(ConfigError, match=r"'Success' have different columns: \['doors'\] and \[\]"):
+        SuccessBlock("Success", [SuccessRow("p", "a", one, {"doors": "1"}), SuccessRow("p", "b", one)])
 
 
 @pytest.mark.parametrize(

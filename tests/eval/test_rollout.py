@@ -60,9 +60,9 @@ def test_picture_state_and_instruction_are_enough_to_solve_the_task(size):
         options = {"side": side}
         results = rollout(lambda: DetourEnv(size=size), Seeing(), range(30), options, execute=4, batch_size=8)
         assert [result.seed for result in results] == list(range(30))
-        assert all(result.success and not result.collided for result in results)
-        assert {result.side_passed for result in results} == {expected}
-        assert {result.stated_side for result in results} == {side}
+        assert all(result.success and not result.info["collided"] for result in results)
+        assert {result.info["side_passed"] for result in results} == {expected}
+        assert {result.info["stated_side"] for result in results} == {side}
         assert all(20 <= result.steps <= 32 for result in results)
 
 
@@ -74,7 +74,7 @@ def test_the_way_of_another_robot_is_in_table_units_like_its_cup_and_target():
             return {"actions": np.tile(np.float32([12.0, 0.0]), (HORIZON, 1))}
 
     for result in rollout(lambda: DetourEnv(embodiment=SECOND), Ahead(), range(3), execute=4):
-        assert result.collided
+        assert result.info["collided"]
         np.testing.assert_allclose(
             np.diff(result.trajectory, axis=0), [[0, 12 / 400]] * result.steps, atol=1e-6
         )
@@ -108,7 +108,7 @@ def test_batches_give_the_same_as_one_at_a_time(batch_size):
         np.testing.assert_array_equal(result.trajectory, states)
         assert result.steps == len(states) - 1
         assert result.success == info["success"]
-        assert result.side_passed == info["side_passed"]
+        assert result.info["side_passed"] == info["side_passed"]
         np.testing.assert_array_equal(result.info["cup"], env.layout.cup)
 
 
@@ -128,10 +128,10 @@ def test_collisions_and_cut_offs_are_failures():
             return {"actions": np.zeros((HORIZON, 2), np.float32)}
 
     for result in rollout(DetourEnv, Straight(), range(5), execute=4):
-        assert (result.success, result.collided) == (False, True)
+        assert (result.success, result.info["collided"]) == (False, True)
         assert result.steps < 8
     for result in rollout(DetourEnv, Still(), range(5), execute=4):
-        assert (result.success, result.collided, result.steps) == (False, False, STEP_LIMIT)
+        assert (result.success, result.info["collided"], result.steps) == (False, False, STEP_LIMIT)
 
 
 def test_text_and_film_where_asked_for():

@@ -18,7 +18,7 @@ def docstring_rules() -> AttentionRules:
         prompt={"images": "all", "prompt": "all"},
         response={"images": "all", "prompt": "all", "response": "causal"},
         state={"images": "all", "prompt": "all", "state": "all"},
-        actions={"images": "all", "prompt": "all", "state": "all", "actions": "own"},
+        actions={"images": "all", "prompt": "all", "state": "all", "actions": "same_segment"},
     )
 
 
@@ -76,7 +76,7 @@ def test_queries_that_start_late_know_what_came_before():
 
 @pytest.mark.parametrize(
     ("rules", "message"),
-    [({"a": {"b": "all"}}, "refers to 'b'"), ({"a": {"a": "some"}}, "sees 'a' as 'some'")],
+    [({"a": {"b": "all"}}, "refers to 'b'"), ({"a": {"a": "some"}}, "attends to 'a' as 'some'")],
 )
 def test_rules_that_make_no_sense_are_refused(rules, message):
     with pytest.raises(ValueError, match=message):

@@ -42,8 +42,8 @@ def test_tau_follows_its_density():
     cdf = 1 - ((s - tau) / s) ** 1.5
     steps = torch.arange(1, n + 1, dtype=torch.float64) / n
     distance = torch.maximum((steps - cdf).abs(), (cdf - steps + 1 / n).abs()).max()
-    assert distance < 1.95 / math.sqrt(n), "p < 0.001 that this is the documented law"
-    assert abs((1 - tau).mean() - 0.6004) < 3e-3, "E[t] of the published law"
+    assert distance < 1.95 / math.sqrt(n), "p < 0.001 that this is the documented distribution"
+    assert abs((1 - tau).mean() - 0.6004) < 3e-3, "E[t] of the published distribution"
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 3.0])
@@ -62,7 +62,7 @@ def test_same_generator_same_times():
 
 
 @given(draws=st.integers(2, 9), seed=st.integers(0, 1000))
-def test_stratified_times_lie_one_in_each_part_of_the_law(draws, seed):
+def test_stratified_times_lie_one_in_each_part_of_the_distribution(draws, seed):
     tau = sample_tau((5, draws), 1.5, 0.999, generator=torch.Generator().manual_seed(seed), stratified=True)
     # The inverse of the distribution function says which of the equally likely parts a time lies in.
     share = ((0.999 - tau.double()) / 0.999) ** 1.5
@@ -70,7 +70,7 @@ def test_stratified_times_lie_one_in_each_part_of_the_law(draws, seed):
     assert torch.equal(part, torch.arange(draws).double().expand(5, -1))
 
 
-def test_every_one_of_stratified_times_follows_the_law():
+def test_every_one_of_stratified_times_follows_the_distribution():
     generator = torch.Generator().manual_seed(0)
     tau = sample_tau((50_000, 4), generator=generator, stratified=True)
     alone = sample_tau((50_000,), generator=generator)

@@ -39,7 +39,7 @@ class Verdict:
     """How one array compares.
 
     Attributes:
-        name: Of the array.
+        name: Name of the array.
         ok: Whether it is as it should be.
         text: The rest of its line in the report.
     """

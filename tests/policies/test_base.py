@@ -132,7 +132,9 @@ def test_a_shard_that_the_index_does_not_list_is_an_error(robot_ready, tmp_path)
     lost = sorted(set(values["weight_map"].values()))[1]
     values["weight_map"] = {name: file for name, file in values["weight_map"].items() if file != lost}
     index.write_text(json.dumps(values))
-    with pytest.raises(WeightsError, match=rf"holds {lost}, of which model\.safetensors\.index\.json says"):
+    with pytest.raises(
+        WeightsError, match=rf"holds {lost}, which model\.safetensors\.index\.json does not list"
+    ):
         Pi0Policy.from_pretrained(tmp_path / "policy")
 
 

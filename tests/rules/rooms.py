@@ -50,7 +50,8 @@ ROOMS: dict[str, Room] = {
     "transforms.robot_file": Room(packages=("pydantic", "yaml")),
     "weights": Room(packages=("torch", "numpy", "safetensors", "huggingface_hub", "tensorstore", "yaml")),
     "data": Room(
-        rooms=("transforms",), packages=("torch", "numpy", "PIL", "pyarrow", "av", "huggingface_hub")
+        rooms=("transforms", "weights.hub_errors"),
+        packages=("torch", "numpy", "PIL", "pyarrow", "av", "huggingface_hub"),
     ),
     # How a policy meets a folder or the hub. Policies are modules with a config and pipelines here, found by
     # name: so `Policy`, whose methods load and save, can stand above this room.

@@ -57,10 +57,12 @@ def complaints(module: str, source: str, is_package: bool = False) -> list[str]:
     return [one for one in found if one is not None]
 
 
-@pytest.mark.parametrize("module", modules())
-def test_imports_only_what_the_room_names(module):
-    path = modules()[module]
-    assert complaints(module, path.read_text(), path.name == "__init__.py") == []
+def test_imports_only_what_the_room_names():
+    found = [
+        complaints(module, path.read_text(), path.name == "__init__.py") for module, path in modules().items()
+    ]
+    assert len(found) > 150
+    assert [one for module in found for one in module] == []
 
 
 def test_every_room_named_by_a_row_exists_in_the_table():

@@ -257,9 +257,9 @@ def test_a_pipeline_that_knows_its_robot_is_left_alone(write):
 
 def test_statistics_of_another_robot_are_refused(write):
     robot = load_robot(write())
-    with pytest.raises(StatisticsError, match=r"'state' are of 4 dimensions, but arm .* has 3"):
+    with pytest.raises(StatisticsError, match=r"'state' have 4 dimensions, but arm .* has 3"):
         apply_robot(published(8, 4), robot)
-    with pytest.raises(StatisticsError, match="'state' are of 2 dimensions"):
+    with pytest.raises(StatisticsError, match="'state' have 2 dimensions"):
         apply_robot(published(2), robot)
 
 

@@ -1,1 +1,1 @@
-"""LoRA and its kin: put into a policy, saved next to it, on a quantised base."""
+"""Adapters (LoRA and variants): added to a policy, saved on their own, also on a quantised base."""

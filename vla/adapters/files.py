@@ -1,13 +1,12 @@
 """Adapters on disk: a folder of megabytes that names its base.
 
-    adapter_config.json          peft's own, so that peft reads the folder, too
-    adapter_model.safetensors    the matrices, and the maps that were trained whole
-    adapter_base.json            the base: hub id or path, commit, what it must look like (a fingerprint), and
+    adapter_config.json          peft's format, so that peft can read the folder
+    adapter_model.safetensors    the LoRA matrices, and the modules that were trained whole
+    adapter_base.json            the base: hub id or path, commit, fingerprint, and
                                  in how many bits it was stored in training
     pipeline.json, ...           statistics, transforms and tokenizer, as in every policy's folder
 
-An adapter changes the weights of one base and of no other, so the base's fingerprint is compared whenever the
-two meet.
+An adapter fits one base only, so the base's fingerprint is compared whenever an adapter is loaded.
 """
 
 import json
@@ -29,7 +28,7 @@ from vla.adapters.lora import (
     remove_adapter,
 )
 from vla.adapters.quantize import load_quantized
-from vla.atomic import atomic_write
+from vla.atomic import atomic_write, read_json
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.errors import StatisticsError, VlaError, WeightsError
 from vla.transforms.named_pipelines import read_pipelines
@@ -51,12 +50,12 @@ def write_adapter(
     """Write the active adapter into an existing folder, without pipeline.
 
     Args:
-        policy: With an active adapter.
-        folder: Where to.
+        policy: A policy with an active adapter.
+        folder: The folder.
         state_dict: The whole policy's tensors, where they were gathered from several processes.
 
     Raises:
-        WeightsError: The base came from no checkpoint, so nothing could name it.
+        WeightsError: The base was never saved as a checkpoint, so the adapter cannot refer to it.
     """
     name, base = policy.adapter, policy.loaded_from
     assert name is not None
@@ -98,8 +97,8 @@ def load_adapter(
     Args:
         policy: The base; changed in place.
         folder: The adapter's folder, or its hub id.
-        name: Of the adapter inside the policy, for `set_adapter`.
-        dtype: Of the adapter, where it is to be trained further; None is the base's.
+        name: Name of the adapter inside the policy, for `set_adapter`.
+        dtype: Dtype of the adapter, where it is to be trained further; None is the base's.
 
     Raises:
         WeightsError: The adapter was trained on another base, or is damaged; the policy is as it was.
@@ -114,8 +113,8 @@ def load_adapter(
         ours_from = policy.loaded_from.name if policy.loaded_from else "weights of no checkpoint"
         raise WeightsError(
             f"The adapter {folder} was trained on {said['name']} with the fingerprint {said['fingerprint']}, "
-            f"but this policy, {ours_from}, has the fingerprint {ours}: an adapter fits its own base alone. "
-            "Say where that lies: base=..., or `vla merge --base`."
+            f"but this policy, {ours_from}, has the fingerprint {ours}: an adapter only fits its own base. "
+            "Name that base with base=..., or `vla merge --base`."
         )
     lora, tensors = _read_adapter(folder)
     pipelines = read_pipelines(folder)
@@ -123,11 +122,11 @@ def load_adapter(
         inject(policy, lora, name)
     except VlaError:
         raise
-    except ValueError as error:  # peft's complaint of a config that fits no map
+    except ValueError as error:  # peft's error for a config that matches no module
         raise WeightsError(f"{folder / CONFIG_FILE} does not fit the policy: {error}") from error
     policy.trained_on[name] = said.get("quantize")
     if dtype is not None or policy.quantized is not None:
-        cast_trained(policy, dtype or policy.dtype)  # next to maps of integers, `peft` makes it float32
+        cast_trained(policy, dtype or policy.dtype)  # next to integer weights, `peft` makes it float32
     targets = peft.get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
     wanted = {_PREFIX + key: tensor for key, tensor in targets.items()}
     wrong = sorted(
@@ -138,7 +137,7 @@ def load_adapter(
     if wrong:
         remove_adapter(policy, name)
         raise WeightsError(
-            f"{folder / WEIGHTS_FILE} does not hold what its {CONFIG_FILE} says: {len(wrong)} tensors are "
+            f"{folder / WEIGHTS_FILE} does not match its {CONFIG_FILE}: {len(wrong)} tensors are "
             f"missing, too many or of another shape, such as {', '.join(wrong[:3])}. Nothing was loaded."
         )
     with torch.no_grad():
@@ -163,18 +162,19 @@ def load_with_base(
     """Return the policy of an adapter's folder: its base, with the adapter in it.
 
     Args:
-        folder: The adapter's.
+        folder: The adapter's folder.
         expected: The class that the base must be; None takes what it is.
-        base: Where the base lies, if no longer where the adapter says.
-        dtype: Of the weights; None keeps the base's.
+        base: Folder or hub id of the base, if it moved.
+        dtype: Dtype of the weights; None keeps the base's.
         device: Where to put them.
-        tokenizer: A tokenizer, or its folder or hub id, where the base brings none.
+        tokenizer: A tokenizer, or its folder or hub id, where the base has none.
         quantize: "4bit" or "8bit" for the base, whatever it was in training.
-        adapter_dtype: Of the adapter, where it is to be trained further; None is the base's.
+        adapter_dtype: Dtype of the adapter, where it is to be trained further; None is the base's.
         **hub: `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        WeightsError: The base cannot be reached or is another one than was trained on; or files are damaged.
+        WeightsError: The base cannot be reached or is not the one that the adapter was trained on; or files
+            are damaged.
     """
     said, wanted = _read_base(folder), as_dtype(dtype)
     name = said["name"] if base is None else str(base)
@@ -208,16 +208,16 @@ def merge(
     dtype: torch.dtype | str | None = None,
     **hub: Any,
 ) -> PolicyModule:
-    """Write base and adapter as one whole checkpoint, which needs neither of them any more.
+    """Write base and adapter as one whole checkpoint, which needs neither of them.
 
     The base is taken in full precision, also where the adapter was trained on one in 4 or 8 bits; the result
-    then differs from what was trained by the error of those, and the log says so.
+    then differs from the trained policy by the quantisation error, and the log says so.
 
     Args:
         adapter: Its folder or hub id.
         dst: Folder to make; it must not exist, or be empty.
-        base: Where the base lies, if no longer where the adapter says.
-        dtype: Of what is written; float32, in which the sum is made, where not given.
+        base: Folder or hub id of the base, if it moved.
+        dtype: Dtype of the merged weights; float32, in which they are summed, where not given.
         **hub: `revision` (the adapter's), `token`, `cache_dir`, `local_files_only`.
 
     Returns:
@@ -243,34 +243,27 @@ def merge(
 
 def _read_base(folder: Path) -> dict[str, Any]:
     path = folder / BASE_FILE
-    said = _read_json(path)
+    said = _read(path)
     if said.keys() - {"quantize"} != {"name", "revision", "config", "asset_id", "fingerprint"}:
-        raise WeightsError(f"{path} does not say what an adapter's base is: its keys are {sorted(said)}.")
+        raise WeightsError(f"{path} does not describe an adapter's base: its keys are {sorted(said)}.")
     return said
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{path} is missing, so {path.parent} holds no adapter that was trained here. One of another "
-            "library must be merged there (peft: merge_and_unload), and the result opened."
-        ) from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(read, dict):
-        raise WeightsError(f"{path} does not hold a JSON object.")
-    return read
+def _read(path: Path) -> dict[str, Any]:
+    missing = (
+        f"{path.parent} holds no adapter that was trained here. One of another library must be merged there "
+        "(peft: merge_and_unload), and the result opened."
+    )
+    return read_json(path, WeightsError, missing)
 
 
 def _read_adapter(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     """Return the `peft.LoraConfig` and the tensors of an adapter's folder."""
     peft: Any = import_peft()
     path = folder / CONFIG_FILE
-    fields = _read_json(path)
+    fields = _read(path)
     if fields.get("peft_type") != "LORA":
-        raise WeightsError(f"{path} describes no LoRA but '{fields.get('peft_type')}'.")
+        raise WeightsError(f"{path} describes not a LoRA but '{fields.get('peft_type')}'.")
     fields["inference_mode"] = False
     try:
         return peft.LoraConfig.from_peft_type(**fields), load_file(folder / WEIGHTS_FILE)

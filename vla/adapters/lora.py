@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) inside a policy, by way of `peft`.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) inside a policy, through `peft`.
 
-The policy stays what it is, a `Pi0Policy` for one: the linear layers that its preset names get two small
-matrices next to them, and the maps between the robot's numbers and the expert get a trained copy. Everything
-else is frozen. Several adapters may lie in one policy; one of them, with its own pipeline, is active.
+The policy keeps its class, for instance `Pi0Policy`: the linear layers that its preset names get two small
+matrices each, and the state and action projections get a trained copy. Everything else is frozen. A policy
+may hold several adapters; one of them, with its own pipeline, is active.
 
 `vla.adapters.files` saves, loads and merges them.
 """
@@ -25,7 +25,7 @@ DEFAULT_NAME = "default"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SAMPLES = 64
-"""Values of a tensor that count in a fingerprint."""
+"""Values of each tensor that enter a fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,13 @@ class AdapterConfig:
     """How a policy is adapted.
 
     Attributes:
-        preset: Which linear layers, as the policy names them ("expert"); None: the policy's default.
-        targets: Instead of the preset: an expression that the full names of the maps match.
-        rank: Of the low-rank change.
-        alpha: The change is scaled by `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`.
-        dropout: Of what enters the change, in training.
-        dora: Learn magnitude and direction apart (arXiv 2402.09353).
+        preset: Which linear layers, by the policy's names ("expert"); None: the policy's default.
+        targets: In place of the preset: a regular expression that matches the full names of the linear
+            layers.
+        rank: Rank of the update.
+        alpha: The update is scaled by `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`.
+        dropout: Dropout on the update's input, in training.
+        dora: Learn magnitude and direction separately (arXiv 2402.09353).
         rslora: Scale that does not fade with the rank (arXiv 2312.03732).
     """
 
@@ -60,7 +61,7 @@ class AdapterConfig:
 
 
 def import_peft() -> ModuleType:
-    """Return `peft`, which is imported where an adapter is needed and nowhere else.
+    """Return `peft`, which is imported only where an adapter is needed.
 
     Raises:
         MissingDependencyError: It is not installed.
@@ -73,19 +74,19 @@ def import_peft() -> ModuleType:
 
 
 def add_adapter(policy: PolicyModule, config: AdapterConfig | None = None, name: str = DEFAULT_NAME) -> None:
-    """Put a fresh adapter into a policy and make it the active one; its outputs stay what they were.
+    """Add a fresh adapter to a policy and make it the active one; the policy's outputs do not change.
 
-    From here on only the adapter and the maps that are trained whole require a gradient. The matrices are
+    From here on only the adapter and the modules that are trained whole require a gradient. The matrices are
     drawn from torch's global generator.
 
     Args:
-        policy: Changed in place.
+        policy: The policy, changed in place.
         config: What to adapt and how.
-        name: Of the adapter inside the policy.
+        name: Name of the adapter inside the policy.
 
     Raises:
-        ConfigError: The targets match no linear layer (names the nearest modules), or the policy does not say
-            what to adapt.
+        ConfigError: The targets match no linear layer (names the nearest modules), or the policy offers no
+            adapter.
         MissingDependencyError: `peft` is not installed.
     """
     config = config or AdapterConfig()
@@ -113,7 +114,7 @@ def inject(policy: PolicyModule, lora: Any, name: str) -> None:
     """Put the adapter that a `peft.LoraConfig` describes into a policy, and make it the active one.
 
     Raises:
-        ConfigError: The name is taken, or no name.
+        ConfigError: The name is taken or invalid.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"An adapter's name is made of letters, digits, '-' and '_'; got '{name}'.")
@@ -134,7 +135,7 @@ def inject(policy: PolicyModule, lora: Any, name: str) -> None:
 
 
 def adapter_names(policy: PolicyModule) -> list[str]:
-    """Return the names of the adapters in a policy, in the order in which they came."""
+    """Return the names of the adapters in a policy, in the order in which they were added."""
     return [name for name in policy.adapter_pipelines if name is not None]
 
 
@@ -142,8 +143,8 @@ def set_adapter(policy: PolicyModule, name: str | None) -> None:
     """Make one of a policy's adapters, and its pipeline, the active one.
 
     Args:
-        policy: Changed in place.
-        name: Of the adapter; None is the base alone.
+        policy: The policy, changed in place.
+        name: Name of the adapter; None is the base alone.
 
     Raises:
         ConfigError: The policy has no such adapter.
@@ -162,7 +163,7 @@ def set_adapter(policy: PolicyModule, name: str | None) -> None:
 
 
 def train_adapter_only(policy: PolicyModule) -> None:
-    """Let the active adapter require gradients, and nothing else."""
+    """Let only the active adapter require gradients."""
     marks = (
         f".lora_A.{policy.adapter}.",
         f".lora_B.{policy.adapter}.",
@@ -174,16 +175,16 @@ def train_adapter_only(policy: PolicyModule) -> None:
 
 
 def cast_trained(policy: PolicyModule, dtype: torch.dtype) -> None:
-    """Give what requires a gradient another dtype than the frozen weights; in place, names stay."""
+    """Cast the parameters that require a gradient; in place, names do not change."""
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
 
 
 def cast_frozen(policy: PolicyModule, dtype: torch.dtype) -> None:
-    """Give what requires no gradient another dtype than what is trained; in place, names stay.
+    """Cast the parameters that require no gradient; in place, names do not change.
 
-    The base's fingerprint and the trained copies of its maps are older than that, and in full precision.
+    The base's fingerprint and the trained copies of modules were made before, in full precision.
     """
     for parameter in policy.parameters():
         if not parameter.requires_grad and parameter.is_floating_point():
@@ -191,16 +192,16 @@ def cast_frozen(policy: PolicyModule, dtype: torch.dtype) -> None:
 
 
 def fold_in(policy: PolicyModule) -> None:
-    """Make the active adapter part of the weights; the policy is then one like any other.
+    """Merge the active adapter into the weights; the policy then has no adapters.
 
-    Other adapters in it are dropped. Best done in float32: the sum is rounded to the weights' dtype.
+    Other adapters are dropped. Best done in float32: the sum is rounded to the weights' dtype.
 
     Raises:
         ConfigError: No adapter is active, or the base is quantised.
     """
     if policy.quantized is not None:
         raise ConfigError(
-            f"The base is stored in {policy.quantized}, where a sum would be rounded once more: load it in "
+            f"The base is stored in {policy.quantized}, where a sum would be rounded again: load it in "
             "full precision, as `vla merge` does."
         )
     if policy.adapter is None:
@@ -219,7 +220,7 @@ def fold_in(policy: PolicyModule) -> None:
 
 
 def remove_adapter(policy: PolicyModule, name: str) -> None:
-    """Take an adapter out of a policy; the base becomes active, with its own pipeline.
+    """Remove an adapter from a policy; the base becomes active, with its pipeline.
 
     Raises:
         ConfigError: The policy has no such adapter.
@@ -251,10 +252,10 @@ def base_parameters(policy: PolicyModule) -> dict[str, nn.Parameter]:
 
 
 def fingerprint(policy: PolicyModule) -> str:
-    """Return what tells the base of a policy from others: a hash of names, shapes and some of the values.
+    """Return the fingerprint of a policy's base: a hash of names, shapes and some of the values.
 
     Values are rounded to bfloat16 first, so that a base has one fingerprint in float32 and in bfloat16; up to
-    64 of every tensor count. Adapters in the policy do not. A quantised base has the one that it had before.
+    64 of every tensor count. Adapters do not count. A quantised base keeps its fingerprint.
     """
     if policy.quantized is not None:
         assert policy.base_fingerprint is not None
@@ -270,12 +271,12 @@ def fingerprint(policy: PolicyModule) -> str:
 
 
 def _matching(policy: PolicyModule, expression: str) -> str:
-    """Return the expression as `peft` shall read it; raise where it matches no linear layer."""
+    """Return the expression for `peft`; raise where it matches no linear layer."""
     try:
         pattern = re.compile(expression)
     except re.error as error:
         raise ConfigError(
-            f"The adapter's targets '{expression}' are no valid expression: {error}."
+            f"The adapter's targets '{expression}' are not a valid expression: {error}."
         ) from error
     plain = {name.replace(".base_layer", ""): module for name, module in policy.named_modules()}
     linear = [
@@ -292,7 +293,7 @@ def _matching(policy: PolicyModule, expression: str) -> str:
     others = [name for name, module in plain.items() if pattern.fullmatch(name) and name not in linear]
     if not others:
         return expression
-    # `peft` refuses an expression that also matches blocks and norms; the maps' names alone say the same.
+    # `peft` refuses an expression that also matches blocks and norms; the names of the layers do not.
     return "|".join(re.escape(name) for name in found)
 
 
@@ -309,6 +310,6 @@ def _parts(policy: PolicyModule) -> list[tuple[str, Any]]:
 
 
 def _of_this(part: Any, name: str) -> list[str]:
-    """Return what to activate in one part: two adapters need not change the same maps."""
+    """Return what to activate in one part: two adapters need not change the same layers."""
     held = part.modules_to_save if hasattr(part, "modules_to_save") else part.lora_A
     return [name] if name in held else []

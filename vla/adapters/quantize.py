@@ -1,8 +1,8 @@
 """A frozen base in few bits: linear layers as 4-bit normal floats or 8-bit integers (`bitsandbytes`).
 
-What such a policy can do is act, and train an adapter (QLoRA, arXiv 2305.14314): gradients pass through the
-stored numbers, which never change. Stored so are the maps that the policy names, those of its layers. Token
-table, norms, modulations and the maps between the robot's numbers and the expert stay as they were loaded.
+Such a policy can act, and train an adapter (QLoRA, arXiv 2305.14314): gradients pass through the stored
+weights, which never change. Quantised are the linear layers that the policy names, those of its blocks. Token
+table, norms, modulations and the state and action projections stay as they were loaded.
 
     4bit    NF4 in blocks of 64 with a scale each, the scales in 8 bits: 0.52 bytes a weight, about 9 % noise
     8bit    rows with a scale each (LLM.int8, arXiv 2208.07339): 1 byte a weight, about 1 % noise
@@ -33,11 +33,11 @@ BLOCK = 64
 """Weights of a row that share a scale in 4 bits."""
 
 _OUTLIER = 6.0
-"""Inputs at least so large are multiplied in the dtype that they came in, not in 8 bits."""
+"""Inputs at least this large are multiplied in their own dtype, not in 8 bits."""
 
 
 def import_bitsandbytes() -> ModuleType:
-    """Return `bitsandbytes`, which is imported where a base is quantised and nowhere else.
+    """Return `bitsandbytes`, which is imported only where a base is quantised.
 
     Raises:
         MissingDependencyError: It is not installed.
@@ -55,7 +55,7 @@ def import_bitsandbytes() -> ModuleType:
 
 
 def check_kind(kind: str) -> Kind:
-    """Return a kind that exists and can be had here, or say why it cannot.
+    """Return the kind if it exists and is available here; raise otherwise.
 
     Raises:
         ConfigError: There is no such kind.
@@ -78,7 +78,8 @@ def load_quantized(
 ) -> PolicyModule:
     """Load a whole policy and store its base in few bits, if asked for; see `vla.checkpoints.loading`.
 
-    It is loaded into the host's memory and moved layer by layer, so that a device holds the few bits alone.
+    It is loaded into the host's memory and moved layer by layer, so that a device only holds the quantised
+    weights.
 
     Args:
         folder: Holds a whole checkpoint.
@@ -98,19 +99,19 @@ def load_quantized(
 def quantize_base(policy: PolicyModule, kind: Kind, device: torch.device | str | None = None) -> None:
     """Store the linear layers that a policy names in 4 or 8 bits, one after the other, and freeze it.
 
-    Each map's memory is freed before the next one is made, so that there is never a second copy of the
+    Each layer's memory is freed before the next one is made, so that there is never a second copy of the
     weights. Products are computed in the dtype that the weights have now.
 
     In 4 bits, layers whose number of inputs is not a multiple of 64 are left as they are: their blocks would
     lie across rows, which bitsandbytes reads back wrongly on a CPU.
 
     Args:
-        policy: Without an adapter; changed in place.
+        policy: A policy without an adapter, changed in place.
         kind: "4bit" or "8bit".
-        device: Where to put all of it; a map is moved before it is quantised. None leaves it where it is.
+        device: Where to put all of it; a layer is moved before it is quantised. None leaves it where it is.
 
     Raises:
-        ConfigError: It is quantised already, has an adapter, names no maps, or none of them fits.
+        ConfigError: It is quantised already, has an adapter, names no linear layers, or none of them fits.
         MissingDependencyError: `bitsandbytes` is not installed.
     """
     make = _four_bits if check_kind(kind) == "4bit" else _eight_bits
@@ -118,7 +119,7 @@ def quantize_base(policy: PolicyModule, kind: Kind, device: torch.device | str |
         raise ConfigError(f"The policy is quantised already ({policy.quantized}); load it anew.")
     if adapter_names(policy):
         raise ConfigError("The policy has an adapter: quantise its base first, then load the adapter.")
-    named, fitting = _maps(policy, kind)
+    named, fitting = _linears(policy, kind)
     policy.base_fingerprint = fingerprint(policy)
     before = after = 0
     for name in fitting:
@@ -133,31 +134,31 @@ def quantize_base(policy: PolicyModule, kind: Kind, device: torch.device | str |
         policy.to(device)  # type: ignore[arg-type]
     policy.requires_grad_(False)
     policy.quantized = kind
-    setattr(policy, f"is_loaded_in_{kind}", True)  # what `peft` asks for
+    setattr(policy, f"is_loaded_in_{kind}", True)  # `peft` asks for this
     logger.info(
         "%d of %d linear layers are stored in %s, %.3f GB instead of %.3f; %d stay as they are.",
         len(fitting), len(named), kind, after / 1e9, before / 1e9, len(named) - len(fitting),
     )  # fmt: skip
 
 
-def _maps(policy: PolicyModule, kind: Kind) -> tuple[list[str], list[str]]:
-    """Return the names of the maps that the policy names, and of those that fit."""
+def _linears(policy: PolicyModule, kind: Kind) -> tuple[list[str], list[str]]:
+    """Return the names of the linear layers that the policy names, and of those that fit."""
     if policy.parts.quantizable_linears is None:
         raise ConfigError(f"{type(policy).__name__} does not say which of its layers may be quantised.")
     pattern = re.compile(policy.parts.quantizable_linears)
-    maps = {
+    linears = {
         name: module.in_features
         for name, module in policy.named_modules()
         if isinstance(module, nn.Linear) and pattern.fullmatch(name)
     }
-    fitting = [name for name, inputs in maps.items() if kind == "8bit" or inputs % BLOCK == 0]
+    fitting = [name for name, inputs in linears.items() if kind == "8bit" or inputs % BLOCK == 0]
     if not fitting:
         raise ConfigError(
-            f"None of the policy's {len(maps)} linear layers can be stored in 4 bits: they have "
-            f"{', '.join(map(str, sorted(set(maps.values()))))} inputs, and it takes a multiple of {BLOCK}. "
+            f"None of the policy's {len(linears)} linear layers can be stored in 4 bits: they have "
+            f"{', '.join(map(str, sorted(set(linears.values()))))} inputs, not a multiple of {BLOCK}. "
             "Use 8bit, or leave quantize out."
         )
-    return list(maps), fitting
+    return list(linears), fitting
 
 
 def _four_bits(plain: nn.Linear, device: torch.device | str) -> nn.Linear:
@@ -170,7 +171,7 @@ def _four_bits(plain: nn.Linear, device: torch.device | str) -> nn.Linear:
         quant_type="nf4",
         device="meta",
     )
-    # Otherwise a pass in evaluation mode on a CPU repacks the weights, and leaves them so, for a kernel that
+    # Otherwise a pass in evaluation mode on a CPU repacks the weights, for good, for a kernel that
     # computes in bfloat16 and has no gradient.
     stored.support_avx512bf16_for_cpu = False
     weight = bnb.nn.Params4bit(

@@ -1,1 +1,1 @@
-"""How a policy meets a folder or the hub: recognise, load, convert; one place per library."""
+"""Checkpoints in folders and on the hub: recognise, load, convert; one place per library."""

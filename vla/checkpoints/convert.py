@@ -1,7 +1,6 @@
-"""From one format of checkpoints to another, tensor by tensor, without ever holding a model in memory."""
+"""Convert a checkpoint to another format, tensor by tensor, without holding a model in memory."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from vla.transforms.named_pipelines import (
     read_pipelines,
     write_pipelines,
 )
+from vla.types import ProgressCallback
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import VLA_CONFIG, Format, open_stored
 from vla.weights.plan import plan_load, plan_write
@@ -29,11 +29,9 @@ from vla.weights.stream import Fill, write_tensors
 from vla.weights.tensors import Piece
 
 SINGLE_FILE_FORMATS = ("lerobot", "openpi")
-"""Their own readers know no shards."""
+"""The readers of these formats do not know shards."""
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,14 @@ class ConversionReport:
 
     Attributes:
         policy: Name of the policy, "pi0".
-        source_format: What was read.
-        target_format: What was written.
+        source_format: The format that was read.
+        target_format: The format that was written.
         tensors: Number of tensors written.
         parameters: Values in them.
         total_bytes: Bytes of them.
         files: Paths of everything written, below the target folder.
         dropped: Stored name -> why it was left out.
-        notes: What else there is to know, in sentences.
+        notes: Sentences for the user.
     """
 
     policy: str
@@ -76,7 +74,7 @@ def convert(
     tokenizer: Any = None,
     asset_id: str | None = None,
     pipeline: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ConversionReport:
     """Write a checkpoint in another format: weights, config, statistics and pipeline.
 
@@ -84,16 +82,16 @@ def convert(
         src: Folder or hub id, in any format that is known.
         dst: Folder to make; it must not exist, or be empty.
         to: "vla", "lerobot", "transformers" or "openpi".
-        dtype: Of the written weights; None keeps what is stored.
+        dtype: Dtype of the written weights; None keeps what is stored.
         revision: Branch, tag or commit on the hub.
         token: Hub token, for private and gated repositories.
         max_shard_size: Largest file ("5GB", or bytes), for formats that know shards: 5 GB where not given.
         config: Fields of the config that the source does not record, such as `{"action_horizon": 10}`.
-        tokenizer: A tokenizer, or its folder or hub id, where the source brings none.
+        tokenizer: A tokenizer, or its folder or hub id, where the source has none.
         asset_id: Which statistics to take where the source holds those of several robots.
         pipeline: Which robot to write of a source that was trained on several: the name of its pipeline. To
             "vla", all of them where none is named.
-        progress: Called with the bytes written so far and the bytes in all.
+        progress: Called with the bytes written so far and the total.
 
     Raises:
         WeightsError: The source is not exactly a policy's checkpoint.
@@ -167,7 +165,7 @@ def _items(names: dict[str, str | Fill], pieces: dict[str, Piece]) -> dict[str, 
 
 
 def _metadata(settings: Any, target: Format) -> dict[str, str]:
-    """Return what is written next to the tensors: all that a config of another format cannot say."""
+    """Return the metadata next to the tensors: our config, which other formats cannot express."""
     if target.name == "vla":
         return {"format": "pt"}
     return {"format": "pt", VLA_CONFIG: json.dumps(json.loads(settings.to_json_string(use_diff=False)))}

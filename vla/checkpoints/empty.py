@@ -1,4 +1,4 @@
-"""A policy's modules without memory for any weight: to be filled by a stream, sent, or only counted."""
+"""A policy's modules without memory for weights: to be filled by a stream, received, or only counted."""
 
 from typing import Any, TypeVar
 
@@ -23,9 +23,9 @@ def parameter_shapes(policy: PolicyModule) -> dict[str, tuple[int, ...]]:
 
 
 def reserve_memory(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give every parameter of an empty module an address on the CPU, and no value.
+    """Give every parameter of an empty module memory on the CPU, without values.
 
-    For a process that another one is going to send the values: what is never touched takes no memory.
+    For a process that will receive the values from another one: untouched memory costs nothing.
     """
     made: dict[int, nn.Parameter] = {}
     for name, parameter in list(module.named_parameters(remove_duplicate=False)):

@@ -1,7 +1,7 @@
-"""One way to load a policy, whatever format its checkpoint has: recognise, check, build empty, stream.
+"""Load a policy from a checkpoint of any format: recognise, check, build empty, stream.
 
-Nothing is read but headers until the whole plan has been found right, and a policy is handed out whole or
-not at all.
+Only headers are read until the whole plan is known to be right, and a policy is returned complete or not at
+all.
 """
 
 from collections.abc import Mapping
@@ -38,12 +38,12 @@ def load_policy(
     """Return the policy of a checkpoint folder, in evaluation mode.
 
     Args:
-        folder: Of any format that is known.
+        folder: A checkpoint in any format that is known.
         expected: The class that the checkpoint must hold; None takes what it holds.
-        dtype: Of the weights; None keeps that of most of the stored ones.
+        dtype: Dtype of the weights; None keeps that of most of the stored ones.
         device: Where to put them.
         config: Fields of the config to change; not those that the tensors decide.
-        tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.
+        tokenizer: A tokenizer, or its folder or hub id, where the checkpoint has none.
         asset_id: Which statistics to take where the checkpoint holds those of several robots.
         load_weights: False checks all of them, but leaves the policy's without values.
 

@@ -1,6 +1,6 @@
-"""What a checkpoint holds, as a module: weights, config and pipelines, and nothing of what they compute.
+"""The content of a checkpoint as a module: weights, config and pipelines, but not what they compute.
 
-`vla.policies.base.Policy` stands on it; this room and `vla.adapters` know policies as no more than this.
+`vla.policies.base.Policy` builds on it; this room and `vla.adapters` know no more than this of a policy.
 """
 
 import re
@@ -25,8 +25,8 @@ class LoadedFrom:
     Attributes:
         name: Hub id, or absolute path of a folder.
         revision: Commit on the hub; None for a folder.
-        config: Fields of the config that were given next to it.
-        asset_id: Whose statistics were taken.
+        config: Fields of the config that were given when loading.
+        asset_id: Robot whose statistics were taken.
     """
 
     name: str
@@ -46,39 +46,39 @@ class LoadedFrom:
 
 
 PolicyConfig = Any
-"""A policy's config. Other libraries' files say what it must have: cameras, padded widths, horizon, ..."""
+"""A policy's config; files of other libraries expect of it cameras, padded widths, horizon, ..."""
 
 
 class PolicyModule(PreTrainedModel):
     """A `transformers` model that carries its pipelines, and knows where its weights came from."""
 
     parts: ClassVar[Parts] = Parts()
-    """What it is made of, and what may be done to each part."""
+    """Its parts, and what may be done to each."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.pipelines: dict[str | None, Pipeline] = {}
-        """Robot units to model space and back. Under None that of a policy of one robot; under their names
-        those of a policy that was trained on several at once; empty until it was fitted to a dataset."""
+        """Robot units to model space and back: under None for a policy of one robot, under their names for
+        a policy that was trained on several; empty until fitted to a dataset."""
         self.tokenizer: Any = None
-        """Where there is no pipeline: what the checkpoint's prompts were tokenised with, for fine-tuning."""
+        """Without a pipeline: the tokenizer of the checkpoint's prompts, for fine-tuning."""
         self.loaded_from: LoadedFrom | None = None
-        """Which checkpoint the weights came from; None where they are fresh."""
+        """The checkpoint that the weights came from; None for fresh weights."""
         self.adapter: str | None = None
         """Name of the active adapter; None is the base alone. See `vla.adapters.lora`."""
         self.base_fingerprint: str | None = None
         """Fingerprint of the base weights of the adapters, before they were quantised."""
         self.quantized: str | None = None
-        """In how many bits the linear layers of the base are stored: "4bit", "8bit", or None for all of them.
+        """Quantisation of the base's linear layers: "4bit", "8bit", or None.
         See `vla.adapters.quantize`."""
         self.trained_on: dict[str, str | None] = {}
-        """What `quantized` was where each adapter was trained, by name."""
+        """Value of `quantized` in each adapter's training, by name."""
         self.adapter_pipelines: dict[str | None, dict[str | None, Pipeline]] = {}
-        """Every adapter's `pipelines`, and under None the base's."""
+        """Every adapter's `pipelines`; the base's under None."""
 
     @property
     def pipeline(self) -> Pipeline | None:
-        """The pipeline of a policy of one robot; None where it has met none, or several.
+        """The pipeline of a policy of one robot; None until fitted to a dataset, and for several robots.
 
         Setting it makes the policy one of that robot alone.
         """
@@ -90,7 +90,7 @@ class PolicyModule(PreTrainedModel):
 
     @property
     def pipeline_names(self) -> tuple[str, ...]:
-        """Names of the robots of a policy that was trained on several at once; none for all others."""
+        """Names of the robots of a policy that was trained on several; none for all others."""
         return tuple(name for name in self.pipelines if name is not None)
 
     def save_description(self, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """openpi's statistics, `norm_stats.json`, read and written.
 
 openpi records mean, standard deviation and (not always) the 1 % and 99 % quantiles of `state` and `actions`,
-and nothing else: cameras, delta masks and the robots' conventions lie in its code. One file belongs to one
-kind of robot, named by the folder that holds it:
+and nothing else: cameras, delta masks and the robots' conventions are in its code. One file belongs to one
+type of robot, named by its folder:
 
     <checkpoint>/assets/<asset id>/norm_stats.json      as released and as trained
     <checkpoint>/../assets/<asset id>/norm_stats.json   where openpi's converter to PyTorch looks for it
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 ASSETS = "assets"
 NORM_STATS = "norm_stats.json"
 DEFAULT_ASSET = "vla"
-"""Asset id of statistics that this project writes and nobody named."""
+"""Asset id of statistics that this project writes where none is given."""
 
 _FEATURES = ("state", "actions")
 _VECTORS = ("mean", "std", "q01", "q99")
@@ -38,7 +38,7 @@ _ZERO = 1e-9
 def find_assets(folder: Path) -> dict[str, Path]:
     """Return the statistics that belong to a checkpoint, by asset id; "" where they have none.
 
-    The checkpoint's own count, and only where there are none those of the folder that it lies in.
+    The checkpoint's own take precedence; only without them, those of its parent folder count.
     """
     for base in (folder / ASSETS, folder.resolve().parent / ASSETS):
         # An asset id may be a hub id, with a slash.
@@ -65,7 +65,7 @@ def choose_asset(folder: Path, asset_id: str | None) -> Path | None:
         return found[asset_id]
     if len(found) > 1:
         raise StatisticsError(
-            f"{folder} has the statistics of several robots: {held}. Say which one is yours with asset_id=."
+            f"{folder} has the statistics of several robots: {held}. Choose yours with asset_id=."
         )
     return next(iter(found.values()), None)
 
@@ -93,25 +93,25 @@ def read_norm_stats(path: Path) -> Statistics:
     features = {}
     for name, feature in vectors.items():
         try:
-            features[name] = FeatureStats(**feature)  # pyright: ignore[reportArgumentType] (vectors alone)
+            features[name] = FeatureStats(**feature)  # pyright: ignore[reportArgumentType] (only vectors)
         except StatisticsError as error:
             raise StatisticsError(f"{path}, {name}: {error}") from error
     return Statistics(features, convention="openpi's norm_stats.json")
 
 
 def without_padding(feature: FeatureStats, padded_width: int) -> FeatureStats:
-    """Return the statistics of the robot's own dimensions, where the padding shows for certain.
+    """Return the statistics of the robot's own dimensions, where the padding is certain.
 
-    openpi may have counted after padding to the model's width. Dimensions are taken to be padding if the
-    statistics are exactly as wide as the model's vectors, and from there to the end everything is what
-    padding gives: mean 0, std 0 (zeros were counted) or 1 (filled in so as to change nothing), quantiles 0
-    and 0 or -1 and 1, as far as these vectors are there. Otherwise the width of the statistics is the
-    robot's: also where all of them look like padding, and where a robot's last dimension never moved but the
-    statistics are narrower than the model.
+    openpi may have computed them after padding to the model's width. Dimensions are taken to be padding if
+    the statistics are exactly as wide as the model's vectors, and all values up to the end are what padding
+    gives: mean 0, std 0 (zeros were counted) or 1 (filled in so as to change nothing), quantiles 0 and 0 or
+    -1 and 1, as far as these vectors are there. Otherwise the width of the statistics is the robot's: also
+    where all of them look like padding, and where a robot's last dimension never moved but the statistics are
+    narrower than the model.
 
     Args:
         feature: Statistics.
-        padded_width: Of the model's vectors.
+        padded_width: Padded width of the model's vectors.
     """
     if feature.width != padded_width:
         return feature
@@ -124,16 +124,16 @@ def without_padding(feature: FeatureStats, padded_width: int) -> FeatureStats:
 def read_openpi(
     path: Path, config: PolicyConfig, make_pipeline: Callable[..., Pipeline], tokenizer: Any
 ) -> Pipeline:
-    """Return the pipeline that openpi's statistics make: its formulas, the standard slots, no delta.
+    """Return the pipeline for openpi's statistics: its formulas, the standard slots, no delta.
 
     Args:
-        path: Of the `norm_stats.json`.
-        config: The policy's.
-        make_pipeline: The policy's.
-        tokenizer: The policy's.
+        path: Path of the `norm_stats.json`.
+        config: The policy's config.
+        make_pipeline: The policy's function.
+        tokenizer: The policy's tokenizer.
 
     Raises:
-        StatisticsError: As `read_norm_stats`; or the policy normalises by quantiles and there are none.
+        StatisticsError: See `read_norm_stats`; or the policy normalises by quantiles and there are none.
     """
     statistics = read_norm_stats(path)
     padded = {"state": config.max_state_dim, "actions": config.max_action_dim}
@@ -159,9 +159,9 @@ def read_openpi(
 
 
 def openpi_features(normalize: Normalize) -> dict[str, FeatureStats]:
-    """Return what `norm_stats.json` says of a normalisation.
+    """Return the content of `norm_stats.json` for a normalisation.
 
-    Dimensions that our rule guards get values with which openpi's formula does the same, see
+    Dimensions that our formula guards get values with which openpi's formula does the same, see
     `Normalize.without_guard`.
 
     Raises:
@@ -185,13 +185,13 @@ def write_openpi(
     """Write `assets/<asset id>/norm_stats.json` into an existing folder.
 
     Args:
-        pipeline: With statistics.
-        folder: Of the checkpoint.
-        native: How openpi normalises this policy, mode by feature.
+        pipeline: A pipeline with statistics.
+        folder: Folder of the checkpoint.
+        native: openpi's normalisation of this policy, mode by feature.
         asset_id: Name of the robot; "vla" where not given.
 
     Raises:
-        StatisticsError: As `openpi_features`.
+        StatisticsError: See `openpi_features`.
     """
     normalize: Normalize = pipeline.find(Normalize)
     content = {

@@ -1,4 +1,4 @@
-"""Checkpoints of our own: the class by `model_type`, the tensors by the names that they have in it.
+"""Our own checkpoints: the class by `model_type`, the tensors by the class's parameter names.
 
 Only formats that others publish need tables of names; a policy that nobody else writes needs nothing here.
 """
@@ -42,10 +42,10 @@ OWN = Format("vla", _SameNames(), claimed_by_us, written=())
 
 @dataclass(frozen=True)
 class OwnFiles:
-    """What a policy's `weights.py` offers, for one that has none: our own format and no other.
+    """The counterpart of a policy's `weights.py` for one that has none: our own format and no other.
 
     Attributes:
-        config_class: The policy's.
+        config_class: The policy's config class.
     """
 
     config_class: Any

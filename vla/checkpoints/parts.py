@@ -1,4 +1,4 @@
-"""The parts of a policy, in one table: what is frozen, adapted, quantised, counted and measured by name."""
+"""The parts of a policy in one table: what is frozen, adapted, quantised, counted and measured by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a policy is made of, and what may be done to it.
+    """The parts of a policy, and what may be done to them.
 
     Attributes:
         parts: In the order in which a name is looked up. The last one should take every name (`("",)`).

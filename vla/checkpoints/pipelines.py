@@ -7,11 +7,11 @@
 | `openpi`, `openpi-jax` | `assets/<asset id>/norm_stats.json` | cameras, delta mask, tokenizer |
 | `transformers` | `processor_config.json`, tokenizer | quantiles, cameras, delta mask |
 
-Where a format cannot record everything, writing it adds the files of ours, and reading it takes those for as
-long as they agree with the format's own. Published weights keep their formulas (`NormalizationFormula`).
+Where a format cannot record everything, our files are written in addition, and read as long as they agree
+with the format's own. Published weights keep their formulas (`NormalizationFormula`).
 
-A policy whose published files say it in another way has a `read_pipeline` in its `weights.py`, with the
-arguments of the one below but `policy_name`; it is then asked for every format but `vla`.
+A policy whose published files record it in another way has a `read_pipeline` in its `weights.py`, with the
+arguments of the one below but `policy_name`; it is then called for every format but `vla`.
 """
 
 from collections.abc import Callable
@@ -57,14 +57,14 @@ def read_pipeline(
 ) -> Pipeline | None:
     """Return the pipeline of a checkpoint, or None where it has no statistics and therefore cannot act.
 
-    No tokenizer is fetched: one that is only named by the checkpoint is opened when it is first used.
+    No tokenizer is fetched: one that is only named by the checkpoint is opened at first use.
 
     Args:
-        folder: The checkpoint's.
+        folder: The checkpoint's folder.
         format_name: One of `FORMATS`.
         policy_name: "pi0".
-        config: The policy's. LeRobot's processors alone know whether pi-0.5 reads the state: where they are
-            there, they set `config.discrete_state`.
+        config: The policy's config. Only LeRobot's processors record whether pi-0.5 reads the state: where
+            present, they set `config.discrete_state`.
         stored_config: The checkpoint's `config.json`.
         tokenizer: A tokenizer, its folder or its hub id, where the checkpoint's folder holds none.
         asset_id: Which robot's statistics to take of an openpi checkpoint that has several.
@@ -97,10 +97,10 @@ def read_tokenizer(
     """Return the tokenizer of a checkpoint that has no statistics, for fine-tuning; None where it names none.
 
     Args:
-        folder: The checkpoint's.
+        folder: The checkpoint's folder.
         format_name: One of `FORMATS`.
         stored_config: The checkpoint's `config.json`.
-        tokenizer: As in `read_pipeline`.
+        tokenizer: See `read_pipeline`.
 
     Raises:
         WeightsError: LeRobot's files are damaged.
@@ -125,14 +125,14 @@ def write_pipeline(
 ) -> None:
     """Write a policy's pipeline into an existing folder, in the files of a format.
 
-    A tokenizer that was not fetched so far is not fetched for it: its name is recorded, where the format or
+    A tokenizer that was not fetched yet is not fetched for this: its name is recorded, where the format or
     our own files next to it can.
 
     Args:
-        pipeline: With statistics.
-        folder: Where the weights and `config.json` lie already.
+        pipeline: A pipeline with statistics.
+        folder: The folder that holds the weights and `config.json`.
         format_name: One of `FORMATS`.
-        config: The policy's.
+        config: The policy's config.
         asset_id: openpi: the name of the robot; "vla" where not given.
 
     Raises:
@@ -190,7 +190,7 @@ def _openpi(
             return own
         if asset_id is None:
             raise _disagreement(*(path for path in assets.values() if path))
-        # Another robot's statistics were asked for than those of our files.
+        # The statistics of a robot other than that of our files were asked for.
     path = choose_asset(folder, asset_id)
     if path is None:
         return None
@@ -199,8 +199,8 @@ def _openpi(
 
 def _disagreement(*paths: Path) -> StatisticsError:
     return StatisticsError(
-        f"{' and '.join(map(str, paths))} and {PIPELINE_FILE} speak of different statistics, so one of them "
-        f"was changed. Remove {PIPELINE_FILE} to go by the other."
+        f"{' and '.join(map(str, paths))} and {PIPELINE_FILE} hold different statistics, so one of them "
+        f"was changed. Remove {PIPELINE_FILE} to use the other."
     )
 
 

@@ -1,4 +1,4 @@
-"""Which policy a checkpoint folder holds, and in which format: told by its tensors, never by its name."""
+"""Recognise the policy and the format of a checkpoint folder by its tensors, never by its name."""
 
 from typing import Any, NamedTuple
 
@@ -39,8 +39,8 @@ def format_of(policy: str, name: str) -> Format:
 def recognise(stored: Stored) -> tuple[str, Format]:
     """Return the policy's name and the format of a checkpoint.
 
-    The policy and the family of names are those that leave the fewest tensors unknown; what else lies in the
-    folder tells formats with the same names apart.
+    The policy and the family of names are those that leave the fewest tensors unknown; the folder's
+    other files distinguish formats with the same names.
 
     Raises:
         WeightsError: A config of ours that names an unknown policy, a PaliGemma without an expert, tensors of

@@ -1,8 +1,8 @@
 """The statistics that `transformers`' `PI0Processor` keeps in `processor_config.json`, read and written.
 
 They are means and standard deviations of `state` and `actions`, and its formula is the z-score with an
-epsilon of 1e-8. It normalises what goes in and leaves it to the caller to bring actions back. What else its
-pipeline does is fixed; it differs from ours in where the black bars of an image that is not a square lie.
+epsilon of 1e-8. It normalises inputs and leaves it to the caller to denormalise actions. The rest of its
+pipeline is fixed; it differs from ours in the position of the black bars of an image that is not square.
 """
 
 import json
@@ -83,9 +83,9 @@ def read_transformers(
 
 
 def processor_features(normalize: Normalize) -> dict[str, FeatureStats] | None:
-    """Return what `processor_config.json` says of a normalisation; None where that is not a z-score.
+    """Return the content of `processor_config.json` for a normalisation; None where that is not a z-score.
 
-    Dimensions that our rule guards get values with which the plain formula does the same, see
+    Dimensions that our formula guards get values with which the plain formula does the same, see
     `Normalize.without_guard`.
     """
     if set(normalize.modes.values()) != {"zscore"}:
@@ -101,15 +101,15 @@ def write_transformers(pipeline: Pipeline, folder: Path, config: PolicyConfig) -
     """Write `processor_config.json` into an existing folder.
 
     Args:
-        pipeline: With statistics.
-        folder: Of the checkpoint.
-        config: The policy's.
+        pipeline: A pipeline with statistics.
+        folder: Folder of the checkpoint.
+        config: The policy's config.
     """
     side, normalize = config.image_size, pipeline.find(Normalize)
     features = processor_features(normalize)
     if features is None:
         logger.warning(
-            "transformers' processor knows no normalisation but the z-score, so it gets no statistics of "
+            "transformers' processor only knows z-score normalisation, so it gets no statistics of "
             "this policy (%s): bring states and actions to its scale with pipeline.json.",
             ", ".join(f"{name} by {mode}" for name, mode in normalize.modes.items()),
         )

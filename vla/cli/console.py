@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from vla.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from rich.console import Console
     from rich.progress import Progress, ProgressColumn
 
     from vla.eval.report import TableBlock
+    from vla.types import ProgressCallback
 
 
 def console(stderr: bool = False) -> "Console":
@@ -48,7 +49,7 @@ def print_table(block: "TableBlock") -> None:
 
 
 @contextmanager
-def progress_bar(description: str) -> "Iterator[Callable[[int, int], None]]":
+def progress_bar(description: str) -> "Iterator[ProgressCallback]":
     """Show a progress bar on stderr; call what is yielded with (done, total)."""
     with _progress() as bar:
         task = bar.add_task(description, total=None)
@@ -56,7 +57,7 @@ def progress_bar(description: str) -> "Iterator[Callable[[int, int], None]]":
 
 
 @contextmanager
-def byte_bar(description: str) -> "Iterator[Callable[[int, int], None]]":
+def byte_bar(description: str) -> "Iterator[ProgressCallback]":
     """Show a progress bar for bytes on stderr; call what is yielded with (done, total)."""
     from rich.progress import DownloadColumn, TransferSpeedColumn
 

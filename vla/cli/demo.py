@@ -48,9 +48,9 @@ def demo(
     network with a mean-squared-error head, evaluates both on unseen layouts, and writes report.html and
     summary.json. Needs no download and no GPU.
 
-    With --adapt, a policy of the demo meets another robot, with other units, axes, camera and frequency: from
-    50 demonstrations it is adapted by LoRA and by full fine-tuning, next to which stand the policy as it was
-    and one from scratch.
+    With --adapt, a policy of the demo is taken to another robot, with other units, axes, camera and
+    frequency: from 50 demonstrations it is adapted by LoRA and by full fine-tuning, and compared with the
+    policy as it was and with one from scratch.
 
     Example: vla demo --output demo_run, then vla demo --adapt --base demo_run --output adapt_run
     """
@@ -67,11 +67,12 @@ def demo(
         from vla.cli.rollouts import show_success
         from vla.demo import run_demo
         from vla.demo.report import TITLES
+        from vla.eval.envs.detour_report import DetourReport
 
         episodes = {
             f"{TITLES[name]}, side {condition}": rows
             for name, conditions in run_demo(output, seed, progress=progress_bar, **numbers).episodes.items()
             for condition, rows in conditions.items()
         }
-        show_success(episodes)
+        show_success(episodes, DetourReport())
     console().print(f"report: {output / 'report.html'}\nnumbers: {output / 'summary.json'}")

@@ -12,8 +12,14 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(help="Policy folder, run folder, or hub id.", metavar="CHECKPOINT", show_default=False),
 ]
-SideOption = Annotated[
-    str | None, typer.Option(help="Detour only: left, right or unstated. All three by default.")
+ConditionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--condition",
+        "--side",
+        help="One of the environment's conditions (Detour: left, right, unstated). All by default.",
+        metavar="NAME",
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="First layout's seed; also seeds the policy's noise.")]
 ExecuteOption = Annotated[
@@ -44,7 +50,7 @@ def evaluate(
     checkpoint: CheckpointArgument,
     env: Annotated[str, typer.Option(help="Gymnasium environment.")] = "vla/Detour-v0",
     episodes: Annotated[int, typer.Option(min=1, help="Episodes per condition.")] = 100,
-    side: SideOption = None,
+    condition: ConditionOption = None,
     seed: SeedOption = 100_000,
     execute: ExecuteOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Episodes run at once.")] = 50,
@@ -87,14 +93,15 @@ def evaluate(
         with atomic_folder(output) as folder:
             write_comparison(folder, checkpoint, pipeline, open_loop, compared)
     else:
-        from vla.cli.rollouts import Rollouts, choose_sides, run_conditions, show_success, write_results
+        from vla.cli.rollouts import Rollouts, choose_conditions, run_conditions, show_success, write_results
+        from vla.eval.envs import environment_report
 
-        sides = choose_sides(env, side)
+        conditions = choose_conditions(env, condition)
         policy = load(source, pipeline=pipeline, device=device)
         steps = policy.policy.config.executed_steps if execute is None else execute
-        plan = Rollouts(env, episodes, seed, sides, steps, batch_size, film=min(film, episodes))
+        plan = Rollouts(env, episodes, seed, conditions, steps, batch_size, film=min(film, episodes))
         results = run_conditions(policy, plan)
-        summaries = show_success(results)
+        summaries = show_success(results, environment_report(env))
         with atomic_folder(output) as folder:
             write_results(folder, checkpoint, pipeline, plan, results, summaries)
     console().print(f"report: {output / 'report.html'}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla.cli.console import console, progress_bar
 from vla.errors import ConfigError, DatasetError
+from vla.types import STATE_KEY
 
 if TYPE_CHECKING:
     from vla.data import LeRobotDataset
@@ -34,7 +35,7 @@ class Keys:
     """
 
     cameras: Mapping[str, str] | None = None
-    state: str = "observation.state"
+    state: str = STATE_KEY
     action: str = "action"
 
 

@@ -10,11 +10,9 @@ from vla.cli.console import console, progress_bar
 from vla.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from vla.eval.envs.report import EnvironmentReport
     from vla.eval.outcome import EpisodeResult, Summary
     from vla.policies.robot import RobotPolicy
-
-SIDES: dict[str, str | None] = {"unstated": None, "left": "left", "right": "right"}
-"""What Detour's instruction may say, and the reset option that makes it say so."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class Rollouts:
         env: Gymnasium id.
         episodes: Episodes per condition; seeds count up from `seed`, the same for every condition.
         seed: First seed, and the seed of the policy's noise.
-        sides: Detour's conditions by name (see `SIDES`); empty for an environment without sides.
+        conditions: Names of the environment's conditions to run (`EnvironmentReport.conditions`); empty for
+            an environment without any.
         execute: Actions executed of each chunk.
         batch_size: Episodes run at once.
         film: Episodes of each condition that are filmed.
@@ -34,29 +33,29 @@ class Rollouts:
     env: str
     episodes: int
     seed: int
-    sides: Sequence[str]
+    conditions: Sequence[str]
     execute: int
     batch_size: int
     film: int
 
 
-def choose_sides(env: str, side: str | None) -> list[str]:
-    """Return the conditions to run: all of them on Detour unless one is asked for.
+def choose_conditions(env: str, condition: str | None) -> list[str]:
+    """Return the conditions to run: all that the environment has unless one is asked for.
 
     Raises:
-        ConfigError: An unknown side, or a side for an environment that has none.
+        ConfigError: An unknown condition, or a condition for an environment that has none.
     """
-    from vla.eval.envs import DETOUR, DETOUR_SECOND
+    from vla.eval.envs import environment_report
 
-    if env not in (DETOUR, DETOUR_SECOND):
-        if side is not None:
-            raise ConfigError(f"--side is about {DETOUR}; the environment {env} has no sides.")
-        return []
-    if side is None:
-        return list(SIDES)
-    if side not in SIDES:
-        raise ConfigError(f"--side is one of {', '.join(SIDES)}; got '{side}'.{did_you_mean(side, SIDES)}")
-    return [side]
+    known = environment_report(env).conditions
+    if condition is None:
+        return list(known)
+    if not known:
+        raise ConfigError(f"The environment {env} has no conditions to choose from; leave --condition out.")
+    if condition not in known:
+        hint = did_you_mean(condition, known)
+        raise ConfigError(f"--condition is one of {', '.join(known)} for {env}; got '{condition}'.{hint}")
+    return [condition]
 
 
 def run_conditions(policy: "RobotPolicy", plan: Rollouts) -> dict[str, list["EpisodeResult"]]:
@@ -68,7 +67,7 @@ def run_conditions(policy: "RobotPolicy", plan: Rollouts) -> dict[str, list["Epi
     import gymnasium
     import torch
 
-    import vla.eval.envs  # noqa: F401 (registers vla's own environments)
+    from vla.eval.envs import environment_report
     from vla.eval.rollout import rollout
 
     def make_env() -> gymnasium.Env:
@@ -79,14 +78,15 @@ def run_conditions(policy: "RobotPolicy", plan: Rollouts) -> dict[str, list["Epi
             raise ConfigError(f"The environment '{plan.env}' cannot be made: {error}.{hint}") from error
 
     seeds = range(plan.seed, plan.seed + plan.episodes)
+    known = environment_report(plan.env).conditions
     results = {}
-    for name in plan.sides or ["episodes"]:
+    for name in plan.conditions or ["episodes"]:
         with progress_bar(name) as progress:
             results[name] = rollout(
                 make_env,
                 policy,
                 seeds,
-                {"side": SIDES[name]} if plan.sides else None,
+                known.get(name),
                 execute=plan.execute,
                 batch_size=plan.batch_size,
                 generator=torch.Generator(policy.policy.device).manual_seed(plan.seed),
@@ -96,25 +96,19 @@ def run_conditions(policy: "RobotPolicy", plan: Rollouts) -> dict[str, list["Epi
     return results
 
 
-def show_success(results: "dict[str, list[EpisodeResult]]") -> "dict[str, Summary]":
+def show_success(
+    results: "dict[str, list[EpisodeResult]]", report: "EnvironmentReport"
+) -> "dict[str, Summary]":
     """Count over each condition's episodes, print the table, and return the counts."""
     from rich.table import Table
 
-    from vla.eval.outcome import summarize
     from vla.eval.report import format_percent
 
-    summaries = {name: summarize(rows) for name, rows in results.items()}
-
+    summaries = {name: report.summarize(rows) for name, rows in results.items()}
+    own = {name: report.columns(one) for name, one in summaries.items()}
     table = Table(title="success, with 95 % intervals", title_justify="left")
-    for column in (
-        "condition",
-        "episodes",
-        "success",
-        "interval",
-        "collided",
-        "left of passes",
-        "side followed",
-    ):
+    headers = next(iter(own.values()), {})
+    for column in ("condition", "episodes", "success", "interval", *headers):
         table.add_column(column, justify="left" if column == "condition" else "right")
     for name, one in summaries.items():
         low, high = one.interval
@@ -123,9 +117,7 @@ def show_success(results: "dict[str, list[EpisodeResult]]") -> "dict[str, Summar
             str(one.episodes),
             format_percent(one.success_rate),
             f"{format_percent(low)} to {format_percent(high)}",
-            str(one.collisions),
-            "" if one.left_share is None else format_percent(one.left_share),
-            "" if one.followed_rate is None else format_percent(one.followed_rate),
+            *own[name].values(),
         )
     console().print(table)
     return summaries
@@ -140,11 +132,12 @@ def write_results(
     summaries: "dict[str, Summary]",
 ) -> None:
     """Write report.html, summary.json and, where episodes were filmed, episodes.mp4 into a folder."""
-    from vla.eval.report import Report, SuccessBlock, SuccessRow, VideoBlock, write_report
+    from vla.eval.envs import environment_report
+    from vla.eval.report import Report, VideoBlock, write_report
 
-    rows = [SuccessRow(Path(checkpoint).name, name, one) for name, one in summaries.items()]
-    blocks: list[Any] = [SuccessBlock("Success", rows)]
-    blocks += _figures(plan, results)
+    report = environment_report(plan.env)
+    rows = [(Path(checkpoint).name, name, one) for name, one in summaries.items()]
+    blocks: list[Any] = [report.success_block("Success", rows), *report.figures(results)]
     if plan.film:
         film = _film(results)
         (folder / "episodes.mp4").write_bytes(film)
@@ -164,19 +157,6 @@ def write_results(
         "conditions": {name: one.to_json() for name, one in summaries.items()},
     }
     (folder / "summary.json").write_text(json.dumps(numbers, indent=2) + "\n")
-
-
-def _figures(plan: Rollouts, results: "dict[str, list[EpisodeResult]]") -> list[Any]:
-    """Draw the ways that were taken; only Detour says where its cup stood."""
-    if not plan.sides:
-        return []
-    from vla.eval.figures import overlay_figure, trajectories_figure
-    from vla.eval.report import FigureBlock
-
-    return [
-        FigureBlock("Ways round the cup", overlay_figure(results), "All ways, moved onto one cup."),
-        FigureBlock("The same layouts", trajectories_figure(results), "Rows are conditions."),
-    ]
 
 
 def _film(results: "dict[str, list[EpisodeResult]]") -> bytes:

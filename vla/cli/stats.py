@@ -77,9 +77,10 @@ def stats(
     from vla.transforms.actions import DeltaActions
     from vla.transforms.base import Pipeline
     from vla.transforms.robots import load_robot
+    from vla.types import STATE_KEY
 
     arm = None if robot is None else load_robot(robot)
-    state_key = state_key or (arm.state_key if arm else "observation.state")
+    state_key = state_key or (arm.state_key if arm else STATE_KEY)
     action_key = action_key or (arm.action_key if arm else "action")
 
     opened = _open(dataset, action_horizon, chosen, state_key, action_key)

@@ -17,13 +17,15 @@ def train(
         list[str] | None,
         typer.Argument(help="Recipe keys to change, dotted: train.steps=200.", metavar="KEY=VALUE"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")
+    ] = False,
 ) -> None:
     """Train a policy as a recipe says.
 
     The run's folder is the recipe's `output`: its checkpoints are policy folders that `vla eval` and
     `vla.load` read; its losses are in metrics.jsonl and TensorBoard. SIGTERM saves and exits;
-    `--resume` goes on bit for bit.
+    `--resume` continues bit for bit.
 
     Example: vla train recipes/bridge_mini.yaml data.path=bridge_mini_v3 train.steps=200 output=runs/first
     """
@@ -37,7 +39,7 @@ def train(
     quiet_loading()
     result = run(settings, resume=resume, open_loop=while_training, plots=plots_while_training)
     if result.stopped_by_signal:
-        console().print(f"stopped at step {result.step}; the same command with --resume goes on")
+        console().print(f"stopped at step {result.step}; the same command with --resume continues")
         raise typer.Exit(130)
     if os.environ.get("RANK", "0") == "0":
         console().print(f"policy: {result.checkpoint}")

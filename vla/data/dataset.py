@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vla.data.frames import FrameStore, Progress
+from vla.data.frames import FrameStore
 from vla.data.hub import DatasetLocation, locate
 from vla.data.lerobot import storage_v21, storage_v30
 from vla.data.lerobot.columns import TextColumn, read_columns
@@ -27,7 +27,7 @@ from vla.data.stream import FileStream
 from vla.data.video import OPEN_VIDEOS, check_container
 from vla.data.windows import window
 from vla.errors import ConfigError, DatasetError, did_you_mean
-from vla.types import Window
+from vla.types import STATE_KEY, ProgressCallback, Window
 
 _STORAGES = {"v2.1": storage_v21, "v3.0": storage_v30}
 
@@ -62,7 +62,7 @@ class LeRobotDataset:
             all of them at once.
         open_videos: Video files that each process keeps open, the least recently used one closed for the
             next.
-        streaming: Of a hub dataset, download each video file when a frame of it is first asked for, and only
+        streaming: For a hub dataset: download each video file when a frame of it is first asked for, and only
             metadata and tables now. Read in the order of `shuffle_window`, or in the dataset's own: a plain
             shuffle asks for all files at once. A folder has its files already.
         streaming_disk_gb: Disk space for streamed videos, in GB (10^9 bytes), the least recently opened ones
@@ -99,7 +99,7 @@ class LeRobotDataset:
         episodes: Sequence[int] | None = None,
         cameras: Sequence[str] | None = None,
         action_key: str = "action",
-        state_key: str = "observation.state",
+        state_key: str = STATE_KEY,
         revision: str | None = None,
         tolerance_s: float | None = None,
         cache_frames: bool = False,
@@ -242,7 +242,7 @@ class LeRobotDataset:
         """Key of the mask of steps outside the episode."""
         return f"{self.action_key}_is_pad"
 
-    def preload(self, progress: Progress | None = None) -> None:
+    def preload(self, progress: ProgressCallback | None = None) -> None:
         """Decode every frame now (needs `cache_frames`); workers forked afterwards share the memory.
 
         Args:

@@ -1,4 +1,4 @@
-"""One camera frame of one episode, wherever it is stored, with an error that says which frame it was."""
+"""Read one camera frame of an episode, wherever it is stored; errors name the frame."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.schema import Feature
 from vla.data.video import OPEN_VIDEOS, VideoReaders
 from vla.errors import DatasetError
+from vla.types import ProgressCallback
 
-Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
@@ -26,7 +26,7 @@ class FrameStore:
         times: Per episode, the time of each frame since its start, in seconds.
         file_rows: Per episode, the row of each frame in its parquet file.
         tolerance_s: See `VideoReader.frame`.
-        cache: Decode an episode's frames when the first of them is asked for, and keep them (uint8) in
+        cache: Decode an episode's frames at the first request for one of them, and keep them (uint8) in
             memory, so that each frame is decoded once per process. Processes forked after that share them.
         open_videos: Video files that each process keeps open.
         locate: Path of a video by its name in the dataset; by default it is in `root`.
@@ -63,7 +63,7 @@ class FrameStore:
             camera: Camera key.
 
         Returns:
-            uint8 `[3, h, w]`, the caller's own.
+            uint8 `[3, h, w]`, which the caller may change.
 
         Raises:
             DatasetError: The frame cannot be decoded, or has another size than info.json says; the message
@@ -90,7 +90,7 @@ class FrameStore:
             uint8 `[o, 3, h, w]`, the caller's own.
 
         Raises:
-            DatasetError: As `get`.
+            DatasetError: See `get`.
         """
         height, width = self._cameras[camera].shape[:2]
         images = np.empty((len(frames), 3, height, width), dtype=np.uint8)
@@ -101,7 +101,7 @@ class FrameStore:
                 images[place] = self.get(position, int(frame), camera)
         return images
 
-    def preload(self, progress: Progress | None = None) -> None:
+    def preload(self, progress: ProgressCallback | None = None) -> None:
         """Decode everything now, so that worker processes forked afterwards share the frames."""
         total = len(self._episodes)
         for position in range(total):

@@ -4,17 +4,13 @@ Of a hub dataset only what is needed is downloaded: the metadata first, then the
 episodes and cameras; or, with `stream.FileStream`, the videos one by one when they are needed.
 """
 
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vla.errors import DatasetError
+from vla.types import COMMIT, HUB_ID
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_ADVICE = "Give a local folder, or try again with a network connection."
 _MANY_FILES = 200  # beyond, matching every file against every pattern costs more than it saves
 
 
@@ -77,62 +73,23 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetL
             )
         return DatasetLocation(path)
     repo_id = str(path_or_repo_id)
-    if not _REPO_ID.fullmatch(repo_id):
+    if not HUB_ID.fullmatch(repo_id):
         raise DatasetError(
             f"There is no folder '{path}', and it is not a hub id of the form owner/name either."
         )
     root = _download(repo_id, revision, ["meta/*"])
     # The snapshot's folder is named after the commit: what follows comes from the same one.
-    return DatasetLocation(root, repo_id, root.name if _COMMIT.fullmatch(root.name) else revision)
+    return DatasetLocation(root, repo_id, root.name if COMMIT.fullmatch(root.name) else revision)
 
 
 def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
     import huggingface_hub
 
-    where = f"'{repo_id}'" + (f" at revision '{revision}'" if revision else "")
-    with hub_errors(where, f"There is no folder {where}, and the hub dataset of that name", _ADVICE):
+    from vla.weights.hub_errors import hub_errors
+
+    with hub_errors(repo_id, revision, dataset=True):
         return Path(
             huggingface_hub.snapshot_download(
                 repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns
             )
         )
-
-
-@contextmanager
-def hub_errors(where: str, what: str, advice: str) -> Iterator[None]:
-    """Turn what `huggingface_hub` raises in the block into one `DatasetError`, caused by it.
-
-    Args:
-        where: The dataset, as messages call it.
-        what: That which cannot be downloaded, to begin a sentence with.
-        advice: What to do where the hub or the wire is to blame.
-    """
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise DatasetError(
-            f"The hub dataset {where} is gated: accept its terms on its page, then `hf auth login`."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise DatasetError(f"The hub dataset {where} does not exist at that revision.") from error
-    except errors.RepositoryNotFoundError as error:
-        raise DatasetError(
-            f"There is neither a folder nor a hub dataset {where}. If it is private, `hf auth login` first."
-        ) from error
-    except (
-        errors.HFValidationError,
-        errors.EntryNotFoundError,
-        errors.HTTPError,  # any failure on the wire
-        errors.XetDownloadError,
-        RuntimeError,  # what the hub's storage client raises from its compiled part
-        OSError,  # offline mode, a full disk
-    ) as error:
-        cause = error.__cause__
-        if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
-            cause, errors.HTTPError | OSError
-        ):
-            error = cause  # the cache was only the second try
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DatasetError(f"{what} cannot be downloaded: {reason} {advice}") from error

@@ -33,7 +33,7 @@ class ParquetImages:
             uint8 `[h, w, 3]`.
 
         Raises:
-            DatasetError: The file or column cannot be read, or the bytes are no image.
+            DatasetError: The file or column cannot be read, or the bytes are not an image.
         """
         try:
             group, offset = self._locate(path, row)

@@ -1,16 +1,16 @@
-"""A dataset's item, under its robot's names, becomes the sample that the transforms know."""
+"""Rename a dataset's item to the sample that the transforms expect."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from vla.errors import DatasetError
-from vla.types import Sample
+from vla.types import STATE_KEY, Sample
 
 
 def to_canonical(
     item: Mapping[str, Any],
     cameras: Mapping[str, str],
-    state_key: str = "observation.state",
+    state_key: str = STATE_KEY,
     action_key: str = "action",
     response_key: str | None = None,
 ) -> Sample:

@@ -13,10 +13,10 @@ def split_episodes(
     """Split episodes at random, the same way for the same seed.
 
     Args:
-        episodes: Episode indices, or how many there are.
+        episodes: Episode indices, or their number.
         validation_fraction: In [0, 1). Where it is above 0 and there are two or more episodes, both parts
             get at least one.
-        seed: Which split.
+        seed: Seed of the split.
 
     Returns:
         Training and validation indices, each sorted; disjoint, and together all of them.

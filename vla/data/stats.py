@@ -13,7 +13,7 @@ the wanted rank lies; the second counts the lower halves within those bins, whic
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from vla.data.windows import windows
 from vla.errors import DatasetError
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import FeatureStats, Statistics
+from vla.types import ProgressCallback
 
 CONVENTION = (
     "state: every frame once; actions: every chunk step inside its episode, "
@@ -42,13 +43,11 @@ _MOST_THREADS = 8  # each holds a block and its sorting keys, some 60 MB
 Block = tuple[int, int, int, int]
 """First row, last row (excluded), the episode's start and stop: a part of an episode."""
 
-Progress = Callable[[int, int], None]
-
 
 def compute_statistics(
     dataset: LeRobotDataset,
     pipeline_before_normalize: Pipeline | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     threads: int | None = None,
 ) -> Statistics:
     """Compute mean, standard deviation, range and 1 % / 99 % quantiles of state and actions.
@@ -157,7 +156,7 @@ def _shares(blocks: list[Block], threads: int) -> list[list[Block]]:
 class _Ticks:
     """Counts finished blocks of all threads and reports each count once."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
+    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
         self._done, self._total, self._progress, self._lock = 0, total, progress, Lock()
 
     def __call__(self) -> None:

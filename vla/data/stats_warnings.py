@@ -1,14 +1,14 @@
-"""What is odd about a dataset's statistics, per dimension and in words: read before training.
+"""Warnings about a dataset's statistics, per dimension and in words, to be read before training.
 
 | warning | when |
 |---|---|
-| constant | the range is at most 2.5e-7 of its larger end: nothing but float32 noise |
+| constant | the range is at most 2.5e-7 of its larger end: only float32 noise |
 | frozen gripper | its name holds "gripper", and the range is at most 1 % of its larger end |
 | q01 = q99 | the two quantiles differ by at most 2.5e-7 of the larger, but the extremes by more |
 | outliers | values further than 10 standard deviations from the mean |
 
 The first three follow from the statistics alone, and so does whether there are outliers: only where an
-extreme lies that far out is the data read once more, to count them and to find the worst.
+extreme is that far out are the data read again, to count the outliers and to find the worst.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from vla.transforms.base import Pipeline
 from vla.transforms.normalize import CONSTANT_SPREAD, FeatureStats, Statistics
 
 OUTLIER_SIGMAS = 10.0
-"""Further from the mean than so many standard deviations is an outlier."""
+"""An outlier is further from the mean than this many standard deviations."""
 
 GRIPPER_SPREAD = 0.01
 """A gripper moves if its range is more than this share of its larger end, in whatever unit."""
@@ -33,12 +33,12 @@ Kind = Literal["constant", "frozen gripper", "q01 = q99", "outliers"]
 
 @dataclass(frozen=True)
 class StatisticsWarning:
-    """One oddity of one dimension.
+    """One warning about one dimension.
 
     Attributes:
         feature: "state" or "actions".
         dimension: Its number.
-        kind: Which oddity.
+        kind: Which warning.
         message: A sentence that names the dimension.
     """
 
@@ -56,7 +56,7 @@ class Outliers:
         count: How many of the values that were counted; a frame that is in several chunks counts in each.
         worst: The value that is furthest out.
         sigmas: How many standard deviations.
-        episode: Where it is: the episode's number in the dataset.
+        episode: Episode of the worst, its number in the dataset.
         frame: Its frame in the episode.
     """
 
@@ -73,13 +73,13 @@ def warn_of_statistics(
     pipeline_before_normalize: Pipeline | None = None,
     names: Mapping[str, Sequence[str] | None] | None = None,
 ) -> list[StatisticsWarning]:
-    """Return what is odd about the statistics of a dataset; see the module for the thresholds.
+    """Return the warnings about a dataset's statistics; see the module for the thresholds.
 
     Args:
         statistics: From `compute_statistics(dataset, pipeline_before_normalize)`.
-        dataset: Where they come from; its videos are not touched.
-        pipeline_before_normalize: As it was given there.
-        names: The names of the dimensions by feature; None takes the dataset's own.
+        dataset: Their dataset; its videos are not opened.
+        pipeline_before_normalize: The transforms that were given there.
+        names: The names of the dimensions by feature; None: the dataset's.
     """
     if names is None:
         keys = {"state": dataset.state_key, "actions": dataset.action_key}
@@ -100,7 +100,7 @@ def warn_of_statistics(
 def oddities(
     feature: str, values: FeatureStats, names: Sequence[str] | None = None
 ) -> list[StatisticsWarning]:
-    """Return the oddities that the statistics alone show: at most one of each dimension."""
+    """Return the warnings that follow from the statistics alone: at most one per dimension."""
     found = []
     for dimension, (low, high, q01, q99) in enumerate(
         zip(values.min, values.max, values.q01, values.q99, strict=True)
@@ -130,8 +130,8 @@ def find_outliers(
 
     Args:
         statistics: From `compute_statistics(dataset, pipeline_before_normalize)`.
-        dataset: Where they come from.
-        pipeline_before_normalize: As it was given there.
+        dataset: Their dataset.
+        pipeline_before_normalize: The transforms that were given there.
     """
     reach = {feature: _may_have_outliers(values) for feature, values in statistics.features.items()}
     if not any(flags.any() for flags in reach.values()):

@@ -1,12 +1,12 @@
 """The files of a hub dataset one by one, each downloaded when it is first needed.
 
 They go into the hub library's own cache, at the one commit that the dataset was opened at, and stay there:
-the second epoch, and the next run, find them. The library lets one of several processes that want the same
-file download it, and the others wait for it.
+the second epoch, and the next run, find them. Of several processes that want the same file, the library lets
+one download it while the others wait.
 
 Where the disk is too small for all of them, `disk_gb` bounds what is kept. Then they go into a folder of
-their own next to the snapshots, from which the least recently opened ones are removed; what the cache itself
-holds was put there by somebody who wants it, and is read but never removed.
+their own next to the snapshots, from which the least recently opened ones are removed; the cache's
+other content belongs to the user, and is read but never removed.
 """
 
 import logging
@@ -15,27 +15,27 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from vla.data.hub import DatasetLocation, hub_errors
+from vla.data.hub import DatasetLocation
 from vla.errors import ConfigError, DatasetError
+from vla.weights.hub_errors import hub_errors
 
 logger = logging.getLogger(__name__)
 
 _WAITS_S = (1.0, 5.0, 25.0)
-"""Before the second, third and fourth attempt at a file; the hub's library tries again by itself, too."""
+"""Before the second, third and fourth attempt at a file; the hub's library retries by itself, too."""
 
 _IN_USE_S = 60.0
-"""A file that was asked for so recently is not removed: somebody may be about to open it."""
+"""A file that was requested so recently is not removed: a process may be about to open it."""
 
 _FOLDER = "streamed"
-_ADVICE = "Try again with a network connection and without HF_HUB_OFFLINE."
 
 
 class FileStream:
-    """Finds a dataset's files, downloading those that are not there. It can be sent to worker processes.
+    """Finds a dataset's files, downloading absent ones. It can be sent to worker processes.
 
     Args:
         source: A hub dataset at a known commit.
-        disk_gb: What the downloaded files may take on the disk together, in GB (10^9 bytes); None keeps all.
+        disk_gb: Disk space for the downloaded files, in GB (10^9 bytes); None keeps all.
 
     Raises:
         ConfigError: `disk_gb` is not positive.
@@ -55,13 +55,14 @@ class FileStream:
         self._sizes: dict[str, int] = {}
 
     def path(self, name: str) -> Path:
-        """Return where a file is, once it is there.
+        """Return a file's path, downloading it first if needed.
 
         Args:
             name: Path relative to the dataset's root.
 
         Raises:
-            DatasetError: It cannot be downloaded, after some attempts; the message names file and dataset.
+            DatasetError: It could not be downloaded after several attempts; the message names file and
+                dataset.
         """
         cached = self._source.root / name
         if cached.exists():
@@ -69,14 +70,14 @@ class FileStream:
         if self._kept is None:
             return self._download(name)
         try:
-            os.utime(self._kept / name)  # which says that it is in use
+            os.utime(self._kept / name)  # marks it as in use
         except FileNotFoundError:
             self._make_room(name)
             return self._download(name)
         return self._kept / name
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """Return the sizes of some files in bytes: the hub says them of those that are not here.
+        """Return the sizes of some files in bytes; those of absent files come from the hub.
 
         Raises:
             DatasetError: The dataset lacks one of them, or the hub cannot be asked.
@@ -88,12 +89,11 @@ class FileStream:
         absent = [name for name in names if name not in self._sizes]
         if not absent:
             return self._sizes
-        where = self._source.name
         what = (
-            f"{len(absent)} of the {len(names)} video files of the hub dataset {where}, such as {absent[0]}, "
-            "are not in the cache, and the list of them"
+            f"{len(absent)} of the {len(names)} video files of the hub dataset {self._source.name}, such as "
+            f"{absent[0]}, are not in the cache, and the list of them"
         )
-        with hub_errors(where, what, _ADVICE):
+        with hub_errors(self._repo_id, self._commit, what=what, dataset=True):
             listed = dict(self._listed({PurePosixPath(name).parts[0] for name in absent}))
         for name in absent:
             if name not in listed:
@@ -115,14 +115,15 @@ class FileStream:
     def _download(self, name: str) -> Path:
         import huggingface_hub
 
-        # Bars of many processes would write over each other.
+        # Progress bars of many processes would overwrite each other.
         huggingface_hub.utils.disable_progress_bars("huggingface_hub.http_get")
         huggingface_hub.utils.disable_progress_bars("huggingface_hub.xet_get")
         logger.info("downloading %s of %s", name, self._source.name)
         attempts = len(_WAITS_S) + 1
         for attempt in range(attempts):
+            what = f"{name} of the hub dataset {self._source.name}"
             try:
-                with hub_errors(self._source.name, f"{name} of the hub dataset {self._source.name}", _ADVICE):
+                with hub_errors(self._repo_id, self._commit, what=what, dataset=True):
                     return Path(
                         huggingface_hub.hf_hub_download(
                             self._repo_id,
@@ -140,7 +141,7 @@ class FileStream:
         raise AssertionError
 
     def _make_room(self, name: str) -> None:
-        """Remove the files that were opened longest ago until `name` fits, but none that is in use."""
+        """Remove the least recently opened files until `name` fits, but none in use."""
         assert self._kept is not None
         assert self.disk_bytes is not None
         found = []
@@ -157,7 +158,7 @@ class FileStream:
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Return whether what went wrong may pass by itself: the wire, or a hub that is busy or in trouble."""
+    """Return whether an error may be temporary: the connection, or a hub that is busy or in trouble."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):

@@ -1,7 +1,7 @@
-"""Times to frames of a video file, exactly: the frame that comes out was shown at the time asked for.
+"""Frames of a video file by time, exactly: the frame returned was shown at the time asked for.
 
 A seek lands on a key frame at or before the time, and frames are decoded from there. Where it lands too
-late (open groups of images, as HEVC has them), the seek is repeated further back. A frame whose time
+late (open groups of pictures, as in HEVC), the seek is repeated further back. A frame whose time
 differs from the one asked for by more than the tolerance is an error, never a neighbour's frame.
 """
 
@@ -26,7 +26,7 @@ DEFAULT_TOLERANCE_S = 1e-4
 be the loosest tolerance that is unambiguous, and would hide recordings whose video is out of step."""
 
 OPEN_VIDEOS = 64
-"""Video files of a dataset that each process keeps open; one of 224 x 224 pixels takes about a megabyte."""
+"""Video files of a dataset that each process keeps open; each of 224 x 224 pixels takes about a megabyte."""
 
 _READ_ON = 3  # frames; decoding so many costs less than a seek
 _MP4_SUFFIXES = (".mp4", ".mov", ".m4v")
@@ -36,7 +36,7 @@ class VideoReader:
     """One open video file. Frames may be asked for in any order; in sequence is fastest.
 
     Raises:
-        DatasetError: The file is missing, truncated or no video.
+        DatasetError: The file is missing, truncated or not a video.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +50,7 @@ class VideoReader:
         if not self._container.streams.video:
             raise DatasetError(f"{path} holds no video stream.")
         self._stream = self._container.streams.video[0]
-        # Workers decode in parallel already; threads of each decoder would only get in each other's way.
+        # Workers decode in parallel already; more threads per decoder would only compete.
         self._stream.codec_context.thread_count = 1
         assert self._stream.time_base is not None
         self._tick = float(self._stream.time_base)
@@ -73,7 +73,7 @@ class VideoReader:
             uint8 `[h, w, 3]`.
 
         Raises:
-            DatasetError: No frame is near enough, or the file cannot be decoded there.
+            DatasetError: No frame is close enough, or the file cannot be decoded there.
         """
         tolerance = DEFAULT_TOLERANCE_S + self._tick / 2 if tolerance_s is None else tolerance_s
         try:
@@ -107,7 +107,7 @@ class VideoReader:
         while self._head is not None and _pts(self._head, 0) < target:
             following = next(self._frames, None)
             if following is None:
-                # The file ends here: the decoder is spent, so the next request has to seek.
+                # The file ends here: the decoder is exhausted, so the next request has to seek.
                 last, self._head, self._before = self._head, None, None
                 return last
             self._before, self._head = self._head, following
@@ -137,13 +137,13 @@ class VideoReaders:
     """Open readers by name, the least recently used one closed before there are too many.
 
     Opening a file and reading its index takes as long as decoding some frames, so that random access is about
-    twice as fast with open files. A decoder must not cross into another process: pickling leaves them
-    behind, and after a fork the inherited ones are put aside. They are not closed, because a decoder waits
-    for its threads to end, and the threads of the parent do not exist in the child.
+    twice as fast with open files. A decoder must not be used in another process: pickling drops them, and
+    after a fork the inherited ones are set aside. They are not closed, because a decoder waits for its
+    threads to end, and the threads of the parent do not exist in the child.
 
     Args:
         capacity: Readers open at once in each process, at least 1.
-        locate: Name to path, asked when a file is to be opened; it may have to be downloaded first.
+        locate: Returns the path of a name when a file is to be opened; it may download it first.
     """
 
     def __init__(self, capacity: int = OPEN_VIDEOS, locate: Callable[[str], Path] = Path) -> None:
@@ -167,7 +167,7 @@ class VideoReaders:
         return self._open[name]
 
     def close(self) -> None:
-        """Close the files that this process has open; whoever asks for one again opens it again."""
+        """Close the files that this process has open; the next request opens them again."""
         self._leave_inherited()
         while self._open:
             self._open.popitem()[1].close()
@@ -188,7 +188,8 @@ def check_container(path: Path) -> None:
     """Raise `DatasetError` if an mp4 file is missing, empty or cut off, without decoding anything.
 
     Reads the sizes of the outermost boxes, some microseconds a file, so that a truncated video is found
-    when the dataset is opened rather than in the middle of a run. Other containers are only looked for.
+    when the dataset is opened rather than in the middle of a run. Of other containers only the existence is
+    checked.
     """
     try:
         size = path.stat().st_size

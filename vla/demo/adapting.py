@@ -1,6 +1,5 @@
-"""A second robot learns from few demonstrations: an adapter of the demo's policy, or all of its weights."""
+"""Adapt the demo's policy to a second robot from few demonstrations: by an adapter, or all of its weights."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from vla.demo.adapting_report import (
@@ -19,7 +18,7 @@ from vla.demo.run import (
     DEMONSTRATIONS,
     LAYOUTS,
     SEEDS_PER_RUN,
-    Progress,
+    PartProgress,
     check_plan,
     no_progress,
     packaged_recipe,
@@ -31,6 +30,7 @@ from vla.errors import ConfigError
 from vla.eval.envs.detour_embodiment import SECOND
 from vla.policies.auto import AutoPolicy
 from vla.train.recipe import Recipe
+from vla.types import ProgressCallback
 
 FEW = 50
 """Demonstrations of the second robot."""
@@ -44,7 +44,7 @@ _FROM_BASE = {
     ),
     FULL: (),
 }
-"""What of `adapt.yaml` each way changes."""
+"""Overrides of `adapt.yaml` for each way."""
 
 
 def run_adapting(
@@ -55,27 +55,27 @@ def run_adapting(
     demonstrations: int | None = None,
     layouts: int | None = None,
     steps: int | None = None,
-    progress: Progress = no_progress,
+    progress: PartProgress = no_progress,
 ) -> AdaptingResults:
     """Adapt a policy of the demo's first robot to its second in two ways, and compare on unseen layouts.
 
-    Next to LoRA and full fine-tuning stand the policy as it was, and the same network trained from nothing on
-    the second robot's demonstrations alone. The folder then holds `report.html`, `summary.json`,
+    LoRA and full fine-tuning are compared with the policy as it was, and with the same network trained from
+    scratch on the second robot's demonstrations alone. The folder then holds `report.html`, `summary.json`,
     `episodes.mp4`, the dataset `demonstrations/`, the runs `lora/`, `full/` and `scratch/`, and `base/` with
     its demonstrations and its run where no base was given.
 
     Args:
         output: Folder; must not exist or be empty.
-        seed: Of demonstrations, training and evaluation. No layout is among those of `run_demo`.
+        seed: Seed of demonstrations, training and evaluation. No layout is among those of `run_demo`.
         base: The folder of a demo, or of a run or policy for its first robot; where not given, one is trained
-            as the demo does it.
+            as in the demo.
         demonstrations: Episodes of the second robot to record; `FEW` where not given.
         layouts: Unseen layouts, each tried under three instructions; `LAYOUTS` where not given.
         steps: Steps of every training; the recipes' where not given.
         progress: Makes a progress callback for a named part.
 
     Raises:
-        ConfigError: The folder is not empty, the base is not there, or a number is too small.
+        ConfigError: The folder is not empty, the base does not exist, or a number is too small.
         WeightsError: The base cannot be opened.
         TrainingError: A training failed.
     """
@@ -122,7 +122,7 @@ def _policy_folder(base: Path) -> Path:
     return folder.absolute()
 
 
-def _train_base(folder: Path, seed: int, steps: int | None, progress: Progress) -> Path:
+def _train_base(folder: Path, seed: int, steps: int | None, progress: PartProgress) -> Path:
     """Train the demo's flow policy for the first robot; return its checkpoint, absolute."""
     with progress("recording the first robot") as show:
         record_demonstrations(folder / "demonstrations", DEMONSTRATIONS, seed * SEEDS_PER_RUN, show)
@@ -149,8 +149,8 @@ def _recipe(name: str, output: Path, base: Path, seed: int, steps: int | None) -
     return packaged_recipe("detour.yaml", overrides, as_long.train.steps)
 
 
-def _try(base: Path, run: Trained | None, unseen: range, seed: int, show: Callable[[int, int], None]) -> Way:
-    """Run one of the policies with the second robot, and count what it took to get it."""
+def _try(base: Path, run: Trained | None, unseen: range, seed: int, show: ProgressCallback) -> Way:
+    """Evaluate one of the policies with the second robot, and note what it cost to get it."""
     checkpoint = base if run is None else run.checkpoint
     policy = AutoPolicy.from_pretrained(checkpoint)
     return Way(

@@ -1,4 +1,4 @@
-"""What came of adapting the demo's policy to a second robot: the table, the page, and the numbers."""
+"""Results of adapting the demo's policy to a second robot: the table, the page, and the numbers."""
 
 import json
 from collections.abc import Mapping
@@ -8,16 +8,16 @@ from typing import Any
 
 from vla.atomic import atomic_write
 from vla.demo.evaluation import Episodes
-from vla.demo.report import SMOOTH, film_of, followed_share
+from vla.demo.report import DETOUR_REPORT, SMOOTH, film_of
 from vla.demo.twins import Trained, cores
-from vla.eval.figures import curves_figure, overlay_figure
-from vla.eval.outcome import Summary, summarize
+from vla.eval.envs.detour_figures import overlay_figure
+from vla.eval.envs.detour_report import followed_share
+from vla.eval.figures import curves_figure
+from vla.eval.outcome import Summary
 from vla.eval.report import (
     Card,
     FigureBlock,
     Report,
-    SuccessBlock,
-    SuccessRow,
     TableBlock,
     VideoBlock,
     describe_machine,
@@ -39,9 +39,9 @@ class Way:
     """One way to a policy for the second robot.
 
     Attributes:
-        episodes: What the policy did, by condition.
+        episodes: The policy's episodes, by condition.
         trained: Parameters that were trained.
-        saved: Size of its weights' files, bytes.
+        saved: Size of its weight files, bytes.
         run: Its training; None where there was none.
     """
 
@@ -53,12 +53,12 @@ class Way:
     @property
     def overall(self) -> Summary:
         """Counts over all episodes, whatever the instruction."""
-        return summarize([one for rows in self.episodes.values() for one in rows])
+        return DETOUR_REPORT.summarize([one for rows in self.episodes.values() for one in rows])
 
     @property
     def summaries(self) -> dict[str, Summary]:
         """Counts by condition."""
-        return {condition: summarize(rows) for condition, rows in self.episodes.items()}
+        return {condition: DETOUR_REPORT.summarize(rows) for condition, rows in self.episodes.items()}
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class AdaptingResults:
     """Everything that was measured.
 
     Attributes:
-        seed: Of demonstrations, training and evaluation.
+        seed: Seed of demonstrations, training and evaluation.
         demonstrations: Episodes of the second robot.
         frames: Their frames.
-        parameters: Of the policy that is adapted.
+        parameters: Number of parameters of the policy that is adapted.
         ways: By name, see `TITLES`.
         seconds: Wall-clock of each part, by name, in order.
     """
@@ -87,7 +87,7 @@ class AdaptingResults:
 
 
 def to_table(results: AdaptingResults) -> TableBlock:
-    """Return the ways side by side: what they reach, and what they take."""
+    """Return the ways side by side: success and cost."""
     rows = []
     for name, title in TITLES.items():
         way = results.ways[name]
@@ -147,7 +147,7 @@ def write_results(folder: Path, results: AdaptingResults) -> None:
 def _report(results: AdaptingResults, film: bytes) -> Report:
     lora, full = results.ways[LORA], results.ways[FULL]
     rows = [
-        SuccessRow(TITLES[name], f"side {condition}", one)
+        (TITLES[name], f"side {condition}", one)
         for name in TITLES
         for condition, one in results.ways[name].summaries.items()
     ]
@@ -171,7 +171,7 @@ def _report(results: AdaptingResults, film: bytes) -> Report:
         ],
         blocks=[
             to_table(results),
-            SuccessBlock(f"Success on {len(lora.episodes['unstated'])} unseen layouts", rows),
+            DETOUR_REPORT.success_block(f"Success on {len(lora.episodes['unstated'])} unseen layouts", rows),
             FigureBlock(
                 "All ways, side unstated",
                 overlay_figure({TITLES[name]: results.ways[name].episodes["unstated"] for name in TITLES}),

@@ -1,6 +1,5 @@
 """Demonstrations of `vla/Detour-v0` by the scripted expert, as a LeRobot v3.0 dataset."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from vla.data.writing.writer import LeRobotWriter
 from vla.eval.envs.detour import CAMERA, STATE, DetourEnv, DetourExpert
 from vla.eval.envs.detour_embodiment import FIRST, Embodiment
 from vla.eval.envs.detour_layout import Side
+from vla.types import ProgressCallback
 
 SIDES: tuple[Side, Side] = ("left", "right")
 STATED: tuple[Side | None, ...] = (None, "left", None, "right")
@@ -19,21 +19,21 @@ def record_demonstrations(
     folder: Path,
     episodes: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
     embodiment: Embodiment = FIRST,
 ) -> int:
     """Record the expert; return the number of frames.
 
-    Each frame's `response` is the side that its episode takes: what the policy learns to say.
+    Each frame's `response` is the side that its episode takes, which the policy learns to predict.
 
     Args:
         folder: Destination; must not exist.
         episodes: Episodes to record; half of them leave the side open, a quarter states each.
-        seed: Of the layouts (`seed + episode`) and of the sides where they are open.
+        seed: Seed of the layouts (`seed + episode`), and of the sides where they are open.
         progress: Called with (episodes done, episodes in all).
         embodiment: The robot that the expert moves.
     """
-    # Left and right as often, in an order that the layouts know nothing of.
+    # Left and right equally often, in an order independent of the layouts.
     open_sides = iter(np.random.default_rng(seed).permutation(np.arange(-(-episodes // 2)) % 2))
     env = DetourEnv(embodiment=embodiment)
     frames = 0

@@ -1,6 +1,6 @@
-"""What the demo's policies do on layouts that nobody demonstrated."""
+"""Evaluate the demo's policies on layouts that were not demonstrated."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +9,26 @@ import torch
 
 from vla.eval.envs.detour import CAMERA, STATE, DetourEnv
 from vla.eval.envs.detour_embodiment import FIRST, Embodiment
-from vla.eval.envs.detour_layout import Side
-from vla.eval.figures import Fan
+from vla.eval.envs.detour_figures import Fan
+from vla.eval.envs.detour_report import DetourReport
 from vla.eval.outcome import EpisodeResult
 from vla.eval.rollout import BatchPolicy, rollout
 from vla.policies.auto import load
+from vla.types import ProgressCallback
 
 EXECUTE = 8
-"""Actions that the first robot executes of each chunk of 16; another, as many as take it that long."""
+"""Actions that the first robot executes of each chunk of 16; another robot, as many as take as long."""
 FILMED = 6
 
-CONDITION_NAMES: dict[Side | None, str] = {None: "unstated", "left": "left", "right": "right"}
-
 Episodes = dict[str, list[EpisodeResult]]
-"""Episodes by condition: "unstated", "left", "right"."""
+"""Episodes by condition: "unstated", "left", "right", as in `DetourReport.conditions`."""
 
 
 def evaluate(
     checkpoint: Path,
     seeds: Sequence[int],
     noise_seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
     embodiment: Embodiment = FIRST,
 ) -> Episodes:
     """Run a policy on the same layouts under each of the three instructions.
@@ -37,14 +36,15 @@ def evaluate(
     Args:
         checkpoint: Policy folder.
         seeds: Layouts.
-        noise_seed: Of the policy's noise.
+        noise_seed: Seed of the policy's noise.
         progress: Called with (episodes done, episodes in all).
         embodiment: The robot.
     """
     policy = load(checkpoint)
-    total, done = len(seeds) * len(CONDITION_NAMES), 0
+    conditions = DetourReport.conditions
+    total, done = len(seeds) * len(conditions), 0
     results: Episodes = {}
-    for condition, name in CONDITION_NAMES.items():
+    for name, options in conditions.items():
 
         def report(finished: int, _: int, done: int = done) -> None:
             if progress is not None:
@@ -54,12 +54,12 @@ def evaluate(
             lambda: DetourEnv(render_mode="rgb_array", embodiment=embodiment),
             policy,
             seeds,
-            {"side": condition},
+            options,
             execute=embodiment.steps(EXECUTE),
             batch_size=min(50, len(seeds)),
             generator=torch.Generator().manual_seed(noise_seed),
             text=True,
-            film=FILMED if condition is None else 0,
+            film=FILMED if name == "unstated" else 0,
             progress=report,
         )
         done += len(seeds)
@@ -67,19 +67,19 @@ def evaluate(
 
 
 def share_said(episodes: Sequence[EpisodeResult]) -> float | None:
-    """Return in what share of episodes the policy, asked next to the cup, names the side that it passes.
+    """Return the share of episodes in which the policy, next to the cup, names the side that it passes.
 
-    Next to the cup is where it looks for the second time, after `EXECUTE` steps. Before, the side may be
+    Next to the cup means at its second prediction, after `EXECUTE` steps. Before, the side may be
     open; later, near the target, a single image no longer shows it. None where no episode got so far.
     """
     asked = [one for one in episodes if len(one.texts) > 1]
     if not asked:
         return None
-    return float(np.mean([one.texts[1].strip() == one.side_passed for one in asked]))
+    return float(np.mean([one.texts[1].strip() == one.info["side_passed"] for one in asked]))
 
 
 def fans(checkpoints: Mapping[str, Path], seed: int, noise_seed: int, chunks: int = 48) -> list[Fan]:
-    """Sample many chunks at the decision point of one layout, the instruction leaving the side open."""
+    """Sample many chunks at the decision point of one layout, with a side left open."""
     env = DetourEnv()
     observation, _ = env.reset(seed=seed, options={"side": None})
     layout = env.layout

@@ -9,14 +9,14 @@ from typing import Any
 from vla.atomic import atomic_write
 from vla.demo.evaluation import EXECUTE, Episodes, share_said
 from vla.demo.twins import Trained, cores
-from vla.eval.figures import Fan, curves_figure, fan_figure, overlay_figure, trajectories_figure
-from vla.eval.outcome import EpisodeResult, Summary, summarize
+from vla.eval.envs.detour_figures import Fan, fan_figure, overlay_figure, trajectories_figure
+from vla.eval.envs.detour_report import DetourReport, followed_share
+from vla.eval.figures import curves_figure
+from vla.eval.outcome import EpisodeResult, Summary
 from vla.eval.report import (
     Card,
     FigureBlock,
     Report,
-    SuccessBlock,
-    SuccessRow,
     TableBlock,
     TextBlock,
     VideoBlock,
@@ -28,6 +28,7 @@ from vla.eval.video import encode_video, film_strip
 
 FLOW, REGRESSION = "flow", "regression"
 SMOOTH = 0.7
+DETOUR_REPORT = DetourReport()
 TITLES = {FLOW: "flow matching", REGRESSION: "mean squared error"}
 
 
@@ -36,10 +37,10 @@ class DemoResults:
     """Everything that was measured.
 
     Attributes:
-        seed: Of demonstrations, training and evaluation.
+        seed: Seed of demonstrations, training and evaluation.
         demonstrations: Episodes recorded.
         frames: Frames recorded.
-        parameters: Of each of the twins.
+        parameters: Number of parameters of each twin.
         trained: The two runs by name, `FLOW` and `REGRESSION`.
         episodes: Evaluation episodes by name and condition.
         fans: Chunks sampled at one decision point.
@@ -57,12 +58,7 @@ class DemoResults:
 
     def summaries(self, name: str) -> dict[str, Summary]:
         """Return one policy's counts by condition."""
-        return {condition: summarize(rows) for condition, rows in self.episodes[name].items()}
-
-
-def followed_share(summaries: Mapping[str, Summary]) -> float:
-    """Return the share of episodes with a stated side that did the task on that side."""
-    return sum(one.followed for one in summaries.values()) / sum(one.stated for one in summaries.values())
+        return {condition: DETOUR_REPORT.summarize(rows) for condition, rows in self.episodes[name].items()}
 
 
 def to_summary(results: DemoResults) -> dict[str, Any]:
@@ -102,7 +98,7 @@ def write_results(folder: Path, results: DemoResults) -> None:
 def _report(results: DemoResults, film: bytes) -> Report:
     flow, twin = results.summaries(FLOW), results.summaries(REGRESSION)
     rows = [
-        SuccessRow(TITLES[name], f"side {condition}", one)
+        (TITLES[name], f"side {condition}", one)
         for name in TITLES
         for condition, one in results.summaries(name).items()
     ]
@@ -117,7 +113,7 @@ def _report(results: DemoResults, film: bytes) -> Report:
         ),
         cards=_cards(flow, twin, sum(results.seconds.values())),
         blocks=[
-            SuccessBlock(f"Success on {flow['unstated'].episodes} unseen layouts", rows),
+            DETOUR_REPORT.success_block(f"Success on {flow['unstated'].episodes} unseen layouts", rows),
             FigureBlock(
                 "The decision",
                 fan_figure(results.fans),
@@ -143,7 +139,7 @@ def _report(results: DemoResults, film: bytes) -> Report:
 
 def _cards(flow: Mapping[str, Summary], twin: Mapping[str, Summary], seconds: float) -> list[Card]:
     low, high = flow["unstated"].interval
-    left = flow["unstated"].left_share
+    left = flow["unstated"].extra["left_share"]
     return [
         Card(
             format_percent(flow["unstated"].success_rate),
@@ -171,7 +167,7 @@ def _what_it_says(results: DemoResults) -> TextBlock:
         for name in TITLES
     ]
     intro = (
-        "Asked at its second look, next to the cup, the policy names the side that it passes in this share "
+        "At its second prediction, next to the cup, the policy names the side that it passes in this share "
         "of the episodes that get so far:"
     )
     return TextBlock("What it says", [intro, *lines])

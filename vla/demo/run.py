@@ -1,4 +1,4 @@
-"""The demo as one story: record, train, evaluate, report."""
+"""The demo from start to end: record, train, evaluate, report."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,17 +14,19 @@ from vla.errors import ConfigError
 from vla.policies.auto import AutoPolicy
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
+from vla.types import ProgressCallback
 
 DEMONSTRATIONS = 1000
 LAYOUTS = 200
 SEEDS_PER_RUN = 1_000_000
 """Layout seeds of one demo: demonstrations count from the first, evaluation from the middle."""
 
-Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+PartProgress = Callable[[str], AbstractContextManager[ProgressCallback]]
+"""Shows the progress of the part with this name while the context lasts."""
 
 
 @contextmanager
-def no_progress(part: str) -> Iterator[Callable[[int, int], None]]:
+def no_progress(part: str) -> Iterator[ProgressCallback]:
     """Show nothing."""
     yield lambda done, total: None
 
@@ -36,7 +38,7 @@ def run_demo(
     demonstrations: int | None = None,
     layouts: int | None = None,
     steps: int | None = None,
-    progress: Progress = no_progress,
+    progress: PartProgress = no_progress,
 ) -> DemoResults:
     """Record demonstrations, train pi-0 and its regression twin on them, evaluate both, write the report.
 
@@ -45,7 +47,7 @@ def run_demo(
 
     Args:
         output: Folder; must not exist or be empty.
-        seed: Of demonstrations, training and evaluation.
+        seed: Seed of demonstrations, training and evaluation.
         demonstrations: Episodes to record; `DEMONSTRATIONS` where not given.
         layouts: Unseen layouts, each tried under three instructions; `LAYOUTS` where not given.
         steps: Training steps; the recipe's where not given.
@@ -82,13 +84,13 @@ def run_demo(
 def check_plan(output: Path, seed: int, demonstrations: int, layouts: int) -> None:
     """Raise `ConfigError` where the folder is not empty or a number is too small."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} is there already; choose another folder with --output, or remove it.")
+        raise ConfigError(f"{output} exists already; choose another folder with --output, or remove it.")
     if min(demonstrations, layouts) < 3 or seed < 0:
         raise ConfigError("The demo needs at least 3 demonstrations and 3 layouts, and a seed from 0 on.")
 
 
 def twin_recipe(output: Path, name: str, seed: int, steps: int | None) -> Recipe:
-    """Return the recipe of one of the twins; they differ in what the action head learns alone."""
+    """Return the recipe of one of the twins; they differ only in what the action head learns."""
     overrides = [
         f"data.path={output / 'demonstrations'}",
         f"output={output / name}",
@@ -99,7 +101,7 @@ def twin_recipe(output: Path, name: str, seed: int, steps: int | None) -> Recipe
 
 
 def packaged_recipe(name: str, overrides: list[str], steps: int | None) -> Recipe:
-    """Return a recipe of this package's with other values; fewer steps warm up for as many at most."""
+    """Return a recipe of this package with overrides; warm-up takes at most half of the steps."""
     with as_file(files("vla.demo") / name) as path:
         recipe = load_recipe(path, overrides)
         if steps is None:
@@ -110,7 +112,7 @@ def packaged_recipe(name: str, overrides: list[str], steps: int | None) -> Recip
 
 @contextmanager
 def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    """Note down under a part's name how long it took, seconds."""
+    """Record how long a part took, in seconds, under its name."""
     start = time.monotonic()
     yield
     seconds[part] = time.monotonic() - start

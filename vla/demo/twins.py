@@ -1,4 +1,4 @@
-"""Two trainings at once: each a `vla train` of its own, with its share of the processor's cores.
+"""Two trainings at once: each its own `vla train` with a share of the processor's cores.
 
 A small network gains little from a second thread, so two runs side by side take far less time than one
 after the other. They are ordinary runs; their folders can be resumed and evaluated like any other.
@@ -42,10 +42,10 @@ def cores() -> int:
 
 
 def train_side_by_side(recipes: Mapping[str, Recipe], show: bool = True) -> dict[str, Trained]:
-    """Run every recipe in a process of its own and wait for all of them.
+    """Run every recipe in its own process and wait for all of them.
 
     Args:
-        recipes: By the name to show; each with an output folder of its own.
+        recipes: Recipes by the name to show, each with its own output folder.
         show: Progress bars on a terminal.
 
     Raises:
@@ -97,7 +97,7 @@ def _raise_if_failed(name: str, status: int, recipe: Recipe) -> None:
         return
     log = _log_of(recipe)
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    last = lines[-1] if lines else f"it ended with status {status} and said nothing"
+    last = lines[-1] if lines else f"it ended with status {status} and no message"
     raise TrainingError(f"Training '{name}' failed: {last.removeprefix('vla: ')} (see {log})")
 
 
@@ -131,7 +131,7 @@ class _Bars:
         self._progress.stop()
 
     def show(self, name: str, records: list[dict[str, float]]) -> None:
-        """Bring one bar up to the newest record."""
+        """Update one bar to the newest record."""
         losses = [record for record in records if "loss" in record]
         if losses:
             newest = losses[-1]

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vla.errors import ConfigError, ShapeError
-from vla.eval.figures import INK, RIGHT_COLOUR, dimension_panels, legend_above
+from vla.eval.figures import INK, PREDICTED_COLOUR, dimension_panels, legend_above
 from vla.eval.open_loop import check_cameras, chunk_of, requests_at
 from vla.serve.chunking import BatchPolicy
 
@@ -106,7 +106,7 @@ def chunk_figure(sample: ChunkSample) -> Figure:
     for dim, ax in enumerate(panels):
         for number, draw in enumerate(draws):
             label: dict[str, Any] = {"label": f"{len(draws)} draws"} if number == 0 else {}
-            ax.plot(draw[:, dim], color=RIGHT_COLOUR, linewidth=1.1, alpha=0.55, **label)
+            ax.plot(draw[:, dim], color=PREDICTED_COLOUR, linewidth=1.1, alpha=0.55, **label)
         ax.plot(recorded[:, dim], color=INK, linewidth=1.7, label="recorded")
         ax.set_ylabel(sample.names[dim], fontsize=8.5, color=INK)
     figure.supxlabel(f"step of the chunk from frame {sample.frame} of episode {sample.episode}", fontsize=9)

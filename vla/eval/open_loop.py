@@ -4,22 +4,20 @@ Nothing is executed, so this costs no simulator and no robot; it also says nothi
 The yardstick is the policy that always predicts the mean action.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vla.errors import ConfigError, DatasetError, ShapeError
-from vla.eval.rollout import STATE
 from vla.serve.chunking import BatchPolicy, past_of, session_of
+from vla.types import IMAGE_PREFIX, STATE_KEY, ProgressCallback
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vla.data.dataset import LeRobotDataset
-
-IMAGE_PREFIX = "observation.images."
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class OpenLoopResult:
 
     @property
     def relative(self) -> np.ndarray:
-        """Squared error over that of the mean action `[m]`: 1 is no better than it; NaN where that is 0."""
+        """Squared error over that of the mean action `[m]`: 1 is as bad as the mean; NaN where that is 0."""
         varies = self.mean_mse > 0
         return np.where(varies, self.mse / np.where(varies, self.mean_mse, 1.0), np.nan)
 
@@ -119,7 +117,7 @@ def open_loop(
     stride: int | None = None,
     batch_size: int = 16,
     generator: Any = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> OpenLoopResult:
     """Predict a chunk at every `stride`-th frame of recorded episodes and compare.
 
@@ -227,7 +225,7 @@ def observation_at(dataset: "LeRobotDataset", frame: int, cameras: Mapping[str, 
     """Return what a robot would have seen at a frame of the dataset, without a past."""
     item = dataset.without_past()[frame]
     images = {f"{IMAGE_PREFIX}{slot}": item[key].permute(1, 2, 0).numpy() for slot, key in cameras.items()}
-    return {**images, STATE: item[dataset.state_key].numpy(), "task": item["task"]}
+    return {**images, STATE_KEY: item[dataset.state_key].numpy(), "task": item["task"]}
 
 
 def requests_at(

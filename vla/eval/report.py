@@ -1,4 +1,4 @@
-"""A report in one HTML file: tables, figures and films inlined; no script, no network, nothing next to it.
+"""A report in one HTML file: tables, figures and videos inlined; no script, no network, no other files.
 
 Build a `Report` out of blocks and give it to `write_report`. Everything that is text is escaped.
 """
@@ -7,7 +7,7 @@ import base64
 import datetime
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 TEMPLATE = "report.html.j2"
 PACKAGES = ("vla", "torch", "transformers", "numpy")
 PNG_SIGNATURE = b"\x89PNG"
-SUCCESS_NOTE = (
-    "Success: the target is reached and the cup is never touched. Intervals are Wilson's, 95 %. Sides are "
-    "those of successful episodes; a stated side counts as followed only in a successful episode."
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class FigureBlock:
 
     @property
     def alt(self) -> str:
-        """What a reader without the image is told."""
+        """The text for readers without the image."""
         return self.caption or self.heading
 
     @property
@@ -68,7 +64,7 @@ class FigureBlock:
         """The PNG in base64.
 
         Raises:
-            ConfigError: Bytes that are no PNG.
+            ConfigError: The bytes are not a PNG.
         """
         if isinstance(self.figure, bytes):
             png = self.figure
@@ -83,7 +79,7 @@ class FigureBlock:
 
 @dataclass(frozen=True)
 class VideoBlock:
-    """A film: the bytes of an mp4 file, as `vla.eval.video.encode_video` makes them."""
+    """A video: the bytes of an mp4 file, as `vla.eval.video.encode_video` makes them."""
 
     kind: ClassVar[str] = "video"
     heading: str
@@ -121,21 +117,47 @@ class TableBlock:
 
 @dataclass(frozen=True)
 class SuccessRow:
-    """How one policy did under one kind of instruction."""
+    """How one policy did under one condition.
+
+    Args:
+        policy: Its name.
+        condition: What was asked of it.
+        summary: The counts.
+        cells: What the environment adds, by column (`EnvironmentReport.detailed_columns`).
+    """
 
     policy: str
     condition: str
     summary: Summary
+    cells: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SuccessBlock:
-    """Success rates with their intervals."""
+    """Success rates with their intervals, and the environment's own columns.
+
+    Raises:
+        ConfigError: Rows with different columns.
+    """
 
     kind: ClassVar[str] = "success"
     heading: str
     rows: Sequence[SuccessRow]
-    note: str = SUCCESS_NOTE
+    note: str = ""
+    condition_header: str = "condition"
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if list(row.cells) != self.columns:
+                raise ConfigError(
+                    f"The rows of the table '{self.heading}' have different columns: {self.columns} and "
+                    f"{list(row.cells)}."
+                )
+
+    @property
+    def columns(self) -> list[str]:
+        """Headers of the environment's own columns."""
+        return list(self.rows[0].cells) if self.rows else []
 
 
 Block = TextBlock | FigureBlock | VideoBlock | TableBlock | SuccessBlock

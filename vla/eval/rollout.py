@@ -15,8 +15,7 @@ import numpy as np
 from vla.errors import ConfigError
 from vla.eval.outcome import EpisodeResult, Summary, success_interval, summarize
 from vla.serve.chunking import ActionQueue, BatchPolicy, session_of
-
-STATE = "observation.state"
+from vla.types import STATE_KEY, ProgressCallback
 
 __all__ = ["BatchPolicy", "EpisodeResult", "Summary", "rollout", "success_interval", "summarize"]
 
@@ -32,7 +31,7 @@ def rollout(
     generator: Any = None,
     text: bool = False,
     film: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[EpisodeResult]:
     """Run one episode per seed and return the results in the same order.
 
@@ -148,9 +147,6 @@ class _Episode:
         return EpisodeResult(
             seed=self.seed,
             success=bool(self.info["success"]),
-            collided=bool(self.info.get("collided", False)),
-            side_passed=self.info.get("side_passed"),
-            stated_side=self.info.get("stated_side"),
             steps=len(self._way) - 1,
             trajectory=np.stack(self._way),
             texts=tuple(self._texts),
@@ -161,7 +157,7 @@ class _Episode:
 
     def _position(self) -> np.ndarray:
         """Return where the robot is, as the environment counts it where its info says so, else its state."""
-        return np.array(self.info.get("position", self.observation[STATE]))
+        return np.array(self.info.get("position", self.observation[STATE_KEY]))
 
     def _render(self) -> np.ndarray:
         frame = self.env.render()

@@ -1,6 +1,6 @@
 """Grouped-query attention on PyTorch's fused kernel, and the key/value cache that suffixes read.
 
-Letters: b batch, t query token, s key token, h query head, k key/value head, e head width.
+Letters: b batch, t query token, s key token, h query head, k key/value head, e head dimension.
 """
 
 from dataclasses import dataclass, replace
@@ -21,8 +21,8 @@ def attend(
         q_bhte: Queries `[b, h, t, e]`.
         k_bkse: Keys `[b, k, s, e]`.
         v_bkse: Values `[b, k, s, e]`.
-        mask: bool `[b, t, s]`, True where a query sees a key; None lets every query see every key, which
-            keeps the fastest kernels available.
+        mask: bool `[b, t, s]`, True where a query attends to a key; None: every query attends to every key,
+            which keeps the fastest kernels available.
 
     Returns:
         `[b, t, h * e]`, ready for the output projection.
@@ -36,11 +36,11 @@ def attend(
 
 @dataclass(frozen=True)
 class KeyValueCache:
-    """What later tokens may read of earlier ones: keys and values per layer, never edited in place.
+    """Keys and values of earlier tokens per layer, which later tokens read; never edited in place.
 
     Attributes:
         layers: `(keys, values)` of each layer, `[b, k, s, e]`.
-        visible_bs: bool `[b, s]`, True where later tokens may look; None when all of them may.
+        visible_bs: bool `[b, s]`, True where later tokens may attend; None: everywhere.
         next_position_b: long `[b]`, the rotary position of the next token. Padding has consumed none.
     """
 
@@ -76,23 +76,24 @@ class KeyValueCache:
             visible = torch.cat([visible, new], dim=1)
         return KeyValueCache(joined, visible, self.next_position_b + new.sum(dim=1))
 
-    def mask_for(self, num_queries: int, own: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Return the mask `[b, t, s + t]` of `t` new tokens, or None where each sees everything.
+    def mask_for(self, num_queries: int, new_mask: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Return the mask `[b, t, s + t]` of `t` new tokens, or None where each attends to everything.
 
         Args:
             num_queries: `t`.
-            own: bool `[t, t]` or `[b, t, t]`, what the new tokens see of one another; None: everything.
+            new_mask: bool `[t, t]` or `[b, t, t]`, True where a new token attends to another; None:
+                everywhere.
         """
-        if self.visible_bs is None and own is None:
+        if self.visible_bs is None and new_mask is None:
             return None
         batch, device = self.next_position_b.shape[0], self.next_position_b.device
         if self.visible_bs is None:
             past = torch.ones(batch, num_queries, self.length, dtype=torch.bool, device=device)
         else:
             past = self.visible_bs[:, None, :].expand(-1, num_queries, -1)
-        if own is None:
-            own = torch.ones(num_queries, num_queries, dtype=torch.bool, device=device)
-        return torch.cat([past, own.expand(batch, -1, -1)], dim=2)
+        if new_mask is None:
+            new_mask = torch.ones(num_queries, num_queries, dtype=torch.bool, device=device)
+        return torch.cat([past, new_mask.expand(batch, -1, -1)], dim=2)
 
     def repeat(self, n: int) -> "KeyValueCache":
         """Return the cache with every row repeated `n` times in a row: `n` samples of one observation."""

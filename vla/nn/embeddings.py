@@ -10,7 +10,7 @@ from torch import nn
 from vla.nn.linear import linear
 
 Rounding = Literal["xla", "linspace", "float64"]
-"""How the phase of a time embedding is rounded, where implementations of the same mathematics part."""
+"""How the phase of a time embedding is rounded: implementations of the same formula differ."""
 
 
 class TiedEmbedding(nn.Module):
@@ -32,7 +32,7 @@ class TiedEmbedding(nn.Module):
         return linear(hidden, self.weight)
 
     def extra_repr(self) -> str:
-        """Show vocabulary and width in the module's image."""
+        """Show vocabulary and width in the module's printed form."""
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
 
 
@@ -51,13 +51,12 @@ def sinusoidal_embedding(
         width: Even width of the result.
         min_period: Shortest period.
         max_period: Longest period.
-        rounding: The phase reaches `2 pi / min_period` = 1571 rad, so that the last float32 bit of a
-            frequency shows in the fourth decimal; weights meet the rounding they were trained with.
+        rounding: Weights must meet the rounding that they were trained with (see `policies.flow.time`).
             "xla" spaces the exponents in float32 as XLA does, "linspace" as `torch.linspace` does, and
             "float64" computes the whole phase in float64.
 
     Returns:
-        float32 `[..., width]`, whatever the model computes in: bfloat16 could not hold the phase.
+        float32 `[..., width]`, whatever the dtype of the model: bfloat16 could not hold the phase.
     """
     size = width // 2
     dtype = torch.float64 if rounding == "float64" else torch.float32

@@ -1,7 +1,8 @@
 """Gemma's decoder (Gemma Team, 2024), as prefix and as expert.
 
 One stack of layers serves both weight sets of a pi-0-style policy. A pass may read the keys and values
-of earlier tokens from a cache, and returns its own; it never decides who sees whom (see `nn.masks`).
+of earlier tokens from a cache, and returns those of its own tokens; the mask comes from outside (see
+`nn.masks`).
 """
 
 from collections.abc import Callable, Sequence
@@ -161,7 +162,8 @@ class GemmaDecoder(LayerStack):
         Args:
             x_btd: Embedded tokens `[b, t, d]`.
             positions_bt: Rotary positions `[b, t]`.
-            mask: bool `[b, t, s + t]` over cached and new tokens; None where every token sees every other.
+            mask: bool `[b, t, s + t]` over cached and new tokens; None where every token attends to every
+                other.
             cache: Keys and values of earlier tokens, `s` of them.
             keys_values_only: Leave out what only the hidden states need: the last layer's queries,
                 attention and MLP, and the final norm.

@@ -64,8 +64,8 @@ class AdaptiveGemmaLayer(nn.Module):
 
         Args:
             x_btd: Hidden states `[b, t, d]`.
-            rotary: Of the tokens' positions.
-            mask: bool `[b, t, s + t]`, or None where every token sees every other.
+            rotary: Rotation for the tokens' positions.
+            mask: bool `[b, t, s + t]`, or None where every token attends to every other.
             past: The layer's cached keys and values.
             condition: `[b, 1 or t, d]`, or the modulation made of it beforehand.
         """
@@ -110,7 +110,8 @@ class AdaptiveGemmaDecoder(LayerStack):
         Args:
             x_btd: Embedded tokens `[b, t, d]`.
             positions_bt: Rotary positions `[b, t]`.
-            mask: bool `[b, t, s + t]` over cached and new tokens; None where every token sees every other.
+            mask: bool `[b, t, s + t]` over cached and new tokens; None where every token attends to every
+                other.
             cache: Keys and values of earlier tokens, `s` of them.
             condition: `[b, 1 or t, d]`, or the modulations made of it beforehand.
         """

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 MIN_MULTIPLICATIONS = 2_000_000
-"""Products smaller than this are done before oneDNN has set itself up."""
+"""Smaller products are done before oneDNN is set up."""
 
 
 class Linear(nn.Linear):

@@ -1,16 +1,16 @@
-"""Who sees whom: a block-causal mask declared by named token groups.
+"""Attention masks from rules per token group.
 
-A rule is written once per group of query tokens:
+The rules of each group of query tokens are written once:
 
     rules = AttentionRules(
         images={"images": "all", "prompt": "all"},
         prompt={"images": "all", "prompt": "all"},
         response={"images": "all", "prompt": "all", "response": "causal"},
         state={"images": "all", "prompt": "all", "state": "all"},
-        actions={"images": "all", "prompt": "all", "state": "all", "actions": "own"},
+        actions={"images": "all", "prompt": "all", "state": "all", "actions": "same_segment"},
     )
 
-and `rules.explain(images=2, prompt=2, response=2, state=1, actions=(2, 2))` draws it, a row per query:
+and `rules.explain(images=2, prompt=2, response=2, state=1, actions=(2, 2))` draws the mask, a row per query:
 
                images prompt response state actions
     images     ##     ##     ..       .     ....
@@ -31,10 +31,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-Attends = Literal["none", "all", "causal", "own"]
-"""What a query sees of a group: nothing, all of it, what came before it and itself, or its own segment."""
+Attends = Literal["none", "all", "causal", "same_segment"]
+"""What a query attends to in a group: nothing, everything, itself and what came before it, or its segment."""
 
-_SIGHTS: tuple[Attends, ...] = ("none", "all", "causal", "own")
+_CHOICES: tuple[Attends, ...] = ("none", "all", "causal", "same_segment")
 
 
 class Tokens(NamedTuple):
@@ -42,9 +42,9 @@ class Tokens(NamedTuple):
 
     Attributes:
         group_bt: long `[b, t]`, the index of each token's group, from `AttentionRules.index`.
-        valid_bt: bool `[b, t]`, False for padding, which nobody sees; None when there is none.
-        segment_bt: long `[b, t]`, which of several like parts of its group a token belongs to (a noise
-            draw); only read where a rule says "own". None: all in one.
+        valid_bt: bool `[b, t]`, False for padding, to which nothing attends; None without padding.
+        segment_bt: long `[b, t]`, which of several equal parts of its group a token belongs to (one per
+            noise draw); only read for "same_segment". None: all in one.
     """
 
     group_bt: torch.Tensor
@@ -53,19 +53,21 @@ class Tokens(NamedTuple):
 
 
 class AttentionRules:
-    """For every group of queries, what it sees of every group of keys; unnamed groups are not seen."""
+    """For every group of queries, what it attends to in each group of keys; nothing in those not named."""
 
     def __init__(self, **rules: Mapping[str, Attends]) -> None:
         self.names = tuple(rules)
         for query, row in rules.items():
-            for key, sight in row.items():
+            for key, attends in row.items():
                 if key not in rules:
                     raise ValueError(f"Group '{query}' refers to '{key}', which is not one of {self.names}.")
-                if sight not in _SIGHTS:
-                    raise ValueError(f"Group '{query}' sees '{key}' as '{sight}', not one of {_SIGHTS}.")
+                if attends not in _CHOICES:
+                    raise ValueError(
+                        f"Group '{query}' attends to '{key}' as '{attends}', not one of {_CHOICES}."
+                    )
         # Plain numbers: a tensor made here would be empty where a model is built on the meta device.
         self._table = [
-            [_SIGHTS.index(rules[query].get(key, "none")) for key in self.names] for query in self.names
+            [_CHOICES.index(rules[query].get(key, "none")) for key in self.names] for query in self.names
         ]
 
     def index(self, name: str) -> int:
@@ -73,27 +75,28 @@ class AttentionRules:
         return self.names.index(name)
 
     def mask(self, queries: Tokens, keys: Tokens, first_query: int = 0) -> torch.Tensor:
-        """Return the mask, bool `[b, t, s]`, True where a query sees a key.
+        """Return the mask, bool `[b, t, s]`, True where a query attends to a key.
 
         Args:
             queries: The `t` query tokens.
             keys: The `s` key tokens, in sequence order.
-            first_query: Index among the keys of the first query, so that "causal" knows what came before.
+            first_query: Index among the keys of the first query, for "causal".
         """
         table = torch.tensor(self._table, device=queries.group_bt.device)
-        sight_bts = table[queries.group_bt[:, :, None], keys.group_bt[:, None, :]]
+        attends_bts = table[queries.group_bt[:, :, None], keys.group_bt[:, None, :]]
         query_index = torch.arange(queries.group_bt.shape[1], device=table.device) + first_query
         key_index = torch.arange(keys.group_bt.shape[1], device=table.device)
         earlier_ts = key_index[None, :] <= query_index[:, None]
-        seen = (sight_bts == _SIGHTS.index("all")) | ((sight_bts == _SIGHTS.index("causal")) & earlier_ts)
-        own = sight_bts == _SIGHTS.index("own")
+        causal = (attends_bts == _CHOICES.index("causal")) & earlier_ts
+        seen = (attends_bts == _CHOICES.index("all")) | causal
+        same_segment = attends_bts == _CHOICES.index("same_segment")
         if queries.segment_bt is not None and keys.segment_bt is not None:
-            own = own & (queries.segment_bt[:, :, None] == keys.segment_bt[:, None, :])
-        seen = seen | own
+            same_segment = same_segment & (queries.segment_bt[:, :, None] == keys.segment_bt[:, None, :])
+        seen = seen | same_segment
         return seen if keys.valid_bt is None else seen & keys.valid_bt[:, None, :]
 
     def explain(self, **lengths: int | tuple[int, ...]) -> str:
-        """Draw the mask of a sequence with `#` where the row's token sees the column's.
+        """Draw the mask of a sequence with `#` where the row's token attends to the column's.
 
         Args:
             **lengths: Tokens of each group in sequence order; a tuple gives the group's segments.

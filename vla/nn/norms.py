@@ -10,7 +10,7 @@ from vla.nn.linear import Linear
 class RMSNorm(nn.Module):
     """Root-mean-square norm with Gemma's gain `1 + weight`, the weight starting at zero.
 
-    A float32 island: the mean of squares loses too much in bfloat16.
+    Always in float32: the mean of squares loses too much in bfloat16.
     """
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
@@ -23,12 +23,12 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Show the width and epsilon in the module's image."""
+        """Show the width and epsilon in the module's printed form."""
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
 class Modulation(Linear):
-    """The map from a condition to scale, shift and gate, zero at first, so that nothing passes the gate."""
+    """Linear layer from a condition to scale, shift and gate; starts at zero, which closes the gate."""
 
     def __init__(self, condition_width: int, width: int) -> None:
         super().__init__(condition_width, 3 * width)
@@ -43,7 +43,7 @@ class AdaptiveRMSNorm(nn.Module):
     """Root-mean-square norm whose gain `1 + scale` and shift come from a condition (the flow's time).
 
     It has no weight of its own: `dense` makes `[scale, shift, gate]` of the condition, and the gate is for
-    the residual branch that the norm feeds. A float32 island, as `RMSNorm`.
+    the residual branch that the norm feeds. Always in float32, as `RMSNorm`.
     """
 
     def __init__(self, width: int, condition_width: int, eps: float = 1e-6) -> None:

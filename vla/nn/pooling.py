@@ -16,7 +16,7 @@ class SpatialSoftmax(nn.Module):
     """Where each feature map is active: the expected position under a softmax over all positions.
 
     Finn et al. (2016), in the form of robomimic's and LeRobot's encoders. A position is (x, y) in [-1, 1],
-    from the left to the right and from the top to the bottom. A float32 island.
+    from the left to the right and from the top to the bottom. Always in float32.
     """
 
     temperature: torch.Tensor
@@ -26,7 +26,7 @@ class SpatialSoftmax(nn.Module):
 
         Args:
             in_channels: Channels of the feature map.
-            num_keypoints: Maps that a 1x1 convolution makes of them first; None: each channel is one.
+            num_keypoints: Feature maps that a 1x1 convolution makes of them first; None: one per channel.
             temperature: What the activations are divided by before the softmax; stored with the weights, not
                 learned.
         """

@@ -1,7 +1,7 @@
 """Images and text through a vision-language model, once, with its keys and values kept for a suffix.
 
-What pi-0's family shares (PaliGemma, Beyer et al., 2024): SigLIP's image tokens and the prompt see one
-another, response text is causal behind them.
+What pi-0's family shares (PaliGemma, Beyer et al., 2024): SigLIP's image tokens and the prompt attend to one
+another, response text is causal after them.
 """
 
 from typing import NamedTuple
@@ -16,12 +16,12 @@ from vla.nn.vision import Projector, make_vision_tower, num_image_tokens
 
 
 class Prefix(NamedTuple):
-    """What a pass over images and text leaves behind.
+    """The result of a pass over images and text.
 
     Attributes:
-        cache: Keys and values of the prefix, as far as the suffix may see them.
+        cache: Keys and values of the prefix, with the mask of those that the suffix may read.
         text_hidden: Final hidden states of the text tokens `[b, l', d]`, trimmed to the batch's longest
-            text; None where they were not asked for.
+            text; None where not asked for.
     """
 
     cache: KeyValueCache
@@ -35,8 +35,8 @@ class PrefixModel(nn.Module):
         vision: Sizes of the tower, by `SiglipVisionConfig`'s names.
         language: Sizes of the language model.
         vocab_size: Rows of its token table.
-        rules: Who sees whom; groups "images", "prompt" and "response", and the suffix's own.
-        reader: The group of the suffix whose view of the prefix the cache records.
+        rules: Attention rules of the groups "images", "prompt" and "response", and of the suffix's groups.
+        reader: The group of the suffix whose attention to the prefix decides what the cache shows.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PrefixModel(nn.Module):
         with_hidden: bool = False,
         image_features: torch.Tensor | None = None,
     ) -> Prefix:
-        """Run images and text once.
+        """Run the language model over images and text once.
 
         Args:
             pixel_values: `[b, v, 3, size, size]` in [-1, 1]; None where `image_features` are given.
@@ -138,12 +138,12 @@ class PrefixModel(nn.Module):
         return self.language_model.embed_tokens(hidden=hidden).float()
 
     def continue_text(self, token_b: torch.Tensor, cache: KeyValueCache, valid_b: torch.Tensor) -> Prefix:
-        """Run one response token per row behind the cache.
+        """Run one more response token per row.
 
         Args:
             token_b: long `[b]`.
-            cache: What the token sees; it must hold the whole text so far.
-            valid_b: bool `[b]`, False in rows that have ended, whose token nobody will see.
+            cache: What the token attends to; it must hold the whole text so far.
+            valid_b: bool `[b]`, False in rows that have ended, to whose token nothing will attend.
 
         Returns:
             The longer cache and the token's hidden states `[b, 1, d]`.

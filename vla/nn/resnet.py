@@ -137,8 +137,9 @@ class ResNet(nn.Module):
 def init_resnet_weights(module: nn.Module) -> None:
     """Initialise one module as torchvision does: Kaiming-normal convolutions, plain norms.
 
-    For a policy's `_init_weights`, which meets every module. Of the convolutions it takes only the trunk's.
-    `nn.init` is used throughout, because transformers makes it pass over tensors that were loaded.
+    For a policy's `_init_weights`, which is called on every module. Only the trunk's convolutions are
+    initialised. `nn.init` is used throughout, because transformers makes it pass over tensors that were
+    loaded.
     """
     if isinstance(module, ResNetConv):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

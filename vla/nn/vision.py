@@ -1,6 +1,6 @@
 """SigLIP (Zhai et al., 2023) with PaliGemma's projector: images to tokens of the language model's width.
 
-The tower is `transformers`' own: it is not what this project changes. Only its linear layers are ours.
+The tower is `transformers`'; only its linear layers are replaced by ours.
 """
 
 from typing import Any

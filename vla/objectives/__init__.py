@@ -1,1 +1,1 @@
-"""What is learned and how it is sampled: flow matching, and solvers of a velocity; torch only."""
+"""Objectives and how to sample from them: flow matching, and ODE solvers; torch only."""

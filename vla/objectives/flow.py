@@ -1,12 +1,12 @@
-"""Conditional flow matching on straight paths (Lipman et al., 2022), with pi-0's law of time.
+"""Conditional flow matching on straight paths (Lipman et al., 2022), with pi-0's timestep distribution.
 
 tau runs from 0 (noise) to 1 (data), as in the pi-0 paper (arXiv 2410.24164):
 
     A^tau = tau * actions + (1 - tau) * noise,   d A^tau / d tau = actions - noise.
 
-Several draws for one chunk are spread: times stratified, noise in pairs of opposite sign (both classical,
-Owen, Monte Carlo theory, methods and examples, chapter 8). Each draw still follows its law, so that the
-expected gradient is that of independent draws, while noise and time disturb it less.
+Several draws for one chunk reduce the variance: times stratified, noise in antithetic pairs (both classical,
+Owen, Monte Carlo theory, methods and examples, chapter 8). Each draw alone is distributed as before, so the
+expected gradient is that of independent draws.
 """
 
 from typing import NamedTuple
@@ -42,17 +42,17 @@ def sample_tau(
     device: torch.device | str | None = None,
     stratified: bool = False,
 ) -> torch.Tensor:
-    """Draw times from pi-0's shifted Beta law, which favours the noisy end.
+    """Draw times from pi-0's shifted Beta distribution, which favours the noisy end.
 
     `p(tau) = Beta((s - tau) / s; alpha, 1)` on [0, s]. A Beta(alpha, 1) variable is `U^(1 / alpha)`.
 
     Args:
         shape: Shape of the result.
-        alpha: First parameter of the Beta law; the second is 1.
+        alpha: First parameter of the Beta distribution; the second is 1.
         scale: `s`, the largest tau ever drawn; the last sliver before the data is never needed.
         generator: Source of randomness.
         device: Where to draw; must be the generator's.
-        stratified: Draw along the last axis, of size n, once from each of n equally likely parts of the law,
+        stratified: Draw along the last axis, of size n, once from each of n equally likely intervals,
             in random order.
 
     Returns:
@@ -74,7 +74,7 @@ def sample_noise(
     """Draw standard normal noise; the second half of every chunk's draws is the negative of the first.
 
     Args:
-        shape: `[b, n, a, m]`, n draws for each of b chunks; of an odd n, one has no opposite.
+        shape: `[b, n, a, m]`, n draws for each of b chunks; with an odd n, one draw is unpaired.
         generator: Source of randomness.
         device: Where to draw; must be the generator's.
 

@@ -1,4 +1,4 @@
-"""Integrators of a velocity field; they know nothing but the field.
+"""ODE solvers of a velocity field, which is all that they know.
 
 Anything that changes the flow (guidance, a clamped prefix) wraps the velocity, not the solver.
 """

@@ -1,4 +1,4 @@
-"""The old place of `vla.adapters.files`, which docs named."""
+"""The old place of `vla.adapters.files`, which docs used to name."""
 
 from vla.adapters.files import load_adapter, load_with_base, merge
 

@@ -1,3 +1,3 @@
-"""The old place of `vla.adapters.lora`, which docs named."""
+"""The old place of `vla.adapters.lora`, which docs used to name."""
 
 from vla.adapters.lora import *  # noqa: F403

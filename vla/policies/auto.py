@@ -13,7 +13,7 @@ _WHERE = ("revision", "token", "cache_dir", "local_files_only")
 
 
 class AutoPolicy:
-    """Opens any known checkpoint as the policy that its content says it is."""
+    """Opens any known checkpoint as the policy that its content belongs to."""
 
     from_pretrained = staticmethod(Policy.from_pretrained)
     """See `vla.policies.base.Policy.from_pretrained`."""
@@ -33,10 +33,10 @@ def load(
         robot: Description of the robot (`recipes/robots/<robot>.yaml`), for checkpoints that record neither
             cameras nor conventions, such as openpi's. It also chooses among the statistics of several robots.
         pipeline: Which robot of a checkpoint that was trained on a mixture: the name of its pipeline.
-        **options: As of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, ...
+        **options: Options of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, ...
 
     Raises:
-        WeightsError: As `AutoPolicy.from_pretrained`.
+        WeightsError: See `AutoPolicy.from_pretrained`.
         StatisticsError: The checkpoint has no statistics, so its actions could not be denormalised.
         ConfigError: The robot's description does not fit, or `pipeline` names none of the checkpoint's.
     """

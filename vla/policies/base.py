@@ -215,7 +215,7 @@ class Policy(PolicyModule):
         whatever lengths the texts have.
 
         Args:
-            backend: Of `torch.compile`.
+            backend: Backend of `torch.compile`.
         """
         for module in self.modules():
             if type(module).__name__ in (self._no_split_modules or ()):
@@ -277,7 +277,7 @@ class Policy(PolicyModule):
         Args:
             pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`. Where it holds
                 an adapter that was trained here, its base is found and loaded first.
-            dtype: Of the weights, such as `torch.bfloat16`; None keeps that of most of the stored ones.
+            dtype: Dtype of the weights, such as `torch.bfloat16`; None keeps that of most of the stored ones.
             device: Where to put them.
             revision: Branch, tag or commit on the hub.
             token: Hub token, for private and gated repositories.
@@ -356,7 +356,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     Matrices and convolution kernels decay. Norms, biases and other vectors do not, nor do embedding tables
     (a tied output head is an embedding table).
     """
-    # By name, since policies have tables of their own that are no nn.Embedding (tied ones read out, too).
+    # By name, since policies have tables of their own that are not an nn.Embedding (a tied one is the output head).
     embeddings = [module for module in model.modules() if type(module).__name__.endswith("Embedding")]
     tables = {id(table) for module in embeddings for table in module.parameters(recurse=False)}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

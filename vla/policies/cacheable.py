@@ -1,4 +1,4 @@
-"""What frozen parts of a policy make of a frame, so that training can keep it instead of making it again.
+"""Outputs of a policy's frozen parts for a frame, which training can store instead of computing them again.
 
 A policy names what may be kept of it (`Policy.cacheable`); training computes it for every frame once, keeps
 it on disk, and then gives it to `forward` in the place of what it was made of.

@@ -1,4 +1,4 @@
-"""What every policy's config answers: what a dataset decides of it, which frames it reads and predicts."""
+"""The base of every policy's config: fields that a dataset decides, and the frames read and predicted."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -19,7 +19,7 @@ class PolicyConfig(PretrainedConfig):
     PRESETS: ClassVar[tuple[str, ...]] = ("tiny",)
     """Names of class methods that make configs of other sizes; `policy.preset` in a recipe."""
     old_names: ClassVar[dict[str, str]] = {}
-    """Fields under the names that they had in earlier versions -> their names now; both are read."""
+    """Field names of earlier versions -> their present names; both are read."""
 
     action_horizon: int
 
@@ -36,7 +36,7 @@ class PolicyConfig(PretrainedConfig):
 
     @classmethod
     def renamed(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return fields under the names that they have now, wherever an older name is given."""
+        """Return the fields under their present names, wherever an older name is given."""
         return {cls.old_names.get(name, name): value for name, value in fields.items()}
 
     @classmethod
@@ -50,7 +50,7 @@ class PolicyConfig(PretrainedConfig):
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the camera slots, in the order in which the policy meets them; none for a blind one."""
+        """Names of the camera slots, in the order in which the policy reads them; none for a blind one."""
         return ()
 
     @property

@@ -1,4 +1,4 @@
-"""A policy as a robot meets it: observations and actions in the robot's own units.
+"""A policy on the robot's side: observations and actions in the robot's units.
 
     robot_policy = vla.load("runs/mine/checkpoints/last")
     session = robot_policy.start()                      # an episode
@@ -27,10 +27,8 @@ from vla.transforms.collate import Collated, collate
 from vla.transforms.interface import RobotInterface
 from vla.transforms.named_pipelines import check_choice
 from vla.transforms.task import DefaultTask
-from vla.types import Sample
+from vla.types import IMAGE_PREFIX, STATE_KEY, Sample
 
-IMAGE_PREFIX = "observation.images."
-STATE_KEY = "observation.state"
 TASK_KEY = "task"
 
 Observation = Mapping[str, Any]
@@ -42,7 +40,7 @@ def choose_pipeline(policy: Policy, name: str | None) -> Policy:
 
     Args:
         policy: Afterwards, and in the folder that it is saved to, it is a policy of that robot alone.
-        name: Of the pipeline; None for a policy of one robot.
+        name: Name of the pipeline; None for a policy of one robot.
 
     Raises:
         ConfigError: The policy has no such pipeline, or has several and none was named.
@@ -52,10 +50,10 @@ def choose_pipeline(policy: Policy, name: str | None) -> Policy:
 
 
 def pipeline_of(policy: Policy, name: str | None) -> Pipeline | None:
-    """Return one robot's pipeline; None where the policy has met no robot.
+    """Return one robot's pipeline; None until fitted to a dataset.
 
     Raises:
-        ConfigError: As `choose_pipeline`.
+        ConfigError: See `choose_pipeline`.
     """
     check_choice(policy.pipeline_names, name)
     return policy.pipelines.get(name)
@@ -162,8 +160,8 @@ class RobotPolicy:
             num_steps: See `infer`.
 
         Raises:
-            ShapeError: As `infer`, or there are not as many generators as observations.
-            ConfigError: As `infer`, or a session occurs twice.
+            ShapeError: See `infer`; or there are not as many generators as observations.
+            ConfigError: See `infer`; or a session occurs twice.
         """
         pairs = [one if isinstance(one, tuple) else (None, one) for one in observations]
         self._check(pairs, generator, text, num_steps)

@@ -1,4 +1,4 @@
-"""From predicted chunks to one action at a time; numpy only, so that it runs on the robot's side too."""
+"""Execute predicted chunks one action at a time; numpy only, so that it also runs on the robot's side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -9,7 +9,7 @@ from vla.errors import ConfigError, ShapeError
 
 
 class ChunkPolicy(Protocol):
-    """What answers one robot's observations with chunks: a session of a `RobotPolicy`, or a client of one.
+    """Answers one robot's observations with chunks: a session of a `RobotPolicy`, or a client of one.
 
     A `RobotPolicy` itself is one as well, as long as its policy reads the present alone.
     """
@@ -64,10 +64,10 @@ def session_of(policy: BatchPolicy) -> Any:
 
 
 class ActionQueue:
-    """The part of a predicted chunk that is still to be executed.
+    """The remaining actions of a predicted chunk.
 
     Args:
-        execute: How many actions of each chunk are executed before the next one is asked for.
+        execute: How many actions of each chunk are executed before the next one is predicted.
 
     Attributes:
         tail: What the last chunk predicts beyond those, `[a - execute, d]`; strategies that blend chunks read
@@ -91,7 +91,7 @@ class ActionQueue:
 
         Raises:
             ShapeError: `chunk` is not `[a, d]`.
-            ConfigError: It is shorter than what is to be executed of it.
+            ConfigError: It has fewer than `execute` actions.
         """
         chunk = np.asarray(chunk)
         if chunk.ndim != 2:
@@ -115,7 +115,7 @@ class ActionQueue:
 
 
 class RecedingHorizon:
-    """Predicts a chunk, executes its beginning, then looks again.
+    """Predicts a chunk, executes its beginning, then predicts the next one.
 
     Args:
         policy: Asked for a new chunk whenever the last one has been executed as far as wanted. A session
@@ -154,7 +154,7 @@ class RecedingHorizon:
         return self._queue.pop()
 
     def reset(self) -> None:
-        """Start a new episode: drop what is left of the chunk and reset the policy."""
+        """Start a new episode: drop the rest of the chunk and reset the policy."""
         self._queue.clear()
         self.prediction = None
         self.policy.reset()

@@ -122,7 +122,7 @@ class WeightAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         """Exchange the contents of the parameters and of the average, a tensor at a time."""
-        reshard(self._model)  # else FSDP2 might go on using gathered copies
+        reshard(self._model)  # else FSDP2 might keep using gathered copies
         for mine, other in zip(self._locals(), self._others, strict=True):
             kept = mine.clone()
             mine.copy_(other)

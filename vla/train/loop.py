@@ -167,7 +167,7 @@ class Loop:
         rate = learning_rate_at(self.step, self.settings)
         set_learning_rate(self.optimizer, rate)
         self.model.train()
-        watched = self._is_logged(self.step + 1)
+        is_logged = self._is_logged(self.step + 1)
         reports, samples = [], []
         for micro in range(self.settings.accumulation):
             batch, ids = self._next_batch()
@@ -176,9 +176,9 @@ class Loop:
                 self.accelerator.backward(output.loss)
             reports.append(_scalars_of(output))
             samples.append(ids)
-            if watched:
+            if is_logged:
                 self.diagnostics.add(output, batch)
-        if watched:
+        if is_logged:
             self.diagnostics.finish(self.model)
         norm = self._clip()
         values = self.step_means(mean_by_name(reports) | {"gradient_norm": norm})

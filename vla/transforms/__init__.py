@@ -1,4 +1,4 @@
-"""Sample <-> model space: every transform with its inverse, and the pipeline that walks them."""
+"""Sample <-> model space: every transform with its inverse, and the pipeline that applies them."""
 
 from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.base import Pipeline, Transform

@@ -1,4 +1,4 @@
-"""A transform and its inverse, and the pipeline that walks them there and back.
+"""A transform and its inverse, and the pipeline that applies them in both directions.
 
 A sample is a plain dictionary. On its way to the model it first holds the canonical keys
 
@@ -39,7 +39,7 @@ FACTS = "facts"
 
 
 class Transform(ABC):
-    """One pure step of a pipeline; `inverse(forward(x))` gives back whatever a robot needs of `x`.
+    """One pure step of a pipeline; `inverse(forward(x))` restores what the robot needs of `x`.
 
     Subclasses are frozen dataclasses whose fields are JSON values, or override `to_json`, `from_json`
     and `save_files`. They never edit the sample they are given. Two fields have a meaning for the pipeline,
@@ -62,16 +62,16 @@ class Transform(ABC):
 
     @abstractmethod
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
-        """Return a new sample, one step nearer to the model.
+        """Return a new sample, one step closer to the model.
 
         Args:
             sample: See the module's table.
             generator: Given in training only: the source of this sample's random augmentation. Without
-                it nothing random happens.
+                it nothing is random.
         """
 
     def inverse(self, sample: Sample) -> Sample:
-        """Return a new sample, one step nearer to the robot. The default changes nothing."""
+        """Return a new sample, one step closer to the robot. The default changes nothing."""
         return sample
 
     def text_length(self, sample: Sample) -> int:
@@ -89,7 +89,7 @@ class Transform(ABC):
 
     @classmethod
     def from_json(cls, values: dict[str, Any], folder: Path) -> Self:
-        """Rebuild the transform from `to_json` and the files that `save_files` left in `folder`."""
+        """Rebuild the transform from `to_json` and the files that `save_files` wrote into `folder`."""
         return cls(**values)
 
     def save_files(self, folder: Path) -> None:  # noqa: B027 (an optional hook)
@@ -102,9 +102,9 @@ def with_facts(sample: Sample, **facts: Any) -> Sample:
 
 
 class Pipeline:
-    """Transforms in the order in which a sample meets them on its way to the model.
+    """Transforms in the order in which they are applied on the way to the model.
 
-    `inverse` walks the same list backwards, so the way out mirrors the way in by construction.
+    `inverse` runs through the same list backwards, so output mirrors input by construction.
 
     Args:
         transforms: The steps.
@@ -201,7 +201,9 @@ class Pipeline:
         """
         path = Path(folder) / PIPELINE_FILE
         if not path.exists():
-            raise ConfigError(f"{path} is missing: the folder holds no pipeline, so it cannot meet a robot.")
+            raise ConfigError(
+                f"{path} is missing: the folder holds no pipeline, so actions cannot be denormalised."
+            )
         try:
             read = json.loads(path.read_text())
             steps = [dict(step) for step in read["steps"]]
@@ -212,7 +214,7 @@ class Pipeline:
             kind = values.pop("type", None)
             if kind not in Transform._registry:
                 hint = did_you_mean(str(kind), Transform._registry)
-                raise ConfigError(f"{path} asks for the unknown transform '{kind}'.{hint}")
+                raise ConfigError(f"{path} names the unknown transform '{kind}'.{hint}")
             try:
                 transforms.append(Transform._registry[kind].from_json(values, Path(folder)))
             except TypeError as error:

@@ -1,8 +1,8 @@
-"""Signs and gripper scales: single dimensions between a robot's convention and the one that weights know.
+"""Signs and gripper scales: single dimensions between a robot's convention and that of the weights.
 
 Each transform names its dimensions and the feature they belong to, `"state"` or `"actions"`: on some robots
-the two are measured in different units. What a sample does not hold is left alone, so an observation
-without actions and a chunk without a state go through as well.
+the two are measured in different units. Features that a sample lacks are skipped, so an observation
+without actions and a chunk without a state pass as well.
 """
 
 import math
@@ -21,7 +21,7 @@ Feature = Literal["state", "actions"]
 
 @dataclass(frozen=True)
 class FlipSigns(Transform):
-    """Dimensions that count the other way round; its own inverse.
+    """Changes the sign of dimensions; its own inverse.
 
     Attributes:
         state: Dimensions of the state `[..., m]` whose sign changes.
@@ -54,13 +54,13 @@ class FlipSigns(Transform):
 
 @dataclass(frozen=True)
 class LinearMap(Transform):
-    """A line through two points: a unit, a range, or "0 is open" against "0 is closed".
+    """An affine map through two points: a unit, a range, or "0 is open" against "0 is closed".
 
     Attributes:
         feature: `"state"` or `"actions"`.
         dims: Dimensions that are mapped.
-        robot: Two different values as the robot counts them.
-        policy: The same two as the policy counts them. Values beyond are extrapolated, not clipped.
+        robot: Two different values in the robot's convention.
+        policy: The same two in the policy's convention. Values beyond are extrapolated, not clipped.
 
     Raises:
         ConfigError: The feature is unknown, a dimension is negative or named twice, or the two values of a
@@ -92,7 +92,7 @@ class LinearMap(Transform):
 
 @dataclass(frozen=True)
 class SliderCrank(Transform):
-    """A gripper measured by its opening, for a policy that knows the angle of the motor behind it.
+    """A gripper measured by its opening, for a policy that expects the angle of its motor.
 
     The motor's horn of radius r moves a finger at distance L through an arm of length a:
 
@@ -100,8 +100,8 @@ class SliderCrank(Transform):
         theta = arcsin(clip((r^2 + L^2 - a^2) / (2 r L), -1, 1))  radians
         g' = (theta - angle[0]) / (angle[1] - angle[0])           g': the policy's value
 
-    and back, L = r sin(theta) + sqrt(a^2 - r^2 cos(theta)^2). Where the clip acts (L beyond a - r and a + r)
-    the way back ends at the nearest reachable L.
+    and the inverse, L = r sin(theta) + sqrt(a^2 - r^2 cos(theta)^2). Where the clip acts (L beyond a - r and
+    a + r) the inverse gives the nearest reachable L.
 
     Attributes:
         feature: `"state"` or `"actions"`.
@@ -159,23 +159,23 @@ class SliderCrank(Transform):
 
 
 def _line(x: torch.Tensor, source: tuple[float, float], target: tuple[float, float]) -> torch.Tensor:
-    """Map `source` to `target` and everything else along."""
+    """Map `x` by the line through the points (source, target)."""
     return target[0] + (x - source[0]) * (target[1] - target[0]) / (source[1] - source[0])
 
 
 def _apply(
     sample: Sample, feature: str, dims: tuple[int, ...], change: Callable[[torch.Tensor], torch.Tensor]
 ) -> Sample:
-    """Return the sample with `change` done to some dimensions of a feature, if it has the feature.
+    """Return the sample with `change` applied to some dimensions of a feature, if it has the feature.
 
-    Computed in float64, since rounding at the end alone is what lets the way back return the same float32.
+    Computed in float64: only with a single rounding at the end does the inverse return the same float32.
     """
     if feature not in sample or not dims:
         return sample
     x = sample[feature]
     if x.ndim == 0 or x.shape[-1] <= max(dims):
         raise ShapeError(
-            f"The robot's conventions speak of dimension {max(dims)} of {feature}, but it has shape "
+            f"The robot's conventions name dimension {max(dims)} of {feature}, but it has shape "
             f"{list(x.shape)}."
         )
     changed = x.clone()

@@ -8,7 +8,7 @@ or, where one policy was trained on several robots,
       aloha/         a whole pipeline: pipeline.json, statistics, tokenizer
       widowx/
 
-A folder has one or the other: nothing can take one robot's statistics for another's.
+A folder has one or the other: one robot's statistics cannot be mistaken for another's.
 """
 
 import re
@@ -65,7 +65,7 @@ def write_pipelines(pipelines: Mapping[str | None, Pipeline], folder: Path) -> N
 
 
 def read_pipelines(folder: Path) -> dict[str | None, Pipeline]:
-    """Return what `write_pipelines` wrote, by name; nothing where it wrote nothing.
+    """Return the pipelines that `write_pipelines` wrote, by name; none where there are none.
 
     Raises:
         ConfigError: One of them is damaged.
@@ -77,14 +77,14 @@ def read_pipelines(folder: Path) -> dict[str | None, Pipeline]:
 
 
 def check_choice(names: Iterable[str], asked: str | None) -> None:
-    """Check that the pipeline that was asked for is one of a checkpoint's.
+    """Check that a checkpoint has the pipeline that was asked for.
 
     Args:
-        names: Of its pipelines; none where it is of one robot.
+        names: Names of its pipelines; none for a policy of one robot.
         asked: None for a checkpoint of one robot.
 
     Raises:
-        ConfigError: It is not, or there are several and none was asked for; the names are listed.
+        ConfigError: It has not, or there are several and none was asked for; the names are listed.
     """
     names = list(names)
     listed = ", ".join(names)

@@ -1,4 +1,4 @@
-"""The normalisation of states and actions by a dataset's statistics, and the way back.
+"""Normalisation of states and actions by a dataset's statistics, and its inverse.
 
 Modes, per dimension, where `low` and `high` are the 1 % and 99 % quantiles or the extremes:
 
@@ -6,17 +6,17 @@ Modes, per dimension, where `low` and `high` are the 1 % and 99 % quantiles or t
     quantile, minmax     z = 2 (x - low) / (high - low) - 1        not clipped
     identity             z = x
 
-What keeps a denominator from being zero is the formula, and published weights keep theirs:
+The formula keeps denominators from being zero, and published weights keep theirs:
 
-| formula | zscore | quantile, minmax | back |
+| formula | zscore | quantile, minmax | inverse |
 |---|---|---|---|
-| `vla` | std + 1e-6 | high - low + 1e-6 | the exact inverse |
-| `openpi` | std + 1e-6 | high - low + 1e-6 | the exact inverse |
+| `vla` | std + 1e-6 | high - low + 1e-6 | exact |
+| `openpi` | std + 1e-6 | high - low + 1e-6 | exact |
 | `lerobot` | std + 1e-8 | high - low, where that is 0: 1e-8 | zscore without the epsilon |
 
-The formula `vla` also guards what varies too little. A constant dimension carries nothing, and dividing its
-float noise by 1e-6 would hand the model large numbers about nothing: it becomes exactly 0, and comes back as
-the constant.
+The formula `vla` also guards dimensions that hardly vary. A constant dimension carries no information, and
+dividing its float noise by 1e-6 would give the model large meaningless numbers: it becomes exactly 0, and the
+inverse returns the constant.
 """
 
 import math
@@ -46,12 +46,12 @@ CONSTANT_STD = 1e-6
 
 @dataclass(frozen=True)
 class NormalizationFormula:
-    """Whose formulas a normalisation follows; see the module's table.
+    """The formula that a normalisation follows; see the module's table.
 
     Attributes:
         name: "vla" (this project's), "openpi" (which `transformers`' PI0 shares, with epsilon 1e-8) or
             "lerobot".
-        epsilon: What is added to a denominator, or stands in for one that is zero.
+        epsilon: Added to a denominator, or used in place of one that is zero.
 
     Raises:
         ConfigError: The name is unknown, or epsilon is negative.
@@ -99,7 +99,7 @@ class _ConstantSafe:
         reach = torch.maximum(high - first, first - low)
         self.is_flat = last - first <= noise
         # A gripper that moves in fewer than 1 % of the frames has q01 == q99 without being constant. Its
-        # usual value becomes 0 and its extremes reach -1 or 1, where the quantile law would return a million.
+        # usual value becomes 0 and its extremes reach -1 or 1; the quantile formula would return a million.
         self.scale = torch.where(self.is_flat, reach + epsilon, (last - first + epsilon) / 2)
         self.center = torch.where(self.is_flat, first, first + self.scale)
         self.is_constant = self.is_flat & (reach <= noise)
@@ -114,7 +114,7 @@ class _ConstantSafe:
 
 
 class _ZScore:
-    """The published z-scores, as they are written: what comes back may be scaled a little differently."""
+    """The published z-scores as they are: their inverse may scale a little differently."""
 
     def __init__(self, feature: FeatureStats, formula: NormalizationFormula) -> None:
         self.mean, std = _tensor(feature.mean), _tensor(feature.std)
@@ -131,7 +131,7 @@ class _ZScore:
 
 
 class _Range:
-    """The published maps of [low, high] to [-1, 1], as they are written: `low` itself gives exactly -1."""
+    """The published scaling of [low, high] to [-1, 1] as it is: `low` itself gives exactly -1."""
 
     def __init__(self, feature: FeatureStats, mode: NormalizationMode, formula: NormalizationFormula) -> None:
         self.low, high = _ends(feature, mode)
@@ -158,9 +158,9 @@ class Normalize(Transform):
     leading dimensions. The result is float32, or float64 where the input was.
 
     Attributes:
-        statistics: Of the dataset, after the transforms that come before this one.
+        statistics: Statistics of the dataset, after the transforms that come before this one.
         modes: Mode per feature: "zscore", "quantile", "minmax" or "identity".
-        formula: Whose formulas; this project's own where not given.
+        formula: The formula; this project's where not given.
 
     Raises:
         ConfigError: A mode is unknown.
@@ -193,16 +193,16 @@ class Normalize(Transform):
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         """Normalise `state` [..., m] and `actions` [..., a, m], where present."""
         return sample | {
-            feature: law.forward(self._checked(feature, sample[feature]))
-            for feature, law in self._normalizers.items()
+            feature: normalizer.forward(self._checked(feature, sample[feature]))
+            for feature, normalizer in self._normalizers.items()
             if feature in sample
         }
 
     def inverse(self, sample: Sample) -> Sample:
         """Bring `state` [..., m] and `actions` [..., a, m], where present, back to robot units."""
         return sample | {
-            feature: law.inverse(self._checked(feature, sample[feature]))
-            for feature, law in self._normalizers.items()
+            feature: normalizer.inverse(self._checked(feature, sample[feature]))
+            for feature, normalizer in self._normalizers.items()
             if feature in sample
         }
 
@@ -233,23 +233,25 @@ class Normalize(Transform):
             The statistics, and the changed dimensions by feature, where there are any.
         """
         features, changed = dict(self.statistics.features), {}
-        for feature, law in self._normalizers.items():
-            if not isinstance(law, _ConstantSafe) or not law.is_flat.any():
+        for feature, normalizer in self._normalizers.items():
+            if not isinstance(normalizer, _ConstantSafe) or not normalizer.is_flat.any():
                 continue
-            changed[feature] = law.is_flat.nonzero()[:, 0].tolist()
-            still = torch.ones_like(law.scale)
+            changed[feature] = normalizer.is_flat.nonzero()[:, 0].tolist()
+            still = torch.ones_like(normalizer.scale)
             if feature == "actions":
-                still = EPSILON * law.center.abs().clamp(min=1.0)
-            scale = torch.where(law.is_constant, still, law.scale)
-            ends = {"mean": law.center, "std": scale}
+                still = EPSILON * normalizer.center.abs().clamp(min=1.0)
+            scale = torch.where(normalizer.is_constant, still, normalizer.scale)
+            ends = {"mean": normalizer.center, "std": scale}
             if self.modes[feature] in _ENDS:
                 low, high = _ENDS[self.modes[feature]]
-                ends = {low: law.center - scale, high: law.center + scale}
+                ends = {low: normalizer.center - scale, high: normalizer.center + scale}
             stats = features[feature]
             features[feature] = replace(
                 stats,
                 **{
-                    name: tuple(torch.where(law.is_flat, value, _tensor(getattr(stats, name))).tolist())
+                    name: tuple(
+                        torch.where(normalizer.is_flat, value, _tensor(getattr(stats, name))).tolist()
+                    )
                     for name, value in ends.items()
                 },
             )

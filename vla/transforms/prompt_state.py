@@ -24,7 +24,7 @@ _LEFT_EDGES = torch.arange(BINS, dtype=torch.float64) / (BINS / 2) - 1
 
 
 def state_bins(state: torch.Tensor) -> torch.Tensor:
-    """Return the bin of each value, by the bins' left edges as the published weights count them.
+    """Return the bin of each value, by the bins' left edges as in the published code.
 
     Args:
         state: Normalised, `[m]`. Quantile normalisation does not clip, so values lie outside [-1, 1] too.
@@ -48,7 +48,7 @@ class TokenizeStatePrompt(TokenizePrompt):
     and the log says once what was lost. A prompt that fits is the published one.
 
     Raises:
-        ConfigError: As `TokenizePrompt`, or there is no room for the state.
+        ConfigError: See `TokenizePrompt`; or there is no room for the state.
         ShapeError: The state is not a vector, or holds a value that is not a number.
     """
 

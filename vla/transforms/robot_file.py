@@ -1,4 +1,4 @@
-"""What a robot file (`recipes/robots/*.yaml`) may say, typed and checked; `robots.py` gives it a meaning.
+"""The schema of a robot file (`recipes/robots/*.yaml`), typed and checked; `robots.py` interprets it.
 
 docs/add_a_robot.md explains every field with an example.
 """
@@ -29,7 +29,7 @@ class _Section(BaseModel):
 
 
 class Camera(_Section):
-    """One camera slot of the policy and what fills it."""
+    """One camera slot of the policy and the camera that fills it."""
 
     robot: str
     """What the robot calls the camera: `observation.images.<robot>` in an observation."""
@@ -40,7 +40,7 @@ class Camera(_Section):
     rotate: Angle = 0
     """Degrees clockwise by which the robot's image is turned for the policy."""
     dataset_rotate: Angle | None = None
-    """The same for the dataset's image; null is as `rotate`."""
+    """The same for the dataset's image; null: as `rotate`."""
 
     @model_validator(mode="after")
     def _name_says_the_side(self) -> Self:
@@ -50,7 +50,7 @@ class Camera(_Section):
 
 
 class LinearScale(_Section):
-    """Two values of the robot's and the same two as the policy counts them."""
+    """Two values in the robot's convention and the same two in the policy's."""
 
     map: Literal["linear"]
     robot: tuple[float, float]
@@ -58,7 +58,7 @@ class LinearScale(_Section):
 
 
 class SliderCrankScale(_Section):
-    """An opening against the angle of the motor behind it; see `vla.transforms.grippers.SliderCrank`."""
+    """A gripper's opening against the angle of its motor; see `vla.transforms.grippers.SliderCrank`."""
 
     map: Literal["slider_crank"]
     stroke: tuple[float, float]
@@ -82,7 +82,7 @@ class Group(_Section):
     """In the robot's own terms: "rad", "deg", "m", "rad/s", "0 closed, 1 open"."""
     names: tuple[str, ...] = Field(min_length=1)
     range: tuple[float, float] | None = None
-    """What the values can be; null where it is not known or not bounded."""
+    """Range of the values; null where unknown or unbounded."""
 
 
 class Vector(_Section):
@@ -93,9 +93,9 @@ class Vector(_Section):
     dimensions: tuple[Group, ...] = Field(min_length=1)
     """In the order of the column."""
     flip: tuple[str, ...] = ()
-    """Dimensions whose sign the policy counts the other way round."""
+    """Dimensions whose sign is opposite in the policy's convention."""
     scales: dict[str, Scale] = {}
-    """Dimensions, grippers usually, that the policy counts on another scale."""
+    """Dimensions, usually grippers, that have another scale in the policy's convention."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ class ActionVector(Vector):
 
 
 class Execution(_Section):
-    """How the published policies are run on this robot; advice for a client, not part of the pipeline."""
+    """How the published policies are run on this robot: advice for a client, not part of the pipeline."""
 
     open_loop_steps: PositiveInt | None = None
     """Steps of a chunk that are executed before the next one is predicted."""
@@ -167,7 +167,7 @@ class RobotFile(_Section):
     sources: tuple[str, ...] = Field(min_length=1)
     """Where the facts come from."""
     choices: tuple[str, ...] = ()
-    """What is not fact but a choice made here."""
+    """Choices made here, which are not facts about the robot."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -214,7 +214,7 @@ def read_robot_file(path: Path) -> RobotFile:
     if not isinstance(values, dict):
         raise ConfigError(f"The robot file {path} must be a mapping with the keys name, cameras, state, ...")
     try:
-        # By way of JSON, where a list is a fine tuple: in Python's own types, strict would refuse it.
+        # Through JSON, where a list may become a tuple: strict mode refuses that from Python types.
         return RobotFile.model_validate_json(json.dumps(values))
     except TypeError as error:
         raise ConfigError(f"The robot file {path} holds a value that is not plain data: {error}.") from error
@@ -223,8 +223,8 @@ def read_robot_file(path: Path) -> RobotFile:
 
 
 def _explain(error: ValidationError) -> str:
-    """Say every complaint of pydantic in the file's own terms, on one line."""
-    said: dict[str, None] = {}  # a union complains once per member
+    """Word all of pydantic's errors in the file's own terms, on one line."""
+    said: dict[str, None] = {}  # a union reports one error per member
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"] if "tuple[" not in str(part))
         last = str(problem["loc"][-1]) if problem["loc"] else ""
@@ -243,7 +243,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _siblings(place: tuple[int | str, ...]) -> list[str]:
-    """The keys that pydantic's `place` could have been meant for: those of the section it lies in."""
+    """The keys that may have been meant at pydantic's `place`: those of its section."""
     sections = {RobotFile}
     for part in place[:-1]:
         fields = [section.model_fields[part] for section in sections if part in section.model_fields]
@@ -253,7 +253,7 @@ def _siblings(place: tuple[int | str, ...]) -> list[str]:
 
 
 def _sections(kind: Any) -> Iterator[type[BaseModel]]:
-    """The sections that an annotation speaks of, without those below them."""
+    """The sections that an annotation names, without those below them."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         yield kind
     for part in get_args(kind):
@@ -265,7 +265,7 @@ def _is_counted(delta: tuple[Any, ...]) -> bool:
 
 
 def _check_names(names: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Raise unless the names differ from one another and, where any are `known`, are among those."""
+    """Raise unless the names are distinct and, where `known` is given, among those."""
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"the dimension '{twice[0]}' is named twice")

@@ -1,7 +1,7 @@
-"""Robots as data: a file says what a robot's cameras and numbers mean, and transforms follow from it.
+"""Robots as data: transforms from a file that describes a robot's cameras and numbers.
 
     robot = load_robot("recipes/robots/aloha.yaml")
-    robot.transforms()              # robot units -> the convention that published weights know
+    robot.transforms()              # robot units -> the convention of published weights
     apply_robot(pipeline, robot)    # these, put in front of a checkpoint's pipeline that records none
 
 The transforms come first in a pipeline, before `DeltaActions` and `Normalize`.
@@ -33,7 +33,7 @@ from vla.transforms.statistics import FeatureStats
 from vla.transforms.task import DefaultTask
 
 ROBOT_TRANSFORMS = (DefaultTask, RotateImages, RenameCameras, FlipSigns, LinearMap, SliderCrank)
-"""What `Robot.transforms` may hold: a pipeline with one of these has met a robot already."""
+"""The transforms of `Robot.transforms`: a pipeline with one of these belongs to a robot already."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Robot:
 
     Attributes:
         path: The file it was read from.
-        about: What the file says.
+        about: The content of the file.
     """
 
     path: Path
@@ -130,7 +130,7 @@ class Robot:
         return self.about.default_prompt
 
     def transforms(self) -> list[Transform]:
-        """Return what turns the robot's samples into the policy's convention, before `DeltaActions`.
+        """Return the transforms from the robot's samples to the policy's convention, before `DeltaActions`.
 
         `images` may hold images under the robot's camera names (as the robot sees them) or under the
         policy's slots (as the dataset stores them); both end under the slots, the right way up. Actions come
@@ -177,8 +177,8 @@ def load_robot(path: Path | str) -> Robot:
 def apply_robot(pipeline: Pipeline, robot: Robot) -> Pipeline:
     """Put a robot's conventions in front of a checkpoint's pipeline that records none.
 
-    openpi's checkpoints hold statistics, but neither cameras nor signs nor a delta mask: those lay in code.
-    Statistics that were padded to the model's width are cut to the robot's.
+    openpi's checkpoints hold statistics, but neither cameras nor signs nor a delta mask: openpi keeps those
+    in code. Statistics that were padded to the model's width are cut to the robot's.
 
     Raises:
         ConfigError: The pipeline has such conventions already, or lacks one of the robot's camera slots.
@@ -187,7 +187,7 @@ def apply_robot(pipeline: Pipeline, robot: Robot) -> Pipeline:
     for transform in pipeline.transforms:
         if isinstance(transform, (*ROBOT_TRANSFORMS, DeltaActions)):
             raise ConfigError(
-                f"This checkpoint brings its robot's conventions with it (its pipeline has "
+                f"This checkpoint already contains its robot's conventions (its pipeline has "
                 f"'{transform.name}'); {robot.path} would apply them twice. Load it without a robot file."
             )
     resize = pipeline.find(ResizeImages)
@@ -226,7 +226,7 @@ def _cut(stats: FeatureStats, width: int, feature: str, robot: Robot) -> Feature
     if stats.width < width or any(used[width:]):
         last = max((dim + 1 for dim in range(stats.width) if used[dim]), default=0)
         raise StatisticsError(
-            f"The checkpoint's statistics of '{feature}' are of {last} dimensions, but {robot.name} "
+            f"The checkpoint's statistics of '{feature}' have {last} dimensions, but {robot.name} "
             f"({robot.path}) has {width}: they were computed on another robot."
         )
     return stats.first(width)

@@ -1,4 +1,4 @@
-"""Statistics of a dataset's states and actions, saved next to the weights that were trained with them."""
+"""Statistics of a dataset's states and actions, saved next to the weights trained with them."""
 
 import json
 import math
@@ -80,7 +80,7 @@ VECTORS = tuple(field.name for field in fields(FeatureStats) if field.name != "c
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `Normalize` needs to know of a dataset, saved next to the weights as `statistics.json`.
+    """What `Normalize` needs to know about a dataset, saved next to the weights as `statistics.json`.
 
     Attributes:
         features: Statistics by canonical name, `"state"` and `"actions"`.

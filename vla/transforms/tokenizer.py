@@ -1,4 +1,4 @@
-"""Text tokenizers: opening a saved one without a network, and training a tiny one of Gemma's kind.
+"""Text tokenizers: open a saved one without a network, or train a tiny one of Gemma's kind.
 
 transformers is imported only where a tokenizer is opened, so that importing this module stays light.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PALIGEMMA = "google/paligemma-3b-pt-224"
-"""Whose tokenizer every published pi-0 and pi-0.5 reads with; a gated repository."""
+"""The repository whose tokenizer every published pi-0 and pi-0.5 uses; it is gated."""
 
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
@@ -80,13 +80,13 @@ def holds_tokenizer(folder: Path) -> bool:
 
 
 class LazyTokenizer:
-    """A tokenizer that is opened when it is first used, as if it were that tokenizer.
+    """A tokenizer that is opened at first use; behaves like that tokenizer.
 
-    The one of the published weights lies in a gated repository: opening it with the weights would keep
-    everybody without access from looking at them, converting them, or bringing another tokenizer.
+    The one of the published weights lies in a gated repository: opening it together with the weights would
+    keep everybody without access from inspecting them, converting them, or using another tokenizer.
 
     Attributes:
-        source: As `load_tokenizer` takes it, "google/paligemma-3b-pt-224".
+        source: What `load_tokenizer` takes, "google/paligemma-3b-pt-224".
 
     Raises:
         ConfigError: At first use: the tokenizer cannot be opened, and what to do about it.
@@ -98,7 +98,7 @@ class LazyTokenizer:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether it was needed before."""
+        """Whether it has been opened."""
         return self._tokenizer is not None
 
     def load(self) -> "PreTrainedTokenizerBase":
@@ -116,7 +116,7 @@ class LazyTokenizer:
         return self._tokenizer
 
     def __getattr__(self, name: str) -> Any:
-        # Copying and pickling ask for private names before there is anything to ask.
+        # Copying and pickling look up private names before the object is complete.
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.load(), name)
@@ -166,7 +166,7 @@ def train_tokenizer(
     where the characters are new.
 
     Args:
-        texts: What the policy will read and write; at least one with a visible character.
+        texts: Texts that the policy will read and write; at least one with a visible character.
         vocab_size: Wanted number of tokens. The result has more where the special tokens, the bytes and
             the characters of the texts alone need more, and fewer where the texts hold no further pairs:
             size embeddings by `len(tokenizer)`.
@@ -211,7 +211,7 @@ def train_tokenizer(
 
 
 def _from_sentencepiece(path: Path) -> "PreTrainedTokenizerBase":
-    """Convert a SentencePiece file; transformers does so only inside a folder that says which class it is."""
+    """Convert a SentencePiece file; transformers does so only inside a folder that names the class."""
     import sentencepiece
 
     try:
@@ -222,7 +222,7 @@ def _from_sentencepiece(path: Path) -> "PreTrainedTokenizerBase":
         shutil.copyfile(path, Path(folder) / MODEL_FILE)
         (Path(folder) / CONFIG_FILE).write_text(json.dumps({"tokenizer_class": "GemmaTokenizer"}))
         tokenizer = _open(folder, is_local=True)
-    # The conversion takes every model for a byte-pair one of Gemma's kind, and says nothing when it is not.
+    # The conversion treats every model as a byte-pair one of Gemma's kind, without a warning where it is not.
     if tokenizer.encode(_PROBE, add_special_tokens=False) != truth.encode(_PROBE):
         raise ConfigError(f"{path} is not of Gemma's kind (byte pairs, text as it is): its ids would change.")
     # Saved copies would otherwise name the scratch folder as the file they come from.
@@ -233,7 +233,7 @@ def _from_sentencepiece(path: Path) -> "PreTrainedTokenizerBase":
 def _open(source: str, *, is_local: bool) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer, PretrainedConfig
 
-    # In a policy's folder config.json describes the policy, which says nothing about its tokenizer.
+    # In a policy's folder config.json describes the policy, not its tokenizer.
     known = {"config": PretrainedConfig(), "local_files_only": True} if is_local else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **known)

@@ -1,1 +1,1 @@
-"""Published checkpoint formats: where they lie, and later how their tensors map to ours."""
+"""Weights in published formats: finding them, mapping their names to ours, reading and writing them."""

@@ -17,7 +17,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """Return the dtype that a user asks for; None and "auto" ask for none.
 
     Raises:
-        ConfigError: It is none that weights may have.
+        ConfigError: Weights cannot have this dtype.
     """
     if dtype is None or dtype == "auto":
         return None

@@ -1,4 +1,4 @@
-"""Refusing NaN and infinity on the way in, on raw bits, cheaply.
+"""Refuse NaN and infinity while reading, on raw bits, cheaply.
 
 A value is not finite where all bits of its exponent are set. Shifting the sign out leaves an unsigned
 integer that is smallest-to-largest in magnitude, so one maximum per chunk decides; a chunk that has just been
@@ -69,7 +69,7 @@ def refuse_not_finite(
         rows: Contiguous CPU tensor of any dtype and shape.
         name: The key, for the message.
         file: Where it was read from.
-        shape: Of the tensor that they are rows of; None means that they are all of it.
+        shape: Shape of the tensor that the rows belong to; None where they are all of it.
         start: Which row of it is the first.
     """
     at = first_not_finite(raw_bytes(rows), rows.dtype)

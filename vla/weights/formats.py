@@ -1,11 +1,10 @@
 """Published formats and ours: what a folder holds, by which names, and the strict plan to load or write it.
 
-A `Format` is data: a table of names, the spellings that bring a file's names to those of the table, and what
-may be left out. `plan_load` says how every tensor of a model is made of what is stored, or raises with all
-that is wrong; no tensor is read for it but the two names of a tied pair.
+A `Format` is data: a table of names, the spellings that turn a file's names into those of the table, and what
+may be left out. `plan_load` says how every tensor of a model is made from stored ones, or raises one error
+with all that is wrong; it reads no tensor except the two names of a tied pair.
 """
 
-import json
 import logging
 import re
 from collections import defaultdict
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vla.atomic import read_json
 from vla.errors import ShapeError, WeightsError
 from vla.weights.files.open import open_tensors
 from vla.weights.files.row_shards import has_row_shards
@@ -29,7 +29,7 @@ VLA_CONFIG = "vla_config"
 """Key of the tensors' metadata under which files of other formats carry our config."""
 
 BASE_FILE = "adapter_base.json"
-"""Names the base of an adapter that was trained here; next to `peft`'s own two files."""
+"""Names the base of an adapter that was trained here; lies next to `peft`'s two files."""
 ADAPTER_FILES = (BASE_FILE, "adapter_config.json", "adapter_model.safetensors")
 
 LORA = re.compile(r"(^|[._])lora_[abAB]($|[._])|\.lora_(embedding|magnitude)")
@@ -66,7 +66,7 @@ def open_stored(folder: Path | str) -> Iterator[Stored]:
         lora = next((name for name in reader.infos if LORA.search(name)), None)
         if lora is not None:
             raise WeightsError(
-                f"{folder} holds LoRA matrices ({lora}). They say nothing without the scale that they were "
+                f"{folder} holds LoRA matrices ({lora}). They mean nothing without the scale that they were "
                 "trained with: merge them into the base model where they were trained, and open the result."
             )
         yield Stored(folder, reader, config)
@@ -99,15 +99,7 @@ def _refuse_other_contents(folder: Path) -> None:
 
 
 def _read_config_file(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path} does not hold a JSON object.")
-    return config
+    return read_json(path, WeightsError) if path.exists() else {}
 
 
 class Zeros(NamedTuple):
@@ -167,7 +159,7 @@ class Format:
     Args:
         name: "vla", "lerobot", "transformers", "openpi" or "openpi-jax".
         table: Our names and the format's, in one spelling.
-        claims: Whether a folder's files besides the tensors speak for this format.
+        claims: Whether a folder's files besides the tensors fit this format.
         spellings: From the names in a file to the one spelling.
         junk: Patterns in the one spelling, each with the reason why such a tensor is left out.
         written: From the one spelling to what is written; None where the format cannot be written.
@@ -185,7 +177,7 @@ class Format:
     crops_rows: bool = False
 
     def read_names(self, infos: Mapping[str, TensorInfo]) -> Names:
-        """Bring a file's names to ours; no tensor is read."""
+        """Translate a file's names to ours; no tensor is read."""
         names = Names()
         for stored, info in infos.items():
             canonical = names.canonical[stored] = respell(stored, self.spellings)
@@ -204,7 +196,7 @@ class Format:
         return names
 
     def matches(self, stored: Stored) -> bool:
-        """Whether the folder is of this format: its other files say so, and most tensors have names of it."""
+        """Whether the folder is of this format: its other files fit, and most tensors have its names."""
         names = self.read_names(stored.reader.infos)
         return self.claims(stored) and len(names.unknown) * 2 < len(names.canonical)
 
@@ -212,7 +204,7 @@ class Format:
 def _pieces(
     rule: KeyMapping, index: str | None, stored: str, info: TensorInfo
 ) -> Iterator[tuple[str, Piece]]:
-    """Yield our tensors that one row of the table makes of one stored array."""
+    """Yield our tensors that one row of the table makes from one stored array."""
     shape = info.shape
     if rule.is_stacked:
         if not shape:

@@ -1,4 +1,4 @@
-"""What a checkpoint's headers say, without its tensors: a hub repository is looked at for a few kilobytes."""
+"""The headers of a checkpoint without its tensors: a hub repository costs a few kilobytes."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ from vla.weights.hub_errors import hub_errors
 from vla.weights.source import NEVER, hub_id, local_folder
 from vla.weights.tensors import TensorReader
 
-# Whatever is small and says something; the weights' own headers come one by one.
+# All small files; the headers of the weights come one by one.
 _SMALL = ("*.json", "README.md", "*.yaml", "policy_*processor*.safetensors", "assets/*")
 
 
@@ -30,17 +30,17 @@ def header_folder(
 
     A folder on this machine is yielded as it is, and so is a snapshot that is in the cache. Of a repository
     that is not, configs, statistics and the safetensors headers are downloaded, and files of the right
-    length without content stand in for the weights until the block ends. An orbax checkpoint has no headers
-    to speak of: it is downloaded.
+    length without content stand in for the weights until the block ends. An orbax checkpoint has no
+    headers: it is downloaded.
 
     Args:
-        name_or_path: As in `local_folder`, as are the others.
+        name_or_path: See `local_folder`, as for the others.
         revision: Branch, tag or commit on the hub.
         token: Hub token.
         cache_dir: Where snapshots are kept.
 
     Raises:
-        WeightsError: As `local_folder`.
+        WeightsError: See `local_folder`.
     """
     if str(name_or_path) and Path(name_or_path).expanduser().exists():
         yield local_folder(name_or_path, revision)
@@ -51,7 +51,7 @@ def header_folder(
         return
     api = HfApi(token=token)
     with hub_errors(name, revision):
-        small, weights = _look(api, name, revision, token, cache_dir)
+        small, weights = _download_small(api, name, revision, token, cache_dir)
     if not weights or all((small / file).exists() for file in weights):
         yield local_folder(name, revision, token, cache_dir) if not weights else small
         return
@@ -66,7 +66,7 @@ def header_folder(
         yield folder
 
 
-def _look(
+def _download_small(
     api: HfApi, name: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None
 ) -> tuple[Path, list[str]]:
     """Download what is small; return its folder and the names of the files that hold weights."""
@@ -85,7 +85,7 @@ def _look(
 
 
 def _stand_in(api: HfApi, name: str, file: str, revision: str, path: Path) -> None:
-    """Write a safetensors file that is true up to the end of its header and has holes for values."""
+    """Write a safetensors file with its real header and a hole in place of the values."""
     try:
         header = api.parse_safetensors_file_metadata(name, file, revision=revision)
     except huggingface_hub.errors.SafetensorsParsingError as error:
@@ -104,7 +104,7 @@ def _stand_in(api: HfApi, name: str, file: str, revision: str, path: Path) -> No
 
 
 class HeadersAlone(TensorReader):
-    """Another reader's headers without its values, for plans that would read only to compare.
+    """Another reader's headers without its values, for plans that would read values only to compare them.
 
     The two names of a tied table count as equal.
     """

@@ -1,8 +1,8 @@
 """Tables of tensor names: ours, those of a published format, and how the values are laid out in between.
 
 A table is data. It is read in both directions: from the names in a file to ours when loading, from ours to a
-file's when writing. `{i}` in a name is the index of a layer. A rule whose stored name lacks the index of ours
-speaks of a stack of layers, of which ours is one entry of axis 0.
+file's when writing. `{i}` in a name is the index of a layer. Where only our name has the
+index, the stored array is a stack of layers on axis 0, of which our tensor is one entry.
 """
 
 import re
@@ -110,7 +110,7 @@ class KeyTable:
             self._by_ours[rule.ours].append(rule)
 
     def of_theirs(self, stored: str) -> list[tuple[KeyMapping, str | None]]:
-        """Return the rows for a stored name, with its layer's index; empty where it is unknown."""
+        """Return the rows for a stored name, with its layer's index; empty for an unknown name."""
         pattern, index = split_index(stored)
         rules = self._by_theirs.get(stored) or self._by_theirs.get(pattern, [])
         return [(rule, index) for rule in rules]
@@ -133,7 +133,7 @@ def split_index(name: str) -> tuple[str, str | None]:
 
 
 class Spelling(NamedTuple):
-    """A rewriting of names that brings several generations of a format to one."""
+    """A rewriting of names that brings several generations of a format to one spelling."""
 
     pattern: str
     replacement: str

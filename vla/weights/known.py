@@ -11,21 +11,21 @@ TABLE_FILE = "known.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class KnownCheckpoint:
-    """What is known of a published checkpoint without opening it; None is not known.
+    """What is known about a published checkpoint without opening it; None where unknown.
 
     Attributes:
         name: Short name, as `vla info NAME` and `from_pretrained(NAME)` take it.
         id: Hub id, or the address of a bucket's folder (`gs://...`).
-        format: As `vla info` calls formats: "lerobot", "openpi", "openpi-jax", "paligemma", "transformers".
-        policy: Folder in `vla.policies`; None where no policy of this version is meant.
+        format: "lerobot", "openpi", "openpi-jax", "paligemma" or "transformers", as in `vla info`.
+        policy: Folder in `vla.policies`; None where this version has no such policy.
         parameters: Numbers in the files, unused ones included.
         bytes: Size of the weights.
         dtype: What the numbers are stored as.
         license: Identifier as on the hub.
-        sha256: Of the one file of weights.
+        sha256: Checksum of the weights, where they are one file.
         gated: Whether terms must be accepted before it can be downloaded.
-        notes: What else one should know.
-        provenance: Address of the page that says so.
+        notes: Remarks.
+        provenance: Address of the page that states all this.
     """
 
     name: str
@@ -50,5 +50,5 @@ def known_checkpoints() -> dict[str, KnownCheckpoint]:
 
 
 def known_by_id(repo_id: str) -> KnownCheckpoint | None:
-    """Return what is known of a hub id, if anything."""
+    """Return what is known about a hub id, if anything."""
     return next((one for one in known_checkpoints().values() if one.id == repo_id), None)

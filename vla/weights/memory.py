@@ -16,8 +16,8 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
     1.9 GB/s from one thread, in pages of 2 MiB 11 GB/s (2 threads: 3 and 10 GB/s; page cache warm, Linux 6).
 
     Args:
-        shape: Of the tensor.
-        dtype: Of the tensor.
+        shape: Shape of the tensor.
+        dtype: Dtype of the tensor.
         device: None is the CPU.
     """
     out = torch.empty(shape, dtype=dtype, device=device)
@@ -27,11 +27,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
 
 
 def _ask_for_huge_pages(tensor: Tensor) -> None:
-    """Advise the kernel; whether it follows changes the speed only, so its answer is not looked at."""
+    """Advise the kernel; whether it follows only changes the speed, so its answer is ignored."""
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is None:  # not Linux
         return
-    # Whole small pages around the tensor: where two tensors lie side by side, a huge page may span both.
+    # Whole small pages around the tensor: where two tensors are adjacent, a huge page may span both.
     start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     end = -(-(tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
     ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(advice))

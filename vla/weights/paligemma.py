@@ -1,7 +1,7 @@
 """Names of PaliGemma and of an action expert next to it, in every published format, as data.
 
-What follows here is shared by all policies that put an expert next to a PaliGemma. Our side of each table is
-the name in our files. The tables know nothing of sizes; those are read off the tensors.
+This is shared by all policies that put an expert next to a PaliGemma. Our side of each table is
+the name in our files. The tables do not contain sizes; those are read off the tensors.
 
 Published PyTorch files differ in spelling by their generation, not in what they hold: `TORCH_SPELLINGS`
 brings all of them to one, which is openpi's without the component `vision_model`.
@@ -31,7 +31,7 @@ VISION = (
 )
 """SigLIP without a pooling head."""
 
-GEMMA_MAPS = tuple(
+GEMMA_PROJECTIONS = tuple(
     f"layers.{{i}}.{name}.weight"
     for name in (
         "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -39,9 +39,9 @@ GEMMA_MAPS = tuple(
     )
 )  # fmt: skip
 NORMS = ("layers.{i}.input_layernorm", "layers.{i}.post_attention_layernorm", "norm")
-GEMMA = (*GEMMA_MAPS, *(f"{norm}.weight" for norm in NORMS))
+GEMMA = (*GEMMA_PROJECTIONS, *(f"{norm}.weight" for norm in NORMS))
 """A stack with plain norms."""
-ADAPTIVE_GEMMA = (*GEMMA_MAPS, *(f"{norm}.dense.{part}" for norm in NORMS for part in PARTS))
+ADAPTIVE_GEMMA = (*GEMMA_PROJECTIONS, *(f"{norm}.dense.{part}" for norm in NORMS for part in PARTS))
 """A stack whose norms take scale, shift and gate from a condition."""
 
 TOKEN_TABLE = "model.language_model.embed_tokens.weight"
@@ -55,12 +55,12 @@ def heads(names: Iterable[str]) -> tuple[str, ...]:
 # -- our files --------------------------------------------------------------------------------------------
 
 
-def our_rules(expert: Iterable[str], maps: Iterable[str]) -> tuple[KeyMapping, ...]:
+def our_mappings(expert: Iterable[str], projections: Iterable[str]) -> tuple[KeyMapping, ...]:
     """Return the table of our own files: the identity on the names that a policy has.
 
     Args:
-        expert: Tails of the expert's stack, `GEMMA` or `ADAPTIVE_GEMMA`.
-        maps: Names of the linear layers around it.
+        expert: Names in a layer of the expert's stack, `GEMMA` or `ADAPTIVE_GEMMA`.
+        projections: Names of the linear layers around it.
     """
     tails = (
         *(f"vision_tower.{tail}" for tail in VISION),
@@ -68,7 +68,7 @@ def our_rules(expert: Iterable[str], maps: Iterable[str]) -> tuple[KeyMapping, .
         "language_model.embed_tokens.weight",
         *(f"language_model.{tail}" for tail in GEMMA),
         *(f"expert.{tail}" for tail in expert),
-        *heads(maps),
+        *heads(projections),
     )
     return tuple(with_prefix(same(tails), "model.", "model."))
 
@@ -82,7 +82,7 @@ LM_HEAD = f"{_VLM}lm_head.weight"
 EMBED_TOKENS = f"{_VLM}model.language_model.embed_tokens.weight"
 """The two names of the tied token table; files have either or both."""
 EXPERT_LM_HEAD = f"{_EXPERT}lm_head.weight"
-"""A read-out of the expert that no implementation uses."""
+"""An output head of the expert that no implementation uses."""
 
 TORCH_SPELLINGS = (
     Spelling(r"^model\.", ""),
@@ -104,28 +104,28 @@ WITHOUT_VISION_MODEL = Spelling(r"\.vision_tower\.", ".vision_tower.vision_model
 """From the one spelling to that of openpi and LeRobot."""
 
 BUFFERS = (
-    Spelling(r"(^|\.)embeddings\.position_ids$", "counts from 0 upwards, no weight"),
-    Spelling(r"(^|\.)rotary_emb\.inv_freq$", "computed, no weight"),
+    Spelling(r"(^|\.)embeddings\.position_ids$", "position indices, not a weight"),
+    Spelling(r"(^|\.)rotary_emb\.inv_freq$", "computed, not a weight"),
 )
 TORCH_JUNK = (
     Spelling(r"^paligemma_with_expert\.gemma_expert\.lm_head\.weight$", "no implementation reads it"),
     *BUFFERS,
     Spelling(
         r"^(normalize_inputs|normalize_targets|unnormalize_outputs)\.buffer_",
-        "statistics of an early LeRobot file, which are not read from there",
+        "statistics of an early LeRobot file, which are read from elsewhere",
     ),
 )
 """What may be in a file besides weights, and why it is left out."""
 
 
-def torch_rules(
-    expert: Iterable[str], maps: Iterable[str], token_table: tuple[str, str] = (LM_HEAD, EMBED_TOKENS)
+def torch_mappings(
+    expert: Iterable[str], projections: Iterable[str], token_table: tuple[str, str] = (LM_HEAD, EMBED_TOKENS)
 ) -> tuple[KeyMapping, ...]:
     """Return the table of published PyTorch files in their one spelling.
 
     Args:
-        expert: As in `our_rules`.
-        maps: As in `our_rules`.
+        expert: See `our_mappings`.
+        projections: See `our_mappings`.
         token_table: The two names of the token table, the one to write first.
     """
     return (
@@ -138,7 +138,7 @@ def torch_rules(
         *(KeyMapping(TOKEN_TABLE, name) for name in token_table),
         *with_prefix(same(GEMMA), "model.language_model.", f"{_VLM}model.language_model."),
         *with_prefix(same(expert), "model.expert.", f"{_EXPERT}model."),
-        *with_prefix(same(heads(maps)), "model.", ""),
+        *with_prefix(same(heads(projections)), "model.", ""),
     )
 
 
@@ -177,7 +177,7 @@ _BLOCK = f"{_IMG}Transformer.encoderblock."
 _ATTENTION = f"{_BLOCK}MultiHeadDotProductAttention_0."
 
 
-def _jax_map(
+def _jax_linear(
     ours: str, theirs: str, layout: Layout = _FLIP, bias: Layout | None = None
 ) -> tuple[KeyMapping, KeyMapping]:
     return KeyMapping(f"{ours}.weight", f"{theirs}.kernel", layout), KeyMapping(
@@ -192,15 +192,15 @@ def _jax_norm(ours: str, theirs: str) -> tuple[KeyMapping, KeyMapping]:
 _JAX_VISION_LAYER = (
     *_jax_norm("layer_norm1", f"{_BLOCK}LayerNorm_0"),
     *_jax_norm("layer_norm2", f"{_BLOCK}LayerNorm_1"),
-    *_jax_map("self_attn.q_proj", f"{_ATTENTION}query", _PER_HEAD, _FLAT),
-    *_jax_map("self_attn.k_proj", f"{_ATTENTION}key", _PER_HEAD, _FLAT),
-    *_jax_map("self_attn.v_proj", f"{_ATTENTION}value", _PER_HEAD, _FLAT),
-    *_jax_map("self_attn.out_proj", f"{_ATTENTION}out", _MERGE),
-    *_jax_map("mlp.fc1", f"{_BLOCK}MlpBlock_0.Dense_0"),
-    *_jax_map("mlp.fc2", f"{_BLOCK}MlpBlock_0.Dense_1"),
+    *_jax_linear("self_attn.q_proj", f"{_ATTENTION}query", _PER_HEAD, _FLAT),
+    *_jax_linear("self_attn.k_proj", f"{_ATTENTION}key", _PER_HEAD, _FLAT),
+    *_jax_linear("self_attn.v_proj", f"{_ATTENTION}value", _PER_HEAD, _FLAT),
+    *_jax_linear("self_attn.out_proj", f"{_ATTENTION}out", _MERGE),
+    *_jax_linear("mlp.fc1", f"{_BLOCK}MlpBlock_0.Dense_0"),
+    *_jax_linear("mlp.fc2", f"{_BLOCK}MlpBlock_0.Dense_1"),
 )
 JAX_VISION = (
-    *_jax_map(
+    *_jax_linear(
         "model.vision_tower.embeddings.patch_embedding", f"{_IMG}embedding", Layout("r c i o -> o i r c")
     ),
     KeyMapping(
@@ -210,12 +210,12 @@ JAX_VISION = (
     ),
     *with_prefix(_JAX_VISION_LAYER, "model.vision_tower.encoder.layers.{i}.", ""),
     *_jax_norm("model.vision_tower.post_layernorm", f"{_IMG}Transformer.encoder_norm"),
-    *_jax_map("model.multi_modal_projector.linear", f"{_IMG}head"),
+    *_jax_linear("model.multi_modal_projector.linear", f"{_IMG}head"),
 )
 
 
 def jax_stack(ours: str, suffix: str) -> tuple[KeyMapping, ...]:
-    """Return the maps of one stack of `llm`: all but its norms.
+    """Return the linear layers of one stack of `llm`: all but its norms.
 
     Args:
         ours: Prefix of our names.
@@ -241,25 +241,25 @@ def _jax_norms(suffix: str) -> tuple[tuple[str, str], ...]:
 
 
 def jax_norms(ours: str, suffix: str) -> tuple[KeyMapping, ...]:
-    """Return the plain norms of one stack of `llm`; arguments as `jax_stack`."""
+    """Return the plain norms of one stack of `llm`; see `jax_stack` for the arguments."""
     return tuple(KeyMapping(f"{ours}{name}.weight", f"{theirs}.scale") for name, theirs in _jax_norms(suffix))
 
 
 def jax_adaptive_norms(ours: str, suffix: str) -> tuple[KeyMapping, ...]:
-    """Return the adaptive norms of one stack of `llm`; arguments as `jax_stack`."""
+    """Return the adaptive norms of one stack of `llm`; see `jax_stack` for the arguments."""
     return tuple(
         rule
         for name, theirs in _jax_norms(suffix)
-        for rule in _jax_map(f"{ours}{name}.dense", f"{theirs}.Dense_0")
+        for rule in _jax_linear(f"{ours}{name}.dense", f"{theirs}.Dense_0")
     )
 
 
-def jax_rules(expert_norms: Iterable[KeyMapping], maps: Iterable[str]) -> tuple[KeyMapping, ...]:
+def jax_mappings(expert_norms: Iterable[KeyMapping], projections: Iterable[str]) -> tuple[KeyMapping, ...]:
     """Return the table of openpi's trees.
 
     Args:
         expert_norms: `jax_norms` or `jax_adaptive_norms` of the expert.
-        maps: Names of the linear layers around it.
+        projections: Names of the linear layers around it.
     """
     return (
         *JAX_VISION,
@@ -268,5 +268,5 @@ def jax_rules(expert_norms: Iterable[KeyMapping], maps: Iterable[str]) -> tuple[
         *jax_norms("model.language_model.", ""),
         *jax_stack("model.expert.", "_1"),
         *expert_norms,
-        *(rule for name in maps for rule in _jax_map(f"model.{name}", name)),
+        *(rule for name in projections for rule in _jax_linear(f"model.{name}", name)),
     )

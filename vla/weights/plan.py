@@ -1,4 +1,4 @@
-"""The strict plan: how every tensor of a model is made of what a folder holds, or why it cannot be."""
+"""The strict plan: how every tensor of a model is made from a folder's, or why it cannot be."""
 
 import logging
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """How every tensor of a model is made.
+    """How every tensor of a model is made from stored ones.
 
     Args:
         pieces: Our name -> piece, for exactly the tensors that were wanted.
         dropped: Stored name -> why it is left out.
-        notes: What else the user should know, in sentences.
+        notes: Sentences for the user.
     """
 
     pieces: dict[str, Piece]
@@ -35,7 +35,7 @@ class LoadPlan:
 
 
 def plan_load(format: Format, stored: Stored, wanted: Shapes) -> LoadPlan:
-    """Say how each wanted tensor is made of what a folder holds.
+    """Plan how each wanted tensor is made from a folder's.
 
     Args:
         format: The folder's format.
@@ -66,7 +66,7 @@ def plan_load(format: Format, stored: Stored, wanted: Shapes) -> LoadPlan:
 
 
 def _crop_rows(names: Names, wanted: Shapes) -> list[str]:
-    """Shorten token tables that have more rows than the model; say so."""
+    """Shorten token tables that have more rows than the model, with a note."""
     notes = []
     for ours in (name for name in wanted if name.endswith("embed_tokens.weight")):
         for at, source in enumerate(names.found.get(ours, [])):
@@ -102,12 +102,12 @@ def _refuse_difference(reader: TensorReader, one: Piece, other: Piece) -> None:
 
 
 def plan_write(format: Format, shapes: Shapes, dtype: torch.dtype = torch.float32) -> dict[str, str | Fill]:
-    """Say under which names our tensors are written.
+    """Plan under which names our tensors are written.
 
     Args:
         format: The format to write.
         shapes: Our names and shapes.
-        dtype: Of tensors that are not ours and written as zeros.
+        dtype: Dtype of tensors that are not ours and are written as zeros.
 
     Returns:
         Name in the file -> our name, or zeros.

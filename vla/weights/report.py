@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, said all at once, in its own names and in ours."""
+"""Everything that is wrong with a checkpoint in one message, in its names and in ours."""
 
 import difflib
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from vla.weights.formats import Format, Names
 from vla.weights.keymap import split_index
 
 SHOWN = 5
-"""Names of one kind that a message holds; the others are counted."""
+"""Names of one kind that a message lists; the others are counted."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ def _missing(
     for theirs, ours in grouped.items():
         present = [spelled[name] for name in theirs if name in spelled]
         if any(name in names.misfits for name in present):
-            continue  # said once already, as a wrong shape
+            continue  # reported already, as a wrong shape
         if present:  # a stack that ends too early
             held = len(wanted) and sum(split_index(name)[0] == split_index(ours[0])[0] for name in wanted)
             problems.wrong_shape.append(

@@ -8,12 +8,11 @@ from pathlib import Path
 import huggingface_hub
 
 from vla.errors import WeightsError, did_you_mean
+from vla.types import COMMIT, HUB_ID
 from vla.weights.files.row_shards import has_row_shards
 from vla.weights.hub_errors import hub_errors
 from vla.weights.known import known_checkpoints
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*?)/*")  # a Path keeps one slash of two
 
 # Patterns do not stop at slashes. Files of the top level and files below it are asked for apart, so that a
@@ -57,11 +56,11 @@ def local_folder(
         revision: Branch, tag or commit on the hub.
         token: Hub token, for private and gated repositories; what `hf auth login` stored where not given.
         cache_dir: Where snapshots are kept; the hub's own cache where not given.
-        local_files_only: Look at the cache alone, as HF_HUB_OFFLINE=1 does.
+        local_files_only: Use the cache alone, as HF_HUB_OFFLINE=1 does.
 
     Raises:
         WeightsError: Neither a folder nor a repository that can be reached and read, or a repository
-            without weights that may be opened; says which and what to do.
+            without weights that can be opened; the message says which and what to do.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir() and str(name_or_path):
@@ -79,7 +78,7 @@ def local_folder(
         folder = _snapshot(
             name, revision, [*_TOP_LEVEL], ["*/*", *NEVER], token, cache, local_files_only=local_files_only
         )
-        commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
+        commit = folder.name if COMMIT.fullmatch(folder.name) else revision
         wanted = [*_BELOW, *(() if _has_safetensors(folder) else _ORBAX)]
         _snapshot(name, commit, wanted, [*NEVER], token, cache, local_files_only=local_files_only)
     if not has_weights(folder):
@@ -100,7 +99,7 @@ def hub_id(name: str) -> str:
         raise WeightsError(said if known is None else f"{name}: {said}")
     if not HUB_ID.fullmatch(id):
         raise WeightsError(
-            f"{name} is not a folder here, no hub id of the form owner/name, and no short name of "
+            f"{name} is not a folder here, nor a hub id of the form owner/name, nor a short name of "
             f"`vla info known`.{did_you_mean(name, known_checkpoints())}"
         )
     return id
@@ -147,7 +146,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def _what_is_there_instead(name: str, revision: str | None, token: str | bool | None) -> str:
-    """Say why a repository cannot be opened: only now, as a look at its files costs a request more."""
+    """Say why a repository cannot be opened; listing its files costs one more request."""
     with hub_errors(name, revision):
         files = huggingface_hub.HfApi(token=token).list_repo_files(name, revision=revision)
     pickles = [file for file in files if file.endswith(PICKLES) and "/" not in file]

@@ -1,7 +1,7 @@
-"""Weights on their way: from a checkpoint into a module, or from a checkpoint into another file.
+"""Stream weights from a checkpoint into a module or into another file.
 
-Neither ever holds a second copy of the weights. Where nothing changes on the way, the file is read straight
-into the memory that the module keeps; otherwise values pass through a small staging buffer, which stays in
+Neither holds a second copy of the weights. Where values need no conversion, the file is read straight
+into the module's memory; otherwise values pass through a small staging buffer, which stays in
 the processor's cache between reading, converting and writing.
 """
 
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from vla.atomic import SaveError
 from vla.errors import WeightsError
+from vla.types import ProgressCallback
 from vla.weights import memory
 from vla.weights.files.safetensors import DTYPES, METADATA_KEY
 from vla.weights.finite import first_not_finite, raw_bytes
 from vla.weights.tensors import BLOCK_BYTES, Piece, TensorInfo, TensorReader
 
 STAGING_BYTES = 2**21
-"""Bytes that pass at once where values are converted."""
+"""Bytes that are converted at once."""
 
 _SERIAL_NUMEL = 2**15 - 2**6
 """Elements below which torch copies in the calling thread.
@@ -36,13 +37,13 @@ of float32 into bfloat16 by two readers took 0.25 s with them and 0.12 s without
 """
 
 MAX_THREADS = 8
-"""Readers at most; there are never more than processors."""
+"""Most reading threads; there are never more than processors."""
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Fill(NamedTuple):
-    """A tensor of zeros to write, which nothing stored is the source of."""
+    """A tensor of zeros to write, which has no source."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -58,15 +59,15 @@ def fill_module(
 ) -> None:
     """Give every parameter of a module its values, in new memory.
 
-    The module changes only where all of it worked. Shared parameters stay shared, `requires_grad` stays
+    The module changes only if everything succeeds. Shared parameters stay shared, `requires_grad` stays
     as it was, buffers are left alone.
 
     Args:
         module: Usually on the meta device, so that it holds no memory before.
         pieces: How each parameter is made, by its name; of a shared parameter one name is enough.
-        reader: Where the values are.
-        dtype: Of the parameters.
-        device: Of the parameters; None is the CPU.
+        reader: Reads the values.
+        dtype: Dtype of the parameters.
+        device: Device of the parameters; None is the CPU.
 
     Raises:
         WeightsError: A value cannot be read, is not finite, or does not fit into `dtype`.
@@ -101,7 +102,7 @@ def write_tensors(
     metadata: Mapping[str, str],
     max_shard_bytes: int | None,
     stem: str = "model",
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[Path]:
     """Write safetensors, piece by piece; sharded as Hugging Face does where there is too much for one file.
 
@@ -112,8 +113,8 @@ def write_tensors(
     Args:
         folder: Exists; the files must not.
         items: What to write under each name.
-        reader: Where the values are.
-        dtype: Of all floating-point tensors; None keeps what is stored.
+        reader: Reads the values.
+        dtype: Dtype of all floating-point tensors; None keeps what is stored.
         metadata: Free text for the header of every file; "format" is "pt" where it does not say otherwise.
         max_shard_bytes: Bytes of values in a file at most (a larger tensor gets a file of its own); None
             writes one file.
@@ -376,7 +377,7 @@ def _write_fully(file: BinaryIO, data: memoryview) -> None:
         data = data[file.write(data) :]
 
 
-def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
+def _counter(progress: ProgressCallback | None, total: int) -> Callable[[int], None]:
     done = 0
 
     def advance(num_bytes: int) -> None:

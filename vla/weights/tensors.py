@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint folder, whatever the container: their headers, and reading them one by one.
+"""The tensors of a checkpoint folder, whatever the container: their headers, and their values one by one.
 
-`open_tensors` finds out by content which container a folder holds and returns its `TensorReader`. A `Piece`
-says how one tensor of a model is made of what is stored.
+`open_tensors` recognises by content which container a folder holds and returns its `TensorReader`. A `Piece`
+says how one tensor of a model is made from a stored one.
 """
 
 import math
@@ -18,11 +18,11 @@ from torch import Tensor
 from vla.errors import WeightsError, did_you_mean
 
 BLOCK_BYTES = 64 * 2**20
-"""Bytes that are held at once where a tensor goes through memory in blocks."""
+"""Bytes of a block where a tensor is read in blocks."""
 
 
 class TensorInfo(NamedTuple):
-    """What a header says of one tensor."""
+    """One tensor's entry in a header."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -35,7 +35,7 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece:
-    """How one tensor of ours is made of what is stored.
+    """How one tensor of ours is made from a stored one.
 
     Args:
         stored: Name of the stored tensor.
@@ -100,11 +100,11 @@ class TensorReader(ABC):
             start: First row.
         """
 
-    def close(self) -> None:  # noqa: B027 - a reader that holds nothing open need not say so
-        """Let go of the files."""
+    def close(self) -> None:  # noqa: B027 - a reader that holds nothing open need not override it
+        """Close the files."""
 
     def info(self, name: str) -> TensorInfo:
-        """Return what the header says of a tensor.
+        """Return a tensor's entry in the header.
 
         Raises:
             WeightsError: There is no tensor of that name.
@@ -148,7 +148,7 @@ class TensorReader(ABC):
             is asked for: they share one buffer.
 
         Raises:
-            WeightsError: As for `read`.
+            WeightsError: See `read`.
         """
         shape, dtype = self.info(name)
         if not shape:

@@ -117,7 +117,7 @@ class TestReadme:
             push(robot_ready, "me/cup", token=TOKEN)
         assert main(hub)["README.md"] == b"# My cup robot\n"
         assert "config.json" in main(hub)
-        assert "README.md of me/cup was written by somebody and stays" in caplog.text
+        assert "README.md of me/cup was written by hand and stays" in caplog.text
 
     def test_somebodys_own_is_replaced_on_request(self, robot_ready, hub):
         hub.add("me/cup", {"README.md": b"---\nlicense: mit\n---\n# My cup robot\n"})

@@ -65,7 +65,7 @@ def test_checkpoint_without_weights_or_pipeline_says_so(checkpoint, capsys):
     ("file", "content", "says"),
     [
         ("config.json", b"{", "config.json is not JSON"),
-        ("config.json", b"[]", "does not hold a JSON object"),
+        ("config.json", b"[]", "must hold a JSON object, got a list"),
         ("pipeline.json", b"nonsense", "pipeline.json is not JSON"),
         ("statistics.json", b"{}", "statistics.json does not hold statistics"),
         ("model.safetensors", b"short", "model.safetensors"),

@@ -82,7 +82,7 @@ def test_results_do_not_depend_on_workers_and_resume_exactly(num_workers):
     resumed.load_state_dict(state)
     rest = take(resumed, 6)
     assert all(same(a, b) for a, b in zip(reference, first + rest, strict=True))
-    assert same(take(loader, 1)[0], rest[0])  # iterating again goes on too
+    assert same(take(loader, 1)[0], rest[0])  # iterating again continues too
 
 
 @settings(max_examples=30, deadline=None)

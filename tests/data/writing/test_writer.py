@@ -257,7 +257,7 @@ def test_an_existing_folder_is_refused(tmp_path):
     writer.add_frame(frame())
     writer.save_episode("task")
     (tmp_path / "y").mkdir()
-    with pytest.raises(DatasetError, match="came into being"):
+    with pytest.raises(DatasetError, match="was created"):
         writer.finalize()
     assert leftovers(tmp_path) == ["x", "y"]
 

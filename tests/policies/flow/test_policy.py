@@ -328,19 +328,19 @@ class TestText:
                     break
                 text = torch.cat([text, torch.tensor([expected])])
 
-    def test_temperature_draws_from_the_softened_law(self, policy, batch):
+    def test_temperature_draws_from_the_softmax_at_this_temperature(self, policy, batch):
         prompt = {key: batch[key][:1] for key in OBSERVATION if key != "state"}
         with torch.no_grad():
             hidden = policy.model.encode_prefix(**prompt, with_hidden=True).text_hidden
         length = int(prompt["attention_mask"].sum())
-        law = (policy.model.logits(hidden[0, length - 1]) / 2.0).softmax(-1)
+        softmax = (policy.model.logits(hidden[0, length - 1]) / 2.0).softmax(-1)
         generator = torch.Generator().manual_seed(0)
         many = {key: value.expand(4000, *value.shape[1:]) for key, value in prompt.items()}
         drawn = policy.generate_text(**many, max_new_tokens=1, temperature=2.0, generator=generator)
-        observed = torch.bincount(drawn[:, 0], minlength=len(law)) / 4000
-        assert (observed - law).abs().sum() < 0.35, "total variation of 4000 draws over 512 tokens"
-        top = law.argmax()
-        assert abs(observed[top] - law[top]) < 5 * (law[top] / 4000) ** 0.5
+        observed = torch.bincount(drawn[:, 0], minlength=len(softmax)) / 4000
+        assert (observed - softmax).abs().sum() < 0.35, "total variation of 4000 draws over 512 tokens"
+        top = softmax.argmax()
+        assert abs(observed[top] - softmax[top]) < 5 * (softmax[top] / 4000) ** 0.5
 
     def test_rows_that_have_ended_are_padded(self, batch, make_policy):
         policy = make_policy()

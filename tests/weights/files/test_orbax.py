@@ -245,8 +245,8 @@ def test_no_metadata(tmp_path):
         ("[]", "no 'tree_metadata'"),
         ('{"tree_metadata": []}', "no 'tree_metadata'"),
         ('{"tree_metadata": {}}', "names no array"),
-        ('{"tree_metadata": {"a": 3}}', "nothing usable of a"),
-        ('{"tree_metadata": {"a": {"key_metadata": [1], "value_metadata": {}}}}', "nothing usable of a"),
+        ('{"tree_metadata": {"a": 3}}', "does not describe a"),
+        ('{"tree_metadata": {"a": {"key_metadata": [1], "value_metadata": {}}}}', "does not describe a"),
     ],
 )
 def test_metadata_that_say_nothing(tmp_path, text, message):

@@ -194,9 +194,9 @@ DAMAGE = {
     "no table": (lambda f: edit_shapes(f, shapes=[4]), "does not say which shapes"),
     "no sizes": (
         lambda f: edit_shapes(f, shapes=SHAPES | {"a": [4, -3]}),
-        r"says \[4, -3\] of 'a', no shape",
+        r"gives 'a' the shape \[4, -3\]",
     ),
-    "no shape": (lambda f: edit_shapes(f, shapes=SHAPES | {"b": None}), "says None of 'b', no shape"),
+    "no shape": (lambda f: edit_shapes(f, shapes=SHAPES | {"b": None}), "gives 'b' the shape None"),
 }
 
 

@@ -50,10 +50,11 @@ class DrawsOptions(LearningOptions):
     Attributes:
         shape: "pi0" or "demo", see `SHAPES`.
         draws: Noise draws per observation of the run that is to be faster.
-        steps: Of the run with one draw.
+        steps: Steps of the run with one draw.
         share: Steps of the run with several, as a share of them.
         batch: Observations per step of both; None is the shape's.
-        learning_rate: Of the run with several, whose gradient has less noise; None takes the recipe's.
+        learning_rate: Learning rate of the run with several, whose gradient has less noise; None takes the
+            recipe's.
         seeds: How often to repeat both runs, from seed 0 on.
     """
 
@@ -85,7 +86,7 @@ def run_draws(options: DrawsOptions, say: Say = lambda line: None) -> LearningRe
 
     Raises:
         ConfigError: The options do not fit, or the dataset is too small.
-        VlaError: As `vla.train.loop.train`.
+        VlaError: See `vla.train.loop.train`.
     """
     with workplace(options, say) as place:
         runs = place.report.runs

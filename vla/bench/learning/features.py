@@ -31,7 +31,7 @@ class FeaturesOptions(LearningOptions):
         freeze: "vision", or "vlm" for the whole vision-language model, whose keys and values are then kept.
         episodes: How many of the dataset are trained on: all of their frames are looked at first.
         batch: Observations per step.
-        steps: Of every run.
+        steps: Steps of every run.
         repeats: Runs without and with kept features, in turn.
     """
 
@@ -60,7 +60,7 @@ def run_features(options: FeaturesOptions, say: Say = lambda line: None) -> Lear
 
     Raises:
         ConfigError: The options do not fit.
-        VlaError: As `vla.train.loop.train`.
+        VlaError: See `vla.train.loop.train`.
     """
     with workplace(options, say) as place:
         runs, process = place.report.runs, options.reads_process_time

@@ -18,10 +18,10 @@ class Run:
 
     Attributes:
         name: What distinguishes it.
-        seed: Of weights, order and noise.
+        seed: Seed of weights, order and noise.
         steps: Optimiser steps.
         batch: Observations per step.
-        step_seconds: Of one step.
+        step_seconds: Seconds of one step.
         points: Its held-out losses.
     """
 
@@ -54,7 +54,7 @@ class LearningReport:
 
     Attributes:
         machine: One line.
-        versions: Of everything that matters.
+        versions: Versions of everything that matters.
         settings: The options, by name.
         runs: Every training.
         findings: What follows from them.

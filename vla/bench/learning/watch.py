@@ -87,7 +87,7 @@ def train_watched(recipe: Recipe, watch: Watch) -> None:
 
     Raises:
         KeyboardInterrupt: A signal ended it early.
-        VlaError: As `vla.train.loop.train`.
+        VlaError: See `vla.train.loop.train`.
     """
     if train(recipe, open_loop=watch, progress=False).stopped_by_signal:
         raise KeyboardInterrupt

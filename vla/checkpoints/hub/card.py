@@ -1,7 +1,7 @@
-"""The model card of a policy: what somebody who finds the weights needs in order to use them, and no more.
+"""The model card of a policy: what is needed to use the weights, and no more.
 
-Whatever follows from the policy and from its training run is written between two marks. A card that somebody
-has written by hand is theirs: `merge_cards` renews what stands between the marks and leaves the rest alone.
+The part that follows from the policy and its training run is written between two markers. `merge_cards`
+rewrites what is between the markers and leaves text that was written by hand alone.
 """
 
 import json
@@ -16,27 +16,27 @@ from huggingface_hub import ModelCard, ModelCardData
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError
 from vla.transforms.base import Pipeline
+from vla.types import HUB_ID, IMAGE_PREFIX, STATE_KEY
 from vla.weights.known import known_by_id
-from vla.weights.source import HUB_ID
 
 BEGIN = "<!-- vla:begin -->"
 END = "<!-- vla:end -->"
-_EXPLAINED = "<!-- The next push writes anew what stands between these marks; all else stays. -->"
+_EXPLAINED = "<!-- The next push rewrites what is between these markers, and nothing else. -->"
 
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.jsonl"
-_TELLING = ("loss", "error", "ratio", "success")  # parts of the names of numbers that belong on a card
+_TELLING = ("loss", "error", "ratio", "success")  # parts of the names of metrics that belong on a card
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where weights come from; whatever is empty is left out of the card.
+    """Where weights come from; empty fields are left out of the card.
 
     Attributes:
         base_model: Hub id or short name of the weights that training began with.
         datasets: Hub ids, or else names, of what it was trained on.
         recipe: The recipe's YAML.
-        metrics: Numbers by name, the last ones of the run.
+        metrics: Last metrics of the run, by name.
         license: Identifier as on the hub; that of a known base model where not given.
     """
 
@@ -48,7 +48,7 @@ class Origin:
 
 
 def read_origin(folder: Path | str) -> Origin:
-    """Read what a training run, or one of its checkpoints, says of itself.
+    """Read the origin from a training run, or from one of its checkpoints.
 
     Args:
         folder: Holds `recipe.yaml`, and `metrics.jsonl` in it or, for a checkpoint, in the run above it.
@@ -80,7 +80,7 @@ def model_card(policy: PolicyModule, repo_id: str | None = None, origin: Origin 
 
     Args:
         policy: The policy, with its pipeline if it has one.
-        repo_id: Where it will lie; "owner/name" stands in the example where not given.
+        repo_id: Its repository; "owner/name" stands in the example where not given.
         origin: Where the weights come from.
     """
     origin = origin or Origin()
@@ -107,16 +107,16 @@ def model_card(policy: PolicyModule, repo_id: str | None = None, origin: Origin 
 
 
 def merge_cards(existing: str | None, card: ModelCard) -> str | None:
-    """Return the README to write, or None where the existing one is somebody's own and stays.
+    """Return the README to write, or None where the existing one was written by hand and stays.
 
     Args:
-        existing: The README that is there, if any.
-        card: The one of the weights to be written.
+        existing: The present README, if any.
+        card: The card of the weights to be written.
 
     Returns:
         The card itself where there is none, or one without text; the existing one with the part between the
-        marks renewed and the card's facts in its metadata where it has the marks; None where it has not, or
-        where its metadata cannot be read.
+        markers renewed and the card's facts in its metadata where it has the markers; None where it has not,
+        or where its metadata cannot be read.
     """
     if existing is None:
         return str(card)
@@ -149,7 +149,7 @@ def license_of(existing: str | None) -> str | None:
 
 
 def _last_numbers(path: Path) -> dict[str, float]:
-    """Return the last value of every telling number in a run's metrics."""
+    """Return the last value of every metric of a run that belongs on a card."""
     found: dict[str, float] = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -177,8 +177,8 @@ def _use(policy: PolicyModule, repo_id: str) -> str:
             f'```python\nimport vla\n\nnetwork = vla.AutoPolicy.from_pretrained("{repo_id}")\n```\n\n'
             f"`vla train RECIPE policy.pretrained={repo_id}` fine-tunes it on a robot's demonstrations."
         )
-    keys = {f"observation.images.{name}": name for name in policy.config.cameras}
-    keys["observation.state"] = "state"
+    keys = {f"{IMAGE_PREFIX}{name}": name for name in policy.config.cameras}
+    keys[STATE_KEY] = "state"
     if getattr(policy, "reads_text", True):  # declared by `Policy`, which stands above this room
         keys["task"] = '"what to do"'
     observation = "".join(f'    "{key}": {value},\n' for key, value in keys.items())
@@ -210,7 +210,7 @@ def _dimensions(policy: PolicyModule) -> str:
 
 
 def _statistics(pipeline: Pipeline, name: str | None) -> str:
-    """Say by which statistics states and actions are normalised, in words that fit any normalising step."""
+    """Describe the statistics by which states and actions are normalised, whatever the normalising step."""
     of_whom = "" if name is None else f" of {name}"
     steps = " -> ".join(transform.name for transform in pipeline.transforms)
     text = f"## Statistics{of_whom}\n\nPipeline, from the robot to the network: {steps}.\n\n"
@@ -251,7 +251,7 @@ def _license(license: str | None, base: str | None) -> str:
     if license is not None:
         return f"## Licence\n\n{license}."
     behind = f" Those of the base model, {base}, apply." if base else ""
-    return f"## Licence\n\nNot stated. Weights carry the terms of whoever trained them.{behind}"
+    return f"## Licence\n\nNot stated. Weights carry the terms of those who trained them.{behind}"
 
 
 def _table(header: tuple[str, ...], rows: list[Any]) -> str:

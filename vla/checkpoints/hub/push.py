@@ -1,4 +1,4 @@
-"""A policy's way to the hub: weights, pipeline and card in one commit, or nothing."""
+"""Upload a policy to the hub: weights, pipeline and card in one commit, or nothing."""
 
 import logging
 import re
@@ -13,15 +13,15 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from vla.checkpoints.hub.card import BEGIN, END, Origin, license_of, merge_cards, model_card, read_origin
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError, WeightsError
+from vla.types import HUB_ID
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
 from vla.weights.hub_errors import hub_errors
-from vla.weights.source import HUB_ID
 
 logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 
-# What an earlier checkpoint may have left in the repository and this one does not overwrite: next to the new
+# Files of an earlier checkpoint that this one does not overwrite: next to the new
 # files it would make the folder two checkpoints at once.
 _STALE = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|pipeline\.json|statistics\.json"
@@ -49,9 +49,10 @@ def push(
 ) -> str:
     """Upload a policy, its pipeline and its model card as one commit.
 
-    The repository is made where it does not exist. A README.md that somebody has written stays as it is, and
-    the log says so; one that an earlier push wrote is renewed between its marks (see `card.merge_cards`).
-    The folder is put together in the system's folder for temporary files (TMPDIR), which needs room for it.
+    The repository is created if it does not exist. A README.md that somebody has written stays as it is, and
+    the log says so; one that an earlier push wrote is renewed between its markers (see `card.merge_cards`).
+    The files are first written to the system's folder for temporary files (TMPDIR), which needs room for
+    them.
 
     Args:
         policy: What to upload.
@@ -59,22 +60,23 @@ def push(
         private: Whether a new repository is private; the owner's default where not given.
         token: Hub token with the right to write; what `hf auth login` stored where not given.
         revision: Branch to commit to, made from `main` where it does not exist; `main` where not given.
-        commit_message: What the history says.
+        commit_message: Message of the commit.
         create_pr: Propose the commit as a pull request against `main` instead of making it.
         max_shard_size: Largest file of weights, bytes or such as "5GB".
-        run: Folder of the training run or checkpoint; says what the next four do not.
+        run: Folder of the training run or checkpoint, from which the next four are read where not given.
         base_model: Hub id of the weights that training began with.
         dataset: Hub id of what it was trained on.
         recipe: The recipe's YAML.
         metrics: Numbers for the card, by name.
-        license: Identifier as on the hub; a README that is there, then a known base model, fill it in.
+        license: Identifier as on the hub; otherwise that of the present README or of a known base model.
         overwrite_card: Replace a README.md that somebody has written.
 
     Returns:
         The address of the policy, or of the pull request.
 
     Raises:
-        WeightsError: No valid name, no right to write, or the hub cannot be reached. Nothing was committed.
+        WeightsError: The name is invalid, writing is not permitted, or the hub cannot be reached. Nothing was
+            committed.
         ConfigError: `run` is not a training run, or a pull request is asked for on another branch.
         SaveError: The folder for temporary files has no room.
     """
@@ -82,7 +84,7 @@ def push(
         raise WeightsError(f"'{repo_id}' is not a hub id of the form owner/name.")
     if policy.adapter is not None and policy.loaded_from and policy.loaded_from.revision is None:
         raise WeightsError(
-            f"This adapter's base lies in {policy.loaded_from.name}, where nobody else can reach it. Push "
+            f"This adapter's base lies in {policy.loaded_from.name}, where others cannot reach it. Push "
             "what `vla merge` makes of the two; or push the base, and train the adapter on its hub id."
         )
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
@@ -113,7 +115,7 @@ def push(
                 commit_message=commit_message or f"Upload {type(policy).__name__} with vla",
                 revision=revision,
                 create_pr=create_pr,
-                # Between the look at the README and the commit, somebody may have written one.
+                # Between reading the README and the commit, someone may have written one.
                 parent_commit=there.sha,
             )
     return commit.pr_url or _address(repo_id, revision)
@@ -134,7 +136,7 @@ def _write_card(
     text = merge_cards(existing, model_card(policy, repo_id, origin))
     if text is None:
         logger.warning(
-            "%s of %s was written by somebody and stays as it is, without the facts of this policy. Where it "
+            "%s of %s was written by hand and stays as it is, without the facts of this policy. Where it "
             "holds the lines %s and %s, a push writes them between these; overwrite_card=True replaces it.",
             CARD_FILE,
             repo_id,
@@ -149,7 +151,7 @@ def _operations(folder: Path, there: list[str]) -> list[CommitOperationAdd | Com
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in files]
     stale = [name for name in there if _STALE.fullmatch(name) and name not in names]
-    if BASE_FILE in there and BASE_FILE not in names:  # the adapter that lay here was one of ours
+    if BASE_FILE in there and BASE_FILE not in names:  # the adapter here was one of ours
         stale += [name for name in ADAPTER_FILES if name in there]
     return [
         *(CommitOperationAdd(name, path) for name, path in zip(names, files, strict=True)),

@@ -1,12 +1,12 @@
-"""A normalisation of ours in LeRobot's tensors, and the note by which our pipeline is recognised again.
+"""Our normalisation as LeRobot's tensors, and the note by which our pipeline is recognised again.
 
-LeRobot has plain formulas only. Written are the statistics as they are, in float32, but for the dimensions
-that our rule guards: they get values with which the plain formula does the same (`without_guard`). What is
-left is the epsilon, which LeRobot's way back does without: it differs by a millionth of a robot unit.
+LeRobot has plain formulas only. The statistics are written as they are, in float32, except for the dimensions
+that our formula guards: they get values with which the plain formula does the same (`without_guard`). What
+remains is the epsilon, which LeRobot's inverse omits: it differs by a millionth of a robot unit.
 
 The tensors' file also carries, as metadata, what they were written from, and whether our prompt cleans
-instructions, which LeRobot's pi-0 does not. This note explains the tensors and never outranks them: whoever
-replaces them in LeRobot replaces it all.
+instructions, which LeRobot's pi-0 does not. This note explains the tensors and never overrides them:
+replacing them in LeRobot discards it.
 """
 
 import json
@@ -28,7 +28,7 @@ METADATA_KEY = "vla_pipeline"
 
 @dataclass(frozen=True)
 class Note:
-    """What a file's tensors were written from.
+    """The source of a file's tensors.
 
     Attributes:
         normalize: The normalisation.
@@ -65,7 +65,7 @@ def write_note(note: Note) -> dict[str, str]:
 
 
 def read_note(steps: Sequence[Step], plain: Normalize) -> Note | None:
-    """Return the note that all of the steps' files carry, where their tensors are still those it speaks of.
+    """Return the note that all of the steps' files carry, where the tensors are still those it describes.
 
     Args:
         steps: The normalising ones.
@@ -83,7 +83,7 @@ def read_note(steps: Sequence[Step], plain: Normalize) -> Note | None:
         ours = Normalize(Statistics(features, **statistics), plain.modes, rule)
         note = Note(ours, bool(values["verbatim"]))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ConfigError, StatisticsError) as error:
-        logger.warning("Our own note in LeRobot's files is not understood and not used: %s.", error)
+        logger.warning("Our note in LeRobot's files is not understood and is ignored: %s.", error)
         return None
     written = lerobot_tensors(ours)
     is_current = all(_same_tensors(step.tensors, written) for step in steps)

@@ -1,12 +1,12 @@
 """LeRobot's processors (`policy_preprocessor.json`, `policy_postprocessor.json`) as a pipeline of ours.
 
-What is read is what LeRobot itself would do, in its own arithmetic (`NormalizationFormula("lerobot", eps)`):
-renaming of cameras, actions relative to the state, normalisation, prompt. LeRobot keeps the way in and the
-way out apart; here they are one, so what the two files say of the actions must agree.
+The result does what LeRobot would do, in its arithmetic (`NormalizationFormula("lerobot", eps)`):
+renaming of cameras, actions relative to the state, normalisation, prompt. LeRobot keeps pre- and
+postprocessing apart; here they are one, so the two files must agree about the actions.
 
-Two of LeRobot's habits are worth knowing. Early versions of its pi-0.5 padded the state before they wrote it
-into the prompt, which no file records; read is what LeRobot does now, and openpi always did: the robot's own
-dimensions. And images are resized as everywhere in this project, antialiased; LeRobot's are not.
+Two peculiarities of LeRobot matter. Early versions of its pi-0.5 padded the state before they wrote it
+into the prompt, which no file records; we follow what LeRobot does now, and openpi always did: the robot's
+dimensions only. And images are resized as everywhere in this project, antialiased; LeRobot's are not.
 """
 
 import logging
@@ -44,10 +44,10 @@ from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt
 from vla.transforms.statistics import Statistics
 from vla.transforms.tokenizer import PALIGEMMA, find_tokenizer
+from vla.types import IMAGE_PREFIX
 
 logger = logging.getLogger(__name__)
 
-IMAGE_PREFIX = "observation.images."
 DEFAULT_EPSILON = 1e-8
 
 
@@ -67,11 +67,11 @@ def read_lerobot(
     """Return the pipeline that LeRobot's files describe; None where they are absent or have no statistics.
 
     Args:
-        folder: The checkpoint's.
-        config: The policy's. Whether pi-0.5 reads the state is set by the files.
+        folder: The checkpoint's folder.
+        config: The policy's config. Whether pi-0.5 reads the state is set by the files.
         stored_config: The checkpoint's `config.json`.
-        make_pipeline: The policy's.
-        tokenizer: As in `find_tokenizer`.
+        make_pipeline: The policy's function.
+        tokenizer: See `find_tokenizer`.
 
     Raises:
         WeightsError: A file is damaged or missing, or does something that has no counterpart here.
@@ -108,7 +108,7 @@ def read_lerobot(
 
 
 def lerobot_tokenizer_name(folder: Path, stored_config: Mapping[str, Any]) -> str:
-    """Return what a checkpoint calls its tokenizer, in its processor or else in its config.
+    """Return the name of a checkpoint's tokenizer, from its processor or else its config.
 
     Raises:
         WeightsError: The processor's file is damaged.
@@ -125,11 +125,11 @@ def lerobot_tokenizer_name(folder: Path, stored_config: Mapping[str, Any]) -> st
 def relative_mask(exclude: Sequence[str], names: Sequence[str], width: int) -> tuple[bool, ...]:
     """Return which of an action's dimensions LeRobot makes relative to the state.
 
-    All of them, but those whose name contains an excluded one, in whatever case; without names, all.
+    All except those whose name contains an excluded one, ignoring case; without names, all.
 
     Args:
         exclude: Names, or parts of names, of dimensions that stay absolute.
-        names: Of the dimensions; those beyond them are relative.
+        names: Names of the dimensions; those beyond them are relative.
         width: Number of dimensions.
     """
     excluded = [str(token).lower() for token in exclude if token]
@@ -149,7 +149,7 @@ def _read(folder: Path) -> _Processors | None:
 
 
 def _check(processors: _Processors, stored_config: Mapping[str, Any]) -> None:
-    """Raise `WeightsError` where the files do not belong together, or their order means something else."""
+    """Raise `WeightsError` where the files do not belong together, or their order has another meaning."""
     before, after = processors.before, processors.after
     before.check_order(
         (RENAME, RELATIVE),
@@ -270,7 +270,7 @@ def _width(
     stored_config: Mapping[str, Any],
     config: PolicyConfig,
 ) -> int:
-    """Return the robot's width: that of the statistics, else that of the feature, else the model's."""
+    """Return the robot's width: that of the statistics, else of the feature, else of the model."""
     if normalize.modes[name] != "identity":
         return normalize.statistics.features[name].width
     steps = (processors.before.get(NORMALIZE), processors.after.get(UNNORMALIZE))
@@ -293,7 +293,7 @@ def _prompt(steps: Steps, tokenizer: Any, folder: Path, verbatim: bool) -> Token
     step, state = steps.get(TOKENIZE), steps.get(STATE_PROMPT)
     if step is None:
         raise WeightsError(
-            f"{steps.path} has no step '{TOKENIZE}', so nothing says how instructions are read."
+            f"{steps.path} has no step '{TOKENIZE}', so it is unknown how instructions are read."
         )
     if state is None and steps.get(NEWLINE) is None:
         raise WeightsError(
@@ -305,7 +305,7 @@ def _prompt(steps: Steps, tokenizer: Any, folder: Path, verbatim: bool) -> Token
             f"{steps.path} keeps the state out of pi-0.5's prompt, which has no counterpart here."
         )
     if step.setting("padding_side", "right") != "right":
-        raise WeightsError(f"{steps.path} pads prompts on the left, where policies here begin to read.")
+        raise WeightsError(f"{steps.path} pads prompts on the left, where policies here start reading.")
     found = find_tokenizer(folder, tokenizer, step.setting("tokenizer_name", PALIGEMMA))
     length = step.setting("max_length", 512)
     if state is not None:

@@ -1,11 +1,11 @@
-"""LeRobot's processor files as data: a list of named steps, each with settings and maybe tensors.
+"""LeRobot's processor files as data: a list of named steps with settings and, for some, tensors.
 
     policy_preprocessor.json    {"name": ..., "steps": [{"registry_name": ..., "config": {...}}, ...]}
     policy_postprocessor.json   likewise
 
-A step is named by `registry_name`, or by `class` where whoever wrote it had registered none. Its tensors are
-called `<feature>.<statistic>` and lie in the file that `state_file` names, whose own name says nothing: the
-numbers in it shift with the version that wrote it.
+A step is named by `registry_name`, or by `class` where its author had registered none. Its tensors are
+called `<feature>.<statistic>` and lie in the file that `state_file` names; that file's name has no meaning,
+since the numbers in it depend on the version that wrote it.
 """
 
 import json
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from vla.errors import StatisticsError, WeightsError, did_you_mean
 from vla.transforms.normalize import NormalizationMode
 from vla.transforms.statistics import VECTORS, FeatureStats
+from vla.types import STATE_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ T = TypeVar("T")
 PREPROCESSOR = "policy_preprocessor.json"
 POSTPROCESSOR = "policy_postprocessor.json"
 
-STATE_KEY = "observation.state"
 ACTION_KEY = "action"
 FEATURE_KEYS = {"state": STATE_KEY, "actions": ACTION_KEY}
 """Our feature -> LeRobot's."""
@@ -55,7 +55,7 @@ MODES: dict[str, NormalizationMode] = {
 """LeRobot's modes -> ours."""
 
 HARMLESS = (BATCH, DEVICE)
-"""Steps that change where numbers lie, not what they are."""
+"""Steps that change where values are stored, not the values."""
 
 _ALIASES = {
     "rename_processor": RENAME,
@@ -91,7 +91,7 @@ _SETTINGS = {
     NORMALIZE: {"eps", "features", "norm_map", "normalize_observation_keys"},
     UNNORMALIZE: {"eps", "features", "norm_map", "normalize_observation_keys"},
 }
-"""What each step's settings may be; others are warned of: a later version may have given them a meaning."""
+"""What each step's settings may be; others cause a warning: a later version may have given them a meaning."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Step:
     """One step of a processor.
 
     Attributes:
-        name: As LeRobot registers it.
+        name: Name under which LeRobot registers it.
         config: Its settings.
-        path: The JSON file that it stands in.
-        state_file: Where its tensors lie, if it has any.
+        path: The JSON file that contains it.
+        state_file: The file with its tensors, if it has any.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Step:
         """Return a setting, or the default where it is absent or null.
 
         Raises:
-            WeightsError: It is of another kind than the default.
+            WeightsError: It has another type than the default.
         """
         value: Any = self.config.get(key)
         if value is None:
@@ -125,7 +125,7 @@ class Step:
         return value  # pyright: ignore[reportReturnType] (an int will do for a float)
 
     def feature(self, key: str) -> dict[str, Any]:
-        """Return what the settings say of a feature: its type and shape; {} where they do not list it."""
+        """Return a feature's type and shape from the settings; {} where they do not list it."""
         said = self.setting("features", {}).get(key) or {}
         if not isinstance(said, dict):
             raise WeightsError(f"{self.path}, step '{self.name}': the feature {key} is {said!r}.")
@@ -153,12 +153,12 @@ class Step:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the tensors' file says of itself."""
+        """The metadata of the tensors' file."""
         return self._state[1]
 
     @cached_property
     def statistics(self) -> dict[str, FeatureStats]:
-        """Statistics of LeRobot's state and action, where they are there; those of images are left out."""
+        """Statistics of LeRobot's state and action, where present; those of images are left out."""
         found = {}
         for key in FEATURE_KEYS.values():
             given = {
@@ -185,7 +185,7 @@ class Step:
 
 
 class Steps:
-    """The steps of one file, each at most once; those that do nothing to the numbers are left out."""
+    """The steps of one file, each at most once; those that do not change values are left out."""
 
     def __init__(self, path: Path, steps: Iterable[Step]) -> None:
         self.path = path
@@ -218,13 +218,13 @@ def read_steps(path: Path, known: Iterable[str]) -> Steps:
 
     Args:
         path: The JSON file.
-        known: Steps that may stand in it.
+        known: Steps that may occur in it.
 
     Raises:
         WeightsError: The file is missing or is not a list of steps, or a step is unknown.
     """
     if not path.is_file():
-        raise WeightsError(f"{path} is missing, while its counterpart is there: LeRobot writes both.")
+        raise WeightsError(f"{path} is missing, while its counterpart is present: LeRobot writes both.")
     try:
         entries = [dict(entry) for entry in json.loads(path.read_text())["steps"]]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
@@ -245,7 +245,7 @@ def _step(path: Path, entry: dict[str, Any], known: tuple[str, ...]) -> Step:
         )
     config = entry.get("config") or {}
     if not isinstance(config, dict):
-        raise WeightsError(f"{path}: the settings of '{given}' are no object: {config!r}.")
+        raise WeightsError(f"{path}: the settings of '{given}' are not an object: {config!r}.")
     odd = [key for key, value in config.items() if value and key not in _SETTINGS.get(name, config)]
     if odd:
         logger.warning("%s: '%s' has settings that are not known here: %s.", path, given, ", ".join(odd))

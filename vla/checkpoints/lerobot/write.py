@@ -1,4 +1,4 @@
-"""A pipeline of ours as LeRobot's processors, in the files that LeRobot's loader takes."""
+"""Write a pipeline of ours as LeRobot's processors, in the files that LeRobot's loader reads."""
 
 import json
 import logging
@@ -10,7 +10,6 @@ import safetensors.torch
 
 from vla.atomic import atomic_write
 from vla.checkpoints.lerobot.equivalent import Note, lerobot_tensors, write_note
-from vla.checkpoints.lerobot.read import IMAGE_PREFIX
 from vla.checkpoints.lerobot.steps import (
     ABSOLUTE,
     ACTION_KEY,
@@ -38,6 +37,7 @@ from vla.transforms.normalize import Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt
 from vla.transforms.tokenizer import LazyTokenizer, is_hub_id
+from vla.types import IMAGE_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ _ABSOLUTE_NAME = "absolute"
 def write_lerobot(pipeline: Pipeline, folder: Path, config: PolicyConfig) -> None:
     """Write the processors, their tensors and, where they are not on the hub, the tokenizer's files.
 
-    A `config.json` of LeRobot that lies in the folder is brought in line with them.
+    A `config.json` of LeRobot in the folder is made consistent with them.
 
     Args:
-        pipeline: With statistics.
+        pipeline: A pipeline with statistics.
         folder: An existing folder.
-        config: The policy's.
+        config: The policy's config.
 
     Raises:
         ConfigError: The pipeline does something that LeRobot's processors do not.
@@ -191,7 +191,7 @@ def _mask(pipeline: Pipeline) -> tuple[bool, ...] | None:
 
 
 def _named_mask(mask: Sequence[bool], exclude: str, names: str) -> dict[str, list[str]]:
-    """Return a mask in the only way that LeRobot has: by the names of dimensions that stay absolute."""
+    """Return a mask in LeRobot's form: the names of the dimensions that stay absolute."""
     kinds = ["relative" if is_relative else _ABSOLUTE_NAME for is_relative in mask]
     return {
         exclude: [_ABSOLUTE_NAME] if _ABSOLUTE_NAME in kinds else [],

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from vla.atomic import read_json
 from vla.checkpoints.empty import empty_policy, parameter_shapes
 from vla.checkpoints.hub.card import license_of
 from vla.checkpoints.hub.push import CARD_FILE
@@ -16,7 +17,7 @@ from vla.checkpoints.pipelines import read_pipeline
 from vla.checkpoints.recognise import is_paligemma, recognise, weights_module
 from vla.cli.console import console, print_rows
 from vla.cli.info.memory import MemoryOptions, memory_rows, memory_table, not_predicted
-from vla.cli.info.pipeline import describe, read_json, read_robots, read_statistics, read_steps
+from vla.cli.info.pipeline import describe, read_robots, read_statistics, read_steps
 from vla.cli.info.text import CheckpointInfo, in_words
 from vla.errors import ConfigError, StatisticsError, WeightsError
 from vla.policies.flow.initialise import PALIGEMMA
@@ -80,7 +81,7 @@ def inspect(folder: Path, asset_id: str | None = None) -> CheckpointInfo:
         found.license = license_of(readme.read_text(encoding="utf-8", errors="replace"))
     if not has_weights(folder) and (folder / "config.json").is_file():
         found.problem = "There are no weights in it."
-        _take_config(found, read_json(folder / "config.json"))
+        _take_config(found, read_json(folder / "config.json", ConfigError))
         _read_our_pipeline(found, folder)
         return found
     with open_stored(folder) as stored:
@@ -116,7 +117,7 @@ def meta_shapes(policy: str, config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _take_config(found: CheckpointInfo, values: Mapping[str, Any]) -> None:
-    """Take what `config.json` says of itself, whoever wrote it."""
+    """Take what any library's `config.json` records."""
     found.policy = str(values.get("model_type") or values.get("type") or "unknown")
     found.dimensions = {name: values[name] for name in _FILE_FIELDS if name in values}
     found.cameras = list(values.get("cameras") or ())

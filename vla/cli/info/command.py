@@ -139,7 +139,7 @@ def _may_be_dataset(what: str, error: WeightsError) -> bool:
     """Whether the hub says that it has no model of that name, so that a dataset may be meant."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    from vla.weights.source import HUB_ID
+    from vla.types import HUB_ID
 
     absent = isinstance(error.__cause__, RepositoryNotFoundError)
     return absent and not isinstance(error.__cause__, GatedRepoError) and bool(HUB_ID.fullmatch(what))

@@ -143,7 +143,7 @@ def compare(first: Path, second: Path, progress: Any = None) -> Difference:
         progress: Called with (tensors compared, tensors in both).
 
     Raises:
-        WeightsError: As `print_diff`.
+        WeightsError: See `print_diff`.
     """
     with ExitStack() as stack:
         a, b = _open(stack, first), _open(stack, second)

@@ -1,9 +1,9 @@
 """Pipelines of our own format as `vla info` shows them: read as JSON, so that no tokenizer is opened."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from vla.atomic import read_json
 from vla.errors import ConfigError
 from vla.transforms.actions import PadDimensions
 from vla.transforms.base import PIPELINE_FILE
@@ -49,9 +49,9 @@ def read_steps(folder: Path) -> list[dict[str, Any]]:
         ConfigError: The file is damaged.
     """
     path = folder / PIPELINE_FILE
-    steps = read_json(path).get("steps", [])
+    steps = read_json(path, ConfigError).get("steps", [])
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise ConfigError(f"{path} is not a pipeline: its steps are no list of objects.")
+        raise ConfigError(f"{path} is not a pipeline: its steps are not a list of objects.")
     return steps
 
 
@@ -70,21 +70,6 @@ def describe(statistics: Statistics) -> dict[str, Any]:
         "convention": statistics.convention,
         "source": statistics.source,
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        ConfigError: It holds something else.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold an object, got {type(values).__name__}.")
-    return values
 
 
 def _cameras(folder: Path) -> dict[str, dict[str, str] | None]:

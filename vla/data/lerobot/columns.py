@@ -1,8 +1,8 @@
-"""The rows of a dataset, apart from its images: parquet once at opening, numpy from then on.
+"""The rows of a dataset without its images: parquet is read once when opened, numpy from then on.
 
 Every low-dimensional column of the selected episodes is held in memory (a million frames of 14 + 14
-numbers are 112 MB), so that a chunk is one numpy index and never a parquet read. What cannot be learned
-from (NaN, a row of another width, a missing episode) is refused here, before a run starts.
+numbers are 112 MB), so that a chunk is one numpy index and never a parquet read. Data that cannot be
+learned from (NaN, a row of another width, a missing episode) are refused here, before a run starts.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Where an episode lives: the answer that both storage versions give to the reader."""
+"""Where an episode is stored, in a form that both storage versions share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a v3.0 dataset looks like on disk, for the writer: path templates, info.json, the task table."""
+"""Layout of a v3.0 dataset on disk, for the writer: path templates, info.json, the task table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ CHUNKS_SIZE = 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-STATE_KEY, ACTION_KEY = "observation.state", "action"
+ACTION_KEY = "action"
 
 SCALARS = {"float32": pa.float32(), "int64": pa.int64(), "bool": pa.bool_(), "string": pa.string()}
 DEFAULT_COLUMNS = {

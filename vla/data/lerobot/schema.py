@@ -1,14 +1,14 @@
-"""What a dataset says about itself: meta/info.json of either version becomes one `DatasetInfo`.
+"""The description of a dataset: meta/info.json of either version becomes one `DatasetInfo`.
 
-Video keys, path templates and widths come from the file, never from habit: LeRobot datasets differ.
+Video keys, path templates and widths are read from the file, never assumed: LeRobot datasets differ.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vla.atomic import read_json
 from vla.errors import DatasetError, did_you_mean
 
 INFO_PATH = "meta/info.json"
@@ -85,11 +85,11 @@ class DatasetInfo:
         return len(self.tasks)
 
     def feature(self, key: str, what: str) -> Feature:
-        """Return a feature, or raise a `DatasetError` that names what there is instead.
+        """Return a feature, or raise a `DatasetError` that lists the features.
 
         Args:
             key: LeRobot's name.
-            what: What it is wanted for, `"the state"`.
+            what: Its purpose in the message, `"the state"`.
         """
         if key not in self.features:
             hint = did_you_mean(key, self.features)
@@ -100,13 +100,13 @@ class DatasetInfo:
 
 
 def read_info(root: Path) -> DatasetInfo:
-    """Read meta/info.json; the tasks stay empty, they live in other files.
+    """Read meta/info.json; the tasks stay empty, they are in other files.
 
     Raises:
         DatasetError: The file is missing, is not JSON, lacks a field, or is of an unknown version.
     """
     path = root / INFO_PATH
-    values = read_json(path)
+    values = read_json(path, DatasetError, "a LeRobot dataset keeps its description there.")
     version = values.get("codebase_version")
     if version not in VERSIONS:
         raise DatasetError(
@@ -132,23 +132,6 @@ def read_info(root: Path) -> DatasetInfo:
     if info.total_episodes == 0 or info.total_frames == 0:
         raise DatasetError(f"{root} is empty: {info.total_episodes} episodes, {info.total_frames} frames.")
     return info
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a dataset's metadata.
-
-    Raises:
-        DatasetError: The file is missing, or is not a JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing: a LeRobot dataset keeps its description there.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise DatasetError(f"{path} must hold a JSON object, got a {type(values).__name__}.")
-    return values
 
 
 def _feature(key: str, entry: Mapping[str, Any]) -> Feature:

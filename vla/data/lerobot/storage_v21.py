@@ -50,7 +50,7 @@ def read_episodes(root: Path, info: DatasetInfo) -> list[Episode]:
 
 
 def metadata_files(root: Path) -> list[Path]:
-    """Files that say what the dataset holds, besides info.json."""
+    """Metadata files besides info.json."""
     return [root / TASKS_PATH, root / EPISODES_PATH]
 
 

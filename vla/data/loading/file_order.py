@@ -1,9 +1,9 @@
-"""The order of an epoch that touches few files at a time, for samples whose files cost something to fetch.
+"""A shuffle that touches few files at a time, for samples whose files are expensive to fetch.
 
 A plain shuffle touches every file within the first few batches. Here the blocks of samples that share files
-are put into a random order, and a window of them moves along it: batches mix the samples of the window's
-blocks, and a block that leaves it has been seen whole. It is still a permutation, new in each epoch, and a
-function of the random numbers alone, so that resuming and sharing out among processes work as ever.
+are put into a random order, and a window moves along it: batches mix the samples of the window's blocks,
+and a block that leaves it has been read completely. It is still a permutation, new in each epoch, and a
+function of the random numbers alone, so that resuming and sharing among processes work as usual.
 """
 
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ class Window:
     def permutation(self, rng: np.random.Generator) -> np.ndarray:
         """Return the samples' indices, int64 `[n]`, in a random order.
 
-        At no point of it are more than `size` blocks begun and not finished.
+        At no point are more than `size` blocks begun and unfinished.
         """
         count = int(self.blocks.max(initial=-1)) + 1
         size = min(self.size, count)
         place = rng.permutation(count)[self.blocks]
-        # The window stands still for a time unit, then moves on by one block. So a block is in it from
+        # The window rests for a time unit, then advances by one block. So a block is in it from
         # `enters` to `leaves`, and each of its samples at a random moment between.
         enters = np.maximum(place - size + 1, 0)
         leaves = np.minimum(place, count - size) + 1
@@ -39,11 +39,11 @@ class Window:
 
 
 class WindowedEpochs:
-    """Every sample once an epoch, in a new order each time; what `ResumableLoader` takes as `epochs`.
+    """Every sample once per epoch, in a new order each time; for `ResumableLoader`'s `epochs`.
 
     Args:
         window: How far the shuffle reaches.
-        seed: Of the order.
+        seed: Seed of the shuffle.
 
     Attributes:
         length: Samples in an epoch.

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from vla.data.loading.order import Epochs, WholeDataset
 from vla.errors import ConfigError, DatasetError, VlaError
 from vla.transforms.collate import Collated, collate
-from vla.types import Batch, SampleIds
+from vla.types import Batch, ProgressCallback, SampleIds
 
 _Key = tuple[int, int]  # (epoch, index in the dataset)
 
@@ -44,7 +44,7 @@ class ResumableLoader:
         transform: An item and a source of randomness to a dictionary of tensors; the same shapes for every
             item. In workers it is pickled or forked along.
         batch_size: Samples per batch and process.
-        seed: Of the order and of all augmentation.
+        seed: Seed of the order and of all augmentation.
         num_workers: Processes that prepare batches; 0 prepares them in this one.
         shuffle: A new order each epoch, or the dataset's own.
         epochs: Decides what an epoch holds, and its order, instead of `shuffle`: see `vla.data.loading.order`
@@ -78,7 +78,7 @@ class ResumableLoader:
         drop_last: bool = True,
         cache: Literal["none", "samples"] = "none",
         augmented: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> None:
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ConfigError(

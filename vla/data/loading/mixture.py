@@ -1,11 +1,11 @@
 """Several datasets as one: their samples by weight, each through its own transform, in the same batches.
 
-An epoch of a mixture ends where the first of its members has been seen once: it has as many draws as it can
-have, in the shares that the weights ask for, without any frame coming twice. Its members take turns by chance
-within it. Over the epochs each member walks through all of its frames before one comes again, so that a large
-one is seen once in several epochs. All of this is a function of the seed and the epoch's number.
+An epoch of a mixture ends where the first of its members has been seen once: it has as many draws as possible
+in the shares that the weights ask for without repeating a frame. Members alternate at random within it. Over
+the epochs each member goes through all of its frames before one repeats, so that a large one is seen once in
+several epochs. All of this is a function of the seed and the epoch's number.
 
-The members' control frequencies stay what they are: a chunk of H steps lasts H / fps seconds of its robot.
+The members' control frequencies are unchanged: a chunk of H steps lasts H / fps seconds of its robot.
 """
 
 import math
@@ -27,7 +27,7 @@ MEMBER_KEY = "member"
 """Key of an item's member: its number in the mixture."""
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_SHUFFLE, _WALK = 0, 1  # what a random number is for
+_SHUFFLE, _WALK = 0, 1  # purpose of a random number
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Member:
     """One dataset of a mixture.
 
     Attributes:
-        name: What it is called in messages and in a checkpoint.
+        name: Its name in messages and in a checkpoint.
         dataset: Map-style, such as `LeRobotDataset`.
         weight: Its share of the samples, relative to the other members' weights: of the dataset as a whole,
             however many frames it has.
-        transform: Its items to the policy's tensors; see `ResumableLoader`.
-        window: How far its own frames are shuffled, where its files are to be read few at a time.
+        transform: Turns its items into the policy's tensors; see `ResumableLoader`.
+        window: How far its frames are shuffled, where few files at a time are to be read.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Mixture:
 
     For a `ResumableLoader`, which needs all three: `ResumableLoader(mixture, mixture.transform, batch_size,
     seed, epochs=mixture.epochs(seed, batch_size))`. An item's "episode_index" becomes `"<name>/<index>"`, so
-    that what a batch came from can be told.
+    that the origin of a batch is known.
 
     Args:
         members: In the order in which their frames are numbered.
@@ -115,7 +115,7 @@ class Mixture:
                     for key in differing
                 )
                 raise DatasetError(
-                    f"The members of a mixture must give samples alike, which can share a batch; what "
+                    f"The samples of a mixture's members must be of the same form to share a batch; what "
                     f"differs: {said}."
                 )
 
@@ -123,19 +123,19 @@ class Mixture:
 class WeightedEpochs:
     """Which draws make up an epoch of a mixture, by number of frame: a pure function of seed and epoch.
 
-    Each member has one fixed random order of its frames, in which it goes round and round, and an epoch is a
-    stretch of it no longer than one round: so no frame comes twice in an epoch, and every one once a round.
-    The epoch's draws are then shuffled; where a member has a window, only which member's turn it is, so that
-    each keeps to the order of its walk. Where a member's share is not a whole number of draws, it gets the
-    next smaller or larger one, so that the mean over the epochs is the share.
+    Each member has one fixed random order of its frames, which it repeats, and an epoch takes a stretch of it
+    no longer than one repetition: so no frame occurs twice in an epoch, and every one once per repetition.
+    The epoch's draws are then shuffled; where a member has a window, only the sequence of members is, so that
+    each keeps the order of its walk. Where a member's share is not a whole number of draws, it is rounded
+    down or up, so that the mean over the epochs is the share.
 
     Args:
         lengths: Frames of each member.
-        weights: Of each member, positive.
-        seed: Of all orders.
+        weights: Weights of each member, positive.
+        seed: Seed of all shuffles.
         batch_size: An epoch is a multiple of it.
-        names: Of the members, for messages.
-        windows: Of the members' walks; None is a walk through all of a member's frames at once.
+        names: Names of the members, for messages.
+        windows: Shuffle window of each member; None shuffles all of a member's frames at once.
 
     Attributes:
         length: Draws in an epoch.
@@ -214,7 +214,7 @@ class WeightedEpochs:
 
     def _extras(self, first: int, last: int) -> np.ndarray:
         """Return how often each member got one draw more in the epochs from `first` up to `last`."""
-        # Multiples of the golden ratio lie more evenly than chance would have them.
+        # Multiples of the golden ratio are spread more evenly than random numbers.
         offsets = (np.arange(first, last) * _GOLDEN) % 1.0
         below = [int(np.ceil(edge - offsets).sum()) for edge in self._edges]
         return np.array([high - low for low, high in pairwise(below)])
@@ -234,7 +234,7 @@ def _check_members(members: Sequence[Member]) -> None:
         if not 0 < member.weight < math.inf:
             raise ConfigError(
                 f"The weight of '{member.name}' in the mixture must be positive, got {member.weight}; leave "
-                "a dataset out that is not to be seen."
+                "a dataset out that is not to be used."
             )
         if len(member.dataset) == 0:
             raise DatasetError(f"'{member.name}', a member of the mixture, has no frames.")

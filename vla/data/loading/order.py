@@ -7,11 +7,11 @@ import numpy as np
 
 from vla.errors import ConfigError
 
-_BATCHES = 2**31  # what a random number is for, where another order has the epoch: no run reaches it
+_BATCHES = 2**31  # purpose of a random number, in place of another order's epoch: no run reaches it
 
 
 class Epochs(Protocol):
-    """Which samples an epoch holds, in which order, where it is not each of them once."""
+    """Which samples an epoch holds, in which order; for orders other than each of them once."""
 
     @property
     def length(self) -> int:
@@ -24,7 +24,7 @@ class Epochs(Protocol):
 
 
 class WholeDataset:
-    """Every sample once an epoch, in a new order each time or in the dataset's own."""
+    """Every sample once per epoch, in a new order each time or in the dataset's order."""
 
     def __init__(self, length: int, seed: int, shuffle: bool = True) -> None:
         self.length, self.seed, self.shuffle = length, seed, shuffle
@@ -37,20 +37,20 @@ class WholeDataset:
 
 
 class ByLength:
-    """The epochs of another order, rearranged so that samples of like length share a step.
+    """The epochs of another order, rearranged so that samples of similar length share a step.
 
-    A batch is padded to its longest sample. Here every stretch of `window` steps is sorted by length (those
-    of one length stay in the order they had) and cut into steps anew, and the steps are shuffled. So a sample
-    moves by less than a window, the steps of a window come by chance, and what an epoch holds stays the same.
+    A batch is padded to its longest sample. Here every stretch of `window` steps is sorted by length (stably)
+    and cut into steps again, and the steps are shuffled. So a sample moves by less than a window, the steps
+    of a window are in random order, and an epoch's content is unchanged.
 
     All batches of one step are neighbours, because the processes that share it wait for the longest. How many
     processes share it does not matter: the order is that of the batches of one process.
 
     Args:
         epochs: The other order.
-        lengths: Of every sample of the dataset, `[samples]`.
+        lengths: Lengths of every sample of the dataset, `[samples]`.
         batch_size: Samples per batch.
-        seed: Of the order of the steps.
+        seed: Seed of the step shuffle.
         batches_per_step: Batches of all processes in one optimiser step.
         window: Steps that are sorted together.
 
@@ -99,8 +99,8 @@ class ByLength:
     def _windows(self, epoch: int) -> Iterator[slice]:
         """Yield the stretches of an epoch that are sorted, each of whole steps.
 
-        Batches go on from one epoch to the next, so a step may have begun in the epoch before. Its rest stays
-        where it is, and so does what fills no step at the end.
+        Batches continue from one epoch to the next, so a step may have begun in the epoch before. Its rest is
+        not moved, and neither is an incomplete step at the end.
         """
         batches = self.length // self.batch_size
         begun = -epoch * batches % self.batches_per_step * self.batch_size

@@ -53,7 +53,7 @@ class VideoEncoder:
 
     Attributes:
         num_frames: Frames given so far.
-        num_bytes: Size of what the encoder has let go of so far; it may hold some frames back.
+        num_bytes: Bytes written so far; the encoder may hold some frames back.
 
     Raises:
         ConfigError: See `check_video_format`.
@@ -68,13 +68,13 @@ class VideoEncoder:
         self._fps = fps
         name, options = _ENCODERS[codec]
         if codec == "av1":
-            os.environ.setdefault("SVT_LOG", "1")  # the encoder greets on stderr otherwise
+            os.environ.setdefault("SVT_LOG", "1")  # silences the encoder's banner on stderr
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(path), "w")
         stream = self._container.add_stream(name, rate=fps, options={**options, "g": str(KEY_FRAME_EVERY)})
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, PIXEL_FORMAT
-        # One thread, for the colours as well: the bytes of a recording then depend on nothing but the frames.
+        # One thread, for colour conversion as well: the bytes of a recording then depend on the frames alone.
         stream.codec_context.thread_count = 1
         self._to_yuv = VideoReformatter()
         stream.codec_context.time_base = Fraction(1, fps)
@@ -117,7 +117,7 @@ class VideoEncoder:
 
 @contextmanager
 def same_scheduling() -> Iterator[None]:
-    """Let the calling thread be scheduled after the block as it was before.
+    """Restore the calling thread's scheduling after the block.
 
     Run by root, SVT-AV1 makes the thread that starts it a real-time one. What it does next, and every process
     that it forks, would then keep all other programs of the machine from running.

@@ -1,6 +1,6 @@
-"""The statistics that LeRobot keeps next to a dataset: per episode and over all of it.
+"""The statistics that LeRobot stores in a dataset: per episode and overall.
 
-They are written for other readers of the dataset; training uses `vla.data.stats`, which counts what the
+They are written for other readers of the dataset; training uses `vla.data.stats`, which describe what the
 model sees. Quantiles are exact here too (LeRobot merges per-episode histograms by an outer envelope).
 """
 

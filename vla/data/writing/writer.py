@@ -1,7 +1,7 @@
 """Record episodes as a LeRobot v3.0 dataset: parquet rows, mp4 video, metadata.
 
 The dataset is built in a temporary folder next to its destination and renamed when it is complete, so
-that no half-written dataset is ever found under the name that was asked for.
+that a half-written dataset never has the destination's name.
 """
 
 import json
@@ -27,7 +27,6 @@ from vla.data.lerobot.layout_v30 import (
     DEFAULT_COLUMNS,
     EPISODES_PATH,
     SCALARS,
-    STATE_KEY,
     VIDEO_PATH,
     make_features,
     make_info,
@@ -36,6 +35,7 @@ from vla.data.lerobot.layout_v30 import (
 from vla.data.writing.encoder import Codec, VideoEncoder, check_video_format
 from vla.data.writing.episode_stats import PixelHistogram, summarize
 from vla.errors import ConfigError, DatasetError, ShapeError
+from vla.types import STATE_KEY
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class LeRobotWriter:
     """Writes a v3.0 dataset that LeRobot's own reader accepts.
 
     Frames of the episode being recorded are held in memory until `save_episode`, so that an episode can
-    be thrown away. As a context manager it finalises on a clean exit and leaves nothing behind after an
+    be discarded. As a context manager it finalises on a clean exit and leaves nothing behind after an
     error.
 
     Args:
@@ -159,7 +159,7 @@ class LeRobotWriter:
             task: The instruction given to the robot.
 
         Raises:
-            DatasetError: No frame was added, or the disk refused the data (nothing is left behind then).
+            DatasetError: No frame was added, or the data could not be written (nothing is left behind then).
         """
         if not self._frames:
             raise DatasetError("The episode holds no frames: add_frame comes before save_episode.")
@@ -177,8 +177,8 @@ class LeRobotWriter:
         """Complete the files and move the dataset to its destination. Idempotent.
 
         Raises:
-            DatasetError: No episode was saved, frames were added but not saved, the destination came into
-                being meanwhile, or the disk refused the data. Nothing is left behind then.
+            DatasetError: No episode was saved, frames were added but not saved, the destination was created
+                meanwhile, or the data could not be written. Nothing is left behind then.
         """
         if not self._open:
             return
@@ -190,8 +190,8 @@ class LeRobotWriter:
             self._close_files()
             self._write_metadata()
             if self.folder.exists():
-                raise DatasetError(f"{self.folder} came into being while the dataset was recorded.")
-            self._temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for the owner alone
+                raise DatasetError(f"{self.folder} was created while the dataset was recorded.")
+            self._temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for the owner only
             os.replace(self._temporary, self.folder)
         except (OSError, av.FFmpegError) as error:
             self.abort()
@@ -213,7 +213,7 @@ class LeRobotWriter:
         try:
             self._close_files()
         except (OSError, av.FFmpegError, ValueError) as error:
-            _log.debug("While throwing away %s: %s", self._temporary, error)
+            _log.debug("While removing %s: %s", self._temporary, error)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _check_columns(self) -> None:

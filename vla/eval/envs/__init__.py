@@ -1,13 +1,36 @@
-"""Simulators. Importing this package registers them with gymnasium; their code loads when one is made."""
+"""Simulators. Importing this package registers them with gymnasium; their code loads when one is made.
+
+An environment's own part of an evaluation is its `EnvironmentReport`, found by the environment's id in
+`REPORTS`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import gymnasium
+
+if TYPE_CHECKING:
+    from vla.eval.envs.report import EnvironmentReport
 
 DETOUR = "vla/Detour-v0"
 DETOUR_SECOND = "vla/DetourSecond-v0"
 """The same task for another robot: see `vla.eval.envs.detour_embodiment`."""
 
+REPORTS = {
+    DETOUR: "vla.eval.envs.detour_report:DetourReport",
+    DETOUR_SECOND: "vla.eval.envs.detour_report:DetourReport",
+}
+"""Environment id -> "module:class" of its `EnvironmentReport`; other environments have the general one."""
+
 for _id, _name in {DETOUR: "first", DETOUR_SECOND: "second"}.items():
     if _id not in gymnasium.registry:
         gymnasium.register(_id, "vla.eval.envs.detour:DetourEnv", kwargs={"embodiment": _name})
 
-__all__ = ["DETOUR", "DETOUR_SECOND"]
+__all__ = ["DETOUR", "DETOUR_SECOND", "REPORTS", "environment_report"]
+
+
+def environment_report(env: str) -> "EnvironmentReport":
+    """Return what the environment with this gymnasium id adds to an evaluation."""
+    entry = REPORTS.get(env, "vla.eval.envs.report:EnvironmentReport")
+    module, _, name = entry.partition(":")
+    return getattr(import_module(module), name)()

@@ -1,7 +1,7 @@
 """`vla/Detour-v0`: reach the target without touching the cup that stands right in front of the gripper.
 
-Both ways round the cup are equally good and it stands so near that the choice falls within the first few
-steps. A policy that answers with the mean of both ways drives into the cup; a policy that can represent
+Both ways round the cup are equally good, and it is so near that the choice is made within the first few
+steps. A policy that predicts the mean of both ways drives into the cup; a policy that can represent
 two ways at once picks one. The instruction either names the side or leaves it open.
 """
 
@@ -24,6 +24,7 @@ from vla.eval.envs.detour_layout import (
     draw_layout,
     touches_cup,
 )
+from vla.types import IMAGE_PREFIX, STATE_KEY
 
 PASS_LEFT = "pass the cup on the left"
 PASS_RIGHT = "pass the cup on the right"
@@ -31,8 +32,8 @@ REACH = "reach the target"
 INSTRUCTIONS: dict[Side | None, str] = {"left": PASS_LEFT, "right": PASS_RIGHT, None: REACH}
 """Instruction by stated side; None leaves the side open."""
 
-CAMERA = "observation.images.top"
-STATE = "observation.state"
+CAMERA = f"{IMAGE_PREFIX}top"
+STATE = STATE_KEY
 STEP_LIMIT = 50
 """Steps after which an episode is cut off: twice the expert's."""
 
@@ -56,9 +57,8 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     Observation: `observation.images.top` uint8 `[size, size, 3]`; `observation.state` float32 `[2]`, the
     gripper's centre; `task`, the instruction. Action: float32 `[2]`, displacement, shortened to `MAX_STEP`
-    where longer; the gripper's centre stays on the table. The first embodiment counts both in table units;
-    what of this another changes, `Embodiment` says, and distances and times of a step change with its
-    frequency.
+    where longer; the gripper's centre stays on the table. The first embodiment measures both in table units;
+    `Embodiment` describes how others differ, and distances and times of a step scale with its frequency.
 
     An episode ends with the target reached (reward 1) or the cup touched, and is cut off after
     `STEP_LIMIT` steps. `info` holds `success`, `collided`, `side_passed` ("left", "right" or None so far),

@@ -1,4 +1,4 @@
-"""The robots of Detour: one task, and what of it differs from robot to robot.
+"""The robots of Detour: one task, and how it differs from robot to robot.
 
 A robot moves and measures along its own axes and in its own unit, has a camera of its own, and is commanded
 at its own frequency. Where things stand, what counts as success, and how fast the expert moves do not depend
@@ -14,7 +14,7 @@ from vla.eval.envs.detour_image import ABOVE, Camera
 from vla.eval.envs.detour_layout import DetourExpert, Side
 
 FPS = 10
-"""Control frequency of the first robot, in whose steps everything that takes time is given."""
+"""Control frequency of the first robot, in whose steps all durations are given."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Embodiment:
     """A robot.
 
     Args:
-        unit: Of its positions and actions, table units.
+        unit: Length of its unit of position and action, in table units.
         x_axis: Where its x points on the table: (1, 0) is to the right, (0, 1) away.
         y_axis: Where its y points; at a right angle to x.
         camera: How it sees the table.
@@ -51,15 +51,15 @@ class Embodiment:
             )
 
     def to_table(self, vector: np.ndarray) -> np.ndarray:
-        """Return a displacement or position `[2]` of the robot's in table units, float64."""
+        """Return the robot's displacement or position `[2]` in table units, float64."""
         return self.unit * (self._axes @ vector)
 
     def to_robot(self, vector: np.ndarray) -> np.ndarray:
-        """Return a displacement or position `[2]` on the table as the robot counts it, float32."""
+        """Return a displacement or position `[2]` on the table in the robot's units, float32."""
         return (self._axes.T @ vector / self.unit).astype(np.float32)
 
     def steps(self, steps: int) -> int:
-        """Return how many steps of this robot take as long as so many of the first one."""
+        """Return how many steps of this robot take as long as `steps` of the first one."""
         return round(steps * self.fps / FPS)
 
     def length(self, length: float) -> float:
@@ -67,7 +67,7 @@ class Embodiment:
         return length * (FPS / self.fps)
 
     def expert(self, side: Side) -> DetourExpert:
-        """Return the expert for this robot's frequency; it speaks table units (see `to_robot`)."""
+        """Return the expert for this robot's frequency; it uses table units (see `to_robot`)."""
         return DetourExpert(side, speed=self.length(DetourExpert.speed))
 
     @property
@@ -83,8 +83,8 @@ SECOND = Embodiment(
     camera=Camera(turn=8.0),
     fps=5,
 )
-"""Another make of robot: it counts millimetres (the table is 400 wide), x away from it and y to the left, is
-commanded half as often, and its camera is turned by 8 degrees."""
+"""Another make of robot: it measures in millimetres (the table is 400 wide), x away from it and y to the
+left, is commanded half as often, and its camera is turned by 8 degrees."""
 
 EMBODIMENTS = {"first": FIRST, "second": SECOND}
 

@@ -1,6 +1,6 @@
 """The image of `vla/Detour-v0`: a table from above, discs with soft edges at sub-pixel positions.
 
-What stands still during an episode is drawn once; a frame then costs one copy and one small patch.
+Static things are drawn once per episode; a frame then costs one copy and one small patch.
 """
 
 import math
@@ -13,8 +13,8 @@ from vla.eval.envs.detour_layout import CUP_RADIUS, GRIPPER_RADIUS, TARGET_RADIU
 
 Colour = tuple[int, int, int]
 
-# A table of medium brightness lies near zero once a policy has scaled the image to [-1, 1], so that the
-# things on it, and not the empty table, are what its first layer sees: a small pi-0 reached 97 % of the
+# A table of medium brightness is near zero when a policy scales the image to [-1, 1], so that the things on
+# it, and not the empty table, dominate its first layer's input: a small pi-0 reached 97 % of the
 # targets where, after as many steps on a bright table, it had reached 25 %.
 TABLE: Colour = (128, 124, 120)
 EDGE: Colour = (70, 64, 60)

@@ -1,4 +1,4 @@
-"""Where things stand on the table of `vla/Detour-v0`, and the scripted expert that finds its way there.
+"""The layout of the table of `vla/Detour-v0`, and the scripted expert.
 
 Table units: x runs from 0 (left) to 1 (right), y from 0 (near, at the bottom of the image) to 1 (far).
 The gripper starts near, the cup stands just in front of it, the target lies far behind the cup.
@@ -16,9 +16,9 @@ GRIPPER_RADIUS = 0.05
 CUP_RADIUS = 0.07
 TARGET_RADIUS = 0.08
 TOUCH_DISTANCE = GRIPPER_RADIUS + CUP_RADIUS
-"""Centres of gripper and cup nearer than this: the cup is touched."""
+"""The cup is touched if the centres of gripper and cup are closer than this."""
 SUCCESS_DISTANCE = TARGET_RADIUS
-"""Centres of gripper and target nearer than this, the gripper's centre on the target: it is reached."""
+"""The target is reached if the centres of gripper and target are closer than this."""
 MAX_STEP = 0.05
 """Longest displacement of the gripper in one step, table units."""
 
@@ -49,7 +49,7 @@ def draw_layout(random: np.random.Generator) -> Layout:
 class DetourExpert:
     """Passes the cup on one side at a constant clearance, then goes straight to the target.
 
-    It looks at the present position only, so it also knows the way back after a disturbance.
+    It uses the present position only, so it also recovers from disturbances.
 
     Args:
         side: Where to pass the cup, as seen in the image.

@@ -14,7 +14,7 @@ class BCConfig(PolicyConfig):
     """Everything that decides the function of a behaviour cloning policy.
 
     Args:
-        cameras: Names of the camera slots, in the order in which the policy meets them.
+        cameras: Names of the camera slots, in the order in which the policy reads them.
         image_size: Pixels per side of the square images that the encoders take.
         observation_steps: Frames that are read, the present one included.
         state_dim: Values of one state.

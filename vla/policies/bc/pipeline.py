@@ -37,7 +37,7 @@ def make_pipeline(
         action_dim: Width of the robot's actions.
         normalization: A mode for "state" and one for "actions".
         delta_mask: True for dimensions that become differences to the state; None leaves actions absolute.
-        formula: Whose formulas normalise.
+        formula: Formula of the normalisation.
         augment: Whether training crops, rotates and recolours the images.
         tokenizer: Not used: the policy reads no text.
         text: Not used, likewise.

@@ -148,9 +148,9 @@ class BCPolicy(Policy):
         """Predict one chunk per observation, float32 `[b, a, m]`, normalised.
 
         Args:
-            pixel_values: As in `forward`.
-            pixel_mask: As in `forward`.
-            state: As in `forward`.
+            pixel_values: See `forward`.
+            pixel_mask: See `forward`.
+            state: See `forward`.
             noise: Not used: the policy is deterministic; likewise the next two.
             generator: See `noise`.
             num_steps: See `noise`.

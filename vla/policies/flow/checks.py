@@ -1,4 +1,4 @@
-"""What an observation must look like before the network sees it."""
+"""Checks of an observation before the network reads it."""
 
 import torch
 
@@ -17,13 +17,13 @@ def check_inputs(
     train_text: bool,
     image_features: Given = None,
 ) -> int:
-    """Check what `FlowPolicy.forward` is to read, and return its number of rows.
+    """Check the inputs of `FlowPolicy.forward`, and return the number of rows.
 
     Args:
-        config: The policy's.
+        config: The policy's config.
         seen: pixel_values, pixel_mask, input_ids and attention_mask; or
         kept: prefix_keys_values and prefix_mask, in their place.
-        state: `[b, m]`, where it is read.
+        state: `[b, m]`, where the policy reads it.
         train_text: Whether the hidden states of the text are needed.
         image_features: In place of pixel_values.
 
@@ -39,9 +39,9 @@ def check_inputs(
         assert mask is not None
         return mask.shape[0]
     if any(tensor is not None for tensor in (*seen, image_features)):
-        raise ShapeError("Give images and text, or the prefix that was kept of them, not both.")
+        raise ShapeError("Give images and text, or their stored prefix, not both.")
     if train_text:
-        raise ShapeError("labels need the text's hidden states, which a prefix that was kept lacks.")
+        raise ShapeError("labels need the text's hidden states, which a stored prefix lacks.")
     return _check_kept_prefix(config, *kept, state)
 
 
@@ -57,7 +57,7 @@ def check_observation(
     if pixel_values is None or pixel_mask is None or input_ids is None or attention_mask is None:
         raise ShapeError(
             "An observation is pixel_values, pixel_mask, input_ids and attention_mask, all four of them; or, "
-            "where their prefix was kept, prefix_keys_values and prefix_mask."
+            "where their prefix was stored, prefix_keys_values and prefix_mask."
         )
     size = config.image_size
     check_shape(pixel_values, f"b v 3 {size} {size}", "pixel_values", b=input_ids.shape[0])
@@ -108,7 +108,7 @@ def _check_rest(
 
 def _check_kept_prefix(config: FlowConfig, keys_values: Given, mask: Given, state: Given) -> int:
     if keys_values is None or mask is None:
-        raise ShapeError("A prefix that was kept is prefix_keys_values and prefix_mask, both of them.")
+        raise ShapeError("A stored prefix is prefix_keys_values and prefix_mask, both of them.")
     sizes = {"n": config.depth, "k": config.num_kv_heads, "e": config.head_dim}
     check_shape(mask, "b s", "prefix_mask")
     batch, tokens = mask.shape

@@ -13,21 +13,29 @@ from vla.policies.config import PolicyConfig
 from vla.policies.flow.time import Numerics
 from vla.types import DatasetFacts
 
-_SO400M = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
+PUBLISHED_SIZES: dict[str, Any] = {
+    "vision": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+    },
+    "vlm": {"width": 2048, "mlp_dim": 16384},
+    "expert": {"width": 1024, "mlp_dim": 4096},
+    "depth": 18,
+    "num_heads": 8,
+    "num_kv_heads": 1,
+    "head_dim": 256,
+    "vocab_size": 257_152,
 }
-_GEMMA_2B = {"width": 2048, "mlp_dim": 16384}
-_GEMMA_300M = {"width": 1024, "mlp_dim": 4096}
-_SHARED = {"depth": 18, "num_heads": 8, "num_kv_heads": 1, "head_dim": 256}
+"""Sizes of the published checkpoints (SigLIP-So400m, Gemma 2B, an expert of 300M): the defaults here, and
+the only ones that LeRobot and openpi have names for ("gemma_2b", "gemma_300m")."""
 
 
 def renamed_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return the sizes of a stack under the names that they have now; `mlp_dim` was `mlp_width`."""
+    """Return the sizes of a stack under their present names; `mlp_dim` was `mlp_width`."""
     return {"mlp_dim" if name == "mlp_width" else name: size for name, size in sizes.items()}
 
 
@@ -44,7 +52,7 @@ class FlowConfig(PolicyConfig):
         num_kv_heads: Key/value heads of either stack.
         head_dim: Width of a head in either stack.
         vocab_size: Rows of the token table.
-        cameras: Names of the camera slots, in the order in which the model meets them.
+        cameras: Names of the camera slots, in the order in which the model reads them.
         wrist_cameras: Those of them that move with the gripper; they are not cropped or rotated in training.
         max_prompt_length: Text tokens at most, response included.
         max_state_dim: Width to which states are zero-padded.
@@ -52,7 +60,7 @@ class FlowConfig(PolicyConfig):
         action_horizon: Steps of a chunk.
         num_inference_steps: Solver steps of `sample_actions`.
         solver: "euler", "midpoint" or "heun".
-        tau_alpha: First parameter of tau's Beta law; the second is 1.
+        tau_alpha: First parameter of tau's Beta distribution; the second is 1.
         tau_scale: Largest tau drawn in training.
         min_period: Shortest period of the time embedding.
         max_period: Longest period of the time embedding.
@@ -66,9 +74,8 @@ class FlowConfig(PolicyConfig):
         actions_see_response: Whether state and actions attend to the response text. If so, acting means
             generating it first; if not, it is an auxiliary target and costs nothing when acting.
         max_response_length: Tokens that acting generates at most where actions see the response.
-        numerics: Whose rounding of time to follow, where implementations of the same mathematics part in the
-            fourth decimal of a phase: "openpi" (the JAX original), "transformers" (its PI0) or "float64"
-            (the PyTorch ports of openpi and LeRobot).
+        numerics: Which implementation's rounding of time to follow (see `policies.flow.time`): "openpi" (the
+            JAX original), "transformers" (its PI0) or "float64" (the PyTorch ports of openpi and LeRobot).
         eos_token_id: Token that ends a response.
         pad_token_id: Token that follows it in a batch.
         knowledge_insulation: Stop gradients of the action loss at the prefix's keys and values.
@@ -83,11 +90,11 @@ class FlowConfig(PolicyConfig):
     vision: dict[str, int] | None = None
     vlm: dict[str, int] | None = None
     expert: dict[str, int] | None = None
-    depth: int = _SHARED["depth"]
-    num_heads: int = _SHARED["num_heads"]
-    num_kv_heads: int = _SHARED["num_kv_heads"]
-    head_dim: int = _SHARED["head_dim"]
-    vocab_size: int = 257_152
+    depth: int = PUBLISHED_SIZES["depth"]
+    num_heads: int = PUBLISHED_SIZES["num_heads"]
+    num_kv_heads: int = PUBLISHED_SIZES["num_kv_heads"]
+    head_dim: int = PUBLISHED_SIZES["head_dim"]
+    vocab_size: int = PUBLISHED_SIZES["vocab_size"]
     cameras: tuple[str, ...] | list[str] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     wrist_cameras: tuple[str, ...] | list[str] | None = None
     max_prompt_length: int = 48
@@ -114,9 +121,9 @@ class FlowConfig(PolicyConfig):
     tie_word_embeddings: bool = False  # the table is one parameter, so there is nothing to tie
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.vision = {**_SO400M, **(self.vision or {})}
-        self.vlm = {**_GEMMA_2B, **renamed_sizes(self.vlm or {})}
-        self.expert = {**_GEMMA_300M, **renamed_sizes(self.expert or {})}
+        self.vision = {**PUBLISHED_SIZES["vision"], **(self.vision or {})}
+        self.vlm = {**PUBLISHED_SIZES["vlm"], **renamed_sizes(self.vlm or {})}
+        self.expert = {**PUBLISHED_SIZES["expert"], **renamed_sizes(self.expert or {})}
         self.cameras = tuple(self.cameras)
         if self.wrist_cameras is None:
             self.wrist_cameras = tuple(name for name in self.cameras if "wrist" in name)

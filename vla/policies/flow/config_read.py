@@ -1,8 +1,8 @@
 """`config.json` of pi-0's family in every published format, read and completed from the tensors.
 
-Most formats record few dimensions and none records all, so the tensors have the last word: what a config
-says must agree with them. What neither says is our default, or stands in the config of ours that files
-written by this project carry next to their tensors (`vla_config`).
+Most formats record few dimensions and none records all, so the tensors decide: a config must agree with
+them. What neither records is our default, or comes from the config of ours that files written by this project
+carry next to their tensors (`vla_config`).
 """
 
 import json
@@ -16,6 +16,7 @@ from vla.errors import ConfigError, WeightsError, did_you_mean
 from vla.policies.flow.config import FlowConfig, renamed_sizes
 from vla.policies.flow.formats import NUMERICS
 from vla.policies.flow.sizes import Side, most_common, read_sizes
+from vla.types import IMAGE_PREFIX
 from vla.weights.formats import VLA_CONFIG, Format, Names, Stored
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=FlowConfig)
 
 SIGLIP_HEADS = 16
-"""Heads of every published SigLIP So400m, which is what no format but `transformers`' records."""
+"""Heads of every published SigLIP So400m, which only `transformers`' format records."""
 
 _SIZES_IN_TRANSFORMERS = {
     "vision.hidden_size": "vlm_config.vision_config.hidden_size",
@@ -72,7 +73,7 @@ RECORDED: dict[str, dict[str, str]] = {
         if path.startswith("vlm_config.") and name != "vocab_size"
     },
 }
-"""Our field -> where a format's `config.json` has it. Dots lead into nested objects on either side."""
+"""Our field -> its place in a format's `config.json`. Dots lead into nested objects on either side."""
 
 JAX_HEADS = {
     "num_heads": tuple(Side(f"PaliGemma.llm.layers.attn.q_einsum{end}.w", 1) for end in ("", "_1")),
@@ -86,7 +87,7 @@ JAX_HEADS = {
 """Axes of openpi's arrays that show the heads, which matrices do not."""
 
 _NO_FIELDS = ("query_width", "key_width", "expert.depth")
-"""Dimensions of tensors that are no fields of a config."""
+"""Dimensions of tensors that are not fields of a config."""
 
 PALIGEMMA_ROWS = {257_216: 257_152}
 """Rows of a published token table -> rows that the policies use: an image token and padding are left out."""
@@ -98,14 +99,14 @@ def read_flow_config(
     """Return the config of a stored policy.
 
     Args:
-        config_class: The policy's config.
+        config_class: The policy's config class.
         stored: The opened folder.
         format: Its format.
-        overrides: Fields of the config that are to be otherwise, or that the format does not record
+        overrides: Fields of the config to change, or that the format does not record
             (`action_horizon`, `num_kv_heads`).
 
     Raises:
-        WeightsError: The config says what the tensors contradict, or the heads cannot be told.
+        WeightsError: The config contradicts the tensors, or the heads cannot be determined.
         ConfigError: An override is unknown, is refused by the config, or contradicts the tensors.
     """
     asked = _flat_overrides(config_class, overrides or {})
@@ -158,15 +159,15 @@ def _recorded(stored: Stored, format: Format) -> dict[str, Any]:
     if format.name == "lerobot":
         fields |= _recorded_by_lerobot(stored)
     if format.name in ("lerobot", "transformers"):
-        _say_what_is_ignored(stored)
+        _warn_of_ignored(stored)
     return fields
 
 
 def _recorded_by_lerobot(stored: Stored) -> dict[str, Any]:
-    """Return what LeRobot's config says in a form of its own: the cameras; the images' size is checked."""
+    """Return the cameras, which LeRobot's config records in its own form; the image size is checked."""
     features = stored.config.get("input_features") or {}
     cameras = [
-        name.removeprefix("observation.images.")
+        name.removeprefix(IMAGE_PREFIX)
         for name, feature in features.items()
         if isinstance(feature, Mapping) and feature.get("type") == "VISUAL"
     ]
@@ -186,14 +187,14 @@ def _recorded_by_lerobot(stored: Stored) -> dict[str, Any]:
     return fields
 
 
-def _say_what_is_ignored(stored: Stored) -> None:
-    """Warn of a law of training times that our configs cannot express; nothing else depends on it."""
+def _warn_of_ignored(stored: Stored) -> None:
+    """Warn of a timestep distribution that our configs cannot express; nothing else depends on it."""
     scale = stored.config.get("time_sampling_scale", 0.999)
     offset = stored.config.get("time_sampling_offset", 1 - scale)
     if stored.config.get("time_sampling_beta_beta", 1.0) != 1.0 or abs(offset - (1 - scale)) > 1e-9:
         logger.warning(
-            "%s: times were drawn from another law than Beta(alpha, 1) up to tau_scale; training continues "
-            "with ours.",
+            "%s: times were drawn from a distribution other than Beta(alpha, 1) up to tau_scale; training "
+            "uses ours.",
             stored.folder / "config.json",
         )
 
@@ -237,7 +238,7 @@ def _carried(stored: Stored, shown: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _heads(stored: Stored, shown: Mapping[str, int], known: Mapping[str, Any]) -> dict[str, int]:
-    """Return heads and their width: what is known of them, else by the rule of all published models.
+    """Return heads and their dimension: as recorded, else by the rule of all published models.
 
     That rule: one key/value head in either stack, 16 heads in the vision tower.
     """

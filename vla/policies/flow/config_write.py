@@ -7,28 +7,10 @@ from typing import Any
 import torch
 
 from vla.errors import ConfigError
-from vla.policies.flow.config import FlowConfig
+from vla.policies.flow.config import PUBLISHED_SIZES, FlowConfig
+from vla.types import IMAGE_PREFIX, STATE_KEY
 from vla.weights.dtypes import short_name
 from vla.weights.formats import Format
-
-_PUBLISHED = {
-    "vlm": {"width": 2048, "mlp_dim": 16384},
-    "expert": {"width": 1024, "mlp_dim": 4096},
-    "depth": 18,
-    "num_heads": 8,
-    "num_kv_heads": 1,
-    "head_dim": 256,
-    "vocab_size": 257_152,
-    "vision": {
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "image_size": 224,
-        "patch_size": 14,
-    },
-}
-"""The only sizes that LeRobot and openpi have names for ("gemma_2b", "gemma_300m")."""
 
 
 def write_flow_config(
@@ -43,7 +25,7 @@ def write_flow_config(
         policy: "pi0" or "pi05".
         config: The policy's config.
         format: The format to write.
-        dtype: Of the weights.
+        dtype: Dtype of the weights.
 
     Raises:
         ConfigError: The format has no such config.
@@ -65,7 +47,7 @@ def write_flow_config(
 
 def has_published_sizes(config: FlowConfig) -> bool:
     """Whether the sizes are those of the published models."""
-    return all(getattr(config, name) == size for name, size in _PUBLISHED.items())
+    return all(getattr(config, name) == size for name, size in PUBLISHED_SIZES.items())
 
 
 def _vla(config: FlowConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -80,10 +62,10 @@ def _lerobot(policy: str, config: FlowConfig, dtype: torch.dtype) -> dict[str, A
         "n_obs_steps": 1,
         "input_features": {
             **{
-                f"observation.images.{name}": {"type": "VISUAL", "shape": [3, size, size]}
+                f"{IMAGE_PREFIX}{name}": {"type": "VISUAL", "shape": [3, size, size]}
                 for name in config.cameras
             },
-            "observation.state": {"type": "STATE", "shape": [config.max_state_dim]},
+            STATE_KEY: {"type": "STATE", "shape": [config.max_state_dim]},
         },
         "output_features": {"action": {"type": "ACTION", "shape": [config.max_action_dim]}},
         **_LEROBOT_COMMON,
@@ -206,4 +188,4 @@ _LEROBOT_TRAINING: dict[str, Any] = {
     "scheduler_decay_steps": 30000,
     "scheduler_decay_lr": 2.5e-06,
 }
-"""LeRobot's defaults; what a robot decides (features, normalisation) is set with its pipeline."""
+"""LeRobot's defaults; what depends on the robot (features, normalisation) is set with its pipeline."""

@@ -1,4 +1,4 @@
-"""The published formats of pi-0's family: which tables and spellings, and how a folder shows its format."""
+"""The published formats of pi-0's family: their tables and spellings, and how a folder is recognised."""
 
 from collections.abc import Callable, Iterable
 
@@ -14,13 +14,13 @@ from vla.weights.paligemma import (
     TORCH_JUNK,
     TORCH_SPELLINGS,
     WITHOUT_VISION_MODEL,
-    jax_rules,
-    our_rules,
-    torch_rules,
+    jax_mappings,
+    our_mappings,
+    torch_mappings,
 )
 
 NUMERICS = {"openpi-jax": "openpi", "openpi": "float64", "lerobot": "float64", "transformers": "transformers"}
-"""Whose rounding of time the weights of a format were trained with."""
+"""The rounding of time that the weights of a format were trained with."""
 
 _EXPERT_READOUT = Zeros(
     EXPERT_LM_HEAD, ((TOKEN_TABLE, 0), ("model.expert.layers.0.self_attn.q_proj.weight", 1))
@@ -31,7 +31,7 @@ _TRANSFORMERS_LEADS = ("model.vlm.", "model.dit.", "vlm.", "dit.", "embed_action
 
 
 def claimed_by_lerobot(stored: Stored) -> bool:
-    """Whether the folder is LeRobot's: its config names a `type`, or its processors lie next to it."""
+    """Whether the folder is LeRobot's: its config names a `type`, or it holds LeRobot's processors."""
     return "type" in stored.config or (stored.folder / "policy_preprocessor.json").exists()
 
 
@@ -47,13 +47,13 @@ def claimed_by_transformers(stored: Stored) -> bool:
 
 
 def claimed_by_openpi(stored: Stored) -> bool:
-    """Whether nothing says that somebody else saved it: openpi's own trainer writes no config at all."""
+    """Whether no other library claims the folder: openpi's trainer writes no config at all."""
     return not (claimed_by_us(stored) or claimed_by_lerobot(stored) or claimed_by_transformers(stored))
 
 
 def flow_formats(
     expert: Iterable[str],
-    maps: Iterable[str],
+    projections: Iterable[str],
     jax_expert_norms: Iterable[KeyMapping],
     *,
     old_names: Iterable[Spelling] = (),
@@ -62,15 +62,15 @@ def flow_formats(
     """Return the formats of one policy.
 
     Args:
-        expert: Tails of the expert's stack in our names.
-        maps: Names of the linear layers around the stacks.
+        expert: Names in a layer of the expert's stack.
+        projections: Names of the linear layers around the stacks.
         jax_expert_norms: The expert's norms in openpi's trees.
-        old_names: Further spellings of the policy's own maps.
+        old_names: Further spellings of the policy's own projections.
         in_transformers: Whether `transformers` has a class for it.
     """
-    expert, maps = tuple(expert), tuple(maps)
+    expert, projections = tuple(expert), tuple(projections)
     spellings = (*TORCH_SPELLINGS, *old_names)
-    torch_table = KeyTable(torch_rules(expert, maps))
+    torch_table = KeyTable(torch_mappings(expert, projections))
 
     def torch_format(
         name: str, claims: Callable[[Stored], bool], table: KeyTable, written: tuple[Spelling, ...]
@@ -87,21 +87,21 @@ def flow_formats(
         )
 
     formats = [
-        Format("vla", KeyTable(our_rules(expert, maps)), claimed_by_us, written=()),
+        Format("vla", KeyTable(our_mappings(expert, projections)), claimed_by_us, written=()),
         torch_format(
             "lerobot", claimed_by_lerobot, torch_table, (WITHOUT_VISION_MODEL, Spelling("^", "model."))
         ),
         torch_format("openpi", claimed_by_openpi, torch_table, (WITHOUT_VISION_MODEL,)),
         Format(
             "openpi-jax",
-            KeyTable(jax_rules(jax_expert_norms, maps)),
+            KeyTable(jax_mappings(jax_expert_norms, projections)),
             lambda stored: True,
             JAX_SPELLINGS,
             crops_rows=True,
         ),
     ]
     if in_transformers:
-        table = KeyTable(torch_rules(expert, maps, token_table=(EMBED_TOKENS, LM_HEAD)))
+        table = KeyTable(torch_mappings(expert, projections, token_table=(EMBED_TOKENS, LM_HEAD)))
         written = Spelling(r"paligemma\.model\.language_model\.", "paligemma.model.language_model.model.")
         formats.insert(2, torch_format("transformers", claimed_by_transformers, table, (written,)))
     return tuple(formats)

@@ -1,4 +1,4 @@
-"""A policy that begins as a PaliGemma: vision and language pretrained, the action expert fresh."""
+"""A policy initialised from a PaliGemma: vision and language pretrained, the action expert fresh."""
 
 import logging
 from pathlib import Path
@@ -56,13 +56,13 @@ def from_paligemma(
         name_or_path: Folder or hub id of a PaliGemma, such as "google/paligemma-3b-pt-224".
         config_overrides: Fields of the policy's config: the expert's sizes, cameras, horizon, ... Not those
             that the PaliGemma decides.
-        dtype: Of the weights; None keeps that of most of the stored ones.
+        dtype: Dtype of the weights; None keeps that of most of the stored ones.
         device: Where to put them.
         revision: Branch, tag or commit on the hub ("bfloat16").
         token: Hub token; the PaliGemma repositories are gated.
         cache_dir: Where hub snapshots are kept.
-        load_weights: False leaves what is the PaliGemma's without values and without memory: for a process
-            that another one sends them to.
+        load_weights: False leaves the PaliGemma's weights without values and memory, for a process that
+            receives them from another one.
 
     Raises:
         WeightsError: Not reachable, not a PaliGemma, or not exactly its weights. Nothing is loaded partially.
@@ -109,7 +109,7 @@ def _below(pieces: dict[str, Piece], prefix: str) -> dict[str, Piece]:
 def _initialise(
     policy: Any, child: torch.nn.Module, dtype: torch.dtype, device: torch.device | str | None
 ) -> None:
-    """Give one part of a policy fresh weights, drawn in float32 whatever they are kept in."""
+    """Give one part of a policy fresh weights, drawn in float32 whatever their dtype."""
     child.to_empty(device=device or "cpu")
     for module in child.modules():
         policy._init_weights(module)

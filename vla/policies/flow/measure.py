@@ -2,9 +2,9 @@
 
 Counted by the formula are products (linear layers, attention, the patches' convolution), a multiplication
 and an addition as two, forward and backward, as the model needs them (PaLM, arXiv 2204.02311, appendix B):
-nothing twice where activations are computed again, no gradient of a weight that is frozen, none of an input
-that nothing trained lies behind. What a mask hides is counted, as it is computed; not what DoRA's norms of
-weights take. A test holds the formula to PyTorch's own count of what it runs.
+nothing twice where activations are recomputed, no gradient of a frozen weight, none of an input that no
+trained weight precedes. Masked entries count, since they are computed; DoRA's norms of weights do not. A test
+compares the formula with PyTorch's own count.
 """
 
 from collections.abc import Callable, Mapping
@@ -72,18 +72,17 @@ def timed_parts(policy: Any, batch: Mapping[str, torch.Tensor]) -> dict[str, Cal
 
 
 class BatchShape(NamedTuple):
-    """What of a batch decides its cost.
+    """The sizes of a batch that decide its cost.
 
     Attributes:
         rows: Observations.
-        images: Images that exist.
+        images: Images that are present.
         slots: Camera slots that any observation fills.
         text: Tokens of the longest text.
         num_supervised_tokens: Tokens that are to be predicted; None where no text is trained.
         horizon: Steps of a chunk.
-        has_image_features: Whether the vision tower's features come in place of images.
-        num_cached_tokens: Tokens of the longest prefix, where it was kept from an earlier pass; None where it
-            is run.
+        has_image_features: Whether the batch holds the vision tower's features in place of images.
+        num_cached_tokens: Tokens of the longest prefix, where it was stored; None where it is computed.
     """
 
     rows: int
@@ -97,7 +96,7 @@ class BatchShape(NamedTuple):
 
     @classmethod
     def of(cls, batch: Mapping[str, torch.Tensor], trains_text: bool) -> "BatchShape":
-        """Read the shape off a batch, best before it is moved to a GPU, which would have to be waited for."""
+        """Read the shape off a batch, best before it is moved to a GPU, which would have to synchronise."""
         if "prefix_mask" in batch:
             mask, horizon = batch["prefix_mask"], batch["actions"].shape[1]
             return cls(len(mask), 0, 0, 0, None, horizon, False, int(mask.sum(dim=1).max()))
@@ -119,7 +118,7 @@ class TrainingFlops:
     """Counts the forward and backward pass of a batch; once for batches of one shape.
 
     Args:
-        policy: A policy of pi-0's family, with its adapters in it and the parameters marked that are trained.
+        policy: A policy of pi-0's family, with its adapters, and `requires_grad` set as in training.
         draws: Noise draws of each observation.
     """
 
@@ -136,7 +135,7 @@ class TrainingFlops:
 
 
 class _Walk:
-    """Goes through the network as the forward pass does and adds up products.
+    """Follows the network's forward pass and adds up products.
 
     Methods return whether their result needs a gradient, which is what their `live` arguments say of inputs.
     """
@@ -144,7 +143,7 @@ class _Walk:
     def __init__(self, policy: Any, shape: BatchShape, draws: int) -> None:
         self.total = 0
         self._policy, self._model, self._config, self._shape = policy, policy.model, policy.config, shape
-        # Whether the pass that is being walked through is followed by one backward.
+        # Whether the forward pass that is being followed has a backward pass.
         self._learns = shape.num_supervised_tokens is not None or not policy.config.knowledge_insulation
         if shape.num_cached_tokens is None:
             prefix = shape.slots * self._model.tokens_per_image + shape.text
@@ -161,7 +160,7 @@ class _Walk:
         model, shape, language = self._model, self._shape, self._model.language_model
         patches = shape.images * model.tokens_per_image
         live = False if shape.has_image_features else self._tower(model.vision_tower, shape.images)
-        live = self._map(model.multi_modal_projector.linear, patches, live) if patches else False
+        live = self._linear(model.multi_modal_projector.linear, patches, live) if patches else False
         live = live or self._trained(language.embed_tokens)
         cached = []
         for layer in language.layers:
@@ -177,42 +176,42 @@ class _Walk:
     def _tower(self, tower: Any, images: int) -> bool:
         config, embeddings = self._config, tower.embeddings
         tokens = config.tokens_per_image
-        live = self._map(embeddings.patch_embedding, images * tokens, False)
+        live = self._linear(embeddings.patch_embedding, images * tokens, False)
         live = live or self._trained(embeddings.position_embedding)
         for layer in tower.encoder.layers:
             attention, mlp, rows = layer.self_attn, layer.mlp, images * tokens
             seen = live or self._trained(layer.layer_norm1)
-            q, k, v = (self._map(getattr(attention, f"{one}_proj"), rows, seen) for one in "qkv")
+            q, k, v = (self._linear(getattr(attention, f"{one}_proj"), rows, seen) for one in "qkv")
             heads = config.vision["num_attention_heads"]
             width = config.vision["hidden_size"] // heads
             out = self._attention((images, heads, tokens, tokens, width), q, k, v)
-            live = self._map(attention.out_proj, rows, out) or live
+            live = self._linear(attention.out_proj, rows, out) or live
             seen = live or self._trained(layer.layer_norm2)
-            live = self._map(mlp.fc2, rows, self._map(mlp.fc1, rows, seen)) or live
+            live = self._linear(mlp.fc2, rows, self._linear(mlp.fc1, rows, seen)) or live
         return live or self._trained(tower.post_layernorm)
 
     def _suffix(self, draws: int, prefix: int, cached: list[bool]) -> None:
         model, expert, shape = self._model, self._model.expert, self._shape
         actions = draws * shape.horizon
         rows, condition = shape.rows * actions, None
-        live = self._map(model.action_in_proj, rows, False)
+        live = self._linear(model.action_in_proj, rows, False)
         tokens = actions
         if hasattr(model, "state_proj"):
-            fused = self._map(model.action_time_mlp_in, rows, live)
-            live = self._map(model.action_time_mlp_out, rows, fused)
-            live = self._map(model.state_proj, shape.rows, False) or live
+            fused = self._linear(model.action_time_mlp_in, rows, live)
+            live = self._linear(model.action_time_mlp_out, rows, fused)
+            live = self._linear(model.state_proj, shape.rows, False) or live
             tokens += 1
         else:
             times = shape.rows * draws
-            condition = self._map(model.time_mlp_out, times, self._map(model.time_mlp_in, times, False))
+            condition = self._linear(model.time_mlp_out, times, self._linear(model.time_mlp_in, times, False))
         for layer, past in zip(expert.layers, cached, strict=True):
             size = (shape.rows, tokens)
             live, _ = self._layer(layer, size, prefix + tokens, live, past=past, condition=condition)
         if condition is None:
             live = live or self._trained(expert.norm)
         else:
-            live = self._map(expert.norm.dense, shape.rows * tokens, condition) or live
-        self._map(model.action_out_proj, rows, live)
+            live = self._linear(expert.norm.dense, shape.rows * tokens, condition) or live
+        self._linear(model.action_out_proj, rows, live)
 
     # -- pieces ---------------------------------------------------------------------------------------
 
@@ -231,33 +230,33 @@ class _Walk:
         (batch, tokens), attention, mlp = size, layer.self_attn, layer.mlp
         rows, config = batch * tokens, self._config
         seen = self._norm(layer.input_layernorm, rows, live, condition)
-        k, v = self._map(attention.k_proj, rows, seen), self._map(attention.v_proj, rows, seen)
+        k, v = self._linear(attention.k_proj, rows, seen), self._linear(attention.v_proj, rows, seen)
         if keys_values_only:
             return live, k or v
-        q = self._map(attention.q_proj, rows, seen)
+        q = self._linear(attention.q_proj, rows, seen)
         sizes = (batch, config.num_heads, tokens, keys, config.head_dim)
         out = self._attention(sizes, q, k or past, v or past)
         gated = condition is not None and seen
-        live = self._map(attention.o_proj, rows, out) or gated or live
+        live = self._linear(attention.o_proj, rows, out) or gated or live
         seen = self._norm(layer.post_attention_layernorm, rows, live, condition)
-        gate, up = self._map(mlp.gate_proj, rows, seen), self._map(mlp.up_proj, rows, seen)
-        return self._map(mlp.down_proj, rows, gate or up) or live, k or v
+        gate, up = self._linear(mlp.gate_proj, rows, seen), self._linear(mlp.up_proj, rows, seen)
+        return self._linear(mlp.down_proj, rows, gate or up) or live, k or v
 
     def _norm(self, norm: Any, rows: int, live: bool, condition: bool | None) -> bool:
         if condition is None:
             return live or self._trained(norm)
-        return self._map(norm.dense, rows, condition) or live
+        return self._linear(norm.dense, rows, condition) or live
 
     def _attention(self, sizes: tuple[int, ...], q: bool, k: bool, v: bool) -> bool:
-        """Count attention of sizes (batch, heads, queries, keys, width of a head)."""
+        """Count attention of sizes (batch, heads, queries, keys, head dimension)."""
         product = 2
         for size in sizes:
             product *= size
         self.total += product * (2 + (q or k) + q + k + v)
         return q or k or v
 
-    def _map(self, module: Any, rows: int, live: bool) -> bool:
-        """Count a linear layer, with what an adapter has put next to it or in its place."""
+    def _linear(self, module: Any, rows: int, live: bool) -> bool:
+        """Count a linear layer, with its adapter or its quantised replacement."""
         name = self._policy.adapter
         if hasattr(module, "modules_to_save"):
             held = name in module.modules_to_save

@@ -9,7 +9,7 @@ from vla.policies.base import PolicyOutput
 
 @dataclass
 class FlowOutput(PolicyOutput):
-    """The losses, and what they were computed from.
+    """The losses, and the tensors they were computed from.
 
     Attributes:
         loss: Scalar: action_loss_weight * action_loss + text_loss_weight * text_loss.
@@ -17,9 +17,9 @@ class FlowOutput(PolicyOutput):
         text_loss: Scalar: cross-entropy per response token; None without labels.
         velocity: `[b, a, m]`, or `[b, n, a, m]` with several draws per observation.
         logits: float32 `[b, l, vocab]`; None without labels, and in training, where only the supervised
-            positions are read out.
-        text_accuracy: Scalar: the share of response tokens that were the likeliest; None without labels.
-        target: What the velocity should be, shaped like it.
+            positions are computed.
+        text_accuracy: Scalar: the share of response tokens that had the highest logit; None without labels.
+        target: The velocity's target, of the same shape.
         tau: `[b]`, or `[b, n]`: the time of each draw.
         counts: bool, which entries of the chunk count in the loss: `[b, a, m]`, or `[b, 1, a, m]` with
             several draws; None: all of them.

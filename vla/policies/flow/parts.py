@@ -1,4 +1,4 @@
-"""The parts of pi-0's family: which are adapted, trained whole, or kept as they are.
+"""The parts of pi-0's family: which are adapted, trained whole, or frozen.
 
 LoRA adapts linear layers, by preset:
 
@@ -7,15 +7,15 @@ LoRA adapts linear layers, by preset:
 | `expert` | attention and MLP of the action expert |
 | `vlm+expert` | attention and MLP of the language model and of the expert |
 | `attention` | attention of the language model and of the expert |
-| `all-linear` | every one, the vision tower, the projector and pi-0.5's modulations included |
+| `all-linear` | all, the vision tower, the projector and pi-0.5's modulations included |
 
-The small state and action projections are new for every robot, and a low-rank change of them saves nothing:
-they are trained whole. pi-0.5's modulations (`dense`, one per adaptive norm) say how the flow's time enters
-the layers, which no robot changes; they are as large as a layer's attention, and only `all-linear` adapts
-them.
+The small state and action projections are new for every robot, and a low-rank update of them saves nothing:
+they are trained whole. pi-0.5's modulations (`dense`, one per adaptive norm) decide how the flow's time
+enters the layers, which does not depend on the robot; they are as large as a layer's attention, and only
+`all-linear` adapts them.
 
 A quantised base stores the attention and MLP of all three towers in few bits. Modulations are left as they
-are: their error would move every token of a chunk alike.
+are: their error would shift all tokens of a chunk together.
 """
 
 from vla.checkpoints.parts import Part, Parts
@@ -55,10 +55,10 @@ FLOW_PARTS = Parts(
 
 
 def prefixes_without_gradient(config: FlowConfig, trains_text: bool) -> tuple[str, ...]:
-    """Return how the names of the parameters begin that no gradient of the loss ever reaches.
+    """Return the name prefixes of the parameters that no gradient of the loss ever reaches.
 
-    The expert reads keys and values of the prefix. What the last of its layers makes of them after that,
-    only text reads; with an insulated backbone, text alone trains all of the prefix.
+    The expert reads keys and values of the prefix. Only text reads the rest of
+    the last layer; with an insulated backbone, text alone trains all of the prefix.
     """
     if trains_text and config.text_loss_weight > 0:
         return ()

@@ -26,9 +26,9 @@ def flow_pipeline(
     formula: NormalizationFormula,
     augment: bool,
 ) -> Pipeline:
-    """Return the pipeline around a prompt; arguments as in the policies' `make_pipeline`.
+    """Return the pipeline around a prompt; see the policies' `make_pipeline` for the arguments.
 
-    The prompt comes after normalisation and before padding, so that one which writes the state out sees the
+    The prompt comes after normalisation and before padding, so that a prompt with the state holds the
     robot's own dimensions, normalised.
     """
     if isinstance(normalization, str):

@@ -1,12 +1,11 @@
-"""What pi-0's family shares as policies: the Transfusion loss, sampling of chunks, generation of text.
+"""The policy of pi-0's family: the Transfusion loss, sampling of chunks, generation of text.
 
 A subclass names its config and makes `self.model`, which offers
 
     encode_prefix(pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=...)
-    append_state(state, cache)              the state's keys and values join the cache, where it has a token
-    velocity(x, tau, cache)                 one chunk at one time
-    velocity_of_draws(state, x, tau, cache) several noise draws over one prefix
-    logits(hidden), continue_text(token, cache, valid)
+    append_state(state, cache)              append the state's keys and values to the cache, where it has a
+    token velocity(x, tau, cache)                 one chunk at one time velocity_of_draws(state, x, tau,
+    cache) several noise draws over one prefix logits(hidden), continue_text(token, cache, valid)
 """
 
 import logging
@@ -45,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class FlowPolicy(Policy):
-    """A policy whose chunk flows from noise behind a prefix that is read once."""
+    """A policy that generates chunks by flow matching on a prefix that is read once."""
 
     config: FlowConfig
     model: Any
@@ -62,7 +61,7 @@ class FlowPolicy(Policy):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module as the original does: LeCun-normal linear layers, small embeddings."""
+        """Initialise one module as openpi does: LeCun-normal linear layers, small embeddings."""
         if isinstance(module, Modulation):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -149,7 +148,7 @@ class FlowPolicy(Policy):
     ) -> FlowOutput:
         """Compute the Transfusion loss of a batch.
 
-        The observation is its images and text, or the prefix that an earlier pass made of them.
+        The observation is images and text, or their prefix from an earlier pass.
 
         Args:
             pixel_values: `[b, v, 3, size, size]` in [-1, 1].
@@ -163,14 +162,14 @@ class FlowPolicy(Policy):
             labels: long `[b, l]`, the token itself where it is to be predicted from what precedes it,
                 -100 elsewhere. None leaves text untrained, and the pass is cheaper.
             noise: `[b, a, m]` (or `[b, n, a, m]`); drawn where not given.
-            tau: `[b]` (or `[b, n]`) in [0, 1]; drawn from the config's law where not given. In float64, a
-                published t given as 1 - t arrives unrounded.
+            tau: `[b]` (or `[b, n]`) in [0, 1]; drawn from the config's timestep distribution where not
+                given. In float64, a published t given as 1 - t arrives unrounded.
             action_dim_is_pad: bool `[b, m]`, True for dimensions that the robot does not have.
             image_features: `[b, v, p, vision width]` in place of `pixel_values`: what the vision tower makes
                 of them (`model.encode_images`), where it is frozen and they were kept.
             prefix_keys_values: `[b, s, layers, 2, k, e]`, and
             prefix_mask: bool `[b, s]`, right-padded, in place of images and text, where the whole
-                vision-language model is frozen and its prefix was kept (`KeyValueCache.pack`).
+                vision-language model is frozen and its prefix was stored (`KeyValueCache.pack`).
             draws_per_observation: `n`; where not given, `training_draws` in training mode, else the config's.
             generator: Source of noise and tau, on the policy's device.
 
@@ -245,8 +244,8 @@ class FlowPolicy(Policy):
         if noise is None:
             noise = sample_noise((batch, draws, horizon, width), generator=generator, device=device)
         if tau is None:
-            law = (config.tau_alpha, config.tau_scale)
-            tau = sample_tau((batch, draws), *law, generator=generator, device=device, stratified=True)
+            beta = (config.tau_alpha, config.tau_scale)
+            tau = sample_tau((batch, draws), *beta, generator=generator, device=device, stratified=True)
         noise = noise[:, None] if noise.ndim == 3 else noise
         tau = tau[:, None] if tau.ndim == 1 else tau
         check_shape(noise, "b n a m", "noise", b=batch, n=draws, a=horizon, m=width)
@@ -282,7 +281,7 @@ class FlowPolicy(Policy):
         state: torch.Tensor | None,
         token_type_ids: torch.Tensor | None = None,
     ) -> KeyValueCache:
-        """Run the observation once; every `velocity` call on it reads the result.
+        """Run the observation once, for any number of `velocity` calls.
 
         Where actions see the response (`actions_see_response`) and the text holds none, it is generated
         greedily first.
@@ -352,7 +351,7 @@ class FlowPolicy(Policy):
             token_type_ids: `[b, l]`, 1 for a response that is given.
             action_dim_is_pad: bool `[b, m]` or `[m]`. Dimensions that the robot does not have follow
                 their known path to zero, as they did in training, instead of an untrained prediction.
-            solver: Any function of `objectives.solvers`' form; the config's where not given.
+            solver: Any function like those of `objectives.solvers`; the config's where not given.
 
         Returns:
             float32 `[b, a, m]`.
@@ -386,11 +385,11 @@ class FlowPolicy(Policy):
     def velocity_field(self, cache: KeyValueCache, times: Sequence[float]) -> Velocity:
         """Return `velocity(x, tau)` over a cache; `times` are those at which a solver will stop.
 
-        A policy overrides this where something depends on the times alone and is better made beforehand.
+        A policy overrides this to compute beforehand what depends on the times alone.
         """
 
         def velocity(x: torch.Tensor, tau: float) -> torch.Tensor:
-            # float64, so that 1 - tau is rounded once: the time embedding multiplies it by up to 1571.
+            # float64, so that 1 - tau is rounded once (see `time.py`).
             tau_b = torch.full(x.shape[:1], tau, dtype=torch.float64, device=x.device)
             return self.model.velocity(x, tau_b, cache)
 
@@ -415,7 +414,8 @@ class FlowPolicy(Policy):
             input_ids: long `[b, l]`, the prompt, right-padded.
             attention_mask: `[b, l]`.
             max_new_tokens: Tokens at most; the config's `max_response_length` where not given.
-            temperature: 0 takes the likeliest token; above, tokens are drawn from the softened law.
+            temperature: 0 takes the likeliest token; above, tokens are drawn from the softmax at this
+                temperature.
             generator: Source of randomness, on the policy's device.
 
         Returns:
@@ -440,7 +440,7 @@ class FlowPolicy(Policy):
         return "state" in self.model.rules.names
 
     def _warn_if_horizon_differs(self, chunk: torch.Tensor) -> None:
-        """Warn once of a chunk of another length than the config's: it works, but was not trained.
+        """Warn once if a chunk's length is not the config's: it works, but was not trained.
 
         No weight depends on the length, and some published formats do not record it.
         """

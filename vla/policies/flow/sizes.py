@@ -1,8 +1,8 @@
 """A model's dimensions, read off the shapes of its tensors.
 
-Most published formats record no dimension, so the tensors have to say them. A single tensor that was renamed
-or transposed must not decide: every dimension is what most tensors that show it agree on, and a dimension
-that one tensor alone shows is taken from the side that is not yet known from others. All tensors are then
+Most published formats record no dimension, so they are read off the tensors. A single tensor that was
+renamed or transposed must not decide: a dimension is the size on which most tensors agree, and a dimension
+that only one tensor shows is taken from the side that is not yet known from others. All tensors are then
 checked against the result.
 """
 
@@ -94,7 +94,8 @@ def read_sizes(shapes: Shapes) -> dict[str, int]:
     Returns:
         `vision.hidden_size`, `.intermediate_size`, `.num_hidden_layers`, `.patch_size`, `.image_size`;
         `vlm.width`, `vlm.mlp_dim`, `expert.width`, `expert.mlp_dim`; `depth`, `expert.depth`,
-        `query_width`, `key_width` (heads times head width); `vocab_size`, `max_state_dim`, `max_action_dim`.
+        `query_width`, `key_width` (heads times head dimension); `vocab_size`, `max_state_dim`,
+        `max_action_dim`.
 
     Raises:
         WeightsError: The positions are not those of a square image.

@@ -1,4 +1,4 @@
-"""Response text: what is learned of it, and how it is said, token by token, behind a cached prefix."""
+"""Response text: its loss, and generation token by token from a cached prefix."""
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,12 @@ def text_loss(
     """Return mean cross-entropy and accuracy per supervised token, and all text logits where asked for.
 
     Args:
-        model: What reads hidden states out.
+        model: The model, which turns hidden states into logits.
         prefix: A pass over images and text, with its hidden states.
         labels: long `[b, l]`, the token itself where it is to be predicted from what precedes it, -100
             elsewhere.
-        all_logits: Whether to read out every position, float32 `[b, l, vocab]`, or the supervised ones alone.
+        all_logits: Whether to return logits of every position, float32 `[b, l, vocab]`, or of the supervised
+            ones only.
     """
     assert prefix.text_hidden is not None
     longest = prefix.text_hidden.shape[1]
@@ -49,16 +50,17 @@ def generate(
     """Continue the prompt token by token.
 
     Args:
-        model: What reads the prefix.
+        model: The model that reads the prefix.
         config: Names the end and padding tokens.
         prefix: A pass over images and prompt, with its hidden states.
         attention_mask: `[b, l]` of the prompt.
-        limit: Tokens at most.
-        temperature: 0 takes the likeliest token; above, tokens are drawn from the softened law.
+        limit: Most tokens to generate.
+        temperature: 0 takes the likeliest token; above, tokens are drawn from the softmax at this
+            temperature.
         generator: Source of randomness, on the model's device.
 
     Returns:
-        The new tokens, long `[b, n]`, padded behind their end token, and the cache that holds them all.
+        The new tokens, long `[b, n]`, padded after their end token, and the cache that holds them all.
     """
     assert prefix.text_hidden is not None
     cache = prefix.cache
@@ -71,8 +73,8 @@ def generate(
         if temperature == 0:
             token_b = logits_bl.argmax(dim=-1)
         else:
-            law = torch.softmax(logits_bl / temperature, dim=-1)
-            token_b = torch.multinomial(law, 1, generator=generator)[:, 0]
+            probabilities = torch.softmax(logits_bl / temperature, dim=-1)
+            token_b = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         token_b = torch.where(running_b, token_b, config.pad_token_id)
         tokens.append(token_b)
         longer = model.continue_text(token_b, cache, running_b)

@@ -1,9 +1,10 @@
-"""The flow's time as published weights know it.
+"""The flow's time in the conventions of published weights.
 
 This project's tau runs from 0 (noise) to 1 (data) and velocity is actions - noise. Published weights were
-trained with t = 1 - tau, and implementations of the same mathematics round t differently; the time
-embedding multiplies that by up to 1571 rad, so that it shows in the outputs (5e-5). `numerics` in a policy's
-config says whose rounding to follow.
+trained with t = 1 - tau and predict noise - actions. Implementations of the same formula round t differently,
+and the time embedding multiplies t by up to `2 pi / min_period` = 1571 rad: the last float32 bit of a
+frequency shows in the fourth decimal of the phase, and in the outputs (5e-5). `numerics` in a policy's config
+names the implementation whose rounding to follow.
 """
 
 from typing import Literal
@@ -24,7 +25,7 @@ _ROUNDING: dict[str, Rounding] = {"openpi": "xla", "transformers": "linspace", "
 def embed_time(
     tau: torch.Tensor, width: int, min_period: float, max_period: float, numerics: str
 ) -> torch.Tensor:
-    """Embed tau `[...]` as float32 `[..., width]`, as the weights met it in training."""
+    """Embed tau `[...]` as float32 `[..., width]`, as in the weights' training."""
     return sinusoidal_embedding(1.0 - tau, width, min_period, max_period, rounding=_ROUNDING[numerics])
 
 

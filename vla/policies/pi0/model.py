@@ -1,25 +1,23 @@
 """pi-0's network: tensors in, tensors out (arXiv 2410.24164).
 
-The sequence and who sees whom, here with two noise draws of the chunk:
+The sequence and its attention mask, here with two noise draws of the chunk:
 
                images   prompt   response state    actions
     images     ##       ##       ..       .        ....
     prompt     ##       ##       ..       .        ....
     response   ##       ##       #.       .        ....      causal
     state      ##       ##       (1)      #        ....
-    actions    ##       ##       (1)      #        ##..      draws do not see each other
+    actions    ##       ##       (1)      #        ##..      draws do not attend to each other
     actions    ##       ##       (1)      #        ..##
 
-(1) seen where the config says `actions_see_response`.
+(1) attended to with `actions_see_response` in the config.
 
-No token sees a later block, so the joint attention of two weight sets is the same function as: run the
+No token attends to a later block, so the joint attention of two weight sets is the same function as: run the
 prefix (images, prompt, response) through the language model once and keep its keys and values; then run
 the suffix (state, actions) through the expert, which reads them. Training runs the suffix as one
 sequence; acting caches the state as well and runs the actions alone, once per solver step.
 
-Time: this project's tau runs from 0 (noise) to 1 (data) and velocity is actions - noise. Published
-weights were trained with t = 1 - tau and predict noise - actions; `_velocity_from_hidden` and
-`policies.flow.time` are the only places that know.
+Time: see `policies.flow.time` for tau and the published t; `_velocity_from_hidden` flips the sign.
 """
 
 import torch
@@ -36,7 +34,7 @@ from vla.policies.pi0.config import Pi0Config
 
 
 def attention_rules(actions_see_response: bool) -> AttentionRules:
-    """Return who sees whom, as drawn at the top of this module."""
+    """Return the attention rules, as drawn at the top of this module."""
     prefix: dict[str, Attends] = {"images": "all", "prompt": "all"}
     seen: dict[str, Attends] = {**prefix, "response": "all"} if actions_see_response else prefix
     return AttentionRules(
@@ -44,7 +42,7 @@ def attention_rules(actions_see_response: bool) -> AttentionRules:
         prompt=prefix,
         response={**prefix, "response": "causal"},
         state={**seen, "state": "all"},
-        actions={**seen, "state": "all", "actions": "own"},
+        actions={**seen, "state": "all", "actions": "same_segment"},
     )
 
 
@@ -79,7 +77,7 @@ class Pi0Model(PrefixModel):
         return self._velocity_from_hidden(output.hidden)
 
     def append_state(self, state_bm: torch.Tensor | None, cache: KeyValueCache) -> KeyValueCache:
-        """Let the state's keys and values join the cache: it cannot see actions, so once is enough."""
+        """Append the state's keys and values to the cache, once: it does not attend to actions."""
         output = self.expert(
             self._embed_state(state_bm),
             positions_bt=cache.next_position_b[:, None],
@@ -95,7 +93,7 @@ class Pi0Model(PrefixModel):
         """Return the velocities `[b, n, a, m]` of `n` noise draws that share one prefix and one state.
 
         State and draws run as one sequence `[state, draw 1, draw 2, ...]`; every draw has the same
-        positions and sees itself alone. `cache` must hold the prefix without the state.
+        positions and attends only to itself. `cache` must hold the prefix without the state.
         """
         draws, horizon = x_bnam.shape[1:3]
         actions = self._embed_actions(x_bnam, tau_bn).flatten(1, 2)

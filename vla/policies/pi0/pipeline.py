@@ -32,14 +32,14 @@ def make_pipeline(
 
     Args:
         config: The policy's config: cameras, image size, prompt length, padded widths.
-        statistics: Of the states and of the actions *after* the delta transform.
+        statistics: Statistics of the states and of the actions *after* the delta transform.
         tokenizer: A `transformers` tokenizer.
         state_dim: Width of the robot's state.
         action_dim: Width of the robot's actions.
         delta_mask: True for dimensions that become differences to the state; None leaves actions absolute.
         normalization: "zscore" (pi-0's own, the default), another mode, or a mode for "state" and "actions".
-        formula: Whose formulas normalise; published weights keep theirs.
-        augment: Whether training crops, turns and recolours the images.
+        formula: Formula of the normalisation; published weights keep theirs.
+        augment: Whether training crops, rotates and recolours the images.
         text: Whether training predicts the samples' responses.
         interface: Not used: the robot's names and frequency change nothing of what is read.
         robot: Not used, likewise.

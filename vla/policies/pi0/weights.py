@@ -1,4 +1,4 @@
-"""pi-0's tensors and configs in every format it is published in."""
+"""pi-0's tensors and configs in all published formats."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from vla.weights.formats import Format, Stored
 from vla.weights.keymap import Spelling, respell
 from vla.weights.paligemma import GEMMA, jax_norms
 
-MAPS = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj")
+PROJECTIONS = ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out", "action_out_proj")
 """The linear layers around the two stacks."""
 
 FORMATS = flow_formats(
     GEMMA,
-    MAPS,
+    PROJECTIONS,
     jax_norms("model.expert.", "_1"),
     old_names=(Spelling(r"^time_mlp_(in|out)\.", r"action_time_mlp_\1."),),
     in_transformers=True,

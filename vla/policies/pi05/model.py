@@ -7,17 +7,16 @@ chunk alone; and time scales, shifts and gates every layer of the expert instead
     images     ##       ##       ..       ....
     prompt     ##       ##       ..       ....
     response   ##       ##       #.       ....      causal
-    actions    ##       ##       (1)      ##..      draws do not see each other
+    actions    ##       ##       (1)      ##..      draws do not attend to each other
     actions    ##       ##       (1)      ..##
 
-(1) seen where the config says `actions_see_response`.
+(1) attended to with `actions_see_response` in the config.
 
 The prefix runs once. Training runs all noise draws as one sequence with a condition per draw; acting runs
 the chunk once per solver step, and since the condition depends on nothing but time, the modulations of all
 steps are made in one go before the first.
 
-Time: as in pi-0, published weights know t = 1 - tau and predict noise - actions; `_velocity_from_hidden` and
-`policies.flow.time` are the only places that know.
+Time: see `policies.flow.time` for tau and the published t; `_velocity_from_hidden` flips the sign.
 """
 
 import torch
@@ -33,14 +32,14 @@ from vla.policies.pi05.config import Pi05Config
 
 
 def attention_rules(actions_see_response: bool) -> AttentionRules:
-    """Return who sees whom, as drawn at the top of this module."""
+    """Return the attention rules, as drawn at the top of this module."""
     prefix: dict[str, Attends] = {"images": "all", "prompt": "all"}
     seen: dict[str, Attends] = {**prefix, "response": "all"} if actions_see_response else prefix
     return AttentionRules(
         images=prefix,
         prompt=prefix,
         response={**prefix, "response": "causal"},
-        actions={**seen, "actions": "own"},
+        actions={**seen, "actions": "same_segment"},
     )
 
 
@@ -59,11 +58,11 @@ class Pi05Model(PrefixModel):
         self.action_out_proj = Linear(width, config.max_action_dim)
 
     def append_state(self, state_bm: torch.Tensor | None, cache: KeyValueCache) -> KeyValueCache:
-        """Return the cache as it is: the state has come in with the prompt."""
+        """Return the cache unchanged: the state is in the prompt."""
         return cache
 
     def modulations(self, tau_n: torch.Tensor) -> StackModulation:
-        """Return what each of `n` times `[n]` does to the expert; `.at(i)` serves `velocity`."""
+        """Return the expert's modulations at each of `n` times `[n]`; `.at(i)` is for `velocity`."""
         return self.expert.modulations(self._condition(tau_n))
 
     def velocity(
@@ -78,7 +77,7 @@ class Pi05Model(PrefixModel):
         Args:
             x_bam: Noisy chunk.
             tau_b: Time; not read where its modulation is given.
-            cache: Of the prefix.
+            cache: Cache of the prefix.
             modulation: From `modulations`, where every row has the same time.
         """
         tokens_bad = self._embed_actions(x_bam)
@@ -100,8 +99,8 @@ class Pi05Model(PrefixModel):
     ) -> torch.Tensor:
         """Return the velocities `[b, n, a, m]` of `n` noise draws that share one prefix.
 
-        The draws run as one sequence; each has the same positions and sees itself alone. The state is not
-        read: it stands in the prompt.
+        The draws run as one sequence; each has the same positions and attends only to itself. The state
+        is not read: it is in the prompt.
         """
         draws, horizon = x_bnam.shape[1:3]
         steps = torch.arange(horizon, device=x_bnam.device).repeat(draws)

@@ -1,4 +1,4 @@
-"""pi-0.5's tensors and configs in every format it is published in."""
+"""pi-0.5's tensors and configs in all published formats."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from vla.weights.formats import Format, Stored
 from vla.weights.keymap import Spelling
 from vla.weights.paligemma import ADAPTIVE_GEMMA, jax_adaptive_norms
 
-MAPS = ("action_in_proj", "time_mlp_in", "time_mlp_out", "action_out_proj")
+PROJECTIONS = ("action_in_proj", "time_mlp_in", "time_mlp_out", "action_out_proj")
 """The linear layers around the two stacks."""
 
 FORMATS = flow_formats(
     ADAPTIVE_GEMMA,
-    MAPS,
+    PROJECTIONS,
     jax_adaptive_norms("model.expert.", "_1"),
-    # Early LeRobot files name the time's maps as pi-0 does.
+    # Early LeRobot files name the time's projections as pi-0 does.
     old_names=(Spelling(r"^action_time_mlp_(in|out)\.", r"time_mlp_\1."),),
 )
 

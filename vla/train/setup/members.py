@@ -157,7 +157,7 @@ def naming(name: str | None) -> Iterator[None]:
 def _alone(recipe: Recipe, member: MixtureMember) -> Recipe:
     """Return the recipe with a member's own values in the place of `data`'s."""
     own = {key: getattr(member, key) for key in member.model_fields_set - {"name", "weight"}}
-    # The wrist cameras of all members together are no single robot's.
+    # The wrist cameras of all members together do not belong to a single robot.
     data = recipe.data.model_copy(update={"mixture": None, "wrist_cameras": None, **own})
     return recipe.model_copy(update={"data": data})
 

@@ -37,7 +37,7 @@ class TrainingSetup:
         robots: What is trained on, by the pipeline's name; under None where it is one dataset.
         loader: Endless training batches of this process.
         validation: Held-out batches; None without held-out episodes.
-        fingerprints: Of what is trained on, by path; of a mixture, by the member's name.
+        fingerprints: Fingerprints of what is trained on, by path; of a mixture, by the member's name.
     """
 
     policy: Policy

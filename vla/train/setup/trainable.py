@@ -22,7 +22,7 @@ def start_quantized(recipe: Recipe, checkpoint: Path | None) -> Policy:
 
     Args:
         recipe: With `policy.adapter.quantize`.
-        checkpoint: Of the run, where it is resumed: the policy then has its adapter, in float32.
+        checkpoint: The run's checkpoint, where it is resumed: the policy then has its adapter, in float32.
 
     Raises:
         ConfigError: None of the base's maps can be stored so.
@@ -51,7 +51,7 @@ def choose_trained(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resu
     no gradient reaches is left out, since engines differ in whether its weights decay.
 
     Args:
-        policy: As it was loaded, from a checkpoint of the run where it is resumed; changed in place.
+        policy: The loaded policy, from a checkpoint of the run where it is resumed; changed in place.
         recipe: Its `policy.adapter` and `policy.freeze`.
         trains_text: Whether any sample has text to learn.
         is_resumed: Whether the policy brings the run's adapter already.

@@ -22,7 +22,7 @@ class AugmentImages(Transform):
     Crop and rotation are one resampling of the image, about its centre and around the crop's: what the
     rotation uncovers shows the image beyond the crop, and black only beyond the image. Wrist cameras
     keep their geometry, since they move with the gripper that the action is about. The colours follow the
-    published law: brightness multiplies, contrast scales around the image's mean, saturation scales
+    published formula: brightness multiplies, contrast scales around the image's mean, saturation scales
     around each pixel's mean over its channels, in this order and clipped once at the end.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Which reader opens the tensors of a checkpoint folder: told by its content."""
+"""Choose the reader for the tensors of a checkpoint folder by its content."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from vla.weights.tensors import TensorReader
 
 
 def open_tensors(folder: Path | str) -> TensorReader:
-    """Open the tensors of a checkpoint folder, told by its content.
+    """Open the tensors of a checkpoint folder; its content decides how.
 
     Args:
         folder: Holds `model.safetensors`, or shards with `model.safetensors.index.json`, or `shards/` that
@@ -37,7 +37,7 @@ def open_tensors(folder: Path | str) -> TensorReader:
     if shards:
         raise WeightsError(
             f"{folder} holds {', '.join(shards[:3])}{' and others' if len(shards) > 3 else ''}, but neither "
-            f"{SINGLE_FILE} nor {INDEX_FILE}, which says what lies where; download the folder whole."
+            f"{SINGLE_FILE} nor {INDEX_FILE}, which lists their tensors; download the whole folder."
         )
     raise WeightsError(
         f"{folder} holds no weights: no {SINGLE_FILE}, no {INDEX_FILE} and no orbax tree (_METADATA) in it "

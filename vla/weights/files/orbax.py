@@ -42,13 +42,13 @@ _DTYPES = {
     "bool": torch.bool,
 }
 _PLACES_BYTES = 100 * 2**20
-_AGAIN = "download or copy it again, whole"
+_AGAIN = "download or copy all of it again"
 
 
 def find_orbax(folder: Path) -> Path | None:
     """Return the folder of the orbax tree that holds the parameters, or None where there is none.
 
-    It is the folder itself, `params/` in it, or the only tree among the folders in either of them.
+    It is the folder itself, `params/` in it, or the only tree among the subfolders of either.
 
     Raises:
         WeightsError: There are several trees and none is called `params`, or a tree was never finished.
@@ -102,13 +102,13 @@ class OrbaxReader(TensorReader):
         self.folder = root
         self.metadata = {}
         self._ts = _tensorstore()
-        # Keeps where everything lies in a database; the values have caches of their own.
+        # Holds the index of a database; the values have caches of their own.
         self._context = self._ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": _PLACES_BYTES}})
         content = _read_metadata(root / METADATA_FILE)
         self._is_ocdbt = (root / MANIFEST_FILE).is_file()
         if not self._is_ocdbt and content.get("use_ocdbt"):
-            raise WeightsError(f"{root} lacks {MANIFEST_FILE}, which says where everything lies; {_AGAIN}.")
-        # Where the flag is missing, nobody promised that zeros may be left out.
+            raise WeightsError(f"{root} lacks {MANIFEST_FILE}, which is the index of the database; {_AGAIN}.")
+        # Without the flag, chunks of zeros may not be left out.
         self._skips_zeros = content.get("store_array_data_equal_to_fill_value") is False
         self._paths = _array_paths(content, root / METADATA_FILE)
         self._driver = self._find_drivers()
@@ -118,11 +118,11 @@ class OrbaxReader(TensorReader):
         self._open: tuple[tuple[str, bool], Any] | None = None
 
     def close(self) -> None:
-        """Let go of what tensorstore holds."""
+        """Release what tensorstore holds."""
         self._open = None
 
     def file_of(self, name: str) -> Path:
-        """Return the array's own folder, or that of the database where all arrays share one."""
+        """Return the array's folder, or the database's where all arrays share one."""
         self.info(name)
         return self.folder if self._is_ocdbt else self.folder / self._paths[name]
 
@@ -180,7 +180,7 @@ class OrbaxReader(TensorReader):
             "driver": self._driver[name],
             "kvstore": self._kvstore(self._paths[name] + "/"),
             "fill_missing_data_reads": self._skips_zeros,
-            "recheck_cached_data": "open",  # what was decoded counts, without a look at the file
+            "recheck_cached_data": "open",  # use what was decoded, without checking the file again
         }
         with self._readable(name):
             return self._ts.open(spec, read=True, context=context or self._context).result()
@@ -247,7 +247,7 @@ def _array_paths(content: dict[str, Any], path: Path) -> dict[str, str]:
     """Return the name of every array and where it lies below the tree's folder.
 
     Trees that were saved from Flax NNX end every path in `value`; the item is often called `params` inside
-    as well. Neither says anything.
+    as well. Neither means anything.
     """
     paths: dict[str, str] = {}
     for label, entry in content["tree_metadata"].items():
@@ -255,7 +255,7 @@ def _array_paths(content: dict[str, Any], path: Path) -> dict[str, str]:
             skips = entry["value_metadata"].get("skip_deserialize", False)
             stored = ".".join(str(step["key"]) for step in entry["key_metadata"])
         except (AttributeError, KeyError, TypeError) as error:
-            raise WeightsError(f"{path} says nothing usable of {label}; {_AGAIN}.") from error
+            raise WeightsError(f"{path} does not describe {label} in a known way; {_AGAIN}.") from error
         if skips:  # an empty place in the tree
             continue
         name = re.sub(r"^params\.|\.value$", "", stored)

@@ -6,7 +6,7 @@
       shapes.json                                       every tensor's whole shape, and the files
 
 Files as `torch.distributed.checkpoint.HuggingFaceStorageWriter` writes them: safetensors, whose metadata says
-where in the whole tensor the rows begin. `shapes.json` is ours: without it, nobody would miss a lost file.
+where in the whole tensor the rows begin. `shapes.json` is ours: without it, a lost file would go unnoticed.
 """
 
 import json
@@ -96,12 +96,12 @@ class RowShardsReader(TensorReader):
 
 
 def has_row_shards(folder: Path) -> bool:
-    """Whether a checkpoint folder's weights lie there, whole or not, as several processes wrote them."""
+    """Whether a checkpoint folder holds weights, complete or not, as several processes wrote them."""
     return (folder / SHARDS).is_dir()
 
 
 def write_shapes(folder: Path, tensors: Mapping[str, Any]) -> None:
-    """Write down what the files that lie in `folder` hold together: the last step of writing them."""
+    """Write down what the files in `folder` hold together: the last step of writing them."""
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     (folder / SHAPES_FILE).write_text(json.dumps({"files": files, "shapes": shapes}))
@@ -120,7 +120,9 @@ def _read_shapes(path: Path) -> dict[str, Any]:
             raise WeightsError(f"{path} lists {name!r}, which is not a file name; the checkpoint is damaged.")
     for key, shape in said["shapes"].items():
         if not _is_sizes(shape):
-            raise WeightsError(f"{path} says {shape!r} of '{key}', no shape; the checkpoint is damaged.")
+            raise WeightsError(
+                f"{path} gives '{key}' the shape {shape!r}, which is not one; the checkpoint is damaged."
+            )
     return said
 
 
@@ -132,7 +134,7 @@ def _offsets(reader: SafetensorsReader, path: Path) -> dict[str, int]:
     """Return the row of the whole tensor at which each of a file's parts begins; 0 for a scalar.
 
     Raises:
-        WeightsError: The file does not say so, or its parts are no whole rows.
+        WeightsError: The file does not say so, or its parts are not whole rows.
     """
     if _OFFSETS_KEY not in reader.metadata:  # one process wrote them whole
         return dict.fromkeys(reader.infos, 0)

@@ -1,8 +1,8 @@
-"""Reading safetensors, single and sharded, by ordinary file reads into memory that is already there.
+"""Reading safetensors, single and sharded, by ordinary file reads into memory that is allocated already.
 
 The safetensors library maps the file: every page that was copied out of the mapping stays in the resident
 set next to the copy, so loading through it peaks at twice the size of the weights. It has no way to read a
-header without mapping either, which is why the header is parsed and held against the file here. The format
+header without mapping either, which is why the header is parsed and checked against the file here. The format
 is 8 bytes of little-endian header length, a JSON header, then the values without gaps.
 """
 
@@ -27,7 +27,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 METADATA_KEY = "__metadata__"
 MAX_HEADER_BYTES = 100_000_000
-"""What the safetensors library accepts as well."""
+"""The limit of the safetensors library."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -51,14 +51,14 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: what it is, and where its bytes begin."""
+    """One tensor of a file: its shape and dtype, and where its bytes begin."""
 
     info: TensorInfo
     begin: int
 
 
 class Header(NamedTuple):
-    """What the head of a file says, checked against the file's size."""
+    """The header of a file, checked against the file's size."""
 
     entries: dict[str, Entry]  # in the order of their bytes
     metadata: dict[str, str]
@@ -74,7 +74,7 @@ class SafetensorsReader(TensorReader):
 
         Args:
             folder: Where the files lie.
-            names: File names, in the order in which they are to be read.
+            names: File names, in reading order.
 
         Raises:
             WeightsError: A file is absent or damaged, or two files hold a tensor of the same name.
@@ -153,7 +153,7 @@ def open_safetensors(folder: Path) -> SafetensorsReader:
     alongside = [path.name for path in sorted(folder.glob("*.safetensors")) if _SHARD.search(path.name)]
     if unlisted := [name for name in alongside if _SHARD.sub("", name) in listed and name not in shards]:
         raise WeightsError(
-            f"{folder} holds {_some(unlisted)}, of which {INDEX_FILE} says nothing: the index is damaged or "
+            f"{folder} holds {_some(unlisted)}, which {INDEX_FILE} does not list: the index is damaged or "
             "of another checkpoint, download the folder again."
         )
     reader = SafetensorsReader(folder, shards)
@@ -192,7 +192,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
         path: Its name, for messages.
 
     Raises:
-        WeightsError: The file is empty, cut off, longer than it says, no safetensors file at all, or its
+        WeightsError: The file is empty, cut off, longer than it says, not a safetensors file at all, or its
             header contradicts itself.
     """
     size = os.fstat(file.fileno()).st_size
@@ -219,7 +219,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
 
 
 def _checked(text: bytes, path: Path, data_begin: int, size: int) -> Header:
-    """Parse a header's JSON and hold it against the file's size."""
+    """Parse a header's JSON and check it against the file's size."""
     try:
         content = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -249,7 +249,7 @@ def _checked(text: bytes, path: Path, data_begin: int, size: int) -> Header:
 def _span(key: str, fields: Any, path: Path) -> Entry:
     """One tensor's line of the header, where its bytes begin counted from the end of the header."""
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
-        raise WeightsError(f"{path}: the header says {fields!r} of '{key}'; {_AGAIN}.")
+        raise WeightsError(f"{path}: the header describes '{key}' as {fields!r}; {_AGAIN}.")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise WeightsError(
