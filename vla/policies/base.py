@@ -356,7 +356,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     Matrices and convolution kernels decay. Norms, biases and other vectors do not, nor do embedding tables
     (a tied output head is an embedding table).
     """
-    # By name, since policies have tables of their own that are not an nn.Embedding (a tied one is the output head).
+    # By name: policies have tables of their own that are not an nn.Embedding (a tied one is the output head).
     embeddings = [module for module in model.modules() if type(module).__name__.endswith("Embedding")]
     tables = {id(table) for module in embeddings for table in module.parameters(recurse=False)}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
