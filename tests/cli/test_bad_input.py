@@ -296,7 +296,7 @@ class TestAdapter:
             ),
             ("targets=model.expret.*", "match no linear layer"),
             ("targets='model.(expert'", "not a valid expression"),
-            ("preset=exprt", "expected 'expert', 'vlm+expert'"),
+            ("preset=exprt", "must be one of expert, vlm+expert"),
             ("rnak=4", "Did you mean 'policy.adapter.rank'"),
         ],
     )

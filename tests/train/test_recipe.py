@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla.errors import ConfigError
@@ -161,6 +161,7 @@ def test_unreadable_recipes(tmp_path):
     assert "cannot be read" in complaint("data.episodes=[1")
 
 
+@settings(deadline=None)
 @given(
     steps=st.integers(1, 10**9),
     rate=st.floats(1e-12, 1e3),

@@ -22,8 +22,8 @@ from vla.objectives.noise import Generators
 from vla.policies.base import Policy
 from vla.transforms.actions import REFERENCE_STATE
 from vla.transforms.base import Pipeline
+from vla.transforms.batch import Collated, collate
 from vla.transforms.cameras import camera_slots
-from vla.transforms.collate import Collated, collate
 from vla.transforms.interface import RobotInterface
 from vla.transforms.named_pipelines import check_choice
 from vla.transforms.task import DefaultTask

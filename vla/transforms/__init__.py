@@ -2,8 +2,8 @@
 
 from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.base import Pipeline, Transform
+from vla.transforms.batch import Collated, collate
 from vla.transforms.cameras import RenameCameras, RotateImages
-from vla.transforms.collate import Collated, collate
 from vla.transforms.grippers import FlipSigns, LinearMap, SliderCrank
 from vla.transforms.images import AugmentImages, CameraFormat, CameraTensors, ResizeImages, resize_with_pad
 from vla.transforms.interface import RobotInterface, VectorInterface

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from vla.data.loading.order import Epochs, WholeDataset
 from vla.errors import ConfigError, DatasetError, VlaError
-from vla.transforms.collate import Collated, collate
+from vla.transforms.batch import Collated, collate
 from vla.types import Batch, ProgressCallback, SampleIds
 
 _Key = tuple[int, int]  # (epoch, index in the dataset)
