@@ -42,6 +42,10 @@ ALLOWED = {
     ("vla/policies/flow/config.py", "head_width"): "the table of older names",
     ("vla/policies/flow/config.py", "mlp_width"): "the table of older names",
     ("vla/policies/flow/config.py", "insulate_backbone"): "the table of older names",
+    **{
+        ("CHANGELOG.md", old): "says what was renamed"
+        for old in ("head_width", "mlp_width", "insulate_backbone")
+    },
 }
 """(path, word) -> why it may stand there."""
 
