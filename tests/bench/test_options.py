@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import tests.contract.toy  # noqa: F401 (registers itself)
 from vla.bench import BenchOptions
 from vla.bench.subject import make_subject
 from vla.errors import ConfigError
@@ -52,7 +53,7 @@ def test_observation_that_does_not_fit(options, message):
 
 def test_a_policy_without_text_has_no_prompt():
     with pytest.raises(ConfigError, match="prompt_tokens is 3, but this policy reads no text: leave it out"):
-        make_subject(BenchOptions(policy="bc", preset="tiny", prompt_tokens=3))
+        make_subject(BenchOptions(policy="toy", preset="tiny", prompt_tokens=3))
 
 
 @pytest.mark.parametrize(

@@ -47,14 +47,6 @@ def test_every_part_is_timed_and_counted():
     assert said[0] == "building the policy"
 
 
-def test_a_policy_of_images_and_states_has_its_own_parts():
-    report = run_bench(BenchOptions(**TINY, policy="bc", overrides={"cameras": ["a", "b"]}))
-    assert parts(report) == ["image encoders", "sample, 2/2 cameras", "sample, 1/2 cameras", "train"]
-    assert all(row.flops > 0 for row in report.rows)
-    assert [ratio.name for ratio in report.ratios] == ["1 camera / 2 cameras"]
-    assert report.skipped == {"train, 4 draws": "BCPolicy draws once per observation at most"}
-
-
 def test_a_blind_policy_of_another_package_is_measured():
     toy = importlib.import_module("tests.contract.toy")
     report = run_bench(BenchOptions(**TINY, policy="toy", batch=3))
@@ -162,7 +154,7 @@ def test_command_reads_a_recipe_or_its_policy_section(tmp_path, capsys, wrapped)
         (["--preset", "huge"], "no preset 'huge'"),
         (["--policy", "pi0", "--config", "pi0"], "--config is the older name of --policy"),
         (["--repeats", "2"], "--repeats is the older name of --rounds"),
-        (["--policy", "bc", "--preset", "tiny", "--prompt-tokens", "3"], "reads no text"),
+        (["--policy", "toy", "--preset", "tiny", "--prompt-tokens", "3"], "reads no text"),
         (["--draws", "one"], "--draws"),
         (["--dtype", "float16"], "dtype must be one of"),
         (["--preset", "tiny", "--cameras-present", "9"], "at most 3"),

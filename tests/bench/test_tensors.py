@@ -2,6 +2,7 @@
 
 import pytest
 
+import tests.contract.toy  # noqa: F401 (registers itself)
 from tests.bench.saved_bytes import loss_of, make, make_batch
 from vla.bench.tensors import PARTS, RANKS, count_parameters, count_tensors
 from vla.errors import ConfigError
@@ -60,8 +61,8 @@ def test_another_config_is_no_policy():
 
 
 def test_a_policy_whose_memory_is_not_predicted_is_named():
-    with pytest.raises(ConfigError, match="The memory of bc is not predicted yet"):
-        count_tensors(make_config("bc", {}, "tiny"))
+    with pytest.raises(ConfigError, match="The memory of toy is not predicted yet"):
+        count_tensors(make_config("toy", {}, "tiny"))
 
 
 def test_parts_have_no_gap():

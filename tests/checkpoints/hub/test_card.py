@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from huggingface_hub import ModelCard
 
@@ -96,14 +95,6 @@ class TestCard:
             "Not stated.",
         ):
             assert fact in text, fact
-
-    def test_dimensions_are_the_config_s_own(self):
-        torch.manual_seed(0)
-        text = model_card(make_policy("bc", {"cameras": ["top"]}, "tiny"), "me/bc").text
-        table = text.split("## Dimensions")[1].split("##")[0]
-        for row in ("| cameras | top |", "| frames read | 2 |", "| action horizon | 6 steps |"):
-            assert row in table
-        assert "prompt" not in table
 
     def test_the_example_asks_for_what_the_policy_reads(self):
         importlib.import_module("tests.contract.toy")

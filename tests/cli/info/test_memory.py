@@ -6,7 +6,6 @@ import pytest
 
 from tests.cli.info.test_checkpoint import make_policy as make_family_policy
 from vla.cli import main
-from vla.policies.registry import make_policy
 
 COLUMNS = ("weights_gb", "gradients_gb", "optimizer_gb", "activations_gb", "total_gb")
 
@@ -111,16 +110,3 @@ def test_what_would_not_load_has_no_prediction(checkpoint, tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "some_policy"}')
     assert main(["info", str(tmp_path), "--memory"]) == 1
     assert "--memory needs a checkpoint that would load" in capsys.readouterr().err
-
-
-def test_a_policy_whose_memory_is_not_predicted_is_described_all_the_same(tmp_path, capsys):
-    make_policy("bc", {}, "tiny").save_pretrained(tmp_path / "bc")
-    assert main(["info", str(tmp_path / "bc"), "--memory"]) == 0
-    printed = capsys.readouterr().out
-    assert "ResNet, blocks [1, 1, 1, 1]" in printed
-    assert printed.rstrip().endswith("memory of bc is not predicted yet")
-    assert main(["info", str(tmp_path / "bc"), "--memory", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["memory"] is None
-    assert found["memory_problem"] == "memory of bc is not predicted yet"
-    assert found["dimensions"]["frames read"] == 2

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.contract import toy
 from vla.atomic import SaveError
 from vla.data.frames import FrameStore
 from vla.errors import ConfigError
-from vla.policies.registry import make_policy
 from vla.train.loop import train
 from vla.train.recipe_file import load_recipe
 from vla.train.setup import feature_cache
@@ -124,8 +124,8 @@ def test_what_the_policy_does_not_name_is_refused_with_its_choices(tiny, tmp_pat
 
 
 def test_a_policy_that_names_nothing_keeps_nothing(tmp_path):
-    policy = make_policy("bc", {}, "tiny")
-    with pytest.raises(ConfigError, match=r"BCPolicy has no features to keep: leave data\.feature_cache out"):
+    policy = toy.POLICY(toy.CONFIG.tiny())
+    with pytest.raises(ConfigError, match="ToyPolicy has no features to keep: leave data.feature_cache"):
         cached_features(tmp_path, policy, [], {}, precision="no")
 
 
