@@ -22,6 +22,7 @@ def test_it_is_saved_with_the_pipeline(tmp_path):
     assert loaded.interface == ROBOT
     assert loaded.before(DefaultTask).interface == ROBOT
     assert loaded.replaced([]).interface == ROBOT
+    assert loaded.with_tokenizer(None).interface == ROBOT
 
 
 def test_a_pipeline_of_before_has_none_and_stays_as_it_is(tmp_path):

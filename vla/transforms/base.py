@@ -15,7 +15,7 @@ A sample is a plain dictionary. On its way to the model it first holds the canon
 
 and, once every transform has run, the keyword tensors of the policy's `forward`. Plain values that the host
 should know of a sample without asking the device (`text_length`, `cameras_present`) stand in its dictionary
-`facts`; see `vla.transforms.collate`. On its way back it
+`facts`; see `vla.transforms.batch`. On its way back it
 holds `actions` (and `state`, where an inverse needs it), again `[a, m]` and `[m]`.
 """
 
@@ -136,7 +136,7 @@ class Pipeline:
 
     def with_tokenizer(self, tokenizer: Any) -> "Pipeline":
         """Return the pipeline with another tokenizer, where it has one."""
-        return Pipeline(
+        return self.replaced(
             [
                 replace(one, tokenizer=tokenizer) if _has(one, "tokenizer") else one  # type: ignore[type-var]
                 for one in self.transforms
