@@ -15,6 +15,7 @@ from vla.data import LeRobotDataset
 from vla.errors import ConfigError
 from vla.eval.open_loop import open_loop
 from vla.eval.rollout import rollout
+from vla.policies.base import check_keywords
 from vla.policies.registry import policy_entry
 from vla.train import train
 from vla.train.monitor.metrics import read_metrics
@@ -217,3 +218,13 @@ def test_memory_is_predicted_or_said_not_to_be(name, policy, tmp_path, capsys):
     main(["info", str(tmp_path / "saved"), "--memory"])
     out = "".join(capsys.readouterr())
     assert ("not predicted yet" in out) == ("memory_prediction" in policy.leaves_out)
+
+
+def test_a_tensor_that_nobody_takes_is_named():
+    def forward(self, state, *, generator=None):
+        return None
+
+    check_keywords(forward, ["state"], int)
+    check_keywords(lambda **unread: None, ["anything"], int)
+    with pytest.raises(ConfigError, match=r"int\.forward does not take observation_is_pad"):
+        check_keywords(forward, ["state", "observation_is_pad"], int)

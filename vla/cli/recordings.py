@@ -75,6 +75,8 @@ def match_cameras(dataset: "LeRobotDataset", slots: Sequence[str], keys: Keys) -
     """
     if keys.cameras is not None:
         return dict(keys.cameras)
+    if not slots:  # a policy that sees nothing
+        return {}
     by_last_part = {key.rsplit(".", 1)[-1]: key for key in dataset.info.cameras}
     found = {slot: by_last_part[slot] for slot in slots if slot in by_last_part}
     if not found:

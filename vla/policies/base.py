@@ -5,7 +5,8 @@ declared below has a default, so that a policy writes what it does otherwise. `t
 over every policy; docs/add_a_policy.md goes through it question by question.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -348,6 +349,25 @@ class Policy(PolicyModule):
             **options: See `vla.checkpoints.hub.push.push`: private, token, revision, max_shard_size, run, ...
         """
         return push(self, repo_id, **options)
+
+
+def check_keywords(method: Callable[..., Any], names: Iterable[str], policy: type) -> None:
+    """Raise `ConfigError` unless a policy's method takes every tensor that its pipeline makes.
+
+    Args:
+        method: `forward` or `sample_actions`.
+        names: Names of the tensors.
+        policy: Whose method it is.
+    """
+    parameters = inspect.signature(method).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    unknown = sorted(set(names) - {parameter.name for parameter in parameters})
+    if unknown:
+        raise ConfigError(
+            f"{policy.__name__}.{method.__name__} does not take {', '.join(unknown)}, which its pipeline makes. "
+            "Add it to the arguments, or take **unread; `sampling_inputs` chooses for sample_actions."
+        )
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

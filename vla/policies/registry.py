@@ -68,7 +68,9 @@ def policy_entry(name: str) -> PolicyEntry:
     packages = _packages()
     if name not in packages:
         raise ConfigError(
-            f"There is no policy '{name}', only {', '.join(sorted(packages))}.{did_you_mean(name, packages)}"
+            f"There is no policy '{name}', only {', '.join(sorted(packages))}.{did_you_mean(name, packages)} "
+            "One of another package is known where that is installed with an entry point in the group "
+            "vla.policies, or, from Python, after vla.policies.registry.register(name, package)."
         )
     package = importlib.import_module(packages[name])
     if missing := [export for export in EXPORTS if not hasattr(package, export)]:

@@ -19,7 +19,7 @@ import torch
 
 from vla.errors import ConfigError, ShapeError, StatisticsError, did_you_mean
 from vla.objectives.noise import Generators
-from vla.policies.base import Policy
+from vla.policies.base import Policy, check_keywords
 from vla.transforms.actions import REFERENCE_STATE
 from vla.transforms.base import Pipeline
 from vla.transforms.batch import Collated, collate
@@ -195,6 +195,7 @@ class RobotPolicy:
         inputs: dict[str, Any] = {
             name: tensor for name, tensor in batch.items() if wanted is None or name in wanted
         }
+        check_keywords(self.policy.sample_actions, inputs, type(self.policy))
         if num_steps is not None:
             inputs["num_steps"] = num_steps
         start = None

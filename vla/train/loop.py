@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
-from vla.policies.base import PolicyOutput
+from vla.policies.base import PolicyOutput, check_keywords
 from vla.policies.registry import policy_entry
 from vla.train.checkpoint.checkpointer import Checkpointer
 from vla.train.checkpoint.folder import RunFolder
@@ -131,6 +131,7 @@ class Loop:
         self.flop_rate = FlopRate(self.job.policy, self.accelerator, recipe.train)
         if checkpoint is not None:
             self._restore(checkpoint)
+        self.first_step = self.step
         self.batches = iter(self.job.loader)
 
     def run(self, progress: bool) -> TrainResult:
@@ -207,6 +208,8 @@ class Loop:
         return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _forward(self, batch: Batch, micro: int) -> PolicyOutput:
+        if self.step == self.first_step:
+            check_keywords(type(self.job.policy).forward, batch, type(self.job.policy))
         # Numbered over all processes: what two of them draw is what one draws in two micro-batches.
         now = (self.step, micro * self.world + self.rank, 0)
         torch.manual_seed(derive_seed(self.settings.seed, TRAINING_LAYERS, *now))  # dropout and the like
