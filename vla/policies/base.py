@@ -365,8 +365,8 @@ def check_keywords(method: Callable[..., Any], names: Iterable[str], policy: typ
     unknown = sorted(set(names) - {parameter.name for parameter in parameters})
     if unknown:
         raise ConfigError(
-            f"{policy.__name__}.{method.__name__} does not take {', '.join(unknown)}, which its pipeline makes. "
-            "Add it to the arguments, or take **unread; `sampling_inputs` chooses for sample_actions."
+            f"{policy.__name__}.{method.__name__} does not take {', '.join(unknown)}, which its pipeline "
+            "makes. Add it to the arguments, or take **unread; `sampling_inputs` chooses for sample_actions."
         )
 
 
