@@ -252,7 +252,6 @@ def test_what_was_asked_for_is_not_there(tiny, arguments, error, message):
 def test_other_keys(tiny):
     dataset = LeRobotDataset(tiny, action_horizon=H, action_key="observation.state", state_key="action")
     item = dataset[0]
-    assert dataset.action_is_pad_key == "observation.state_is_pad"
     assert item["observation.state"].shape == (H, 3)
     assert item["action"].shape == (3,)
     assert item["observation.state_is_pad"].shape == (H,)

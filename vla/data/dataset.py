@@ -237,11 +237,6 @@ class LeRobotDataset:
             raise DatasetError(f"There is no text column '{key}' in {options}.{did_you_mean(key, options)}")
         return self._columns.texts[key]
 
-    @property
-    def action_is_pad_key(self) -> str:
-        """Key of the mask of steps outside the episode."""
-        return f"{self.action_key}_is_pad"
-
     def preload(self, progress: ProgressCallback | None = None) -> None:
         """Decode every frame now (needs `cache_frames`); workers forked afterwards share the memory.
 
