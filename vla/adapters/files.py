@@ -114,7 +114,7 @@ def load_adapter(
         raise WeightsError(
             f"The adapter {folder} was trained on {said['name']} with the fingerprint {said['fingerprint']}, "
             f"but this policy, {ours_from}, has the fingerprint {ours}: an adapter only fits its own base. "
-            "Name that base with base=..., or `vla merge --base`."
+            "`vla merge --base WHERE` takes one that lies elsewhere now."
         )
     lora, tensors = _read_adapter(folder)
     pipelines = read_pipelines(folder)
