@@ -69,7 +69,9 @@ def import_peft() -> ModuleType:
     try:
         import peft
     except ImportError as error:
-        raise MissingDependencyError("Adapters need peft: pip install 'vla[lora]'.") from error
+        raise MissingDependencyError(
+            "Adapters need peft, which belongs to vla's own requirements: pip install 'peft>=0.20'."
+        ) from error
     return peft
 
 
