@@ -274,9 +274,9 @@ def test_an_adapter_of_unsaved_weights_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_peft_is_an_extra(policy, monkeypatch):
+def test_an_environment_without_peft_is_told_what_to_install(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'vla\[lora\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'peft>=0\.20'"):
         add_adapter(policy)
 
 
