@@ -15,7 +15,7 @@ NOT_TRIED = {"torch", "wandb", "trackio"}
 def requirements() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    texts = [text for name in extras.keys() - {"dev", "docs"} for text in extras[name]] + project[
+    texts = [text for name in sorted(extras.keys() - {"dev", "docs"}) for text in extras[name]] + project[
         "dependencies"
     ]
     return [Requirement(text) for text in texts]
