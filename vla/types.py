@@ -6,7 +6,7 @@ n noise draw.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,12 @@ ProgressCallback = Callable[[int, int], None]
 
 STATE_KEY = "observation.state"
 """LeRobot's name of the state, in datasets and in observations."""
+
+ACTION_KEY = "action"
+"""LeRobot's name of the actions in datasets."""
+
+Columns = str | tuple[str, ...]
+"""What holds a dataset's state or actions: one column, or several that are joined in this order."""
 
 IMAGE_PREFIX = "observation.images."
 """What LeRobot's names of cameras begin with."""
@@ -124,6 +130,38 @@ class Window:
                     f"{self.of_camera(slot)} ('{slot}')."
                 )
         return replace(self, cameras={name: own for name, own in offsets.items() if own != self.images})
+
+
+def name_of(columns: str | Sequence[str], joined: str) -> str:
+    """Return the key of a state or of actions in an item: their column's, or a name of several together.
+
+    Args:
+        columns: One column, or several.
+        joined: What several are called together: `STATE_KEY` or `ACTION_KEY`.
+
+    Raises:
+        ConfigError: No column is named, one twice, or something else than text.
+    """
+    several = columns_of(columns)
+    return several[0] if len(several) == 1 else joined
+
+
+def columns_of(columns: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that hold a state or actions, in the order in which they are joined.
+
+    Raises:
+        ConfigError: No column is named, one twice, or something else than text.
+    """
+    several = (columns,) if isinstance(columns, str) else columns
+    if not isinstance(several, list | tuple) or not all(isinstance(key, str) and key for key in several):
+        raise ConfigError(
+            f"State and actions are named by a column, 'action', or by a list of columns to be joined; got "
+            f"{columns!r}."
+        )
+    if not several or len(set(several)) < len(several):
+        what = "names no column" if not several else "names a column twice"
+        raise ConfigError(f"The list of columns {list(several)} {what}.")
+    return tuple(several)
 
 
 def _check_offsets(offsets: tuple[int, ...], what: str) -> None:

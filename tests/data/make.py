@@ -7,7 +7,7 @@ frame came out. `low_dim(...)` gives the state and action that were written. The
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -207,3 +207,64 @@ def _write_v21(folder, rows, cameras, height, width, fps, response, codec):
         folder / "meta/episodes.jsonl",
         [{"episode_index": e, "tasks": [task_of(e)], "length": len(s)} for e, (s, _) in enumerate(rows)],
     )
+
+
+def files_of(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of every file: equal before and after something that writes nothing."""
+    return {
+        str(path.relative_to(root)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def edit_info(root: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change info.json in place."""
+    info = json.loads((root / "meta/info.json").read_text())
+    edit(info)
+    write_json(root / "meta/info.json", info)
+
+
+def edit_tables(root: Path, edit: Callable[[pa.Table], pa.Table], below: str = "data") -> None:
+    """Rewrite every parquet file of a dataset."""
+    for path in sorted((root / below).rglob("*.parquet")):
+        pq.write_table(edit(pq.read_table(path)), path)
+
+
+def set_column(root: Path, key: str, edit: Callable[[list], Any], type: pa.DataType | None = None) -> None:
+    """Rewrite one column in every parquet file, from the list of its values to another or an array."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = edit(table[key].to_pylist())
+        array = values if isinstance(values, pa.Array) else pa.array(values, type or table[key].type)
+        return table.set_column(table.column_names.index(key), key, array)
+
+    edit_tables(root, change)
+
+
+def split_columns(root: Path, columns: dict[str, dict[str, int]]) -> None:
+    """Store vectors in several columns, `{"action": {"action.arm": 2, "action.gripper": 1}}`."""
+
+    def change(table: pa.Table) -> pa.Table:
+        for key, parts in columns.items():
+            values, at = np.array(table[key].to_pylist(), np.float32), 0
+            for name, width in parts.items():
+                own = values[:, at] if width == 1 else values[:, at : at + width].tolist()
+                table = table.append_column(
+                    name, pa.array(own, pa.float32() if width == 1 else pa.list_(pa.float32()))
+                )
+                at += width
+            table = table.drop_columns([key])
+        return table
+
+    def describe(info: dict[str, Any]) -> None:
+        for key, parts in columns.items():
+            names, at = info["features"].pop(key)["names"], 0
+            names = names or [f"{key[0] if key == 'action' else 's'}{i}" for i in range(sum(parts.values()))]
+            for name, width in parts.items():
+                own = None if width == 1 else names[at : at + width]
+                info["features"][name] = {"dtype": "float32", "shape": [width], "names": own}
+                at += width
+
+    edit_tables(root, change)
+    edit_info(root, describe)

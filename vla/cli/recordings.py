@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla.cli.console import console, progress_bar
 from vla.errors import ConfigError, DatasetError
-from vla.types import STATE_KEY
+from vla.types import ACTION_KEY, STATE_KEY, Columns
 
 if TYPE_CHECKING:
     from vla.data import LeRobotDataset
@@ -30,13 +30,13 @@ class Keys:
 
     Attributes:
         cameras: Camera slot of the policy -> camera key; None matches slots with the keys' last parts.
-        state: Column of the state.
-        action: Column of the actions.
+        state: Column of the state, or several that are joined.
+        action: The same of the actions.
     """
 
     cameras: Mapping[str, str] | None = None
-    state: str = STATE_KEY
-    action: str = "action"
+    state: Columns = STATE_KEY
+    action: Columns = ACTION_KEY
 
 
 def keys_of(checkpoint: Path, cameras: Sequence[str] | None, pipeline: str | None = None) -> Keys:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from vla.data import LeRobotDataset
     from vla.transforms.normalize import FeatureStats
+    from vla.types import Columns
 
 DEFAULT_HORIZON = 50
 """pi-0's own."""
@@ -39,7 +40,13 @@ RobotOption = Annotated[
         help="Robot file, recipes/robots/*.yaml: what training with it would count.", metavar="FILE"
     ),
 ]
-KeyOption = Annotated[str | None, typer.Option(help="The dataset's column, as LeRobot calls it by default.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The dataset's column, as LeRobot calls it by default; several are joined: a,b.",
+        metavar="COLUMNS",
+    ),
+]
 OutputOption = Annotated[
     Path | None, typer.Option(help="New folder to write statistics.json into.", show_default=False)
 ]
@@ -77,13 +84,17 @@ def stats(
     from vla.transforms.actions import DeltaActions
     from vla.transforms.base import Pipeline
     from vla.transforms.robots import load_robot
-    from vla.types import STATE_KEY
+    from vla.types import ACTION_KEY, STATE_KEY
 
     arm = None if robot is None else load_robot(robot)
-    state_key = state_key or (arm.state_key if arm else STATE_KEY)
-    action_key = action_key or (arm.action_key if arm else "action")
-
-    opened = _open(dataset, action_horizon, chosen, state_key, action_key)
+    columns = [
+        tuple(given.split(",")) if given else default
+        for given, default in (
+            (state_key, arm.state_key if arm else STATE_KEY),
+            (action_key, arm.action_key if arm else ACTION_KEY),
+        )
+    ]
+    opened = _open(dataset, action_horizon, chosen, *columns)
     before = []
     if arm is not None:
         from vla.train.setup.robot import check_robot
@@ -95,9 +106,9 @@ def stats(
     pipeline = Pipeline(before)
     with progress_bar("statistics") as progress:
         statistics = compute_statistics(opened, pipeline, progress=progress)
-    keys = {"state": state_key, "actions": action_key}
+    names = {"state": opened.state_feature.names, "actions": opened.action_feature.names}
     for feature, values in statistics.features.items():
-        console().print(_table(feature, values, opened.info.features[keys[feature]].names))
+        console().print(_table(feature, values, names[feature]))
     for warning in warn_of_statistics(statistics, opened, pipeline):
         console().print(f"warning: {warning.message}")
     console().print(f"counted: {statistics.convention}\ndataset: {statistics.source}")
@@ -108,7 +119,7 @@ def stats(
 
 
 def _open(
-    dataset: str, horizon: int | None, episodes: list[int] | None, state_key: str, action_key: str
+    dataset: str, horizon: int | None, episodes: list[int] | None, state_key: "Columns", action_key: "Columns"
 ) -> "LeRobotDataset":
     """Open the dataset without its videos; without a horizon, for the default or the longest episode."""
     from vla.data import LeRobotDataset

@@ -21,13 +21,13 @@ from vla.data.hub import DatasetLocation, locate
 from vla.data.lerobot import storage_v21, storage_v30
 from vla.data.lerobot.columns import TextColumn, read_columns
 from vla.data.lerobot.episodes import Episode
-from vla.data.lerobot.schema import INFO_PATH, DatasetInfo, Feature, read_info
+from vla.data.lerobot.schema import INFO_PATH, DatasetInfo, read_info
 from vla.data.loading.file_order import Window as ShuffleWindow
 from vla.data.stream import FileStream
 from vla.data.video import OPEN_VIDEOS, check_container
 from vla.data.windows import window
 from vla.errors import ConfigError, DatasetError, did_you_mean
-from vla.types import STATE_KEY, ProgressCallback, Window
+from vla.types import ACTION_KEY, STATE_KEY, ProgressCallback, Window, columns_of, name_of
 
 _STORAGES = {"v2.1": storage_v21, "v3.0": storage_v30}
 
@@ -53,8 +53,8 @@ class LeRobotDataset:
             (`Window.rekeyed`). By default the present frame, and a chunk that begins with it.
         episodes: Episode indices to use, in this order; all by default.
         cameras: Camera keys to decode; all by default.
-        action_key: Column of the actions.
-        state_key: Column of the state.
+        action_key: Column of the actions; several are joined in the order given.
+        state_key: The same of the state.
         revision: Branch, tag or commit of a hub dataset.
         tolerance_s: Largest difference between a video frame's time and its row's timestamp, in seconds;
             see `video.DEFAULT_TOLERANCE_S`.
@@ -74,6 +74,12 @@ class LeRobotDataset:
         episode_slices: Per selected episode, its frames in this dataset.
         cameras: Keys of the cameras that are decoded.
         tasks: The whole dataset's instructions.
+        state_key: Key of the state in an item; `"observation.state"` where several columns are joined.
+        action_key: Key of the actions in an item; `"action"` where several columns are joined.
+        state_columns: The columns that hold the state.
+        action_columns: The columns that hold the actions.
+        state_feature: Width and names of the state, joined.
+        action_feature: Width and names of an action, joined.
         state_dim: Width of the state.
         action_dim: Width of an action.
         action_horizon: Steps in an action chunk.
@@ -98,8 +104,8 @@ class LeRobotDataset:
         window: Window | None = None,
         episodes: Sequence[int] | None = None,
         cameras: Sequence[str] | None = None,
-        action_key: str = "action",
-        state_key: str = STATE_KEY,
+        action_key: str | Sequence[str] = ACTION_KEY,
+        state_key: str | Sequence[str] = STATE_KEY,
         revision: str | None = None,
         tolerance_s: float | None = None,
         cache_frames: bool = False,
@@ -113,10 +119,11 @@ class LeRobotDataset:
         self.root, self.revision = source.root, source.revision
         is_streamed = streaming and source.repo_id is not None
         self._stream = FileStream(source, streaming_disk_gb) if is_streamed else None
-        self.action_key, self.state_key = action_key, state_key
+        self.action_key, self.state_key = name_of(action_key, ACTION_KEY), name_of(state_key, STATE_KEY)
         info = read_info(self.root)
         storage = _STORAGES[info.version]
         self.info: DatasetInfo = replace(info, tasks=storage.read_tasks(self.root))
+        self._choose_vectors(state_key, action_key)
         self.tasks = tuple(self.info.tasks[index] for index in sorted(self.info.tasks))
         self.episodes = _select(storage.read_episodes(self.root, self.info), episodes)
         self.cameras = _choose_cameras(self.info, cameras)
@@ -128,8 +135,6 @@ class LeRobotDataset:
                 f"episodes in {self.root} has {longest} frames: every chunk would be padded. Choose at most "
                 f"{longest}."
             )
-        for key, what in ((state_key, "the state"), (action_key, "the actions")):
-            _check_vector(self.info.feature(key, what), what)
         self._fetch_files(source)
         self.fingerprint = self._fingerprint(storage.metadata_files(self.root))
         self._load_rows(tolerance_s, cache_frames, open_videos)
@@ -177,6 +182,16 @@ class LeRobotDataset:
             item[key] = texts[row]
         item["task"] = self.info.tasks[int(self._columns.numbers["task_index"][row])]
         return item
+
+    def _choose_vectors(self, state: str | Sequence[str], action: str | Sequence[str]) -> None:
+        self.state_columns, self.action_columns = columns_of(state), columns_of(action)
+        self.state_feature = self.info.vector(state, STATE_KEY, "the state")
+        self.action_feature = self.info.vector(action, ACTION_KEY, "the actions")
+        if self.state_key == self.action_key:
+            raise ConfigError(
+                f"State and actions would both be called '{self.state_key}' in an item: state_key is "
+                f"{state!r}, action_key {action!r}."
+            )
 
     def _set_window(self, window: Window) -> None:
         """Take a window over; what is read of one frame alone has no entry among the past offsets."""
@@ -297,6 +312,9 @@ class LeRobotDataset:
         for path in (self.root / INFO_PATH, *metadata):
             digest.update(path.read_bytes())
         digest.update(repr([episode.index for episode in self.episodes]).encode())
+        for columns in (self.state_columns, self.action_columns):
+            if len(columns) > 1:  # which columns are read is part of what a dataset says, joined or not
+                digest.update(repr(columns).encode())
         for name in self._tables:
             if not (self.root / name).exists():
                 raise DatasetError(f"{self.root / name} is missing: the dataset is incomplete.")
@@ -312,8 +330,10 @@ class LeRobotDataset:
         ends = np.cumsum(lengths).tolist()
         self.episode_slices = [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
         self._positions = np.repeat(np.arange(len(lengths)), lengths)
-        self._states = _as_vectors(numbers[self.state_key])
-        self._actions = _as_vectors(numbers[self.action_key])
+        self._states, self._actions = (
+            _as_vectors([numbers[key] for key in columns])
+            for columns in (self.state_columns, self.action_columns)
+        )
         self.state_dim, self.action_dim = self._states.shape[1], self._actions.shape[1]
         self._others = {
             key: torch.from_numpy(values)
@@ -374,15 +394,9 @@ def _choose_cameras(info: DatasetInfo, wanted: Sequence[str] | None) -> tuple[st
     return tuple(wanted)
 
 
-def _check_vector(feature: Feature, what: str) -> None:
-    if feature.is_camera or feature.dtype == "string" or len(feature.shape) != 1:
-        raise DatasetError(
-            f"'{feature.key}' cannot be {what}: it is {feature.dtype} {list(feature.shape)}, not a vector."
-        )
-
-
-def _as_vectors(values: np.ndarray) -> np.ndarray:
-    return values.reshape(len(values), -1).astype(np.float32, copy=False)
+def _as_vectors(columns: Sequence[np.ndarray]) -> np.ndarray:
+    parts = [values.reshape(len(values), -1).astype(np.float32, copy=False) for values in columns]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def _frame_times(timestamps: np.ndarray, frame_index: np.ndarray, fps: float) -> np.ndarray:

@@ -1,17 +1,17 @@
 """Rename a dataset's item to the sample that the transforms expect."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vla.errors import DatasetError
-from vla.types import STATE_KEY, Sample
+from vla.types import ACTION_KEY, STATE_KEY, Sample, name_of
 
 
 def to_canonical(
     item: Mapping[str, Any],
     cameras: Mapping[str, str],
-    state_key: str = STATE_KEY,
-    action_key: str = "action",
+    state_key: str | Sequence[str] = STATE_KEY,
+    action_key: str | Sequence[str] = ACTION_KEY,
     response_key: str | None = None,
 ) -> Sample:
     """Rename an item's entries to the canonical keys of `vla.transforms.base`.
@@ -20,8 +20,8 @@ def to_canonical(
         item: `LeRobotDataset[i]`.
         cameras: Camera slot of the policy to camera key of the dataset,
             `{"base_0_rgb": "observation.images.image_0"}`. Slots that the robot lacks are left out.
-        state_key: The dataset's key of the state.
-        action_key: The dataset's key of the actions.
+        state_key: The dataset's key of the state, or its columns.
+        action_key: The dataset's key of the actions, or their columns.
         response_key: A text column to be predicted; none by default.
 
     Returns:
@@ -33,6 +33,7 @@ def to_canonical(
     Raises:
         DatasetError: The item lacks one of the keys; the message names those it has.
     """
+    state_key, action_key = name_of(state_key, STATE_KEY), name_of(action_key, ACTION_KEY)
     wanted = [*cameras.values(), state_key, action_key, f"{action_key}_is_pad", "task"]
     missing = sorted(key for key in (*wanted, *([response_key] if response_key else [])) if key not in item)
     if missing:

@@ -82,8 +82,7 @@ def warn_of_statistics(
         names: The names of the dimensions by feature; None: the dataset's.
     """
     if names is None:
-        keys = {"state": dataset.state_key, "actions": dataset.action_key}
-        names = {feature: dataset.info.features[key].names for feature, key in keys.items()}
+        names = {"state": dataset.state_feature.names, "actions": dataset.action_feature.names}
     outliers = find_outliers(statistics, dataset, pipeline_before_normalize)
     warnings = []
     for feature, values in statistics.features.items():

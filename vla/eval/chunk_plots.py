@@ -67,7 +67,7 @@ def sample_chunks(
         raise ConfigError(f"draws must be at least 1, got {draws}.")
     check_cameras(dataset, cameras)
     recorded = np.asarray(dataset.low_dim(dataset.action_key), dtype=np.float64)
-    names = dataset.info.features[dataset.action_key].names
+    names = dataset.action_feature.names
     labels = tuple(names or (f"action {index}" for index in range(dataset.action_dim)))
     samples = []
     for position in episodes:

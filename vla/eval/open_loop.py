@@ -184,7 +184,7 @@ def _compare(
         offsets = tuple(frame - where.start for frame in starts)
         compared.append(EpisodePrediction(episode, recorded, predicted, offsets))
     error, mean_error = np.concatenate(errors), np.concatenate(mean_errors)
-    names = dataset.info.features[dataset.action_key].names
+    names = dataset.action_feature.names
     return OpenLoopResult(
         names=tuple(names or (f"action {index}" for index in range(actions.shape[1]))),
         steps=len(error),

@@ -28,6 +28,9 @@ from pydantic import (
     model_validator,
 )
 
+from vla.errors import ConfigError
+from vla.types import ACTION_KEY, STATE_KEY, Columns, columns_of
+
 Mode = Literal["zscore", "quantile", "minmax", "identity"]
 """Ways to normalise a feature; see `vla.transforms.normalize`."""
 
@@ -43,6 +46,18 @@ def _known_modes(value: object) -> object:
         )
     return value
 
+
+def _named_columns(value: object) -> object:
+    """Say in one sentence what a key may be, where pydantic would report each alternative."""
+    columns = tuple(value) if isinstance(value, list) else value
+    try:
+        columns_of(columns)  # pyright: ignore[reportArgumentType] (that is what it checks)
+    except ConfigError as error:
+        raise ValueError(str(error).rstrip(".")) from error
+    return columns
+
+
+JoinedColumns = Annotated[Columns, BeforeValidator(_named_columns)]
 
 Normalization = Annotated[Mode | dict[str, Mode] | None, BeforeValidator(_known_modes)]
 
@@ -140,8 +155,8 @@ class MixtureMember(_Section):
     cameras: dict[str, str] | None = None
     response_key: str | None = None
     """Null trains no text on this dataset."""
-    state_key: str = "observation.state"
-    action_key: str = "action"
+    state_key: JoinedColumns = STATE_KEY
+    action_key: JoinedColumns = ACTION_KEY
     normalization: Normalization = None
     delta_mask: tuple[bool, ...] | None = None
 
@@ -168,8 +183,10 @@ class DataSection(_Section):
     of the policy (pi-0: slots with "wrist" in their name)."""
     response_key: str | None = None
     """String feature that the policy learns to say; null trains no text."""
-    state_key: str = "observation.state"
-    action_key: str = "action"
+    state_key: JoinedColumns = STATE_KEY
+    """Column of the state, or a list of columns that are joined in this order."""
+    action_key: JoinedColumns = ACTION_KEY
+    """The same of the actions."""
     validation_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of the episodes that is held out, at least one of them; 0 holds out none."""
     normalization: Normalization = None

@@ -16,10 +16,12 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from vla.errors import ConfigError, did_you_mean
+from vla.types import Columns, columns_of
 
 Angle = Literal[0, 90, 180, 270]
 
@@ -88,8 +90,8 @@ class Group(_Section):
 class Vector(_Section):
     """The state, or one step of the actions."""
 
-    key: str
-    """The dataset's column."""
+    key: Columns
+    """The dataset's column, or several that are joined in this order."""
     dimensions: tuple[Group, ...] = Field(min_length=1)
     """In the order of the column."""
     flip: tuple[str, ...] = ()
@@ -101,6 +103,12 @@ class Vector(_Section):
     def names(self) -> tuple[str, ...]:
         """Every dimension's name, in order."""
         return tuple(name for group in self.dimensions for name in group.names)
+
+    @field_validator("key")
+    @classmethod
+    def _columns_are_named(cls, value: Columns) -> Columns:
+        columns_of(value)
+        return value
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:

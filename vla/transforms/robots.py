@@ -31,6 +31,7 @@ from vla.transforms.robot_file import (
 )
 from vla.transforms.statistics import FeatureStats
 from vla.transforms.task import DefaultTask
+from vla.types import Columns
 
 ROBOT_TRANSFORMS = (DefaultTask, RotateImages, RenameCameras, FlipSigns, LinearMap, SliderCrank)
 """The transforms of `Robot.transforms`: a pipeline with one of these belongs to a robot already."""
@@ -79,13 +80,13 @@ class Robot:
         return tuple(slot for slot, camera in self._present.items() if camera.wrist)
 
     @property
-    def state_key(self) -> str:
-        """The datasets' column of the state."""
+    def state_key(self) -> Columns:
+        """The datasets' column of the state, or several that are joined."""
         return self.about.state.key
 
     @property
-    def action_key(self) -> str:
-        """The datasets' column of the actions."""
+    def action_key(self) -> Columns:
+        """The datasets' column of the actions, or several that are joined."""
         return self.about.action.key
 
     @property

@@ -18,8 +18,18 @@ def print_dataset(what: str, revision: str | None = None, as_json: bool = False)
         DatasetError: It is missing, damaged, or cannot be reached.
     """
     from vla.data import LeRobotDataset
+    from vla.data.hub import locate
+    from vla.data.lerobot.schema import read_info
+    from vla.types import ACTION_KEY, STATE_KEY
 
-    dataset = LeRobotDataset(what, action_horizon=1, revision=revision)
+    found = read_info(locate(what, revision).root)  # nobody has said which columns are the state
+    dataset = LeRobotDataset(
+        what,
+        action_horizon=1,
+        revision=revision,
+        state_key=found.likely_columns(STATE_KEY, "state"),
+        action_key=found.likely_columns(ACTION_KEY, "actions"),
+    )
     about = dataset.info
     lengths = sorted(episode.length for episode in dataset.episodes)
     values: dict[str, Any] = {
@@ -32,6 +42,8 @@ def print_dataset(what: str, revision: str | None = None, as_json: bool = False)
         "cameras": list(about.cameras),
         "state_dim": dataset.state_dim,
         "action_dim": dataset.action_dim,
+        "state_columns": list(dataset.state_columns),
+        "action_columns": list(dataset.action_columns),
         "tasks": list(dataset.tasks),
         "fingerprint": dataset.fingerprint,
     }
@@ -51,8 +63,8 @@ def _rows(values: dict[str, Any]) -> dict[str, str]:
         f"median {length['median']:g}",
         "frames": str(values["frames"]),
         "cameras": ", ".join(values["cameras"]) or "none",
-        "state": f"{values['state_dim']} values",
-        "action": f"{values['action_dim']} values",
+        "state": f"{values['state_dim']} values ({', '.join(values['state_columns'])})",
+        "action": f"{values['action_dim']} values ({', '.join(values['action_columns'])})",
         "tasks": "; ".join(tasks[:SHOWN_TASKS]) + ("; ..." if len(tasks) > SHOWN_TASKS else ""),
         "fingerprint": values["fingerprint"],
     }

@@ -104,19 +104,11 @@ def _readable(info: DatasetInfo) -> dict[str, Feature]:
     for key, feature in info.features.items():
         if feature.is_camera:
             continue
-        if feature.dtype == "string" or _numpy_dtype(feature) is not None:
+        if feature.dtype == "string" or feature.is_numeric:
             features[key] = feature
         else:
             _log.info("Feature '%s' has the dtype '%s', which is not read.", key, feature.dtype)
     return features
-
-
-def _numpy_dtype(feature: Feature) -> np.dtype | None:
-    try:
-        dtype = np.dtype(feature.dtype)
-    except TypeError:
-        return None
-    return dtype if dtype.kind in "fiub" else None
 
 
 def _read_file(
@@ -183,7 +175,7 @@ def _to_numpy(path: Path, column: pa.ChunkedArray, feature: Feature) -> np.ndarr
             f"{path}: meta/info.json says that '{feature.key}' is {feature.dtype} {list(feature.shape)}, but "
             f"the column has type {column.type} with {len(values) // max(num_rows, 1)} values a row."
         )
-    values = values.astype(_numpy_dtype(feature), copy=False)
+    values = values.astype(feature.numpy_dtype, copy=False)
     return values.reshape(num_rows, *feature.shape) if nested else values
 
 

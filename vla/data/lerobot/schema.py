@@ -3,13 +3,17 @@
 Video keys, path templates and widths are read from the file, never assumed: LeRobot datasets differ.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vla.atomic import read_json
 from vla.errors import DatasetError, did_you_mean
+from vla.types import columns_of, name_of
 
 INFO_PATH = "meta/info.json"
 VERSIONS = ("v2.1", "v3.0")
@@ -37,6 +41,25 @@ class Feature:
     def is_camera(self) -> bool:
         """Whether this is an image per frame rather than a column of numbers or text."""
         return self.dtype in CAMERA_DTYPES
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether this is a column of numbers."""
+        return self.numpy_dtype is not None
+
+    @property
+    def numpy_dtype(self) -> np.dtype | None:
+        """The dtype of a column of numbers; None of cameras, text and what is unknown."""
+        try:
+            dtype = np.dtype(self.dtype)
+        except TypeError:
+            return None
+        return dtype if dtype.kind in "fiub" else None
+
+    @property
+    def width(self) -> int:
+        """Values per frame."""
+        return math.prod(self.shape)
 
     def dimension(self, index: int) -> str:
         """Name one dimension for a message: `"dimension 3 (roll)"`, or nothing for a scalar."""
@@ -92,11 +115,54 @@ class DatasetInfo:
             what: Its purpose in the message, `"the state"`.
         """
         if key not in self.features:
-            hint = did_you_mean(key, self.features)
+            parts = self.parts_of(key)
+            hint = f" A list of columns is joined: {list(parts)}." if parts else ""
+            hint = hint or did_you_mean(key, self.features)
             raise DatasetError(
                 f"The dataset has no '{key}' for {what}; it has {sorted(self.features)}.{hint}"
             )
         return self.features[key]
+
+    def parts_of(self, key: str) -> tuple[str, ...]:
+        """Return the vectors below a key, in the file's order: `observation.state.arm` of the state."""
+        return tuple(
+            name
+            for name, feature in self.features.items()
+            if name.startswith(f"{key}.") and feature.is_numeric and len(feature.shape) <= 1
+        )
+
+    def likely_columns(self, *keys: str) -> tuple[str, ...]:
+        """Return the columns that probably hold a vector: the first of some keys, or its parts."""
+        for key in keys:
+            if found := (key,) if key in self.features else self.parts_of(key):
+                return found
+        return keys[:1]
+
+    def vector(self, columns: str | Sequence[str], joined: str, what: str) -> Feature:
+        """Return the state or the actions as one feature: a column, or several joined in their order.
+
+        Joined, they are named where each of them is; a column of one value that has no name goes by its key.
+
+        Args:
+            columns: One column, or several.
+            joined: What several are called together.
+            what: Their purpose in messages, `"the state"`.
+
+        Raises:
+            ConfigError: No column is named, or one twice.
+            DatasetError: There is no such column, or it is not a vector of numbers.
+        """
+        keys = columns_of(columns)
+        parts = [self.feature(key, what) for key in keys]
+        for part in parts:
+            if not part.is_numeric or len(part.shape) > 1 or (len(parts) == 1 and not part.shape):
+                raise DatasetError(
+                    f"'{part.key}' cannot be {what}: it is {part.dtype} {list(part.shape)}, not a vector."
+                )
+        if len(parts) == 1:
+            return parts[0]
+        width = sum(part.width for part in parts)
+        return Feature(name_of(columns, joined), "float32", (width,), _joined_names(parts))
 
 
 def read_info(root: Path) -> DatasetInfo:
@@ -152,6 +218,18 @@ def _height_width_channels(key: str, shape: tuple[int, ...], names: Any) -> tupl
         not first and shape[0] in (1, 3) and shape[2] not in (1, 3)
     )
     return (shape[1], shape[2], shape[0]) if channels_first else shape
+
+
+def _joined_names(parts: Sequence[Feature]) -> tuple[str, ...] | None:
+    """Name the dimensions of several vectors; where two have a name in common, all name their column, too."""
+    last = [part.key.rsplit(".", 1)[-1] for part in parts]
+    own = [part.names or ((end,) if part.width == 1 else ()) for part, end in zip(parts, last, strict=True)]
+    if not all(own):
+        return None
+    names = [name for group in own for name in group]
+    if len(set(names)) < len(names):
+        names = [f"{end}.{name}" for end, group in zip(last, own, strict=True) for name in group]
+    return tuple(names)
 
 
 def _reason(error: Exception) -> str:

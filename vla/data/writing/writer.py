@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla.data.lerobot.layout_v30 import (
-    ACTION_KEY,
     CHUNKS_SIZE,
     DATA_PATH,
     DEFAULT_COLUMNS,
@@ -35,7 +34,7 @@ from vla.data.lerobot.layout_v30 import (
 from vla.data.writing.encoder import Codec, VideoEncoder, check_video_format
 from vla.data.writing.episode_stats import PixelHistogram, summarize
 from vla.errors import ConfigError, DatasetError, ShapeError
-from vla.types import STATE_KEY
+from vla.types import ACTION_KEY, STATE_KEY, columns_of
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +50,9 @@ class LeRobotWriter:
         folder: Destination; must not exist yet.
         fps: Frames per second, whole.
         cameras: Dataset key to frame size (height, width), `{"observation.images.top": (224, 224)}`.
-        state_names: A name per state dimension.
-        action_names: A name per action dimension.
+        state_names: A name per state dimension; for a state in several columns the names by column,
+            `{"observation.state.arm": ["shoulder", "elbow"], "observation.state.gripper": ["opening"]}`.
+        action_names: The same of the actions.
         robot_type: Written to info.json.
         extra_features: Further columns with one value a frame, name to `"float32"`, `"int64"`, `"bool"` or
             `"string"`: `{"response": "string"}`.
@@ -71,15 +71,15 @@ class LeRobotWriter:
         fps: int,
         *,
         cameras: Mapping[str, tuple[int, int]],
-        state_names: Sequence[str],
-        action_names: Sequence[str],
+        state_names: Sequence[str] | Mapping[str, Sequence[str]],
+        action_names: Sequence[str] | Mapping[str, Sequence[str]],
         robot_type: str = "unknown",
         extra_features: Mapping[str, str] | None = None,
         codec: Codec = "h264",
         data_file_mb: float = 100,
         video_file_mb: float = 200,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         if self.folder.exists():
             raise DatasetError(f"{self.folder} exists already: give another folder, or remove it first.")
         self.fps = fps
@@ -87,7 +87,8 @@ class LeRobotWriter:
         self.cameras = dict(cameras)
         self.codec: Codec = codec
         self._extra = dict(extra_features or {})
-        self._names = {STATE_KEY: list(state_names), ACTION_KEY: list(action_names)}
+        self._vectors = [_by_column(STATE_KEY, state_names), _by_column(ACTION_KEY, action_names)]
+        self._names = self._vectors[0] | self._vectors[1]
         self._check_columns()
         self._limits_mb = (data_file_mb, video_file_mb)
         self._schema = self._make_schema()
@@ -119,8 +120,8 @@ class LeRobotWriter:
         """Add one frame to the episode being recorded.
 
         Args:
-            frame: Every camera key (uint8 `[h, w, 3]`), `observation.state` `[d]`, `action` `[m]` and every
-                extra feature.
+            frame: Every camera key (uint8 `[h, w, 3]`), `observation.state` `[d]` and `action` `[m]`, or the
+                columns that they are recorded in, and every extra feature.
 
         Raises:
             DatasetError: A key is missing or unknown, or a value is not finite.
@@ -220,7 +221,8 @@ class LeRobotWriter:
         unknown = {name: dtype for name, dtype in self._extra.items() if dtype not in SCALARS}
         if unknown:
             raise ConfigError(f"extra_features must be one of {sorted(SCALARS)}, got {unknown}.")
-        names = [*self.cameras, *self._names, *self._extra, *DEFAULT_COLUMNS]
+        vectors = [key for vector in self._vectors for key in vector]
+        names = [*self.cameras, *vectors, *self._extra, *DEFAULT_COLUMNS]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"These feature names are used twice: {twice}.")
@@ -351,6 +353,13 @@ class LeRobotWriter:
             values = np.concatenate(parts[field.name])
             stats[field.name] = summarize(values.reshape(self._num_frames, -1))
         return stats
+
+
+def _by_column(key: str, names: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the names of a vector's dimensions by the column that holds them."""
+    columns = names if isinstance(names, Mapping) else {key: names}
+    columns_of(list(columns))
+    return {column: list(own) for column, own in columns.items()}
 
 
 def _umask() -> int:

@@ -68,19 +68,19 @@ def check_robot(robot: Robot, dataset: LeRobotDataset) -> None:
     Raises:
         ConfigError: They have other dimensions, or the same in another order.
     """
-    for what, key, names, width in (
-        ("state", dataset.state_key, robot.state_names, dataset.state_dim),
-        ("action", dataset.action_key, robot.action_names, dataset.action_dim),
+    for what, feature, names, width in (
+        ("state", dataset.state_feature, robot.state_names, dataset.state_dim),
+        ("action", dataset.action_feature, robot.action_names, dataset.action_dim),
     ):
         if width != len(names):
             raise ConfigError(
-                f"{robot.name} ({robot.path}) has {len(names)} {what} dimensions, but the dataset's '{key}' "
-                f"has {width}."
+                f"{robot.name} ({robot.path}) has {len(names)} {what} dimensions, but the dataset's "
+                f"'{feature.key}' has {width}."
             )
-        recorded = dataset.info.features[key].names
+        recorded = feature.names
         if recorded is not None and set(recorded) == set(names) and tuple(recorded) != tuple(names):
             raise ConfigError(
-                f"The dataset's '{key}' has the dimensions of {robot.name} in another order: "
+                f"The dataset's '{feature.key}' has the dimensions of {robot.name} in another order: "
                 f"{', '.join(recorded)}. {robot.path} says {', '.join(names)}."
             )
     if robot.frequency != dataset.info.fps:
