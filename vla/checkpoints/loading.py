@@ -86,8 +86,8 @@ def load_policy(
                 folder, fmt.name, stored_config=stored.config, tokenizer=tokenizer
             )
     policy.loaded_from = LoadedFrom.of_folder(folder, config, asset_id)
-    # By these, peft and others say in their files what they belong to.
-    policy.name_or_path = policy.config.name_or_path = policy.loaded_from.name
+    # By this, peft says in its files what they belong to. (In the config, it would make two copies differ.)
+    policy.name_or_path = policy.loaded_from.name
     return policy.eval()
 
 

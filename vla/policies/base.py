@@ -414,7 +414,8 @@ def check_keywords(method: Callable[..., Any], names: Iterable[str], policy: typ
         names: Names of the tensors.
         policy: Whose method it is.
     """
-    parameters = inspect.signature(method).parameters.values()
+    # As it was written, not as the class shows it to the Trainer (`LossWithoutLabels`).
+    parameters = inspect.signature(inspect.unwrap(method)).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return
     unknown = sorted(set(names) - {parameter.name for parameter in parameters})
