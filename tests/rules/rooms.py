@@ -37,7 +37,7 @@ ALWAYS = ("errors", "types", "atomic", "__version__")
 
 ROOMS: dict[str, Room] = {
     "": Room(
-        rooms=("policies.auto", "policies.registry")
+        rooms=("policies.auto", "policies.auto_classes", "policies.registry")
     ),  # vla/__init__.py, which resolves its public names on demand
     "__main__": Room(rooms=("cli",)),
     "errors": Room(),
@@ -67,6 +67,7 @@ ROOMS: dict[str, Room] = {
     ),
     # The one module of policies/ that rooms below may import: it imports no policy until it is asked for one.
     "policies.registry": Room(packages=("huggingface_hub",)),
+    "policies.auto_classes": Room(rooms=("policies.registry",), packages=("transformers",)),
     "policies": Room(
         rooms=("nn", "objectives", "transforms", "weights", "checkpoints", "adapters", "policies.registry"),
         packages=("torch", "numpy", "transformers", "safetensors", "huggingface_hub"),

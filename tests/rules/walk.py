@@ -23,7 +23,16 @@ FLOORS = (
     ("Policies by name", ("policies.registry",)),
     ("How a policy meets a folder or the hub", ("checkpoints",)),
     ("Adapters", ("adapters",)),
-    ("What a policy is", ("policies.config", "policies.cacheable", "policies.base")),
+    (
+        "What a policy is",
+        (
+            "policies.config",
+            "policies.cacheable",
+            "policies.auto_classes",
+            "policies.trainer",
+            "policies.base",
+        ),
+    ),
     ("pi-0's family", ("policies.flow", "policies.pi0", "policies.pi05")),
     ("The second policy", ("policies.bc",)),
     ("To the robot", ("policies",)),

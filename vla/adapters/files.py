@@ -28,7 +28,7 @@ from vla.adapters.lora import (
     remove_adapter,
 )
 from vla.adapters.quantize import load_quantized
-from vla.atomic import atomic_write, read_json
+from vla.atomic import atomic_folder, atomic_write, read_json
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.errors import StatisticsError, VlaError, WeightsError
 from vla.transforms.named_pipelines import read_pipelines
@@ -236,7 +236,8 @@ def merge(
         )  # fmt: skip
     fold_in(policy)
     policy = policy.to(as_dtype(dtype) or torch.float32)  # type: ignore[arg-type]
-    policy.save_pretrained(dst)
+    with atomic_folder(dst) as made:
+        policy.save_pretrained(made)
     policy.loaded_from = LoadedFrom.of_folder(Path(dst))
     return policy.eval()
 

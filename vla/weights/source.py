@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 
@@ -45,6 +46,8 @@ def local_folder(
     cache_dir: str | Path | None = None,
     *,
     local_files_only: bool = False,
+    force_download: bool = False,
+    subfolder: str | None = None,
 ) -> Path:
     """Return the folder of a checkpoint, downloading what is needed of it where it is on the hub.
 
@@ -57,6 +60,9 @@ def local_folder(
         token: Hub token, for private and gated repositories; what `hf auth login` stored where not given.
         cache_dir: Where snapshots are kept; the hub's own cache where not given.
         local_files_only: Use the cache alone, as HF_HUB_OFFLINE=1 does.
+        force_download: Download what is in the cache already once more.
+        subfolder: Where the checkpoint lies inside the folder or repository, "checkpoints/last"; its top
+            level where not given.
 
     Raises:
         WeightsError: Neither a folder nor a repository that can be reached and read, or a repository
@@ -69,21 +75,33 @@ def local_folder(
                 f"{path} is a local folder, so revision '{revision}' means nothing: leave it out, or give "
                 "the hub id of a folder that is not here."
             )
-        return path
+        if subfolder and not (path / subfolder).is_dir():
+            raise WeightsError(f"{path} has no folder '{subfolder}'.")
+        return path / (subfolder or "")
     if path.is_file():
         raise WeightsError(f"{path} is a file; give the folder that holds config.json and the weights.")
     name = hub_id(str(name_or_path))
     cache = None if cache_dir is None else str(cache_dir)
+    inside = f"{subfolder.strip('/')}/" if subfolder else ""
+    how: dict[str, Any] = {
+        "token": token,
+        "cache_dir": cache,
+        "local_files_only": local_files_only,
+        "force_download": force_download,
+    }
     with hub_errors(name, revision):
-        folder = _snapshot(
-            name, revision, [*_TOP_LEVEL], ["*/*", *NEVER], token, cache, local_files_only=local_files_only
-        )
-        commit = folder.name if COMMIT.fullmatch(folder.name) else revision
+        root = _snapshot(name, revision, _at(inside, _TOP_LEVEL), [f"{inside}*/*", *NEVER], how)
+        folder = root / inside
+        commit = root.name if COMMIT.fullmatch(root.name) else revision
         wanted = [*_BELOW, *(() if _has_safetensors(folder) else _ORBAX)]
-        _snapshot(name, commit, wanted, [*NEVER], token, cache, local_files_only=local_files_only)
+        _snapshot(name, commit, _at(inside, wanted), [*NEVER], how)
     if not has_weights(folder):
         raise WeightsError(_what_is_there_instead(name, commit, token))
     return folder
+
+
+def _at(inside: str, patterns: Iterable[str]) -> list[str]:
+    return [inside + pattern for pattern in patterns]
 
 
 def hub_id(name: str) -> str:
@@ -106,24 +124,11 @@ def hub_id(name: str) -> str:
 
 
 def _snapshot(
-    name: str,
-    revision: str | None,
-    wanted: list[str],
-    never: list[str],
-    token: str | bool | None,
-    cache: str | None,
-    *,
-    local_files_only: bool,
+    name: str, revision: str | None, wanted: list[str], never: list[str], how: Mapping[str, Any]
 ) -> Path:
     return Path(
         huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            cache_dir=cache,
-            allow_patterns=wanted,
-            ignore_patterns=never,
-            local_files_only=local_files_only,
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=never, **how
         )
     )
 
