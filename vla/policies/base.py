@@ -271,13 +271,15 @@ class Policy(PolicyModule):
         tokenizer: Any = None,
         asset_id: str | None = None,
         quantize: str | None = None,
+        base: str | Path | None = None,
         load_weights: bool = True,
     ) -> Self:
         """Load weights and pipeline from any known format: exactly this policy, or an error that says why.
 
         Args:
-            pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`. Where it holds
-                an adapter that was trained here, its base is found and loaded first.
+            pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`. A run's folder
+                stands for its newest checkpoint. Where it holds an adapter that was trained here, its base is
+                found and loaded first.
             dtype: Dtype of the weights, such as `torch.bfloat16`; None keeps that of most of the stored ones.
             device: Where to put them.
             revision: Branch, tag or commit on the hub.
@@ -290,6 +292,8 @@ class Policy(PolicyModule):
             asset_id: Which statistics to take where the checkpoint holds those of several robots.
             quantize: "4bit" or "8bit" stores the linear layers so (bitsandbytes), to act or to train an
                 adapter; `dtype` is then that of all the rest, and of the products.
+            base: Folder, hub id or short name of an adapter's base, where it is no longer where the adapter
+                says; it must have the fingerprint that it had in training.
             load_weights: False checks everything, but leaves the weights without values and without memory:
                 for a process that another one sends them to. Not of an adapter.
 
@@ -309,10 +313,19 @@ class Policy(PolicyModule):
                     f"{folder} holds an adapter: config and statistics are those of its training."
                 )
             policy = load_with_base(
-                folder, expected, dtype=dtype, device=device, tokenizer=tokenizer, quantize=quantize, **where
+                folder,
+                expected,
+                base=base,
+                dtype=dtype,
+                device=device,
+                tokenizer=tokenizer,
+                quantize=quantize,
+                **where,
             )
             policy.loaded_from = policy.loaded_from or LoadedFrom.of_folder(folder)
             return policy.eval()
+        if base is not None:
+            raise ConfigError(f"{folder} holds a whole policy, not an adapter, so base={base} means nothing.")
         return load_quantized(  # type: ignore[return-value]
             folder,
             expected,
