@@ -32,7 +32,7 @@ BANNED_PACKAGES = (
 )
 """Nothing imports these: vla stands on its own feet, with one tensor library."""
 
-ALWAYS = ("errors", "types", "atomic", "__version__")
+ALWAYS = ("errors", "types", "atomic", "terminal", "__version__")
 """Names of `vla` that are open to all."""
 
 ROOMS: dict[str, Room] = {
@@ -43,6 +43,7 @@ ROOMS: dict[str, Room] = {
     "errors": Room(),
     "types": Room(packages=("torch",)),
     "atomic": Room(),  # whole files and folders, or none
+    "terminal": Room(packages=("rich",)),  # bars for a person, lines for a log
     "nn": Room(packages=("torch",)),
     "nn.vision": Room(packages=("torch", "transformers")),
     "objectives": Room(packages=("torch",)),
@@ -94,13 +95,21 @@ ROOMS: dict[str, Room] = {
         packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),
     ),
     "bench": Room(
-        rooms=("nn.flop_counter", "policies.auto", "policies.base", "policies.registry", "adapters.quantize"),
+        rooms=(
+            "nn.flop_counter",
+            "policies.auto",
+            "policies.base",
+            "policies.registry",
+            "adapters.quantize",
+            "weights.known",
+            "weights.source",
+        ),
         packages=("torch", "numpy", "transformers", "psutil"),
     ),
     # Measured by training: what cost and learning are weighed against each other by.
     "bench.learning": Room(rooms=("demo", "train"), packages=("torch",)),
     "demo": Room(
-        rooms=("data", "train", "eval", "policies.auto", "policies.registry", "transforms"),
+        rooms=("data", "train", "eval", "policies.auto", "policies.registry", "transforms", "weights.source"),
         packages=("torch", "numpy", "PIL", "jinja2", "markupsafe", "matplotlib", "gymnasium", "rich"),
     ),
     "cli": Room(rooms=("*",), packages=("*",)),

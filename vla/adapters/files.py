@@ -107,14 +107,14 @@ def load_adapter(
     """
     peft: Any = import_peft()
     folder = local_folder(folder)
-    said = _read_base(folder)
+    said = read_base(folder)
     ours = fingerprint(policy)
     if ours != said["fingerprint"]:
         ours_from = policy.loaded_from.name if policy.loaded_from else "weights of no checkpoint"
         raise WeightsError(
             f"The adapter {folder} was trained on {said['name']} with the fingerprint {said['fingerprint']}, "
             f"but this policy, {ours_from}, has the fingerprint {ours}: an adapter only fits its own base. "
-            "`vla merge --base WHERE` takes one that lies elsewhere now."
+            "`--base WHERE`, or `base` in Python, names one that lies elsewhere now."
         )
     lora, tensors = _read_adapter(folder)
     pipelines = read_pipelines(folder)
@@ -176,7 +176,7 @@ def load_with_base(
         WeightsError: The base cannot be reached or is not the one that the adapter was trained on; or files
             are damaged.
     """
-    said, wanted = _read_base(folder), as_dtype(dtype)
+    said, wanted = read_base(folder), as_dtype(dtype)
     name = said["name"] if base is None else str(base)
     try:
         policy = load_quantized(
@@ -192,7 +192,8 @@ def load_with_base(
         )
     except (WeightsError, StatisticsError) as error:
         raise WeightsError(
-            f"The adapter {folder} needs its base {name}, which cannot be opened: {error}"
+            f"The adapter {folder} needs its base {name}, which cannot be opened: {error} Where it lies "
+            "elsewhere now, name it: `--base WHERE`, or `base` in Python."
         ) from error
     load_adapter(policy, folder, dtype=adapter_dtype)
     if wanted is None or adapter_dtype is not None:
@@ -242,7 +243,12 @@ def merge(
     return policy.eval()
 
 
-def _read_base(folder: Path) -> dict[str, Any]:
+def read_base(folder: Path) -> dict[str, Any]:
+    """Return what an adapter's folder says of its base: name, revision, config, asset_id, fingerprint, ...
+
+    Raises:
+        WeightsError: The folder holds no adapter that was trained here, or the file is damaged.
+    """
     path = folder / BASE_FILE
     said = _read(path)
     if said.keys() - {"quantize"} != {"name", "revision", "config", "asset_id", "fingerprint"}:

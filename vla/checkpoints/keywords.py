@@ -86,7 +86,7 @@ is downloaded that could have a revision."""
 
 OURS = (
     "dtype", "device", "revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder",
-    "config", "tokenizer", "asset_id", "quantize", "load_weights", "output_loading_info",
+    "config", "tokenizer", "asset_id", "quantize", "base", "load_weights", "output_loading_info",
 )  # fmt: skip
 """Keywords of `vla.policies.base.Policy.from_pretrained`."""
 
@@ -99,6 +99,7 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
     "local_files_only": (bool | None, "True or False"),
     "force_download": (bool | None, "True or False"),
     "subfolder": (str | None, "the path of a folder"),
+    "base": (str | PathLike | None, "a folder, a hub id or a short name"),
     "output_loading_info": (bool | None, "True or False"),
     "config": (Mapping | PreTrainedConfig | str | PathLike | None, "fields by name, a config or its folder"),
 }
@@ -304,7 +305,7 @@ def device_of(device_map: Any) -> torch.device:
         if isinstance(device_map, int) and not isinstance(device_map, bool):
             device = torch.device("cuda" if here is None else here.type, device_map)
         else:
-            device = torch.device(device_map)
+            device = torch.device(device_map)  # type: ignore[arg-type]  # anything is tried
     except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"from_pretrained(device_map={_shown(device_map)}): no such device.") from error
     there = here is not None and device.type == here.type

@@ -2,11 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vla.cli.console import console, quiet_loading
+from vla.cli.info.memory import memory_explained
+
+if TYPE_CHECKING:
+    from vla.train.recipe import Recipe
 
 
 def train(
@@ -37,9 +41,23 @@ def train(
     from vla.train.loop import train as run
 
     quiet_loading()
-    result = run(settings, resume=resume, open_loop=while_training, plots=plots_while_training)
+    with memory_explained(lambda: _config(settings), settings.train.batch_size):
+        result = run(settings, resume=resume, open_loop=while_training, plots=plots_while_training)
     if result.stopped_by_signal:
         console().print(f"stopped at step {result.step}; the same command with --resume continues")
         raise typer.Exit(130)
     if os.environ.get("RANK", "0") == "0":
         console().print(f"policy: {result.checkpoint}")
+
+
+def _config(recipe: "Recipe") -> Any:
+    """Return the config of the policy that a recipe trains; None where its checkpoint does not say."""
+    if recipe.policy.pretrained is not None:
+        from vla.cli.info.checkpoint import inspect
+        from vla.weights.headers import header_folder
+
+        with header_folder(recipe.policy.pretrained) as folder:
+            return inspect(folder).config
+    from vla.policies.registry import make_config
+
+    return make_config(recipe.policy.type, recipe.policy.config, recipe.policy.preset)

@@ -30,11 +30,12 @@ def load(
     """Load weights and pipeline: robot units in, robot units out.
 
     Args:
-        name_or_path: Folder, hub id, or short name from `vla info known`.
+        name_or_path: Folder, hub id, or short name from `vla info known`; a training run's folder stands for
+            its newest checkpoint.
         robot: Description of the robot (`recipes/robots/<robot>.yaml`), for checkpoints that record neither
             cameras nor conventions, such as openpi's. It also chooses among the statistics of several robots.
         pipeline: Which robot of a checkpoint that was trained on a mixture: the name of its pipeline.
-        **options: Options of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, ...
+        **options: Options of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, `base`, ...
 
     Raises:
         WeightsError: See `AutoPolicy.from_pretrained`.

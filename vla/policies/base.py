@@ -318,6 +318,7 @@ class Policy(PolicyModule):
         tokenizer: Any = None,
         asset_id: str | None = None,
         quantize: str | None = None,
+        base: str | Path | None = None,
         load_weights: bool = True,
         output_loading_info: bool = False,
         **others: Any,
@@ -325,8 +326,9 @@ class Policy(PolicyModule):
         """Load weights and pipeline from any known format: exactly this policy, or an error that says why.
 
         Args:
-            pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`. Where it holds
-                an adapter that was trained here, its base is found and loaded first.
+            pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`. A run's folder
+                stands for its newest checkpoint. Where it holds an adapter that was trained here, its base is
+                found and loaded first.
             dtype: Dtype of the weights, such as `torch.bfloat16`; None keeps that of most of the stored ones.
             device: Where to put them.
             revision: Branch, tag or commit on the hub.
@@ -341,6 +343,8 @@ class Policy(PolicyModule):
             asset_id: Which statistics to take where the checkpoint holds those of several robots.
             quantize: "4bit" or "8bit" stores the linear layers so (bitsandbytes), to act or to train an
                 adapter; `dtype` is then that of all the rest, and of the products.
+            base: Folder, hub id or short name of an adapter's base, where it is no longer where the adapter
+                says; it must have the fingerprint that it had in training.
             load_weights: False checks everything, but leaves the weights without values and without memory:
                 for a process that another one sends them to. Not of an adapter.
             output_loading_info: Return the policy and a dictionary of what did not fit, as `transformers`
@@ -357,7 +361,13 @@ class Policy(PolicyModule):
         """
         where = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         fetched = {"force_download": force_download, "subfolder": subfolder, **where}
-        check_types(revision=revision, config=config, output_loading_info=output_loading_info, **fetched)
+        check_types(
+            revision=revision,
+            config=config,
+            base=base,
+            output_loading_info=output_loading_info,
+            **fetched,
+        )
         adapter = (others.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")  # AutoModel's
         given = {"dtype": dtype, "device": device, "quantize": quantize}
         options = {**merged(given, translate(others)), "tokenizer": tokenizer}
@@ -371,13 +381,18 @@ class Policy(PolicyModule):
                 raise ConfigError(
                     f"{folder} holds an adapter: config and statistics are those of its training."
                 )
-            policy: Any = load_with_base(folder, expected, **options, **where)
+            policy: Any = load_with_base(folder, expected, base=base, **options, **where)
             policy.loaded_from = policy.loaded_from or LoadedFrom.of_folder(folder)
         else:
+            if base is not None:
+                raise ConfigError(
+                    f"{folder} holds a whole policy, not an adapter, so base={base} means nothing."
+                )
             options |= {"kind": (quantize := options.pop("quantize")), "config": config, "asset_id": asset_id}
             reads = load_weights or quantize is not None
             policy = load_quantized(folder, expected, load_weights=reads, **options)
-        return (policy.eval(), nothing_missing()) if output_loading_info else policy.eval()
+        loaded: Any = (policy.eval(), nothing_missing()) if output_loading_info else policy.eval()
+        return loaded
 
     @classmethod
     def from_backbone(

@@ -1,12 +1,10 @@
 """`vla info DATASET`: what the metadata says; no frame is decoded."""
 
-import json
 from statistics import median
 from typing import Any
 
-import typer
-
 from vla.cli.console import print_rows
+from vla.cli.logs import print_json
 
 SHOWN_TASKS = 5
 
@@ -48,7 +46,7 @@ def print_dataset(what: str, revision: str | None = None, as_json: bool = False)
         "fingerprint": dataset.fingerprint,
     }
     if as_json:
-        typer.echo(json.dumps({"kind": "dataset", "path": what, **values}, indent=2))
+        print_json({"kind": "dataset", "path": what, **values})
         return
     print_rows(f"dataset {what}", _rows(values))
 
