@@ -47,8 +47,9 @@ class LeRobotDataset:
     Map-style: `dataset[i]` is a dictionary with LeRobot's own keys: every camera as uint8 `[3, h, w]`, the
     state `[d]` and the action chunk `[a, m]` as float32, `"action_is_pad"` bool `[a]`, `"task"` as text, and
     every other column as it is (scalars as 0-dim tensors, strings as `str`). Everything but the images is
-    in memory; opening checks all of it, so that a run that starts does not stumble over its data. It can be
-    pickled, and used in forked or spawned workers.
+    in memory; opening checks all of it, so that a run that starts does not stumble over its data: the numbers,
+    and what the metadata say against the files (`vla.data.lerobot.verify`). It can be pickled, used in forked or
+    spawned workers, and from several threads.
 
     With a `window` that reads several frames, the state is `[o, d]` and images are `[o, 3, h, w]`, oldest
     first, and `"<key>_is_pad"` bool `[o]` is True where the offset lies before the episode's start (the first
@@ -61,7 +62,7 @@ class LeRobotDataset:
         window: Which frames make up a sample, in steps of the dataset; single cameras by their keys here
             (`Window.rekeyed`). By default the present frame, and a chunk that begins with it.
         episodes: Episode indices to use, in this order; all by default.
-        cameras: Camera keys to decode; all by default.
+        cameras: Camera keys to decode; all by default that see colours (depth is left out, with a warning).
         action_key: Column of the actions; several are joined in the order given.
         state_key: The same of the state.
         revision: Branch, tag or commit of a hub dataset.
@@ -370,6 +371,10 @@ class LeRobotDataset:
             digest.update(f"{name} {sizes[name]}\n".encode())
         return digest.hexdigest()[:32]
 
+    def _tasks_of(self, span: slice) -> tuple[str, ...]:
+        rows = self._columns.numbers["task_index"][span]
+        return tuple(self.info.tasks[index] for index in dict.fromkeys(rows.tolist()))
+
     def _load_rows(self, every: Sequence[Episode], tolerance_s: float | None) -> list[np.ndarray]:
         """Read the columns; return the times of each episode's frames since its start, in seconds."""
         starts = np.cumsum([0, *(episode.length for episode in every)]).tolist()
@@ -391,6 +396,10 @@ class LeRobotDataset:
             for key, values in numbers.items()
             if key not in (self.state_key, self.action_key)
         }
+        self.episodes = [
+            episode if episode.tasks else replace(episode, tasks=self._tasks_of(span))
+            for episode, span in zip(self.episodes, self.episode_slices, strict=True)
+        ]
         times = _frame_times(numbers["timestamp"], numbers["frame_index"], self.info.fps)
         check_times(times, self.episode_slices, self.episodes, self.info.fps, tolerance_s)
         return [times[span] for span in self.episode_slices]

@@ -30,9 +30,10 @@ def split_episodes(
     ids = list(range(episodes)) if isinstance(episodes, int) else list(episodes)
     count = round(validation_fraction * len(ids))
     if validation_fraction > 0 and len(ids) == 1:
+        count = 0
         say_once(
-            f"There is one episode, number {ids[0]}, and a share of {validation_fraction:g} is to be held out: "
-            "it is trained on, and nothing is validated."
+            f"There is one episode, number {ids[0]}, and a share of {validation_fraction:g} is to be held "
+            "out: it is trained on, and nothing is validated."
         )
     if validation_fraction > 0 and len(ids) >= 2:
         count = min(max(count, 1), len(ids) - 1)

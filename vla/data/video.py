@@ -164,7 +164,7 @@ class VideoReaders:
         It is opened if none is idle: threads that read one file at a time have a reader each.
 
         Raises:
-            DatasetError: As `VideoReader` does.
+            DatasetError: See `VideoReader`.
         """
         reader = self._take(name)
         if reader is None:
@@ -232,7 +232,9 @@ def check_container(path: Path) -> None:
             return
         kinds = _mp4_boxes(path, size)
     except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing: the dataset is incomplete.") from error
+        raise DatasetError(
+            f"{path} is missing: the dataset is incomplete, or video_path of meta/info.json leads elsewhere."
+        ) from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error}.") from error
     if b"moov" not in kinds:

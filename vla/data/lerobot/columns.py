@@ -161,7 +161,12 @@ class _FileReader:
 
     def __init__(self, features: Mapping[str, Feature], needed: set[str]) -> None:
         self._features, self._needed = features, needed
-        self.left_out: dict[str, str] = {}
+        self._reasons: dict[str, dict[str, str]] = {}
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why columns are left out: for each, what is wrong in the first file by name."""
+        return {key: by_file[min(by_file)] for key, by_file in self._reasons.items()}
 
     def read(self, path: Path, wanted: Sequence[tuple[int, Episode]]) -> dict[int, _Arrays]:
         """Read one file and cut out the wanted episodes, by their position in the selection."""
@@ -170,7 +175,7 @@ class _FileReader:
         table = read_table(path, needed, others)
         arrays: _Arrays = {"file_rows": np.arange(len(table))}
         for key, feature in self._features.items():
-            with self._leaving_out(key):
+            with self._leaving_out(key, path):
                 if key not in table.column_names:
                     raise DatasetError(f"{path} has no such column.")
                 arrays[key] = to_numpy(path, table[key], feature)
@@ -187,18 +192,18 @@ class _FileReader:
             _check_frames(path, episode, parts[position]["frame_index"])
             for key, feature in self._features.items():
                 if key in arrays:
-                    with self._leaving_out(key):
+                    with self._leaving_out(key, path):
                         _check_finite(path, episode, parts[position][key], feature)
         return parts
 
     @contextmanager
-    def _leaving_out(self, key: str) -> Iterator[None]:
+    def _leaving_out(self, key: str, path: Path) -> Iterator[None]:
         try:
             yield
         except DatasetError as error:
             if key in self._needed:
                 raise
-            self.left_out.setdefault(key, str(error))
+            self._reasons.setdefault(key, {}).setdefault(str(path), str(error))
 
 
 def _episode_spans(path: Path, indices: np.ndarray) -> dict[int, tuple[int, int]]:

@@ -134,7 +134,7 @@ class DatasetInfo:
             hint = f" A list of columns is joined: {list(parts)}." if parts else ""
             hint = hint or did_you_mean(key, self.features)
             raise DatasetError(
-                f"The dataset has no '{key}' for {what}; it has {sorted(self.features)}.{hint}"
+                f"The dataset has no '{key}' for {what}; its features are {sorted(self.features)}.{hint}"
             )
         return self.features[key]
 
