@@ -47,9 +47,9 @@ class LeRobotDataset:
     Map-style: `dataset[i]` is a dictionary with LeRobot's own keys: every camera as uint8 `[3, h, w]`, the
     state `[d]` and the action chunk `[a, m]` as float32, `"action_is_pad"` bool `[a]`, `"task"` as text, and
     every other column as it is (scalars as 0-dim tensors, strings as `str`). Everything but the images is
-    in memory; opening checks all of it, so that a run that starts does not stumble over its data: the numbers,
-    and what the metadata say against the files (`vla.data.lerobot.verify`). It can be pickled, used in forked or
-    spawned workers, and from several threads.
+    in memory; opening checks all of it, so that a run that starts does not stumble over its data: the
+    numbers, and what the metadata say against the files (`vla.data.lerobot.verify`). It can be pickled, used
+    in forked or spawned workers, and from several threads.
 
     With a `window` that reads several frames, the state is `[o, d]` and images are `[o, 3, h, w]`, oldest
     first, and `"<key>_is_pad"` bool `[o]` is True where the offset lies before the episode's start (the first
