@@ -397,7 +397,7 @@ class LeRobotDataset:
             if key not in (self.state_key, self.action_key)
         }
         self.episodes = [
-            episode if episode.tasks else replace(episode, tasks=self._tasks_of(span))
+            replace(episode, tasks=self._tasks_of(span))
             for episode, span in zip(self.episodes, self.episode_slices, strict=True)
         ]
         times = _frame_times(numbers["timestamp"], numbers["frame_index"], self.info.fps)

@@ -19,6 +19,7 @@ from tests.data.make import (
     read_code,
     task_of,
     write_json,
+    write_jsonl,
 )
 from tests.fuzzing import fuzz
 from vla.data import LeRobotDataset
@@ -222,3 +223,23 @@ def test_names_of_the_gamepad_open(root):
 def test_templates_that_lead_nowhere(template):
     with pytest.raises(DatasetError, match=r"meta/info.json: data_path"):
         fields.fill_template(template, "data_path", x=7)
+
+
+@pytest.mark.parametrize("name", ["episodes", "tasks"])
+def test_every_field_of_the_lists(tmp_path, name):
+    """Episodes and tasks of v2.1: right values, or an error that names the field."""
+    root = make_dataset(tmp_path / "x", "v2.1", episodes=2, length=N, cameras=[TOP])
+    path, wrong = root / f"meta/{name}.jsonl", []
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for field in rows[1]:
+        for other in (ABSENT, *WRONG, *contradictions(rows[1][field])):
+            write_jsonl(path, [rows[0], changed(rows[1], (field,), other)])
+            try:
+                dataset = LeRobotDataset(root, action_horizon=2)
+                right = is_right(dataset) and dataset.episodes[1].tasks == (task_of(1),)
+                right = right or (field == "task" and dataset[N]["task"] == other)  # nothing contradicts it
+            except DatasetError as error:
+                right = field in str(error) or "lists episode 0 twice" in str(error)
+            if not right:
+                wrong.append((field, other))
+    assert wrong == []

@@ -127,8 +127,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None, optional: Seque
             return file.read(wanted, use_threads=False)
     except FileNotFoundError as error:
         raise DatasetError(
-            f"{path} is missing: the dataset is incomplete, or data_path and chunks_size of meta/info.json "
-            "lead elsewhere."
+            f"{path} is missing: the dataset is incomplete, or data_path and chunks_size of meta/info.json, "
+            "or the episode_index, lead elsewhere."
         ) from error
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} is not a readable parquet file: {_first_line(error)}") from error

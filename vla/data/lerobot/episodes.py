@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vla.data.lerobot.fields import shown
 from vla.data.lerobot.schema import DatasetInfo
 from vla.errors import DatasetError
 
@@ -31,7 +32,7 @@ class Episode:
     Attributes:
         index: `episode_index`, unique in the dataset.
         length: Number of frames.
-        tasks: The instructions that occur in it, as its entry says; the rows' `task_index` is what counts.
+        tasks: The instructions of its rows; until those are read, what its entry says.
         data_path: Parquet file that holds its rows, relative to the dataset's root.
         videos: Span by camera key; cameras stored as images in parquet have none.
     """
@@ -50,14 +51,17 @@ def check_totals(info: DatasetInfo, episodes: Sequence[Episode], source: Path) -
         if episode.index in seen:
             raise DatasetError(f"{source} lists episode {episode.index} twice.")
         if episode.length <= 0 or episode.index < 0:
-            raise DatasetError(f"{source} says that episode {episode.index} has {episode.length} frames.")
+            raise DatasetError(
+                f"{source} says that episode {episode.index} has {episode.length} frames (episode_index, "
+                "length)."
+            )
         seen.add(episode.index)
     frames = sum(episode.length for episode in episodes)
     if len(episodes) != info.total_episodes or frames != info.total_frames:
         raise DatasetError(
             f"meta/info.json promises {info.total_episodes} episodes and {info.total_frames} frames "
             f"(total_episodes, total_frames), but {source} lists {len(episodes)} episodes and {frames} "
-            "frames: the dataset is incomplete, or its metadata is stale."
+            "frames (length): the dataset is incomplete, or its metadata is stale."
         )
 
 
@@ -66,3 +70,10 @@ def texts_of(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
+
+
+def task_text(value: Any, index: Any, source: str) -> str:
+    """Return an instruction, which may be empty; raises `DatasetError` where it is not a text."""
+    if not isinstance(value, str):
+        raise DatasetError(f"{source}: the 'task' of task_index {index} must be a text, got {shown(value)}.")
+    return value

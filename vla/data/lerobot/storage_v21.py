@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, texts_of
-from vla.data.lerobot.fields import fill_template, present, shown, text, whole
+from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, task_text, texts_of
+from vla.data.lerobot.fields import fill_template, present, shown, whole
 from vla.data.lerobot.schema import DatasetInfo
 from vla.errors import DatasetError
 
@@ -19,7 +19,7 @@ def read_tasks(root: Path) -> dict[int, str]:
     tasks = {}
     for where, line in _lines(root / TASKS_PATH):
         index = whole(present(line, "task_index", where), "task_index", where)
-        tasks[index] = text(line, "task", where)
+        tasks[index] = task_text(present(line, "task", where), index, where)
     return tasks
 
 

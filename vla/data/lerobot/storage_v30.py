@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.data.lerobot.columns import read_table
-from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, texts_of
+from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, task_text, texts_of
 from vla.data.lerobot.fields import fill_template, number, shown, whole
 from vla.data.lerobot.schema import DatasetInfo
 from vla.errors import DatasetError
@@ -30,9 +30,11 @@ def read_tasks(root: Path) -> dict[int, str]:
     if "task_index" not in table.column_names or not texts:
         raise DatasetError(f"{path} must have the columns task_index and task, got {table.column_names}.")
     indices, tasks = table["task_index"].to_pylist(), table[texts[0]].to_pylist()
-    if None in tasks:
-        raise DatasetError(f"{path}: task {indices[tasks.index(None)]} has no text.")
-    return {whole(i, "task_index", str(path)): str(task) for i, task in zip(indices, tasks, strict=True)}
+    where = str(path)
+    return {
+        whole(index, "task_index", where): task_text(task, index, where)
+        for index, task in zip(indices, tasks, strict=True)
+    }
 
 
 def read_episodes(root: Path, info: DatasetInfo) -> list[Episode]:
