@@ -75,7 +75,8 @@ def misread(what: Any, error: type[VlaError]) -> Iterator[None]:
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as cause:
         said = " ".join(str(cause).split())
         raise error(
-            f"{what} holds something of another kind than expected ({type(cause).__name__}: {said.rstrip('.')})."
+            f"{what} holds something of another kind than expected "
+            f"({type(cause).__name__}: {said.rstrip('.')})."
         ) from cause
 
 

@@ -246,7 +246,7 @@ def as_device(device: "torch.device | str | int | None") -> "torch.device | None
         count = torch.cuda.device_count()
         there = "no CUDA device" if not count else f"{count} CUDA device{'s' * (count > 1)}"
         raise ConfigError(
-            f"The device '{found}' cannot be used: PyTorch {torch.__version__} finds {there} on this machine. "
-            "Use 'cpu', or another device that is there."
+            f"The device '{found}' cannot be used: PyTorch {torch.__version__} finds {there} on this "
+            "machine. Use 'cpu', or another device that is there."
         ) from error
     return found

@@ -77,8 +77,8 @@ def _check_widths(pipeline: Pipeline) -> None:
         if width != known:
             error: type[VlaError] = StatisticsError if "statistics" in who + first else ConfigError
             raise error(
-                f"{feature} {_is(feature)} {known} wide by {first}, but {width} wide by {who}: one of them is "
-                "of another robot."
+                f"{feature} {_is(feature)} {known} wide by {first}, but {width} wide by {who}: one of them "
+                "is of another robot."
             )
     for transform in pipeline.transforms:
         if not type(transform).__module__.startswith(_LIBRARY):

@@ -40,6 +40,7 @@ from vla.errors import ConfigError, StatisticsError, did_you_mean
 from vla.policies.registry import name_of, policy_entry, policy_module
 from vla.transforms.base import PIPELINE_FILE, Pipeline
 from vla.transforms.normalize import Normalize
+from vla.transforms.statistics import STATISTICS_FILE
 from vla.transforms.tokenizer import LazyTokenizer, find_tokenizer, holds_tokenizer
 
 FORMATS = ("vla", "lerobot", "transformers", "openpi", "openpi-jax")
@@ -154,7 +155,7 @@ def write_pipeline(
 
 def _own(folder: Path, tokenizer: Any) -> Pipeline | None:
     """Return the pipeline in our own files, if there are any."""
-    if not (folder / PIPELINE_FILE).exists():
+    if not any((folder / file).exists() for file in (PIPELINE_FILE, STATISTICS_FILE)):
         return None
     pipeline = Pipeline.load(folder)
     if tokenizer is None or not isinstance(pipeline.tokenizer, LazyTokenizer):

@@ -99,7 +99,7 @@ class ObservationGuard:
         return made
 
     def _check_keys(self, observation: Observation) -> None:
-        """Refuse keys that must have been meant otherwise; leave out others that nothing reads, with a line."""
+        """Refuse keys that must have been meant otherwise; leave out others that nothing reads."""
         if odd := [key for key in observation if not isinstance(key, str)]:
             raise ObservationError(f"The keys of an observation are text, got {odd[0]!r}.")
         needed = (STATE_KEY, TASK_KEY) if self._needs_task else (STATE_KEY,)

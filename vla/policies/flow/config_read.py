@@ -88,7 +88,7 @@ JAX_HEADS = {
 """Axes of openpi's arrays that show the heads, which matrices do not."""
 
 _CHANGES_MORE = {
-    "use_peft": "an adapter belongs to these weights, which is not in them; merge it (peft: merge_and_unload)",
+    "use_peft": "an adapter belongs to these weights and is not in them; merge it (peft: merge_and_unload)",
     "adapt_to_pi_aloha": "ALOHA's joints and grippers are converted outside the recorded pipeline",
 }
 """Fields of LeRobot's config by which the policy does more than its tensors and processors say."""
@@ -139,7 +139,7 @@ def read_flow_config(
 
 
 def _refuse_other_policy(config_class: type[FlowConfig], stored: Stored, format: Format) -> None:
-    """Raise where another library's config is of another policy than the tensors, or asks for more than they do."""
+    """Raise where another library's config is of another policy than the tensors, or asks for more."""
     if format.name in ("vla", "paligemma"):
         return
     ours = str(config_class.model_type).removeprefix(PREFIX)
