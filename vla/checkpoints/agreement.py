@@ -1,4 +1,4 @@
-"""Whether the parts of a checkpoint speak of the same policy: config, pipeline, statistics, tokenizer.
+"""Whether the parts of a checkpoint describe the same policy: config, pipeline, statistics, tokenizer.
 
 Each part can be right by itself, and all of them together a policy that acts wrongly or fails at the first
 observation. They are compared once, when a checkpoint is loaded, whatever its format.

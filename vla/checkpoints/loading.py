@@ -60,8 +60,8 @@ def load_policy(
     """
     asked = as_dtype(dtype)
     with ExitStack() as stack:
-        stored = stack.enter_context(open_stored(folder))
         with remedied(folder):
+            stored = stack.enter_context(open_stored(folder))
             name, fmt = recognise(stored)
         policy_class = policy_entry(name).policy
         if expected is not None and policy_class is not expected:
@@ -115,11 +115,16 @@ def _pipelines(
         pipelines = read_pipelines(folder)
         return pipelines, next(iter(pipelines.values())).tokenizer
     options = {"stored_config": stored.config, "tokenizer": tokenizer}
-    with misread(f"{folder}: its config.json, or a file of its pipeline,", ConfigError):
-        found = read_pipeline(folder, fmt.name, name, settings, asset_id=asset_id, **options)
-        if found is not None:
-            return {None: found}, None
-        return {}, read_tokenizer(folder, fmt.name, **options)
+    try:
+        with misread(f"{folder}: its config.json, or a file of its pipeline,", ConfigError):
+            found = read_pipeline(folder, fmt.name, name, settings, asset_id=asset_id, **options)
+            if found is not None:
+                return {None: found}, None
+            return {}, read_tokenizer(folder, fmt.name, **options)
+    except (ConfigError, StatisticsError, WeightsError) as error:
+        if str(folder) in str(error):
+            raise
+        raise type(error)(f"{folder}: {error}") from error
 
 
 def _check_agreement(folder: Path, policy: PolicyModule) -> None:

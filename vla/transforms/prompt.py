@@ -148,8 +148,8 @@ class TokenizePrompt(Transform):
         for token in ("bos_token_id", "eos_token_id"):
             if getattr(self.tokenizer, token) is None:
                 raise ConfigError(
-                    f"The tokenizer has no {token}, which its tokenizer_config.json should name; prompts begin "
-                    "and responses end with one."
+                    f"The tokenizer has no {token}, which its tokenizer_config.json should name; prompts "
+                    "begin and responses end with one."
                 )
         if self.max_length <= self._empty:
             raise ConfigError(
