@@ -42,7 +42,7 @@ def load(
         StatisticsError: The checkpoint has no statistics, so its actions could not be denormalised.
         ConfigError: The robot's description does not fit, or `pipeline` names none of the checkpoint's.
     """
-    options["device"] = as_device(options.get("device"))  # before gigabytes are fetched
+    as_device(options.get("device"))  # before gigabytes are fetched
     described = None if robot is None else load_robot(robot)
     folder = local_folder(name_or_path, **{key: options[key] for key in _WHERE if key in options})
     for key in ("revision", "force_download", "subfolder"):

@@ -356,13 +356,13 @@ class Policy(PolicyModule):
                 there.
             SaveError: What was saved into the folder last cannot be moved to its place.
         """
-        device = as_device(device)
         where = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         fetched = {"force_download": force_download, "subfolder": subfolder, **where}
         check_types(revision=revision, config=config, output_loading_info=output_loading_info, **fetched)
         adapter = (others.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")  # AutoModel's
         given = {"dtype": dtype, "device": device, "quantize": quantize}
         options = {**merged(given, translate(others)), "tokenizer": tokenizer}
+        options["device"] = as_device(options.get("device"))
         config = config_with(config, others, cls)
         source = adapter or pretrained_model_name_or_path
         folder = local_folder(source, revision=None if adapter else revision, **fetched)

@@ -129,20 +129,25 @@ class RobotPolicy:
 
         Args:
             observation: `"observation.images.<camera>"` uint8 `[h, w, 3]` each (absent cameras left out),
-                `"observation.state"` `[d]` in robot units, `"task"` the instruction (may be left out
-                where the robot's description has one, or the policy reads no text).
+                `"observation.state"` `[d]` in robot units, finite, `"task"` the instruction (may be left out,
+                or empty, where the robot's description has one, or the policy reads no text). Arrays may be
+                numpy's, torch's or lists; of a list of one text, the text is taken. Other keys are not read,
+                which the log says once.
             noise: `[a, m]` in model space, where sampling starts; drawn where not given.
-            generator: Source of the noise.
+            generator: Source of the noise, on the policy's device.
             text: Whether to generate the response text as well.
-            num_steps: Steps of sampling; the policy's own number where not given.
+            num_steps: Steps of sampling, 1 to 10000; the policy's own number where not given.
 
         Returns:
             `"actions"` float32 `[a, d]` in robot units, the steps of the chunk that can be executed from now
             on (without those before the window's `first_executable`), and `"text"` where asked for.
 
         Raises:
-            ShapeError: A camera or the state does not fit the checkpoint.
-            ConfigError: The policy reads frames of the past, generates no text, or has no `num_steps`.
+            ObservationError: A camera, the state, the task or the noise does not fit the checkpoint or cannot
+                be acted on; it is a `ShapeError`.
+            ActionError: The policy's answer is not finite, so it is withheld.
+            ConfigError: The policy reads frames of the past, generates no text, or has no `num_steps`; or
+                `generator` is not one.
         """
         batched = None if noise is None else check_noise(noise, "a m")[None]
         return self.infer_batch(
@@ -170,7 +175,8 @@ class RobotPolicy:
             num_steps: See `infer`.
 
         Raises:
-            ShapeError: See `infer`; or there are not as many generators as observations.
+            ObservationError: See `infer`; or there is no observation, or not one generator for each.
+            ActionError: See `infer`. No session has noted its observation then.
             ConfigError: See `infer`; or a session occurs twice.
         """
         pairs = self._pairs(observations)

@@ -79,7 +79,7 @@ class FeatureStats:
 
 
 def _floats(name: str, given: Any) -> tuple[float, ...]:
-    """Return a vector's values; text is no number, even where it can be read as one."""
+    """Return a vector's values; text is not a number, even where it can be read as one."""
     try:
         values = () if isinstance(given, str | Mapping) else tuple(given)
         if len(values) == len(given) and not any(isinstance(value, str | bool) for value in values):
