@@ -76,6 +76,8 @@ def read_pipeline(
         ConfigError: The folder's or the given tokenizer cannot be read, or a file of ours is damaged.
     """
     if format_name == "vla":
+        if (folder / STATISTICS_FILE).exists() and not (folder / PIPELINE_FILE).exists():
+            raise ConfigError(f"{folder / PIPELINE_FILE} is missing, to which {STATISTICS_FILE} belongs.")
         return _own(folder, tokenizer)
     read_its_own = getattr(policy_module(policy_name, "weights"), "read_pipeline", None)
     if read_its_own is not None:
@@ -155,7 +157,7 @@ def write_pipeline(
 
 def _own(folder: Path, tokenizer: Any) -> Pipeline | None:
     """Return the pipeline in our own files, if there are any."""
-    if not any((folder / file).exists() for file in (PIPELINE_FILE, STATISTICS_FILE)):
+    if not (folder / PIPELINE_FILE).exists():
         return None
     pipeline = Pipeline.load(folder)
     if tokenizer is None or not isinstance(pipeline.tokenizer, LazyTokenizer):
