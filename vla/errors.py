@@ -5,7 +5,13 @@ exits with a non-zero status. Violations of our own invariants use `assert`.
 """
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_RUN_CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 class VlaError(Exception):
@@ -22,6 +28,14 @@ class DatasetError(VlaError, ValueError):
 
 class ShapeError(VlaError, ValueError):
     """A tensor does not have the shape that a public function documents."""
+
+
+class ObservationError(ShapeError):
+    """What a robot measured cannot be acted on: a key is missing, or a value is not what it should be."""
+
+
+class ActionError(VlaError, ArithmeticError):
+    """A policy answered with actions that no robot can execute."""
 
 
 class StatisticsError(VlaError, ValueError):
@@ -44,3 +58,73 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string."""
     nearest = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return f" Did you mean '{nearest[0]}'?" if nearest else ""
+
+
+@contextmanager
+def misread(what: Any, error: type[VlaError]) -> Iterator[None]:
+    """Turn what Python raises over values of another kind than expected into a sentence that names the file.
+
+    Args:
+        what: The file that the block reads, or what it interprets.
+        error: What to raise instead.
+    """
+    try:
+        yield
+    except VlaError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as cause:
+        said = " ".join(str(cause).split())
+        raise error(
+            f"{what} holds something of another kind than expected "
+            f"({type(cause).__name__}: {said.rstrip('.')})."
+        ) from cause
+
+
+def remedy(path: Path) -> str:
+    """Return what to do about a damaged file or folder: "download it again", or what a run can do.
+
+    Args:
+        path: The file or folder. In a checkpoint of a run (`checkpoints/step-000200/`), the older checkpoint
+            to resume from is named: nothing of it was ever downloaded.
+    """
+    checkpoint = run_checkpoint(path)
+    if checkpoint is None:
+        return "download it again"
+    older = [
+        other
+        for other in checkpoint.parent.iterdir()
+        if _RUN_CHECKPOINT.fullmatch(other.name) and other.is_dir() and _step(other) < _step(checkpoint)
+    ]
+    if not older:
+        return f"there is no older checkpoint in {checkpoint.parent}, so the run must be started again"
+    newest = max(older, key=_step)
+    return f"remove {checkpoint} to resume from {newest}, or use that one"
+
+
+def run_checkpoint(path: Path) -> Path | None:
+    """Return the run's checkpoint that a path lies in, itself included; None where it lies in none."""
+    resolved = path.resolve()
+    for folder in (resolved, *resolved.parents):
+        if _RUN_CHECKPOINT.fullmatch(folder.name) and folder.parent.name == "checkpoints":
+            return folder
+    return None
+
+
+@contextmanager
+def remedied(folder: Path) -> Iterator[None]:
+    """Let what is wrong with a run's checkpoint say which older one is there, unless it says so itself."""
+    try:
+        yield
+    except MissingDependencyError:
+        raise
+    except VlaError as error:
+        if run_checkpoint(folder) is None or remedy(folder) in str(error):
+            raise
+        said = remedy(folder)
+        raise type(error)(f"{error} If it is damaged: {said}.") from error
+
+
+def _step(checkpoint: Path) -> int:
+    match = _RUN_CHECKPOINT.fullmatch(checkpoint.name)
+    assert match, checkpoint
+    return int(match[1])

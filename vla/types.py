@@ -216,3 +216,37 @@ def check_shape(x: "torch.Tensor", layout: str, name: str, **sizes: int) -> None
             for axis, size in zip(axes, expected, strict=True)
         )
         raise ShapeError(f"{name} must have shape [{want}], got {list(x.shape)}.")
+
+
+def as_device(device: "torch.device | str | int | None") -> "torch.device | None":
+    """Return the device that a user asks for; None asks for none.
+
+    Raises:
+        ConfigError: There is no such kind of device, or this machine has none, or not so many.
+    """
+    import torch
+
+    if device is None:
+        return None
+    try:
+        if isinstance(device, bool):
+            raise TypeError("neither True nor False is a device")
+        found = torch.device(device)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"device must be the name of a device, such as 'cpu', 'cuda' or 'cuda:1', got {device!r}."
+        ) from error
+    if found.type == "meta":
+        raise ConfigError("The device 'meta' holds no values, so a policy cannot act on it; use 'cpu'.")
+    try:
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        count = torch.cuda.device_count()
+        there = "no CUDA device" if not count else f"{count} CUDA device{'s' * (count > 1)}"
+        raise ConfigError(
+            f"The device '{found}' cannot be used: PyTorch {torch.__version__} finds {there} on this "
+            "machine. Use 'cpu', or another device that is there."
+        ) from error
+    return found

@@ -32,7 +32,7 @@ def test_wrong_value(options, message):
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("warp", "not a device"), ("meta", "must be cpu or cuda"), ("cuda:99", "CUDA devices")],
+    [("warp", "the name of a device"), ("meta", "holds no values"), ("cuda:99", "CUDA device")],
 )
 def test_wrong_device(device, message):
     with pytest.raises(ConfigError, match=message):

@@ -152,7 +152,7 @@ def test_a_refused_observation_is_not_remembered(dataset, robot):
     for session in sessions:
         session.observe(seen(dataset, 0))
     small = {**seen(dataset, 1), "observation.state": np.zeros(2, np.float32)}
-    with pytest.raises(ShapeError, match=r"observation\.state must be alike .* now \[2\], before \[\[3\]\]"):
+    with pytest.raises(ShapeError, match=r"Observation 2 of 2: observation\.state must be a vector \[3\]"):
         robot.infer_batch([(sessions[0], seen(dataset, 1)), (sessions[1], small)])
     for session in sessions:
         session.infer(seen(dataset, 1))

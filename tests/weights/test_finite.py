@@ -55,7 +55,7 @@ def test_the_error_says_what_and_where():
     tensor[2, 1] = float("nan")
     tensor[2, 3] = float("inf")
     with pytest.raises(
-        WeightsError, match=r"'a\.weight' in x/m\.safetensors holds nan at \[2, 1\].*Download it"
+        WeightsError, match=r"'a\.weight' in x/m\.safetensors holds nan at \[2, 1\].*download it"
     ):
         refuse_not_finite(tensor, "a.weight", Path("x/m.safetensors"))
 

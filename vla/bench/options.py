@@ -7,6 +7,7 @@ import torch
 
 from vla.errors import ConfigError, did_you_mean
 from vla.policies.base import Policy
+from vla.types import as_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOCKS = ("wall", "process")
@@ -72,14 +73,8 @@ class BenchOptions:
     @property
     def torch_device(self) -> torch.device:
         """The device, which must be there."""
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise ConfigError(f"'{self.device}' is not a device; try cpu or cuda.") from error
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(
-                f"device {self.device}: this machine has {torch.cuda.device_count()} CUDA devices."
-            )
+        device = as_device(self.device)
+        assert device is not None
         if device.type not in ("cpu", "cuda"):
             raise ConfigError(f"device must be cpu or cuda, got '{self.device}'.")
         return device

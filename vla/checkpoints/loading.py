@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
+from vla.checkpoints.agreement import check_agreement
 from vla.checkpoints.empty import empty_policy, parameter_shapes, reserve_memory
 from vla.checkpoints.keywords import config_fields
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.checkpoints.pipelines import read_pipeline, read_tokenizer
 from vla.checkpoints.recognise import recognise, weights_module
-from vla.errors import WeightsError
+from vla.errors import ConfigError, StatisticsError, WeightsError, misread, remedied
 from vla.policies.registry import policy_entry
+from vla.transforms.base import Pipeline
 from vla.transforms.named_pipelines import pipeline_names, read_pipelines
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import Format, Stored, open_stored
@@ -51,61 +53,85 @@ def load_policy(
 
     Raises:
         WeightsError: Not a policy, an adapter, not the expected policy, or not exactly its weights.
-        StatisticsError: Its statistics are damaged, or several and none was chosen.
-        ConfigError: A field of `config` does not exist or contradicts the weights.
+        StatisticsError: Its statistics are damaged, of another width than the rest, or several and none was
+            chosen.
+        ConfigError: A field of `config` does not exist or contradicts the weights, or the pipeline makes
+            something else than the policy reads.
     """
+    asked = as_dtype(dtype)
     with ExitStack() as stack:
-        stored = stack.enter_context(open_stored(folder))
-        name, fmt = recognise(stored)
+        with remedied(folder):
+            stored = stack.enter_context(open_stored(folder))
+            name, fmt = recognise(stored)
         policy_class = policy_entry(name).policy
         if expected is not None and policy_class is not expected:
             raise WeightsError(
                 f"{folder} holds a {policy_class.__name__}, not a {expected.__name__}: open it with "
                 f"{policy_class.__name__}.from_pretrained or vla.AutoPolicy.from_pretrained."
             )
-        read_config = weights_module(name).read_config
         if not (config is None or isinstance(config, Mapping)):
-            config = config_fields(config, read_config(stored, fmt))
-        settings = read_config(stored, fmt, dict(config or {}))
-        policy = _with_weights(policy_class, settings, stored, fmt, dtype, device, load_weights)
-        if fmt.name == "vla" and pipeline_names(folder):
-            policy.pipelines = read_pipelines(folder)
-            policy.tokenizer = next(iter(policy.pipelines.values())).tokenizer
+            with misread(folder / "config.json", ConfigError):
+                config = config_fields(config, weights_module(name).read_config(stored, fmt))
+        overrides = dict(config or {})
+        if not overrides:  # what a user asks for does no damage
+            stack.enter_context(remedied(folder))
+        policy = _without_weights(policy_class, name, stored, fmt, overrides)
+        plan = plan_load(fmt, stored, parameter_shapes(policy))
+        policy.pipelines, policy.tokenizer = _pipelines(policy.config, name, stored, fmt, tokenizer, asset_id)
+        if not overrides:  # with other fields it is to be trained, by a pipeline of its own
+            _check_agreement(folder, policy)
+        policy.config.dtype = wanted = asked or main_dtype(plan.pieces)
+        if load_weights:
+            fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
         else:
-            policy.pipeline = read_pipeline(
-                folder,
-                fmt.name,
-                name,
-                settings,
-                stored_config=stored.config,
-                tokenizer=tokenizer,
-                asset_id=asset_id,
-            )
-        if not policy.pipelines:
-            policy.tokenizer = read_tokenizer(
-                folder, fmt.name, stored_config=stored.config, tokenizer=tokenizer
-            )
+            reserve_memory(policy, wanted)
     policy.loaded_from = LoadedFrom.of_folder(folder, config, asset_id)
     # By this, peft says in its files what they belong to. (In the config, it would make two copies differ.)
     policy.name_or_path = policy.loaded_from.name
-    return policy.eval()
+    return (policy if device is None else policy.to(device)).eval()  # type: ignore[arg-type]
 
 
-def _with_weights(
-    policy_class: type[PolicyModule],
-    settings: Any,
-    stored: Stored,
-    fmt: Format,
-    dtype: torch.dtype | str | None,
-    device: torch.device | str | None,
-    load_weights: bool,
+def _without_weights(
+    policy_class: type[PolicyModule], name: str, stored: Stored, fmt: Format, overrides: dict[str, Any]
 ) -> PolicyModule:
-    policy = empty_policy(policy_class, settings)
-    plan = plan_load(fmt, stored, parameter_shapes(policy))
-    wanted = as_dtype(dtype) or main_dtype(plan.pieces)
-    if load_weights:
-        fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
-    else:
-        reserve_memory(policy, wanted)
-    policy.config.dtype = wanted
-    return policy if device is None else policy.to(device)  # type: ignore[arg-type]
+    """Return the policy that a checkpoint's config and tensors describe, without memory for weights."""
+    with misread(stored.folder / "config.json", ConfigError):
+        settings = weights_module(name).read_config(stored, fmt, overrides)
+        try:
+            return empty_policy(policy_class, settings)
+        except (RuntimeError, AssertionError) as error:  # sizes of which no module can be made
+            raise ConfigError(
+                f"{stored.folder / 'config.json'} describes a {policy_class.__name__} that cannot be built: "
+                f"{' '.join(str(error).split())}."
+            ) from error
+
+
+def _pipelines(
+    settings: Any, name: str, stored: Stored, fmt: Format, tokenizer: Any, asset_id: str | None
+) -> tuple[dict[str | None, Pipeline], Any]:
+    """Return a checkpoint's pipelines, and the tokenizer for fine-tuning where it has no single one."""
+    folder = stored.folder
+    if fmt.name == "vla" and pipeline_names(folder):
+        pipelines = read_pipelines(folder)
+        return pipelines, next(iter(pipelines.values())).tokenizer
+    options = {"stored_config": stored.config, "tokenizer": tokenizer}
+    try:
+        with misread(f"{folder}: its config.json, or a file of its pipeline,", ConfigError):
+            found = read_pipeline(folder, fmt.name, name, settings, asset_id=asset_id, **options)
+            if found is not None:
+                return {None: found}, None
+            return {}, read_tokenizer(folder, fmt.name, **options)
+    except (ConfigError, StatisticsError, WeightsError) as error:
+        if str(folder) in str(error):
+            raise
+        raise type(error)(f"{folder}: {error}") from error
+
+
+def _check_agreement(folder: Path, policy: PolicyModule) -> None:
+    """Raise where a pipeline that came with a policy is not one that it can act by."""
+    for name, pipeline in policy.pipelines.items():
+        where = str(folder) if name is None else f"{folder}, pipeline '{name}'"
+        try:
+            check_agreement(policy, pipeline)
+        except (ConfigError, StatisticsError) as error:
+            raise type(error)(f"{where} contradicts itself: {error}") from error

@@ -40,6 +40,7 @@ from vla.errors import ConfigError, StatisticsError, did_you_mean
 from vla.policies.registry import name_of, policy_entry, policy_module
 from vla.transforms.base import PIPELINE_FILE, Pipeline
 from vla.transforms.normalize import Normalize
+from vla.transforms.statistics import STATISTICS_FILE
 from vla.transforms.tokenizer import LazyTokenizer, find_tokenizer, holds_tokenizer
 
 FORMATS = ("vla", "lerobot", "transformers", "openpi", "openpi-jax")
@@ -75,6 +76,8 @@ def read_pipeline(
         ConfigError: The folder's or the given tokenizer cannot be read, or a file of ours is damaged.
     """
     if format_name == "vla":
+        if (folder / STATISTICS_FILE).exists() and not (folder / PIPELINE_FILE).exists():
+            raise ConfigError(f"{folder / PIPELINE_FILE} is missing, to which {STATISTICS_FILE} belongs.")
         return _own(folder, tokenizer)
     read_its_own = getattr(policy_module(policy_name, "weights"), "read_pipeline", None)
     if read_its_own is not None:

@@ -108,9 +108,10 @@ def _check_fits(env: gymnasium.Env, observation: Any) -> None:
             f"{name} observes {seen}; a policy reads a mapping with '{STATE_KEY}' and an image for each "
             "camera: wrap the environment so that it gives these."
         )
-    if not isinstance(env.action_space, gymnasium.spaces.Box):
+    moved_by = getattr(env, "action_space", None)  # where one is declared
+    if moved_by is not None and not isinstance(moved_by, gymnasium.spaces.Box):
         raise ConfigError(
-            f"{name} is moved by {env.action_space}; a policy gives a vector of numbers (a Box) each step."
+            f"{name} is moved by {moved_by}; a policy gives a vector of numbers (a Box) each step."
         )
 
 

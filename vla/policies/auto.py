@@ -8,6 +8,7 @@ from vla.policies.base import Policy
 from vla.policies.robot import RobotPolicy, choose_pipeline
 from vla.transforms.named_pipelines import check_choice, pipeline_names
 from vla.transforms.robots import apply_robot, load_robot
+from vla.types import as_device
 from vla.weights.source import local_folder
 
 _WHERE = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
@@ -42,6 +43,7 @@ def load(
         StatisticsError: The checkpoint has no statistics, so its actions could not be denormalised.
         ConfigError: The robot's description does not fit, or `pipeline` names none of the checkpoint's.
     """
+    as_device(options.get("device"))  # before gigabytes are fetched
     described = None if robot is None else load_robot(robot)
     folder = local_folder(name_or_path, **{key: options[key] for key in _WHERE if key in options})
     for key in ("revision", "force_download", "subfolder"):

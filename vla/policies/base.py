@@ -39,7 +39,7 @@ from vla.policies.config import PolicyConfig
 from vla.policies.trainer import LossWithoutLabels
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import NormalizationMode
-from vla.types import Batch
+from vla.types import Batch, as_device
 from vla.weights.formats import BASE_FILE
 from vla.weights.source import local_folder
 
@@ -356,7 +356,8 @@ class Policy(PolicyModule):
             WeightsError: Not reachable, not this policy, or a tensor is missing, superfluous, of the wrong
                 shape or dtype, or damaged. Nothing is loaded partially.
             StatisticsError: The statistics are damaged, or several and none was chosen.
-            ConfigError: `config` does not fit, or a keyword asks for what is not done here.
+            ConfigError: `config` does not fit, a keyword asks for what is not done here, or the device is not
+                there.
             SaveError: What was saved into the folder last cannot be moved to its place.
         """
         where = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
@@ -371,6 +372,7 @@ class Policy(PolicyModule):
         adapter = (others.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")  # AutoModel's
         given = {"dtype": dtype, "device": device, "quantize": quantize}
         options = {**merged(given, translate(others)), "tokenizer": tokenizer}
+        options["device"] = as_device(options.get("device"))
         config = config_with(config, others, cls)
         source = adapter or pretrained_model_name_or_path
         folder = local_folder(source, revision=None if adapter else revision, **fetched)

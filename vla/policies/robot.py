@@ -10,29 +10,31 @@ remembers nothing, and `robot_policy.infer(observation)` is the same.
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from vla.errors import ConfigError, ShapeError, StatisticsError, did_you_mean
+from vla.checkpoints.agreement import check_agreement
+from vla.errors import ConfigError, ObservationError, ShapeError, StatisticsError
 from vla.objectives.noise import Generators
 from vla.policies.base import Policy, check_keywords
+from vla.policies.observation import (
+    Observation,
+    ObservationGuard,
+    check_generators,
+    check_noise,
+    check_num_steps,
+)
 from vla.transforms.actions import REFERENCE_STATE
 from vla.transforms.base import Pipeline
 from vla.transforms.batch import Collated, collate
-from vla.transforms.cameras import camera_slots
 from vla.transforms.interface import RobotInterface
 from vla.transforms.named_pipelines import check_choice
 from vla.transforms.task import DefaultTask
-from vla.types import IMAGE_PREFIX, STATE_KEY, Sample
-
-TASK_KEY = "task"
-
-Observation = Mapping[str, Any]
-"""What a robot measures; see `RobotPolicy.infer`."""
+from vla.types import STATE_KEY, Sample
 
 
 def choose_pipeline(policy: Policy, name: str | None) -> Policy:
@@ -72,7 +74,8 @@ class RobotPolicy:
 
     Raises:
         StatisticsError: The policy has no pipeline.
-        ConfigError: It has those of several robots, and `pipeline` names none of them.
+        ConfigError: It has those of several robots, and `pipeline` names none of them; or the pipeline makes
+            something else than the policy reads.
     """
 
     def __init__(self, policy: Policy, pipeline: str | None = None) -> None:
@@ -82,11 +85,12 @@ class RobotPolicy:
                 "This checkpoint carries no pipeline and no normalisation statistics, so it cannot act. "
                 "Fine-tune it on your robot's dataset first: vla train RECIPE policy.pretrained=<checkpoint>."
             )
+        check_agreement(policy, chosen)
         self.policy = policy.eval()
         self.pipeline = chosen
         self.window = policy.config.window
-        self._slots = camera_slots(self.pipeline)
-        self._needs_task = policy.reads_text and self.pipeline.find(DefaultTask) is None
+        needs_task = policy.reads_text and self.pipeline.find(DefaultTask) is None
+        self._guard = ObservationGuard(self.pipeline, needs_task=needs_task)
 
     @property
     def past(self) -> int:
@@ -125,22 +129,27 @@ class RobotPolicy:
 
         Args:
             observation: `"observation.images.<camera>"` uint8 `[h, w, 3]` each (absent cameras left out),
-                `"observation.state"` `[d]` in robot units, `"task"` the instruction (may be left out
-                where the robot's description has one, or the policy reads no text).
+                `"observation.state"` `[d]` in robot units, finite, `"task"` the instruction (may be left out,
+                or empty, where the robot's description has one, or the policy reads no text). Arrays may be
+                numpy's, torch's or lists; of a list of one text, the text is taken. Other keys are not read,
+                which the log says once.
             noise: `[a, m]` in model space, where sampling starts; drawn where not given.
-            generator: Source of the noise.
+            generator: Source of the noise, on the policy's device.
             text: Whether to generate the response text as well.
-            num_steps: Steps of sampling; the policy's own number where not given.
+            num_steps: Steps of sampling, 1 to 10000; the policy's own number where not given.
 
         Returns:
             `"actions"` float32 `[a, d]` in robot units, the steps of the chunk that can be executed from now
             on (without those before the window's `first_executable`), and `"text"` where asked for.
 
         Raises:
-            ShapeError: A camera or the state does not fit the checkpoint.
-            ConfigError: The policy reads frames of the past, generates no text, or has no `num_steps`.
+            ObservationError: A camera, the state, the task or the noise does not fit the checkpoint or cannot
+                be acted on; it is a `ShapeError`.
+            ActionError: The policy's answer is not finite, so it is withheld.
+            ConfigError: The policy reads frames of the past, generates no text, or has no `num_steps`; or
+                `generator` is not one.
         """
-        batched = None if noise is None else noise[None]
+        batched = None if noise is None else check_noise(noise, "a m")[None]
         return self.infer_batch(
             [observation], noise=batched, generator=generator, text=text, num_steps=num_steps
         )[0]
@@ -166,32 +175,84 @@ class RobotPolicy:
             num_steps: See `infer`.
 
         Raises:
-            ShapeError: See `infer`; or there are not as many generators as observations.
+            ObservationError: See `infer`; or there is no observation, or not one generator for each.
+            ActionError: See `infer`. No session has noted its observation then.
             ConfigError: See `infer`; or a session occurs twice.
         """
-        pairs = [one if isinstance(one, tuple) else (None, one) for one in observations]
-        self._check(pairs, generator, text, num_steps)
-        frames = [self._frame(observation) for _, observation in pairs]
+        pairs = self._pairs(observations)
+        self._check(pairs, text)
+        noise = None if noise is None else check_noise(noise, "b a m", len(pairs))
+        check_generators(generator, len(pairs), self.device)
+        num_steps = None if num_steps is None else self._checked_steps(num_steps)
+        frames = self._frames([observation for _, observation in pairs])
         samples = [
-            self.pipeline.forward(frame if session is None else session._with_past(frame))
+            self._forward(frame if session is None else session._with_past(frame))
             for (session, _), frame in zip(pairs, frames, strict=True)
         ]
-        for (session, _), frame in zip(pairs, frames, strict=True):
-            if session is not None:
-                session._keep(frame)
         batch = collate(samples).to(self.device)
         chunks = self._sample(batch, noise, generator, num_steps)
         results: list[dict[str, Any]] = []
         for sample, chunk in zip(samples, chunks.cpu(), strict=True):
             seen = {key: sample[key] for key in ("state", REFERENCE_STATE) if key in sample}
             actions = self.pipeline.inverse({"actions": chunk, **seen})["actions"]
-            executable = actions[self.window.first_executable :]
-            results.append({"actions": executable.numpy().astype(np.float32)})
+            results.append({"actions": self._guard.actions(actions[self.window.first_executable :])})
         if text:
             generate = self.policy.generate_text
             for result, ids in zip(results, generate(**_accepted(generate, batch)).cpu(), strict=True):
                 result["text"] = self.pipeline.decode(ids)
+        for (session, _), frame in zip(pairs, frames, strict=True):  # a session knows what was acted on
+            if session is not None:
+                session._keep(frame)
         return results
+
+    def _pairs(self, observations: Any) -> "list[tuple[Session | None, Observation]]":
+        """Return every observation with its session, if it has one."""
+        if isinstance(observations, str | Mapping) or not isinstance(observations, Iterable):
+            raise ObservationError(
+                f"infer_batch takes a list of observations, got a {type(observations).__name__}."
+            )
+        pairs: list[tuple[Session | None, Observation]] = []
+        for one in observations:
+            if not isinstance(one, tuple):
+                pairs.append((None, one))
+                continue
+            if len(one) != 2 or not isinstance(one[0], Session) or one[0].robot_policy is not self:
+                raise ObservationError(
+                    "A pair in infer_batch is a session of this policy and its next observation, got "
+                    f"({', '.join(type(entry).__name__ for entry in one)})."
+                )
+            pairs.append(one)
+        if not pairs:
+            raise ObservationError("There is no observation to act on: infer_batch got none.")
+        return pairs
+
+    def _frames(self, observations: Sequence[Observation]) -> list[Sample]:
+        """Return observations as samples without a past, checked."""
+        frames = []
+        for place, observation in enumerate(observations, 1):
+            try:
+                frames.append(self._guard.sample(observation))
+            except ObservationError as error:
+                if len(observations) == 1:
+                    raise
+                raise ObservationError(f"Observation {place} of {len(observations)}: {error}") from error
+        return frames
+
+    def _forward(self, frame: Sample) -> Sample:
+        """Apply the pipeline; what comes of the state must be finite as well."""
+        sample = self.pipeline.forward(frame)
+        state = sample.get("state")
+        if isinstance(state, torch.Tensor) and not bool(state.isfinite().all()):
+            raise ObservationError(
+                f"{STATE_KEY} {frame['state'].tolist()} is so far from what the policy was trained on that "
+                f"nothing finite comes of it: {state.tolist()}."
+            )
+        return sample
+
+    def _checked_steps(self, num_steps: int) -> int:
+        if not _accepted(self.policy.sample_actions, {"num_steps": num_steps}):
+            raise ConfigError(f"{type(self.policy).__name__} takes no num_steps: leave it out.")
+        return check_num_steps(num_steps)
 
     def _sample(
         self, batch: Collated, noise: np.ndarray | None, generator: Generators | None, num_steps: int | None
@@ -206,15 +267,13 @@ class RobotPolicy:
             inputs["num_steps"] = num_steps
         start = None
         if noise is not None:
-            start = torch.as_tensor(noise, dtype=torch.float32, device=self.device)
+            start = torch.from_numpy(noise).to(self.device)
         return self.policy.sample_actions(**inputs, noise=start, generator=generator)
 
     def _check(
         self,
         pairs: "Sequence[tuple[Session | None, Observation]]",
-        generator: Generators | None,
         text: bool,
-        num_steps: int | None,
     ) -> None:
         sessions = [id(session) for session, _ in pairs if session is not None]
         if self.past and len(sessions) < len(pairs):
@@ -225,35 +284,9 @@ class RobotPolicy:
             )
         if len(set(sessions)) < len(sessions):
             raise ConfigError("A session occurs twice in one batch; its steps come one after the other.")
-        if not (generator is None or isinstance(generator, torch.Generator)) and len(generator) != len(pairs):
-            raise ShapeError(
-                f"Got {len(generator)} generators for {len(pairs)} observations; give one, or one each."
-            )
         name = type(self.policy).__name__
         if text and "text" in self.policy.leaves_out:
             raise ConfigError(f"{name} generates no text: leave out text=True.")
-        if num_steps is not None and not _accepted(self.policy.sample_actions, {"num_steps": num_steps}):
-            raise ConfigError(f"{name} takes no num_steps: leave it out.")
-
-    def _frame(self, observation: Observation) -> Sample:
-        """Turn a robot's observation into the sample that the pipeline starts from, without a past."""
-        needed = (STATE_KEY, TASK_KEY) if self._needs_task else (STATE_KEY,)
-        if missing := [key for key in needed if key not in observation]:
-            raise ShapeError(f"The observation lacks {' and '.join(missing)}; it has {sorted(observation)}.")
-        images = {}
-        for key, value in observation.items():
-            if not key.startswith(IMAGE_PREFIX) or not self._slots:  # a blind policy ignores what is seen
-                continue
-            camera = key.removeprefix(IMAGE_PREFIX)
-            if camera not in self._slots:
-                hint = did_you_mean(camera, self._slots)
-                raise ShapeError(f"The checkpoint has no camera '{camera}', only {list(self._slots)}.{hint}")
-            image = np.asarray(value)
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ShapeError(f"{key} must be uint8 [h, w, 3], got {image.dtype} {list(image.shape)}.")
-            images[camera] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        state = torch.from_numpy(np.array(observation[STATE_KEY], dtype=np.float32))
-        return {"images": images, "state": state, "task": str(observation.get(TASK_KEY, ""))}
 
 
 class Session:
@@ -282,15 +315,15 @@ class Session:
         num_steps: int | None = None,
     ) -> dict[str, Any]:
         """Note the next frame of the episode and return its chunk; as `RobotPolicy.infer`."""
-        batched = None if noise is None else noise[None]
+        batched = None if noise is None else check_noise(noise, "a m")[None]
         return self.robot_policy.infer_batch(
             [(self, observation)], noise=batched, generator=generator, text=text, num_steps=num_steps
         )[0]
 
     def observe(self, observation: Observation) -> None:
         """Note the next frame of the episode without asking for a chunk."""
+        frame = self.robot_policy._guard.sample(observation)
         if self._frames.maxlen:
-            frame = self.robot_policy._frame(observation)
             self._with_past(frame)
             self._keep(frame)
 
@@ -303,7 +336,7 @@ class Session:
 
     def _with_past(self, frame: Sample) -> Sample:
         """Return the frame with those before it that the policy reads, as a dataset with its window does."""
-        window, slots = self.robot_policy.window, self.robot_policy._slots
+        window, slots = self.robot_policy.window, self.robot_policy._guard.slots
         sample = dict(frame)
         if len(window.state) > 1:
             sample["state"], sample["observation_is_pad"] = self._stacked(

@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from vla.atomic import atomic_write
-from vla.errors import ConfigError, did_you_mean
+from vla.errors import ConfigError, MissingDependencyError, VlaError, did_you_mean, misread
 from vla.transforms.interface import RobotInterface
 from vla.types import Sample
 
@@ -205,27 +205,32 @@ class Pipeline:
                 f"{path} is missing: the folder holds no pipeline, so actions cannot be denormalised."
             )
         try:
-            read = json.loads(path.read_text())
+            read = json.loads(path.read_text(encoding="utf-8"))
             steps = [dict(step) for step in read["steps"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not a pipeline: {type(error).__name__}: {error}.") from error
         transforms = []
         for values in steps:
             kind = values.pop("type", None)
-            if kind not in Transform._registry:
+            if not isinstance(kind, str) or kind not in Transform._registry:
                 hint = did_you_mean(str(kind), Transform._registry)
                 raise ConfigError(f"{path} names the unknown transform '{kind}'.{hint}")
-            try:
-                transforms.append(Transform._registry[kind].from_json(values, Path(folder)))
-            except TypeError as error:
-                raise ConfigError(f"{path}, step '{kind}': {error}.") from error
-        try:
+            transforms.append(_rebuilt(Transform._registry[kind], values, path))
+        with misread(f"{path}, 'interface',", ConfigError):
             interface = RobotInterface.from_json(read["interface"]) if "interface" in read else None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"{path}, 'interface', does not describe a robot: {type(error).__name__}: {error}."
-            ) from error
         return cls(transforms, interface)
+
+
+def _rebuilt(kind: type[Transform], values: dict[str, Any], path: Path) -> Transform:
+    """Return one step of a pipeline; whatever is wrong with it names the file and the step."""
+    where = f"{path}, step '{kind.name}'"
+    try:
+        with misread(where, ConfigError):
+            return kind.from_json(values, path.parent)
+    except VlaError as error:
+        if isinstance(error, MissingDependencyError) or str(path.parent) in str(error):
+            raise
+        raise type(error)(f"{where}: {error}") from error
 
 
 def _has(transform: Transform, name: str) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vla.errors import ConfigError, did_you_mean
 from vla.transforms.base import PIPELINE_FILE, Pipeline
+from vla.transforms.statistics import STATISTICS_FILE
 
 PIPELINES_FOLDER = "pipelines"
 
@@ -39,8 +40,8 @@ def check_name(name: str) -> str:
 
 def pipeline_names(folder: Path) -> list[str]:
     """Return the names of the pipelines in a checkpoint's folder; none where it has a single one."""
-    found = (folder / PIPELINES_FOLDER).glob(f"*/{PIPELINE_FILE}")
-    return sorted(path.parent.name for path in found)
+    below = folder / PIPELINES_FOLDER
+    return sorted(path.name for path in below.iterdir() if path.is_dir()) if below.is_dir() else []
 
 
 def write_pipelines(pipelines: Mapping[str | None, Pipeline], folder: Path) -> None:
@@ -71,8 +72,9 @@ def read_pipelines(folder: Path) -> dict[str | None, Pipeline]:
         ConfigError: One of them is damaged.
     """
     names = pipeline_names(folder)
-    if not names and (folder / PIPELINE_FILE).exists():
-        return {None: Pipeline.load(folder)}
+    if not names:
+        held = [file for file in (PIPELINE_FILE, STATISTICS_FILE) if (folder / file).exists()]
+        return {None: Pipeline.load(folder)} if held else {}
     return {name: Pipeline.load(folder / PIPELINES_FOLDER / name) for name in names}
 
 

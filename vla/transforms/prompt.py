@@ -147,7 +147,10 @@ class TokenizePrompt(Transform):
     def _check(self) -> None:
         for token in ("bos_token_id", "eos_token_id"):
             if getattr(self.tokenizer, token) is None:
-                raise ConfigError(f"The tokenizer has no {token}; prompts begin and responses end with one.")
+                raise ConfigError(
+                    f"The tokenizer has no {token}, which its tokenizer_config.json should name; prompts "
+                    "begin and responses end with one."
+                )
         if self.max_length <= self._empty:
             raise ConfigError(
                 f"max_length={self.max_length} leaves no room for an instruction; at least {self._empty + 1} "

@@ -2,11 +2,13 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from vla.atomic import atomic_write
+from vla.atomic import atomic_write, read_json
 from vla.errors import StatisticsError
 
 STATISTICS_FILE = "statistics.json"
@@ -41,10 +43,12 @@ class FeatureStats:
 
     def __post_init__(self) -> None:
         for name in VECTORS:
-            values = tuple(float(value) for value in getattr(self, name))
+            values = _floats(name, getattr(self, name))
             object.__setattr__(self, name, values)
             if not all(math.isfinite(value) for value in values):
                 raise StatisticsError(f"{name} holds a value that is not finite: {values}.")
+        if isinstance(self.count, bool) or not isinstance(self.count, Integral) or self.count < 0:
+            raise StatisticsError(f"count must be a whole number of at least 0, got {self.count!r}.")
         if not self.held:
             raise StatisticsError(f"They hold none of {', '.join(VECTORS)}.")
         for name in self.held:
@@ -72,6 +76,17 @@ class FeatureStats:
     def first(self, width: int) -> "FeatureStats":
         """Return the statistics of the first `width` dimensions."""
         return replace(self, **{name: getattr(self, name)[:width] for name in self.held})
+
+
+def _floats(name: str, given: Any) -> tuple[float, ...]:
+    """Return a vector's values; text is not a number, even where it can be read as one."""
+    try:
+        values = () if isinstance(given, str | Mapping) else tuple(given)
+        if len(values) == len(given) and not any(isinstance(value, str | bool) for value in values):
+            return tuple(float(value) for value in values)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise StatisticsError(f"{name} must be a list of numbers, got {given!r}.")
 
 
 VECTORS = tuple(field.name for field in fields(FeatureStats) if field.name != "count")
@@ -110,11 +125,13 @@ class Statistics:
                 f"{path} is missing: without the statistics a policy was trained with, its actions have no "
                 "unit. `vla stats DATASET` computes them."
             )
+        values = read_json(path, StatisticsError)
         try:
-            values = json.loads(path.read_text())
             features = {name: FeatureStats(**feature) for name, feature in values.pop("features").items()}
+            if odd := [name for name, text in values.items() if not isinstance(text, str)]:
+                raise TypeError(f"'{odd[0]}' is not text")
             return cls(features=features, **values)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise StatisticsError(f"{path} does not hold statistics: {error}.") from error
         except StatisticsError as error:
             raise StatisticsError(f"{path}: {error}") from error

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla.atomic import read_json
 from vla.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerBase":
         return _open(source, is_local=False)
     if (path / CONFIG_FILE).exists():
         return _open(str(path), is_local=True)
+    if (path / VOCABULARY_FILE).exists():
+        raise ConfigError(f"{path / CONFIG_FILE} is missing, without which {VOCABULARY_FILE} cannot be read.")
     if (path / MODEL_FILE).exists():
         return _from_sentencepiece(path / MODEL_FILE)
     raise ConfigError(f"{path} holds no tokenizer: neither {CONFIG_FILE} nor {MODEL_FILE} is there.")
@@ -75,8 +78,8 @@ def is_hub_id(name: str) -> bool:
 
 
 def holds_tokenizer(folder: Path) -> bool:
-    """Return whether a folder holds a tokenizer that `load_tokenizer` would open."""
-    return (folder / CONFIG_FILE).exists() or (folder / MODEL_FILE).exists()
+    """Return whether a folder holds a tokenizer, or what is left of one, that `load_tokenizer` would open."""
+    return any((folder / name).exists() for name in (CONFIG_FILE, VOCABULARY_FILE, MODEL_FILE))
 
 
 class LazyTokenizer:
@@ -237,11 +240,22 @@ def _open(source: str, *, is_local: bool) -> "PreTrainedTokenizerBase":
     known = {"config": PretrainedConfig(), "local_files_only": True} if is_local else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **known)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+        if is_local:
+            _refuse_damaged(Path(source))
         reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{source} holds no readable tokenizer: {reason}") from error
+        raise ConfigError(
+            f"{source} holds no readable tokenizer ({CONFIG_FILE}, {VOCABULARY_FILE}): {reason}"
+        ) from error
     # transformers builds a tokenizer of special tokens alone where the vocabulary's file is missing.
     names = {VOCABULARY_FILE, MODEL_FILE, *tokenizer.vocab_files_names.values()}
     if is_local and not any((Path(source) / name).exists() for name in names):
         raise ConfigError(f"{source} holds no vocabulary: none of {', '.join(sorted(names))} is there.")
     return tokenizer
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Raise `ConfigError` naming the file of a tokenizer that is not a JSON object."""
+    for name in (CONFIG_FILE, VOCABULARY_FILE, "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).exists():
+            read_json(folder / name, ConfigError)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla.errors import WeightsError
+from vla.errors import WeightsError, remedy
 
 CHUNK_BYTES = 2**19
 """Bytes checked at once: with the shifted copy it fits into the second-level cache of one core.
@@ -86,7 +86,7 @@ def not_finite_error(
     where = [int(i) for i in np.unravel_index(position, shape)] if shape else []
     return WeightsError(
         f"'{name}' in {file} holds {value} at {where}, the first value that is not finite: the file is "
-        "damaged or the weights have diverged. Download it again, or use an earlier checkpoint."
+        f"damaged or the weights have diverged; {remedy(file)}."
     )
 
 

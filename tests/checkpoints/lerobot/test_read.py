@@ -84,7 +84,7 @@ def test_forward_and_inverse_are_lerobots_arithmetic(tmp_path, tokenizer, policy
 @pytest.mark.parametrize("policy", ["pi0", "pi05"])
 def test_what_the_files_say_ends_up_in_the_pipeline(tmp_path, tokenizer, policy):
     stats = lerobot.statistics(state_dim=4, action_dim=3)
-    lerobot.make(tmp_path, policy, stats, max_length=55, eps=1e-7)
+    lerobot.make(tmp_path, policy, stats, max_length=55, eps=1e-7, features=lerobot.features(4, 3))
     pipeline = read(tmp_path, policy, tokenizer)
     normalize = pipeline.find(Normalize)
     assert normalize.formula == NormalizationFormula("lerobot", 1e-7)

@@ -270,17 +270,35 @@ def _width(
     stored_config: Mapping[str, Any],
     config: PolicyConfig,
 ) -> int:
-    """Return the robot's width: that of the statistics, else of the feature, else of the model."""
-    if normalize.modes[name] != "identity":
-        return normalize.statistics.features[name].width
+    """Return the robot's width: that of the statistics, else of the feature, else of the model.
+
+    Raises:
+        StatisticsError: The statistics have another width than a feature, where that is not the model's: the
+            config of a base model names the padded width.
+    """
     steps = (processors.before.get(NORMALIZE), processors.after.get(UNNORMALIZE))
-    features = [step.feature(FEATURE_KEYS[name]) for step in steps if step is not None]
     recorded = stored_config.get("input_features" if name == "state" else "output_features") or {}
-    for feature in (*features, recorded.get(FEATURE_KEYS[name], {})):
-        shape = feature.get("shape")
-        if isinstance(shape, list) and shape and isinstance(shape[0], int):
-            return shape[0]
-    return config.max_state_dim if name == "state" else config.max_action_dim
+    model = config.max_state_dim if name == "state" else config.max_action_dim
+    said = {
+        **{step.path: _first_axis(step.feature(FEATURE_KEYS[name])) for step in steps if step is not None},
+        processors.before.path.parent / "config.json": _first_axis(recorded.get(FEATURE_KEYS[name])),
+    }
+    if normalize.modes[name] == "identity":
+        return next((width for width in said.values() if width is not None), model)
+    width = normalize.statistics.features[name].width
+    for path, other in said.items():
+        if other is not None and other not in (width, model):
+            raise StatisticsError(
+                f"{path} says that {FEATURE_KEYS[name]} has {other} values, but the statistics have {width}: "
+                "one of the two is of another robot."
+            )
+    return width
+
+
+def _first_axis(feature: Any) -> int | None:
+    """Return the width of a vector that LeRobot describes, if it does."""
+    shape = feature.get("shape") if isinstance(feature, Mapping) else None
+    return shape[0] if isinstance(shape, list) and shape and isinstance(shape[0], int) else None
 
 
 def _delta_mask(step: Step | None, width: int) -> tuple[bool, ...] | None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
 
+from vla.checkpoints.own import PREFIX
 from vla.errors import ConfigError, WeightsError, did_you_mean
 from vla.policies.flow.config import FlowConfig, renamed_sizes
 from vla.policies.flow.formats import NUMERICS
@@ -86,6 +87,12 @@ JAX_HEADS = {
 }
 """Axes of openpi's arrays that show the heads, which matrices do not."""
 
+_CHANGES_MORE = {
+    "use_peft": "an adapter belongs to these weights and is not in them; merge it (peft: merge_and_unload)",
+    "adapt_to_pi_aloha": "ALOHA's joints and grippers are converted outside the recorded pipeline",
+}
+"""Fields of LeRobot's config by which the policy does more than its tensors and processors say."""
+
 _NO_FIELDS = ("query_width", "key_width", "expert.depth")
 """Dimensions of tensors that are not fields of a config."""
 
@@ -110,6 +117,7 @@ def read_flow_config(
         ConfigError: An override is unknown, is refused by the config, or contradicts the tensors.
     """
     asked = _flat_overrides(config_class, overrides or {})
+    _refuse_other_policy(config_class, stored, format)
     names = format.read_names(stored.reader.infos)
     shown = {**read_sizes(names.shapes), **_heads_of_arrays(stored, names)}
     file = _recorded(stored, format)
@@ -128,6 +136,27 @@ def read_flow_config(
         fields["vocab_size"] = PALIGEMMA_ROWS.get(fields["vocab_size"], fields["vocab_size"])
     fields |= _heads(stored, shown, fields)
     return make_config(config_class, fields, stored)
+
+
+def _refuse_other_policy(config_class: type[FlowConfig], stored: Stored, format: Format) -> None:
+    """Raise where another library's config is of another policy than the tensors, or asks for more."""
+    if format.name in ("vla", "paligemma"):
+        return
+    ours = str(config_class.model_type).removeprefix(PREFIX)
+    path, said = stored.folder / "config.json", stored.config
+    declared = said.get("type", said.get("model_type"))
+    if declared is not None and declared not in (ours, PREFIX + ours):
+        raise WeightsError(
+            f"{path} is of the policy '{declared}', but the tensors are {ours}'s: one of the two was taken "
+            "from another checkpoint."
+        )
+    if said.get("n_obs_steps") not in (None, 1):
+        raise WeightsError(f"{path} reads n_obs_steps={said['n_obs_steps']} frames; {ours} reads 1.")
+    for name, meaning in _CHANGES_MORE.items():
+        if said.get(name):
+            raise WeightsError(
+                f"{path} says {name}={said[name]!r}: {meaning}. Set it to false if that is not so."
+            )
 
 
 def _flat_overrides(config_class: type[FlowConfig], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from vla.checkpoints.module import PolicyModule
 from vla.checkpoints.recognise import is_paligemma
 from vla.errors import WeightsError
 from vla.policies.flow.config_read import read_flow_config
+from vla.types import as_device
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import Format, Stored, open_stored
 from vla.weights.keymap import KeyTable
@@ -68,6 +69,7 @@ def from_paligemma(
         WeightsError: Not reachable, not a PaliGemma, or not exactly its weights. Nothing is loaded partially.
         ConfigError: An override is unknown, or contradicts the PaliGemma.
     """
+    device = as_device(device)
     with open_stored(local_folder(name_or_path, revision, token, cache_dir)) as stored:
         _refuse_others(stored)
         config_class: Any = policy_class.config_class

@@ -10,6 +10,7 @@ from vla.transforms.images import AugmentImages, ResizeImages
 from vla.transforms.normalize import NormalizationFormula, NormalizationMode, Normalize
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import Statistics
+from vla.transforms.tokenizer import LazyTokenizer
 
 IMAGE_TOKEN = "<image>"
 
@@ -64,6 +65,8 @@ def check_flow_pipeline(config: FlowConfig, pipeline: Pipeline) -> None:
             )
     if pipeline.tokenizer is None:
         raise ConfigError("The pipeline has no tokenizer, and the policy reads instructions.")
+    if isinstance(pipeline.tokenizer, LazyTokenizer) and not pipeline.tokenizer.is_loaded:
+        return  # it may be gated, and is fetched at first use
     vocabulary = pipeline.tokenizer.get_vocab()
     # PaliGemma's image token has no row in the table; images come without one here.
     tokens = 1 + max(number for token, number in vocabulary.items() if token != IMAGE_TOKEN)

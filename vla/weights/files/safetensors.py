@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla.errors import WeightsError
+from vla.errors import WeightsError, remedy
 from vla.weights.finite import CHUNK_BYTES, first_not_finite, not_finite_error, raw_bytes
 from vla.weights.tensors import TensorInfo, TensorReader
 
@@ -46,7 +46,6 @@ DTYPES = {
 }
 """The format's name of each dtype that is read and written."""
 
-_AGAIN = "download it again"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
@@ -91,8 +90,7 @@ class SafetensorsReader(TensorReader):
                 for key, entry in header.entries.items():
                     if key in self._tensors:
                         raise WeightsError(
-                            f"'{key}' lies in {self._tensors[key][0]} and in {path} as well; {_AGAIN} "
-                            "into an empty folder."
+                            f"'{key}' lies in {self._tensors[key][0]} and in {path} as well; {remedy(path)}."
                         )
                     self._tensors[key] = (path, file, entry)
             self._stack = stack.pop_all()
@@ -147,14 +145,14 @@ def open_safetensors(folder: Path) -> SafetensorsReader:
     if absent := [name for name in shards if not (folder / name).exists()]:
         raise WeightsError(
             f"{folder} lacks {len(absent)} of the {len(shards)} shards that {INDEX_FILE} lists: "
-            f"{_some(absent)}. The download is incomplete, download the folder again."
+            f"{_some(absent)}: it is incomplete; {remedy(folder)}."
         )
     listed = {_SHARD.sub("", name) for name in shards if _SHARD.search(name)}
     alongside = [path.name for path in sorted(folder.glob("*.safetensors")) if _SHARD.search(path.name)]
     if unlisted := [name for name in alongside if _SHARD.sub("", name) in listed and name not in shards]:
         raise WeightsError(
             f"{folder} holds {_some(unlisted)}, which {INDEX_FILE} does not list: the index is damaged or "
-            "of another checkpoint, download the folder again."
+            f"of another checkpoint; {remedy(folder)}."
         )
     reader = SafetensorsReader(folder, shards)
     try:
@@ -174,13 +172,17 @@ def read_index(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON ({error}); {_AGAIN}.") from error
+        raise WeightsError(f"{path} cannot be read as JSON ({error}); {remedy(path)}.") from error
     shard_of = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shard_of, dict) or not shard_of:
-        raise WeightsError(f"{path} has no 'weight_map' that says which file holds each tensor; {_AGAIN}.")
+        raise WeightsError(
+            f"{path} has no 'weight_map' that says which file holds each tensor; {remedy(path)}."
+        )
     for key, name in shard_of.items():
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
-            raise WeightsError(f"{path} puts '{key}' into {name!r}, which is not a file name; {_AGAIN}.")
+            raise WeightsError(
+                f"{path} puts '{key}' into {name!r}, which is not a file name; {remedy(path)}."
+            )
     return shard_of
 
 
@@ -198,7 +200,7 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     size = os.fstat(file.fileno()).st_size
     if size < 8:
         state = "is empty" if size == 0 else f"has {size} bytes, too few for a safetensors file"
-        raise WeightsError(f"{path} {state}; {_AGAIN}.")
+        raise WeightsError(f"{path} {state}; {remedy(path)}.")
     head = np.empty(8, np.uint8)
     _read_fully(file, path, head, 0, "the header")
     length = int(head.view("<u8")[0])
@@ -209,10 +211,12 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     if length > MAX_HEADER_BYTES:
         raise WeightsError(
             f"{path} is not a safetensors file: it starts with {bytes(head)!r}, which announces a header of "
-            f"{length} bytes; {_AGAIN}."
+            f"{length} bytes; {remedy(path)}."
         )
     if length > size - 8:
-        raise WeightsError(f"{path} is cut off: {size} bytes, its header alone needs {8 + length}; {_AGAIN}.")
+        raise WeightsError(
+            f"{path} is cut off: {size} bytes, its header alone needs {8 + length}; {remedy(path)}."
+        )
     text = np.empty(length, np.uint8)
     _read_fully(file, path, text, 8, "the header")
     return _checked(text.tobytes(), path, 8 + length, size)
@@ -223,12 +227,14 @@ def _checked(text: bytes, path: Path, data_begin: int, size: int) -> Header:
     try:
         content = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} has a header that is not valid JSON ({error}); {_AGAIN}.") from error
+        raise WeightsError(
+            f"{path} has a header that is not valid JSON ({error}); {remedy(path)}."
+        ) from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} has a header that is not a JSON object; {_AGAIN}.")
+        raise WeightsError(f"{path} has a header that is not a JSON object; {remedy(path)}.")
     metadata = content.pop(METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise WeightsError(f"{path} has a {METADATA_KEY} that is not a table of strings; {_AGAIN}.")
+        raise WeightsError(f"{path} has a {METADATA_KEY} that is not a table of strings; {remedy(path)}.")
     spans = {key: _span(key, fields, path) for key, fields in content.items()}
     end = 0
     entries: dict[str, Entry] = {}
@@ -236,20 +242,20 @@ def _checked(text: bytes, path: Path, data_begin: int, size: int) -> Header:
         if begin != end:
             raise WeightsError(
                 f"{path}: the bytes of '{key}' begin at {begin}, those before it end at {end}; the header is "
-                f"damaged, {_AGAIN}."
+                f"damaged, {remedy(path)}."
             )
         entries[key] = Entry(info, data_begin + begin)
         end = begin + info.num_bytes
     if data_begin + end != size:
         which = "is cut off" if data_begin + end > size else "is longer than its header says"
-        raise WeightsError(f"{path} {which}: {size} bytes instead of {data_begin + end}; {_AGAIN}.")
+        raise WeightsError(f"{path} {which}: {size} bytes instead of {data_begin + end}; {remedy(path)}.")
     return Header(entries, metadata)
 
 
 def _span(key: str, fields: Any, path: Path) -> Entry:
     """One tensor's line of the header, where its bytes begin counted from the end of the header."""
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
-        raise WeightsError(f"{path}: the header describes '{key}' as {fields!r}; {_AGAIN}.")
+        raise WeightsError(f"{path}: the header describes '{key}' as {fields!r}; {remedy(path)}.")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise WeightsError(
@@ -257,12 +263,12 @@ def _span(key: str, fields: Any, path: Path) -> Entry:
             f"{', '.join(DTYPES)} first."
         )
     if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
-        raise WeightsError(f"{path}: '{key}' has shape {shape} and offsets {offsets}; {_AGAIN}.")
+        raise WeightsError(f"{path}: '{key}' has shape {shape} and offsets {offsets}; {remedy(path)}.")
     info = TensorInfo(tuple(shape), DTYPES[dtype])
     if offsets[1] - offsets[0] != info.num_bytes:
         raise WeightsError(
             f"{path}: '{key}' has shape {shape} in {dtype}, which is {info.num_bytes} bytes, but the header "
-            f"gives it {offsets[1] - offsets[0]}; {_AGAIN}."
+            f"gives it {offsets[1] - offsets[0]}; {remedy(path)}."
         )
     return Entry(info, offsets[0])
 
@@ -291,8 +297,8 @@ def _compare(reader: SafetensorsReader, shard_of: Mapping[str, str], index: Path
     problems += [f"{reader.file_of(key).name} holds '{key}', which is not listed" for key in unlisted]
     if problems:
         raise WeightsError(
-            f"{index} and its shards disagree: {_some(problems, '; ')}. They are of different checkpoints, "
-            "download the folder again."
+            f"{index} and its shards disagree: {_some(problems, '; ')}. They are of different checkpoints; "
+            f"{remedy(index)}."
         )
 
 
@@ -312,7 +318,9 @@ def _read_fully(file: BinaryIO, path: Path, out: np.ndarray, position: int, what
         except OSError as error:
             raise WeightsError(f"{path} cannot be read at '{what}': {error.strerror}.") from error
         if got == 0:
-            raise WeightsError(f"{path} ended while '{what}' was read: it changed, or is cut off; {_AGAIN}.")
+            raise WeightsError(
+                f"{path} ended while '{what}' was read: it changed, or is cut off; {remedy(path)}."
+            )
         view, position = view[got:], position + got
 
 

@@ -1,0 +1,344 @@
+"""The one guard between a robot and its policy: what is measured, and what may be answered.
+
+Every way to act passes through it: `RobotPolicy.infer` and `infer_batch`, sessions, rollouts and open-loop
+evaluation. What cannot be acted on is refused by key, value and dimension; above all, nothing that is not
+finite reaches the policy, and no such action reaches a robot.
+"""
+
+import logging
+import numbers
+import operator
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla.checkpoints.agreement import robot_widths
+from vla.errors import ActionError, ConfigError, ObservationError, did_you_mean
+from vla.transforms.base import Pipeline
+from vla.transforms.cameras import camera_slots
+from vla.types import IMAGE_PREFIX, STATE_KEY, Sample
+
+logger = logging.getLogger(__name__)
+
+TASK_KEY = "task"
+
+_ALSO_TASK = ("prompt", "instruction", "language_instruction")
+"""What other libraries call the task."""
+
+MAX_STEPS = 10_000
+"""Steps of sampling that may be asked for: far more than any solver gains by."""
+
+Observation = Mapping[str, Any]
+"""What a robot measures; see `vla.policies.robot.RobotPolicy.infer`."""
+
+
+class ObservationGuard:
+    """Turns a robot's observation into the sample that a pipeline starts from, or says what is wrong with it.
+
+    Args:
+        pipeline: The robot's.
+        needs_task: Whether an observation must bring an instruction.
+
+    Attributes:
+        slots: Camera slot by every name under which an image is taken; none for a blind policy, which
+            ignores what is seen.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, needs_task: bool) -> None:
+        self.slots = camera_slots(pipeline)
+        self._needs_task = needs_task
+        self._state_width, _ = robot_widths(pipeline)
+        interface = pipeline.interface
+        self._state_names = () if interface is None else interface.state_names
+        self._action_names = () if interface is None else interface.action_names
+        self._told: set[str] = set()
+
+    def sample(self, observation: Observation) -> Sample:
+        """Return `images` (uint8 `[3, h, w]` by camera name), `state` (float32 `[m]`) and `task`.
+
+        Args:
+            observation: See `vla.policies.robot.RobotPolicy.infer`.
+
+        Raises:
+            ObservationError: A key is missing or nearly another one's, or a value cannot be acted on.
+        """
+        if not isinstance(observation, Mapping):
+            raise ObservationError(
+                f"An observation maps names such as '{STATE_KEY}' to what was measured, got a "
+                f"{type(observation).__name__}. infer takes one observation, infer_batch a list of them."
+            )
+        self._check_keys(observation)
+        images = {
+            key.removeprefix(IMAGE_PREFIX): self._image(key, value)
+            for key, value in observation.items()
+            if key.startswith(IMAGE_PREFIX) and self.slots
+        }
+        task = _task(observation[TASK_KEY]) if TASK_KEY in observation else ""
+        if self._needs_task and not task.strip():
+            raise ObservationError(f"The observation's {TASK_KEY} is empty: the policy acts on its words.")
+        return {"images": images, "state": self._state(observation[STATE_KEY]), "task": task}
+
+    def actions(self, actions: torch.Tensor) -> np.ndarray:
+        """Return actions `[a, d]` in robot units as float32.
+
+        Raises:
+            ActionError: A value is not finite.
+        """
+        made = actions.numpy().astype(np.float32)
+        if not np.isfinite(made).all():
+            step, dimension = (int(index) for index in np.argwhere(~np.isfinite(made))[0])
+            raise ActionError(
+                f"The policy answered with {made[step, dimension]} at step {step}, "
+                f"{_dimension(dimension, self._action_names, made.shape[1])}, so no action is returned: its "
+                "weights are damaged or have diverged, or the dtype that it was loaded with is too narrow "
+                "(float32 is not)."
+            )
+        return made
+
+    def _check_keys(self, observation: Observation) -> None:
+        """Refuse keys that must have been meant otherwise; leave out others that nothing reads."""
+        if odd := [key for key in observation if not isinstance(key, str)]:
+            raise ObservationError(f"The keys of an observation are text, got {odd[0]!r}.")
+        needed = (STATE_KEY, TASK_KEY) if self._needs_task else (STATE_KEY,)
+        if missing := [key for key in needed if key not in observation]:
+            raise ObservationError(
+                f"The observation lacks {' and '.join(missing)}; it has {sorted(observation)}."
+                f"{did_you_mean(missing[0], observation.keys() - {STATE_KEY, TASK_KEY})}"
+            )
+        readable = {STATE_KEY, TASK_KEY, *(IMAGE_PREFIX + name for name in self.slots)}
+        for key in observation.keys() - readable - self._told:
+            if key.startswith(IMAGE_PREFIX):
+                if self.slots:
+                    camera = key.removeprefix(IMAGE_PREFIX)
+                    raise ObservationError(
+                        f"The checkpoint has no camera '{camera}', only {list(self.slots)}."
+                        f"{did_you_mean(camera, self.slots)}"
+                    )
+                continue
+            if meant := self._meant(key, readable - observation.keys()):
+                raise ObservationError(f"The observation's '{key}' is not read. Did you mean '{meant}'?")
+            self._told.add(key)
+            logger.warning("The observation's '%s' is not read: the policy knows no such key.", key)
+
+    def _meant(self, key: str, absent: set[str]) -> str | None:
+        """Return the absent key that another one must stand for: a camera without the prefix, or a typo."""
+        camera = key.rpartition(".")[2] if key.startswith(IMAGE_PREFIX[:-2]) else key
+        if camera in self.slots and IMAGE_PREFIX + camera in absent:
+            return IMAGE_PREFIX + camera
+        if key in _ALSO_TASK and TASK_KEY in absent:
+            return TASK_KEY
+        plain = {name.casefold().replace("_", "."): name for name in absent}
+        return plain.get(key.casefold().replace("_", "."))
+
+    def _image(self, key: str, value: Any) -> torch.Tensor:
+        image = _array(value, key)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ObservationError(
+                f"{key} must be uint8 [h, w, 3], got {_described(image, value)}.{_image_hint(image)}"
+            )
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def _state(self, value: Any) -> torch.Tensor:
+        state = _numbers(value, STATE_KEY, self._state_names)
+        width = self._state_width
+        if state.ndim != 1 or (width is not None and len(state) != width):
+            wanted = "d" if width is None else str(width)
+            names = f" ({', '.join(self._state_names)})" if width == len(self._state_names) and width else ""
+            hint = " Leave out the axis of the batch." if state.ndim == 2 and len(state) == 1 else ""
+            raise ObservationError(
+                f"{STATE_KEY} must be a vector [{wanted}]{names}, got {list(state.shape)}.{hint}"
+            )
+        return torch.from_numpy(state)
+
+
+def check_noise(noise: Any, layout: str, batch: int | None = None) -> np.ndarray:
+    """Return noise as float32, checked.
+
+    Args:
+        noise: Anything that is an array of real numbers.
+        layout: "a m", or "b a m" for a batch.
+        batch: Number of rows of a batch.
+
+    Raises:
+        ObservationError: It holds something else, a value that is not finite, or has another shape.
+    """
+    made = _numbers(noise, "noise")
+    axes = layout.split()
+    if made.ndim != len(axes) or not made.size or (batch is not None and len(made) != batch):
+        wanted = ", ".join(f"b={batch}" if axis == "b" else axis for axis in axes)
+        raise ObservationError(f"noise must have shape [{wanted}] in model space, got {list(made.shape)}.")
+    return made
+
+
+def check_num_steps(num_steps: Any) -> int:
+    """Return a number of sampling steps.
+
+    Raises:
+        ConfigError: It is not a whole number from 1 to `MAX_STEPS`.
+    """
+    try:
+        steps = None if isinstance(num_steps, bool | np.bool_) else operator.index(num_steps)
+    except TypeError:
+        steps = None
+    if steps is None or not 1 <= steps <= MAX_STEPS:
+        raise ConfigError(f"num_steps must be a whole number from 1 to {MAX_STEPS}, got {num_steps!r}.")
+    return steps
+
+
+def check_generators(generator: Any, observations: int, device: torch.device) -> None:
+    """Check the source of a policy's noise.
+
+    Args:
+        generator: A `torch.Generator`, a sequence of one for each observation, or None.
+        observations: How many there are.
+        device: The policy's.
+
+    Raises:
+        ObservationError: There are not as many generators as observations.
+        ConfigError: It is something else, or lies on another device.
+    """
+    if generator is None:
+        return
+    given = generator if isinstance(generator, Sequence) and not isinstance(generator, str) else [generator]
+    for one in given:
+        if not isinstance(one, torch.Generator):
+            raise ConfigError(
+                f"generator must be a torch.Generator, or a list of one for each observation, got "
+                f"{type(one).__name__} {one!r}. A seed becomes one by torch.Generator().manual_seed(seed)."
+            )
+        if one.device.type != device.type:
+            raise ConfigError(
+                f"The generator is on {one.device}, the policy on {device}: make it there, "
+                f"torch.Generator('{device}')."
+            )
+    if given is generator and len(given) != observations:
+        raise ObservationError(
+            f"Got {len(given)} generators for {observations} observations; give one, or one each."
+        )
+
+
+def _task(value: Any) -> str:
+    """Return one text, taken out of a list or an array of one, as a data loader makes them of a dataset's."""
+    given = value
+    if isinstance(given, np.ndarray) and given.dtype.kind in "UO":
+        given = given.reshape(-1).tolist()
+    if isinstance(given, list | tuple) and len(given) == 1:
+        given = given[0]
+    if not isinstance(given, str):
+        raise ObservationError(
+            f"The observation's {TASK_KEY} must be the instruction, one text, got a {type(value).__name__}: "
+            f"{_shortened(value)}."
+        )
+    try:
+        given.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ObservationError(
+            f"The observation's {TASK_KEY} is not valid text: {_shortened(given)} has half a character "
+            f"(a lone surrogate) at position {error.start}."
+        ) from error
+    return str(given)
+
+
+def _array(value: Any, key: str) -> np.ndarray:
+    """Return an array-like value as an array, wherever it lies."""
+    try:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu()
+            narrow = value.is_floating_point() and value.dtype not in (
+                torch.float16,
+                torch.float32,
+                torch.float64,
+            )
+            return (value.float() if narrow else value).resolve_conj().resolve_neg().numpy()
+        if isinstance(value, np.ma.MaskedArray):  # what is masked was not measured
+            return np.ma.asarray(value, dtype=np.float64).filled(np.nan) if value.mask.any() else value.data
+        return np.asarray(value)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:  # ragged, on meta, sparse, quantised
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ObservationError(
+            f"{key} is not an array of numbers but a {type(value).__name__}: {reason}."
+        ) from error
+
+
+def _numbers(value: Any, key: str, names: Sequence[str] = ()) -> np.ndarray:
+    """Return real, finite numbers as a fresh float32 array of the value's shape."""
+    array = _array(value, key)
+    if array.dtype.kind == "O":
+        array = _of_objects(array, key, names)
+    if array.dtype.kind not in "fiub":
+        raise ObservationError(f"{key} must hold real numbers, got {_described(array, value)}.")
+    with np.errstate(over="ignore"):
+        made = array.astype(np.float32)
+    if not np.isfinite(made).all():
+        places = np.argwhere(~np.isfinite(made))
+        told = [f"{array[tuple(place)]} in {_place(place, names, made.shape)}" for place in places[:3]]
+        more = f" and in {len(places) - 3} more" if len(places) > 3 else ""
+        raise ObservationError(
+            f"{key} holds {', '.join(told)}{more}: only finite numbers (of float32) are read."
+        )
+    return made
+
+
+def _of_objects(array: np.ndarray, key: str, names: Sequence[str]) -> np.ndarray:
+    """Return an array of Python objects as float64, where each of them is a number."""
+    made = np.empty(array.shape, dtype=np.float64)
+    for place in np.ndindex(array.shape):
+        one = array[place]
+        if one is None or not isinstance(one, numbers.Real | Decimal):
+            what = "null (None)" if one is None else f"the {type(one).__name__} {_shortened(one)}"
+            raise ObservationError(
+                f"{key} holds {what} in {_place(place, names, array.shape)}, not a number."
+            )
+        try:
+            made[place] = float(one)
+        except (OverflowError, ValueError):  # a whole number beyond every float; a signalling NaN
+            made[place] = np.nan
+    return made
+
+
+def _place(place: Sequence[int], names: Sequence[str], shape: Sequence[int]) -> str:
+    if len(place) == 1:
+        return _dimension(int(place[0]), names, shape[0])
+    return f"place {[int(index) for index in place]}" if len(place) else "its only value"
+
+
+def _dimension(index: int, names: Sequence[str], width: int) -> str:
+    return f"dimension {index} ('{names[index]}')" if len(names) == width else f"dimension {index}"
+
+
+def _described(array: np.ndarray, value: Any) -> str:
+    if array.dtype.kind == "O" and array.ndim == 0:
+        return f"a {type(value).__name__}"
+    kind = "text" if array.dtype.kind in "US" else str(array.dtype)
+    return f"{kind} {list(array.shape)}"
+
+
+def _image_hint(image: np.ndarray) -> str:
+    if image.dtype.kind == "O":
+        return " Leave out a camera that is not there."
+    if not image.size:
+        return " It is empty."
+    if image.ndim == 4:
+        return " Leave out the axis of the batch." if len(image) == 1 else ""
+    if image.dtype.kind == "f":
+        if not np.isfinite(image).all():
+            return " It holds values that are not finite."
+        return " Values in [0, 1] become bytes by (255 * image).round().astype('uint8')."
+    if image.ndim == 2 or image.shape[-1:] == (1,):
+        return " It has no colours."
+    if image.ndim == 3 and image.shape[0] == 3:
+        return " The channels come last: image.transpose(1, 2, 0)."
+    return " Leave out the alpha channel: image[..., :3]." if image.shape[-1:] == (4,) else ""
+
+
+def _shortened(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
