@@ -1,7 +1,8 @@
 """The `vla` command: one file per subcommand, nothing heavy imported before a subcommand runs.
 
 What a user can cause (`vla.errors.VlaError`) ends as exactly one line on stderr and exit status 1; wrong
-usage exits with 2, an interrupt with 130. Anything else is a fault of ours and keeps its traceback.
+usage exits with 2, an interrupt with 130, SIGTERM with 143 and SIGHUP with 129. Anything else is a fault of
+ours and keeps its traceback.
 """
 
 import logging
@@ -20,6 +21,7 @@ from vla.cli.merge import merge
 from vla.cli.stats import stats
 from vla.cli.train import train
 from vla.errors import VlaError
+from vla.signals import ended_by_signals
 
 app = typer.Typer(
     name="vla",
@@ -82,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
     """
     try:
-        app(args=None if argv is None else list(argv), prog_name="vla")
+        with ended_by_signals():
+            app(args=None if argv is None else list(argv), prog_name="vla")
     except VlaError as error:
         typer.echo(f"vla: {' '.join(str(error).split())}", err=True)
         return 1

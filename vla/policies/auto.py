@@ -33,7 +33,8 @@ def load(
         robot: Description of the robot (`recipes/robots/<robot>.yaml`), for checkpoints that record neither
             cameras nor conventions, such as openpi's. It also chooses among the statistics of several robots.
         pipeline: Which robot of a checkpoint that was trained on a mixture: the name of its pipeline.
-        **options: Options of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, ...
+        **options: Options of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, `base` (of an
+            adapter), ...
 
     Raises:
         WeightsError: See `AutoPolicy.from_pretrained`.

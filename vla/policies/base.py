@@ -271,6 +271,7 @@ class Policy(PolicyModule):
         tokenizer: Any = None,
         asset_id: str | None = None,
         quantize: str | None = None,
+        base: str | Path | None = None,
         load_weights: bool = True,
     ) -> Self:
         """Load weights and pipeline from any known format: exactly this policy, or an error that says why.
@@ -290,6 +291,8 @@ class Policy(PolicyModule):
             asset_id: Which statistics to take where the checkpoint holds those of several robots.
             quantize: "4bit" or "8bit" stores the linear layers so (bitsandbytes), to act or to train an
                 adapter; `dtype` is then that of all the rest, and of the products.
+            base: Folder or hub id of an adapter's base, if it lies elsewhere than when it was trained; its
+                fingerprint must be the same.
             load_weights: False checks everything, but leaves the weights without values and without memory:
                 for a process that another one sends them to. Not of an adapter.
 
@@ -309,10 +312,19 @@ class Policy(PolicyModule):
                     f"{folder} holds an adapter: config and statistics are those of its training."
                 )
             policy = load_with_base(
-                folder, expected, dtype=dtype, device=device, tokenizer=tokenizer, quantize=quantize, **where
+                folder,
+                expected,
+                base=base,
+                dtype=dtype,
+                device=device,
+                tokenizer=tokenizer,
+                quantize=quantize,
+                **where,
             )
             policy.loaded_from = policy.loaded_from or LoadedFrom.of_folder(folder)
             return policy.eval()
+        if base is not None:
+            raise ConfigError(f"{folder} holds a whole policy, which has no base: leave base={base} out.")
         return load_quantized(  # type: ignore[return-value]
             folder,
             expected,

@@ -13,7 +13,7 @@ from vla.train.checkpoint.on_disk import (
     list_checkpoints,
     load_training_state,
     prune_checkpoints,
-    remove_leftovers,
+    remove_unfinished,
     save_checkpoint,
 )
 
@@ -76,7 +76,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     for name in (".mine", ".step-notes", ".step-000002.0a1b2c3d.tmp", ".step-000001.removed.tmp"):
         (tmp_path / name).mkdir()
     (tmp_path / ".last.tmp").symlink_to("step-000002")
-    remove_leftovers(tmp_path)
+    remove_unfinished(tmp_path)
     assert contents(tmp_path) == sorted(kept)
 
 
