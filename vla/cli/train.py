@@ -24,7 +24,7 @@ def train(
     """Train a policy as a recipe says.
 
     The run's folder is the recipe's `output`: its checkpoints are policy folders that `vla eval` and
-    `vla.load` read; its losses are in metrics.jsonl and TensorBoard. SIGTERM saves and exits;
+    `vla.load` read; its losses are in metrics.jsonl and TensorBoard. SIGTERM, SIGHUP and Ctrl-C save and exit;
     `--resume` continues bit for bit.
 
     Example: vla train recipes/bridge_mini.yaml data.path=bridge_mini_v3 train.steps=200 output=runs/first
@@ -33,11 +33,14 @@ def train(
 
     settings = load_recipe(recipe, overrides or [])
 
+    from vla.cli.info.training_memory import predicted_for
     from vla.cli.recordings import plots_while_training, while_training
     from vla.train.loop import train as run
 
     quiet_loading()
-    result = run(settings, resume=resume, open_loop=while_training, plots=plots_while_training)
+    result = run(
+        settings, resume=resume, open_loop=while_training, plots=plots_while_training, memory=predicted_for
+    )
     if result.stopped_by_signal:
         console().print(f"stopped at step {result.step}; the same command with --resume continues")
         raise typer.Exit(130)

@@ -29,15 +29,14 @@ class ErrorFiles:
 
     Args:
         folder: Folder of the messages, the same for all processes; it need not exist.
+        launch: This process among the others.
 
     Raises:
         TrainingError: Another process has died; it replaces the error of the communication library.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        launch = Launch.from_environment()
-        self._rank, self._world = launch.rank, launch.world
+    def __init__(self, folder: Path, launch: Launch) -> None:
+        self._folder, self._rank, self._world = folder, launch.rank, launch.world
 
     def __enter__(self) -> Self:
         if self._world > 1:

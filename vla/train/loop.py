@@ -106,7 +106,7 @@ def train(
     folder, launch = RunFolder(recipe.output), Launch.from_environment()
     with ended_by_signals(), folder.claimed(launch):
         checkpoint, recipe = folder.start_from(recipe, resume)
-        with ErrorFiles(folder.errors):
+        with ErrorFiles(folder.errors, launch):
             with explaining(recipe), folder.blaming(checkpoint):
                 loop = Loop(recipe, folder, checkpoint, open_loop, plots)
             return loop.run(progress, memory)

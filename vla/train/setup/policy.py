@@ -44,7 +44,9 @@ def start(recipe: Recipe, checkpoint: Path | None, *, load_weights: bool = True)
     same, since their values are looked at.
     """
     wanted, expected = recipe.policy, policy_entry(recipe.policy.type).policy
-    base = None if checkpoint is None else moved_base(load_recipe(checkpoint / RECIPE_FILE), recipe)
+    base = None
+    if checkpoint is not None and wanted.adapter is not None:
+        base = moved_base(load_recipe(checkpoint / RECIPE_FILE), recipe)
     if wanted.adapter is not None and wanted.adapter.quantize is not None:
         return start_quantized(recipe, checkpoint, base)
     needs_values = wanted.adapter is not None or recipe.data.feature_cache is not None
