@@ -14,9 +14,13 @@ from vla.signals import ended_by_signals
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_block_and_what_is_half_written_goes(tmp_path, number):
-    with pytest.raises(SystemExit) as caught, ended_by_signals(), atomic_folder(tmp_path / "out") as folder:
-        (folder / "half").touch()
-        signal.raise_signal(number)
+    def write():
+        with ended_by_signals(), atomic_folder(tmp_path / "out") as folder:
+            (folder / "half").touch()
+            signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as caught:
+        write()
     assert caught.value.code == 128 + number
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(number) == signal.SIG_DFL
@@ -24,13 +28,18 @@ def test_a_signal_ends_the_block_and_what_is_half_written_goes(tmp_path, number)
 
 def test_a_second_signal_does_not_interrupt_the_tidying_up():
     tidied = []
-    with pytest.raises(SystemExit), ended_by_signals():
-        try:
-            signal.raise_signal(signal.SIGHUP)
-        finally:
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGHUP)
-            tidied.append(True)
+
+    def end():
+        with ended_by_signals():
+            try:
+                signal.raise_signal(signal.SIGHUP)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGHUP)
+                tidied.append(True)
+
+    with pytest.raises(SystemExit):
+        end()
     assert tidied
 
 

@@ -24,8 +24,8 @@ def train(
     """Train a policy as a recipe says.
 
     The run's folder is the recipe's `output`: its checkpoints are policy folders that `vla eval` and
-    `vla.load` read; its losses are in metrics.jsonl and TensorBoard. SIGTERM, SIGHUP and Ctrl-C save and exit;
-    `--resume` continues bit for bit.
+    `vla.load` read; its losses are in metrics.jsonl and TensorBoard. Ctrl-C, SIGTERM and SIGHUP save
+    and exit; `--resume` continues bit for bit.
 
     Example: vla train recipes/bridge_mini.yaml data.path=bridge_mini_v3 train.steps=200 output=runs/first
     """

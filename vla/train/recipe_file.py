@@ -46,7 +46,7 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
         for override in overrides:
             merged = _overridden(merged, override)
         values: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except (*_UNREADABLE, AssertionError, AttributeError, ValueError, TypeError) as error:
+    except (*_UNREADABLE, AssertionError, AttributeError, ValueError, TypeError, LookupError) as error:
         if isinstance(error, ConfigError):
             raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -31,11 +31,14 @@ def held(folder, **changes):
 
 def is_taken_over(folder):
     before = (folder / CLAIM_FILE).read_bytes()
+    said = None
     try:
         with claimed(folder, HERE) as ours:
             assert json.loads((folder / CLAIM_FILE).read_text())["token"] == ours.said["token"]
     except TrainingError as error:
-        assert f"if it is dead, remove {folder / CLAIM_FILE}" in str(error)
+        said = str(error)
+    if said is not None:
+        assert f"if it is dead, remove {folder / CLAIM_FILE}" in said
         assert (folder / CLAIM_FILE).read_bytes() == before
         assert [path.name for path in folder.iterdir()] == [CLAIM_FILE]
         return False
