@@ -55,7 +55,7 @@ def whole(tiny):
 
 
 def interrupted_at(at, tiny, tmp_path, monkeypatch, error):
-    """Interrupt a run at a write, check what is left, and finish it; return its folder, None past the last."""
+    """Interrupt a run at a write, check what is left, and finish it; return its folder, None past the end."""
     name = f"run-{at}"
     with monkeypatch.context() as patch:
         interrupt = Interrupt(patch, at, error)

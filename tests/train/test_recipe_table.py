@@ -166,7 +166,6 @@ def test_home_is_expanded(monkeypatch, tmp_path):
         (b"\x00", "not YAML"),
         (b"output: " + b"[" * 3000 + b"]" * 3000, "not YAML"),
         (b"output: ${nowhere}\ndata: {path: d}\n", "nowhere"),
-        (b"output: 2020-01-01\ndata: {path: d}\n", "output"),
         (b"1: 2\noutput: o\ndata: {path: d}\n", "1"),
         (b"output: !!binary YQ==\ndata: {path: d}\n", "recipe"),
         (b"output: !!python/object:os.system {}\n", "not YAML"),

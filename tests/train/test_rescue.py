@@ -21,8 +21,8 @@ BUS = RuntimeError(
 )
 ENDED = RuntimeError("DataLoader worker (pid(s) 17, 18) exited unexpectedly")
 SHARED = RuntimeError(
-    "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\nRuntimeError: unable to write to "
-    "file </torch_1_2_3>: No space left on device (28)"
+    "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\nRuntimeError: unable to write "
+    "to file </torch_1_2_3>: No space left on device (28)"
 )
 
 
@@ -123,7 +123,7 @@ def test_a_killed_worker(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "__init__", keep)
     monkeypatch.setattr(Loop, "_take_step", kill_one)
     overrides = ["data.num_workers=1", "train.validate_every=null", "train.steps=50", "train.save_every=50"]
-    with pytest.raises(DataWorkerError, match=r"data worker \d+ was killed by a signal \(Killed\)") as caught:
+    with pytest.raises(DataWorkerError, match=r"worker \d+ (was killed by|ended unexpectedly)") as caught:
         train(tiny(*overrides), progress=False)
     (saved,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert f"--resume continues from step {int(saved.name[-6:])}, which is saved" in str(caught.value)

@@ -105,8 +105,8 @@ def _about_worker(error: BaseException, recipe: Recipe) -> str:
             f"a data worker found no room in shared memory (/dev/shm, {size:.3g} GB in all). Give it more "
             f"(docker run --shm-size=8g), or lower {workers}; 0 needs none."
         )
-    found = _WORKER.search(text)
-    pid, by = (found["pid"], found["by"]) if found else ("?", None)
+    found = [(one["pid"], one["by"]) for one in _WORKER.finditer(text)]
+    pid, by = next((one for one in found if one[1]), found[0] if found else ("?", None))
     why = f"was killed by a signal ({by})" if by else "ended unexpectedly"
     return (
         f"data worker {pid} {why}. Most often the machine is out of memory (`dmesg` says so): lower "

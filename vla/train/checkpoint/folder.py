@@ -24,7 +24,14 @@ from pathlib import Path
 from vla.atomic import atomic_write, remove_leftovers
 from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError
 from vla.train.checkpoint.claim import CLAIM_FILE, Claim, claimed
-from vla.train.checkpoint.on_disk import checkpoint_name, checkpoint_step, list_checkpoints, remove_unfinished
+from vla.train.checkpoint.on_disk import (
+    STATE_FILE,
+    checkpoint_name,
+    checkpoint_step,
+    damaged_checkpoints,
+    list_checkpoints,
+    remove_unfinished,
+)
 from vla.train.checkpoint.same_run import OtherRunError, continued
 from vla.train.launch import Launch
 from vla.train.monitor.reproduce import package_versions
@@ -127,6 +134,13 @@ class RunFolder:
             raise TrainingError(
                 f"There is nothing to resume: {self.checkpoints} holds no complete checkpoint. {why}"
             )
+        newer = [
+            one
+            for one in damaged_checkpoints(self.checkpoints)
+            if checkpoint_step(one) > checkpoint_step(found[-1])
+        ]
+        if newer:  # its name would be in the way of the step's next checkpoint
+            raise TrainingError(f"{newer[-1]} has lost {STATE_FILE}. {self._instead_of(newer[-1])}")
         with self.blaming(found[-1]):
             before = load_recipe(found[-1] / RECIPE_FILE)
         return found[-1], continued(before, recipe, found[-1])

@@ -60,6 +60,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=checkpoint_step)
 
 
+def damaged_checkpoints(folder: Path) -> list[Path]:
+    """Return what has a checkpoint's name in `folder` but lacks its state, oldest first."""
+    whole = list_checkpoints(folder)
+    named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted((path for path in named if path not in whole), key=checkpoint_step)
+
+
 def save_checkpoint(
     folder: Path,
     step: int,
