@@ -30,6 +30,7 @@ from vla.train.checkpoint.on_disk import (
     checkpoint_step,
     damaged_checkpoints,
     list_checkpoints,
+    point_last_at,
     remove_unfinished,
 )
 from vla.train.checkpoint.same_run import OtherRunError, continued
@@ -167,6 +168,8 @@ class RunFolder:
         for folder in (self.path, self.plots, self.errors):
             remove_leftovers(folder)
         remove_unfinished(self.checkpoints)
+        if found := list_checkpoints(self.checkpoints):
+            point_last_at(found[-1])  # a killed process may have had no time for it
         if anew:
             self._put_aside()
         for name, text in describe_run(recipe).items():
