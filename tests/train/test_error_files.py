@@ -107,7 +107,7 @@ def test_what_an_earlier_start_said_is_gone(process, tmp_path):
     process(1, KeyError("old"))
     assert (tmp_path / "run" / "errors" / "process-1.txt").read_text() == "KeyError: 'old'\n"
     RunFolder(tmp_path / "run").check_free()
-    with ErrorFiles(tmp_path / "run" / "errors", Launch(0, 2)):
+    with ErrorFiles(tmp_path / "run" / "errors", Launch(1, 2)):
         assert list((tmp_path / "run").iterdir()) == []
     assert "Another process of this run has died" in str(process(0, CLOSED))
 
