@@ -11,6 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from vla.policies.auto_classes import install
+
+install()  # so that transformers' AutoConfig and AutoModel know the policies; loads nothing
+
 _AUTO = ("AutoPolicy", "load")
 _HERE = Path(__file__).parent
 _ROOMS = tuple(

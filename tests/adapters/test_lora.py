@@ -336,5 +336,7 @@ def test_nothing_is_overwritten(base, tmp_path):
     adapted(base).save_pretrained(tmp_path / "adapter")
     with pytest.raises(SaveError, match="not empty"):
         merge(tmp_path / "adapter", base)
-    with pytest.raises(SaveError, match="not empty"):
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    with pytest.raises(SaveError, match="holds a whole policy, which an adapter does not replace"):
         adapted(base).save_pretrained(base)
+    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before

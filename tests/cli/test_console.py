@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.cli.console import parse_flags, parse_numbers, progress_bar, refuse_existing
+from vla.cli.console import parse_flags, parse_numbers, progress_bar
+from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
 
 
@@ -38,9 +39,9 @@ def test_wrong_number_names_option(text):
 
 
 def test_existing_output_is_refused(tmp_path):
-    refuse_existing(tmp_path / "new")
+    check_new_folder(tmp_path / "new")
     with pytest.raises(ConfigError, match="already there; give another --output"):
-        refuse_existing(tmp_path)
+        check_new_folder(tmp_path)
 
 
 def test_progress_bar_takes_done_and_total():

@@ -1,7 +1,5 @@
 """The command itself: help, exit codes, one line on stderr for what a user can cause."""
 
-import logging
-
 import pytest
 
 import vla.cli
@@ -72,12 +70,3 @@ def test_own_fault_keeps_its_traceback(failing_command):
     failing_command.append(ZeroDivisionError("ours"))
     with pytest.raises(ZeroDivisionError):
         main(["fail"])
-
-
-def test_verbose_lowers_the_log_level(failing_command, monkeypatch):
-    levels = []
-    monkeypatch.setattr(logging, "basicConfig", lambda level, **_: levels.append(level))
-    for argv in (["fail"], ["--verbose", "fail"]):
-        failing_command.append(DatasetError("x"))
-        main(argv)
-    assert levels == [logging.WARNING, logging.INFO]

@@ -42,6 +42,5 @@ def test_nothing_is_overwritten(adapter, tmp_path, capsys):
 
 
 def test_what_needs_a_whole_model_names_the_command(adapter, tmp_path, capsys):
-    for argv in (["info", str(adapter)], ["convert", str(adapter), str(tmp_path / "dst"), "--to", "openpi"]):
-        assert main(argv) == 1
-        assert "vla merge" in capsys.readouterr().err
+    assert main(["info", str(adapter), "--memory"]) == 1
+    assert "vla merge" in capsys.readouterr().err

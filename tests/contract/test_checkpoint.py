@@ -68,11 +68,16 @@ def test_nothing_is_loaded_partially(saved, damage):
     assert key in str(error.value)
 
 
-def test_nothing_is_overwritten(policy, saved):
-    before = (saved / "config.json").read_bytes()
-    with pytest.raises(vla.errors.VlaError, match="saved"):
-        policy.save_pretrained(saved)
-    assert (saved / "config.json").read_bytes() == before
+def test_saved_again_it_replaces_itself_alone(policy, saved):
+    (saved / "mine.txt").write_text("mine")
+    names = {path.name for path in saved.iterdir()}
+    with torch.no_grad():
+        next(policy.parameters()).add_(1)
+    policy.save_pretrained(saved)
+    assert {path.name for path in saved.iterdir()} == names
+    assert torch.equal(
+        next(vla.AutoPolicy.from_pretrained(saved).parameters()), next(policy.parameters()).detach()
+    )
 
 
 def test_conversion_to_our_own_format(name, saved, tmp_path):

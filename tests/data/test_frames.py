@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.make import CAMERAS, draw_code, read_code, write_json
+from tests.data.make import CAMERAS, draw_code, read_code, write_json, write_mp4
 from tests.data.test_images import png
 from vla.data import LeRobotDataset
 from vla.data.video import VideoReader
@@ -66,8 +66,8 @@ def test_the_cache_is_not_sent_to_other_processes(tiny):
 def test_a_frame_that_cannot_be_decoded_is_named(tiny_datasets, tmp_path):
     root = shutil.copytree(tiny_datasets["v2.1"], tmp_path / "copy")
     video = root / f"videos/chunk-000/{CAMERAS[1]}/episode_000001.mp4"
-    shutil.copy(root / f"videos/chunk-000/{CAMERAS[1]}/episode_000000.mp4", video)  # 5 frames, not 12
     dataset = LeRobotDataset(root, action_horizon=2)
+    shutil.copy(root / f"videos/chunk-000/{CAMERAS[1]}/episode_000000.mp4", video)  # 5 frames, not 12
     read_code(dataset[5 + 4][CAMERAS[1]])
     with pytest.raises(
         DatasetError, match=rf"{CAMERAS[1]}, episode 1, frame 5: .*episode_000001.mp4 has no frame"
@@ -76,14 +76,14 @@ def test_a_frame_that_cannot_be_decoded_is_named(tiny_datasets, tmp_path):
 
 
 def test_frames_of_another_size(tiny_datasets, tmp_path):
-    root = shutil.copytree(tiny_datasets["v3.0"], tmp_path / "copy")
-    info = json.loads((root / "meta/info.json").read_text())
-    info["features"][CAMERAS[0]]["shape"] = [64, 64, 3]
-    write_json(root / "meta/info.json", info)
+    root = shutil.copytree(tiny_datasets["v2.1"], tmp_path / "copy")
+    dataset = LeRobotDataset(root, action_horizon=2)
+    video = root / f"videos/chunk-000/{CAMERAS[0]}/episode_000000.mp4"  # changed since it was opened
+    write_mp4(video, [draw_code(0, i, 0, 64, 64) for i in range(5)], 10)
     with pytest.raises(
-        DatasetError, match=r"frame 0: decoded \[32, 64\] pixels, but meta/info.json says \[64, 64\]"
+        DatasetError, match=r"frame 0: decoded \[64, 64\] pixels, but meta/info.json says \[32, 64\]"
     ):
-        LeRobotDataset(root, action_horizon=2)[0]
+        dataset[0]
 
 
 @pytest.mark.parametrize("version", ["v3.0", "v2.1"])

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import errors
 
 from tests.data.make import CAMERAS, make_dataset
-from vla.data import LeRobotDataset, hub
+from vla.data import LeRobotDataset, LeRobotWriter, hub
 from vla.data.hub import locate
 from vla.errors import DatasetError
 
@@ -155,3 +155,21 @@ def test_local_folders_fetch_nothing(tiny_datasets, monkeypatch):
     source = locate(Path(tiny_datasets["v3.0"]))
     source.fetch(["data/nothing"])
     assert source.repo_id is None
+
+
+def test_the_home_folder_is_expanded_everywhere(tiny_datasets, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_datasets["v3.0"], tmp_path / "mine")
+    assert locate("~/mine").root == tmp_path / "mine"
+    assert len(LeRobotDataset("~/mine", action_horizon=1)) == 29
+    with LeRobotWriter("~/written", 10, cameras={}, state_names=["x"], action_names=["x"]) as out:
+        out.add_frame({"observation.state": [0], "action": [0]})
+        out.save_episode("go")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "written"]
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/x", "a\0b", "x" * 5000])
+def test_paths_that_cannot_be(path):
+    with pytest.raises(DatasetError):
+        locate(path)

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla.data import split_episodes
+from vla.data.notices import say_once
 from vla.errors import ConfigError
 
 
@@ -27,10 +28,25 @@ def test_a_partition_of_about_the_fraction(ids, fraction, seed):
 def test_a_number_stands_for_all_indices_and_seeds_differ():
     assert split_episodes(10, 0.2, 3) == split_episodes(range(10), 0.2, 3)
     assert len({tuple(split_episodes(100, 0.1, seed)[1]) for seed in range(5)}) == 5
-    assert split_episodes(1, 0.5) in (([0], []), ([], [0]))
+    assert split_episodes(1, 0.5) == ([0], [])
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])
 def test_fractions_out_of_range(fraction):
     with pytest.raises(ConfigError, match="validation_fraction must be in"):
         split_episodes(10, fraction)
+
+
+def test_a_single_episode_is_not_held_out_and_that_is_said_once(caplog):
+    say_once.cache_clear()
+    for _ in range(3):
+        assert split_episodes([7], 0.05) == ([7], [])
+        assert split_episodes([7], 0.9, 1) == ([7], [])
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == (
+        "There is one episode, number 7, and a share of 0.05 is to be held out: it is trained on, and "
+        "nothing is validated."
+    )
+    assert len([line for line in lines if "0.05" in line]) == 1
+    assert split_episodes([7], 0) == ([7], [])
+    assert len(caplog.records) == len(lines)

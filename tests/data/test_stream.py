@@ -4,13 +4,14 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import shutil
 import time
 
 import pytest
 import torch
 from huggingface_hub import constants, errors
 
-from tests.data.make import CAMERAS, make_dataset, read_code
+from tests.data.make import CAMERAS, draw_code, make_dataset, read_code, write_mp4
 from tests.hub_server import serving, speak_to
 from vla.data import LeRobotDataset, ResumableLoader, stream
 from vla.data.hub import DatasetLocation
@@ -101,6 +102,29 @@ def test_the_first_batch_needs_few_files_and_an_epoch_each_once(hub):
     assert len(videos(hub)) == len(set(videos(hub))) == 2 * EPISODES
     seen(itertools.islice(batches, ours.batches_per_epoch))
     assert len(videos(hub)) == 2 * EPISODES  # the second epoch finds them
+
+
+@pytest.mark.parametrize("worker", [False, True])
+def test_a_video_is_compared_with_the_metadata_when_it_is_fetched(many_files, monkeypatch, tmp_path, worker):
+    wrong = shutil.copytree(many_files, tmp_path / "wrong")
+    folder = wrong / f"videos/chunk-000/{CAMERAS[0]}"
+    write_mp4(folder / "episode_000001.mp4", [draw_code(1, i, 0) for i in range(LENGTH - 2)], 10)
+    write_mp4(folder / "episode_000002.mp4", [draw_code(2, i, 0, 64, 32) for i in range(LENGTH)], 10)
+    with serving() as served:
+        served.add(f"datasets/{ID}", wrong)
+        speak_to(served.url, monkeypatch, tmp_path / "cache")
+        dataset = opened()
+        assert videos(served) == []
+        dataset = pickle.loads(pickle.dumps(dataset)) if worker else dataset
+        assert read_code(dataset[0][CAMERAS[0]]) == (0, 0, 0)
+        for index, message in (
+            (LENGTH, "frame 0: .*episode_000001.mp4: .* of episode 1 .* 2 frames too short"),
+            (2 * LENGTH, "episode_000002.mp4: its images are 64 high and 32 wide.* are swapped"),
+        ):
+            with pytest.raises(DatasetError, match=message):
+                dataset[index]
+    with pytest.raises(DatasetError, match="2 frames too short"):
+        LeRobotDataset(wrong, action_horizon=2)
 
 
 def finished(frames):

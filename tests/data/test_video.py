@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -175,13 +176,23 @@ def test_check_container_other_failures(tmp_path):
         check_container(folder)
 
 
+def borrowed(readers, name):
+    with readers.borrow(name) as reader:
+        return reader
+
+
+def frame_at(readers, name, seconds):
+    with readers.borrow(name) as reader:
+        return read_code(reader.frame(seconds))[1]
+
+
 def test_readers_are_reused_and_bounded(h264, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(video, "VideoReader", lambda path: (opened.append(path.name), VideoReader(path))[1])
     paths = [shutil.copy(h264, tmp_path / f"{i}.mp4") for i in range(3)]
     readers = VideoReaders(capacity=2)
     for i in (0, 1, 0, 1, 2, 1, 0):  # the third closes 0, the last closes 2
-        assert read_code(readers.get(paths[i]).frame(0.5))[1] == 5
+        assert frame_at(readers, paths[i], 0.5) == 5
     assert opened == ["0.mp4", "1.mp4", "2.mp4", "0.mp4"]
 
 
@@ -189,12 +200,12 @@ def test_no_more_files_are_open_than_allowed_and_none_after_closing(h264, tmp_pa
     paths = [shutil.copy(h264, tmp_path / f"{i}.mp4") for i in range(5)]
     readers = VideoReaders(capacity=2)
     for i in (0, 1, 2, 3, 0, 4):
-        readers.get(paths[i]).frame(0.5)
+        frame_at(readers, paths[i], 0.5)
         assert len(open_files(tmp_path)) <= 2
     assert open_files(tmp_path) == ["0.mp4", "4.mp4"]
     readers.close()
     assert open_files(tmp_path) == []
-    assert read_code(readers.get(paths[3]).frame(0.5))[1] == 5
+    assert frame_at(readers, paths[3], 0.5) == 5
     assert open_files(tmp_path) == ["3.mp4"]
     with pytest.raises(ConfigError, match="open_videos must be at least 1, got 0"):
         VideoReaders(capacity=0)
@@ -213,27 +224,27 @@ def test_a_file_that_cannot_be_found_leaves_the_others_open(h264):
         return h264
 
     readers = VideoReaders(capacity=1, locate=locate)
-    there = readers.get("there")
+    there = borrowed(readers, "there")
     with pytest.raises(DatasetError, match="gone"):
-        readers.get("gone")
-    assert readers.get("there") is there
+        borrowed(readers, "gone")
+    assert borrowed(readers, "there") is there
 
 
 def test_a_fork_does_not_move_the_files_of_its_parent(h264):
     """Inherited files share their position with the parent's: both read to and fro at the same time."""
     readers, context = VideoReaders(), multiprocessing.get_context("fork")
-    readers.get(h264).frame(0.5)
+    frame_at(readers, h264, 0.5)
 
     def read():
         for i in np.random.default_rng(1).integers(0, LENGTH, 100).tolist():
-            assert read_code(readers.get(h264).frame(i / FPS))[1] == i
+            assert frame_at(readers, h264, i / FPS) == i
         readers.close()
 
     children = [context.Process(target=read) for _ in range(2)]
     for child in children:
         child.start()
     for i in np.random.default_rng(2).integers(0, LENGTH, 200).tolist():
-        assert read_code(readers.get(h264).frame(i / FPS))[1] == i
+        assert frame_at(readers, h264, i / FPS) == i
     for child in children:
         child.join(60)
     assert [child.exitcode for child in children] == [0, 0]
@@ -241,8 +252,28 @@ def test_a_fork_does_not_move_the_files_of_its_parent(h264):
 
 def test_another_process_opens_its_own(h264, monkeypatch):
     readers = VideoReaders()
-    mine = readers.get(h264)
-    assert pickle.loads(pickle.dumps(readers)).get(h264) is not mine
-    assert readers.get(h264) is mine
+    mine = borrowed(readers, h264)
+    assert borrowed(pickle.loads(pickle.dumps(readers)), h264) is not mine
+    assert borrowed(readers, h264) is mine
     monkeypatch.setattr(os, "getpid", lambda: -7)  # what a fork looks like from the inside
-    assert readers.get(h264) is not mine
+    assert borrowed(readers, h264) is not mine
+
+
+@pytest.mark.parametrize("capacity", [1, 64])
+def test_threads_each_get_their_own_frames(h264, tmp_path, capacity):
+    paths = [shutil.copy(h264, tmp_path / f"{i}.mp4") for i in range(2)]
+    readers = VideoReaders(capacity)
+
+    def read(seed):
+        rng = np.random.default_rng(seed)
+        asked = rng.integers(0, LENGTH, 60).tolist()
+        return asked, [frame_at(readers, paths[int(rng.integers(2))], i / FPS) for i in asked]
+
+    with ThreadPoolExecutor(4) as pool:
+        for asked, got in pool.map(read, range(8)):
+            assert got == asked
+    assert len(open_files(tmp_path)) <= capacity
+    with readers.borrow(paths[0]) as one, readers.borrow(paths[0]) as other:
+        assert one is not other
+    readers.close()
+    assert open_files(tmp_path) == []

@@ -104,10 +104,13 @@ def test_the_table_and_the_numbers_say_what_was_counted(adapted):
 
 def test_a_runs_and_a_policys_folder_are_bases_too_and_others_are_refused(demo_folder, tmp_path, capsys):
     last = demo_folder / "flow" / "checkpoints" / "last"
-    assert [adapting._policy_folder(one) for one in (demo_folder, demo_folder / "flow", last)] == [
-        last.absolute()
-    ] * 3
-    with pytest.raises(ConfigError, match="nowhere is neither a demo's folder, nor a run's, nor a policy's"):
+    found = [adapting._policy_folder(one) for one in (demo_folder, demo_folder / "flow", last)]
+    assert [one.resolve() for one in found] == [last.resolve()] * 3
+    assert all(one.is_absolute() for one in found)
+    with pytest.raises(
+        ConfigError,
+        match="nowhere is neither a demo's folder, nor a run's, nor a policy's: there is no such folder",
+    ):
         run_adapting(tmp_path / "out", base=tmp_path / "nowhere")
     assert not (tmp_path / "out").exists()
     assert main(["demo", "--base", str(demo_folder), "--output", str(tmp_path / "out")]) == 1
@@ -119,7 +122,7 @@ def test_without_a_base_the_demos_policy_is_trained_first(tmp_path, monkeypatch)
     monkeypatch.setattr(adapting, "DEMONSTRATIONS", 6)
     checkpoint = adapting._train_base(tmp_path / "base", 0, 1, no_progress)
     assert checkpoint.is_absolute()
-    assert checkpoint == adapting._policy_folder(tmp_path / "base")
+    assert checkpoint.resolve() == adapting._policy_folder(tmp_path / "base").resolve()
     assert AutoPolicy.from_pretrained(checkpoint).config.action_horizon == 16
 
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tests.parity.transformers_pi0 import make_batch
+from vla.adapters.lora import add_adapter
 from vla.atomic import SaveError
 from vla.errors import ConfigError, WeightsError
 from vla.policies.pi0.policy import Pi0Policy
@@ -49,12 +50,42 @@ def test_weights_convert_on_the_way(robot_ready, tmp_path):
     assert loaded.model.state_proj.weight.dtype == torch.bfloat16
 
 
-def test_nothing_is_overwritten(robot_ready, tmp_path):
-    (tmp_path / "policy").mkdir()
-    (tmp_path / "policy" / "mine.txt").write_text("precious")
-    with pytest.raises(SaveError, match="not empty"):
-        robot_ready.save_pretrained(tmp_path / "policy")
-    assert [path.name for path in tmp_path.rglob("*")] == ["policy", "mine.txt"]
+def test_saved_again_it_replaces_itself_and_nothing_else(robot_ready, tmp_path):
+    folder = tmp_path / "policy"
+    robot_ready.save_pretrained(folder, max_shard_size="50KB")
+    (folder / "mine.txt").write_text("precious")
+    with torch.no_grad():
+        robot_ready.model.state_proj.weight.add_(1)
+    robot_ready.save_pretrained(folder)
+    assert not list(folder.glob("model-*")) + list(folder.glob("*.index.json")) + list(folder.glob(".*"))
+    assert (folder / "mine.txt").read_text() == "precious"
+    loaded = Pi0Policy.from_pretrained(folder)
+    assert torch.equal(loaded.model.state_proj.weight, robot_ready.model.state_proj.weight)
+
+
+def test_what_was_interrupted_when_complete_is_opened_as_the_new_one(robot_ready, tmp_path, monkeypatch):
+    folder = tmp_path / "policy"
+    robot_ready.save_pretrained(folder)
+    with torch.no_grad():
+        robot_ready.model.state_proj.weight.add_(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("vla.checkpoints.replace._move", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            robot_ready.save_pretrained(folder)
+    assert (folder / ".vla_saved").is_dir()
+    loaded = Pi0Policy.from_pretrained(folder)
+    assert torch.equal(loaded.model.state_proj.weight, robot_ready.model.state_proj.weight)
+    assert not (folder / ".vla_saved").exists()
+
+
+def test_an_adapter_does_not_erase_its_base(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "base")
+    before = {path: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    adapted = Pi0Policy.from_pretrained(tmp_path / "base")
+    add_adapter(adapted)
+    with pytest.raises(SaveError, match="holds a whole policy, which an adapter does not replace"):
+        adapted.save_pretrained(tmp_path / "base")
+    assert {path: path.read_bytes() for path in (tmp_path / "base").iterdir()} == before
 
 
 def test_an_empty_folder_may_be_filled(robot_ready, tmp_path):

@@ -32,18 +32,19 @@ BANNED_PACKAGES = (
 )
 """Nothing imports these: vla stands on its own feet, with one tensor library."""
 
-ALWAYS = ("errors", "types", "atomic", "signals", "__version__")
+ALWAYS = ("errors", "types", "atomic", "signals", "terminal", "__version__")
 """Names of `vla` that are open to all."""
 
 ROOMS: dict[str, Room] = {
     "": Room(
-        rooms=("policies.auto", "policies.registry")
+        rooms=("policies.auto", "policies.auto_classes", "policies.registry")
     ),  # vla/__init__.py, which resolves its public names on demand
     "__main__": Room(rooms=("cli",)),
     "errors": Room(),
     "types": Room(packages=("torch",)),
     "atomic": Room(),  # whole files and folders, or none
     "signals": Room(),
+    "terminal": Room(packages=("rich",)),  # bars for a person, lines for a log
     "nn": Room(packages=("torch",)),
     "nn.vision": Room(packages=("torch", "transformers")),
     "objectives": Room(packages=("torch",)),
@@ -68,6 +69,7 @@ ROOMS: dict[str, Room] = {
     ),
     # The one module of policies/ that rooms below may import: it imports no policy until it is asked for one.
     "policies.registry": Room(packages=("huggingface_hub",)),
+    "policies.auto_classes": Room(rooms=("policies.registry",), packages=("transformers",)),
     "policies": Room(
         rooms=("nn", "objectives", "transforms", "weights", "checkpoints", "adapters", "policies.registry"),
         packages=("torch", "numpy", "transformers", "safetensors", "huggingface_hub"),
@@ -94,13 +96,21 @@ ROOMS: dict[str, Room] = {
         packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),
     ),
     "bench": Room(
-        rooms=("nn.flop_counter", "policies.auto", "policies.base", "policies.registry", "adapters.quantize"),
+        rooms=(
+            "nn.flop_counter",
+            "policies.auto",
+            "policies.base",
+            "policies.registry",
+            "adapters.quantize",
+            "weights.known",
+            "weights.source",
+        ),
         packages=("torch", "numpy", "transformers", "psutil"),
     ),
     # Measured by training: what cost and learning are weighed against each other by.
     "bench.learning": Room(rooms=("demo", "train"), packages=("torch",)),
     "demo": Room(
-        rooms=("data", "train", "eval", "policies.auto", "policies.registry", "transforms"),
+        rooms=("data", "train", "eval", "policies.auto", "policies.registry", "transforms", "weights.source"),
         packages=("torch", "numpy", "PIL", "jinja2", "markupsafe", "matplotlib", "gymnasium", "rich"),
     ),
     "cli": Room(rooms=("*",), packages=("*",)),

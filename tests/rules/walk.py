@@ -15,7 +15,7 @@ LONG_WALK = "## The long walk"
 _LINK = re.compile(r"\]\(\.\./(vla/[\w/]+\.py)\)")
 
 FLOORS = (
-    ("The ground", ("types", "errors", "atomic", "signals")),
+    ("The ground", ("types", "errors", "atomic", "signals", "terminal")),
     ("The network's layers", ("nn",)),
     ("What is learned: paths and solvers", ("objectives",)),
     ("Tensors in files", ("weights",)),
@@ -23,7 +23,16 @@ FLOORS = (
     ("Policies by name", ("policies.registry",)),
     ("How a policy meets a folder or the hub", ("checkpoints",)),
     ("Adapters", ("adapters",)),
-    ("What a policy is", ("policies.config", "policies.cacheable", "policies.base")),
+    (
+        "What a policy is",
+        (
+            "policies.config",
+            "policies.cacheable",
+            "policies.auto_classes",
+            "policies.trainer",
+            "policies.base",
+        ),
+    ),
     ("pi-0's family", ("policies.flow", "policies.pi0", "policies.pi05")),
     ("The second policy", ("policies.bc",)),
     ("To the robot", ("policies",)),

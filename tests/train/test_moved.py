@@ -51,7 +51,7 @@ def test_a_base_that_moved_is_named_everywhere(adapted, tmp_path):
         vla.load(checkpoint)
     policy = vla.load(checkpoint, base=there).policy
     assert policy.adapter is not None
-    with pytest.raises(ConfigError, match="holds a whole policy, which has no base"):
+    with pytest.raises(ConfigError, match="holds a whole policy, not an adapter"):
         vla.load(there, base=there)
     result = train(recipe("there", 2), resume=True, progress=False)
     assert result.step == 2

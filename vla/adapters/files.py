@@ -28,7 +28,7 @@ from vla.adapters.lora import (
     remove_adapter,
 )
 from vla.adapters.quantize import load_quantized
-from vla.atomic import atomic_write, read_json
+from vla.atomic import atomic_folder, atomic_write, read_json
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.errors import StatisticsError, VlaError, WeightsError
 from vla.transforms.named_pipelines import read_pipelines
@@ -107,7 +107,7 @@ def load_adapter(
     """
     peft: Any = import_peft()
     folder = local_folder(folder)
-    said = _read_base(folder)
+    said = read_base(folder)
     ours = fingerprint(policy)
     if ours != said["fingerprint"]:
         ours_from = policy.loaded_from.name if policy.loaded_from else "weights of no checkpoint"
@@ -176,7 +176,7 @@ def load_with_base(
         WeightsError: The base cannot be reached or is not the one that the adapter was trained on; or files
             are damaged.
     """
-    said, wanted = _read_base(folder), as_dtype(dtype)
+    said, wanted = read_base(folder), as_dtype(dtype)
     name = said["name"] if base is None else str(base)
     try:
         policy = load_quantized(
@@ -238,12 +238,18 @@ def merge(
         )  # fmt: skip
     fold_in(policy)
     policy = policy.to(as_dtype(dtype) or torch.float32)  # type: ignore[arg-type]
-    policy.save_pretrained(dst)
+    with atomic_folder(dst) as made:
+        policy.save_pretrained(made)
     policy.loaded_from = LoadedFrom.of_folder(Path(dst))
     return policy.eval()
 
 
-def _read_base(folder: Path) -> dict[str, Any]:
+def read_base(folder: Path) -> dict[str, Any]:
+    """Return what an adapter's folder says of its base: name, revision, config, asset_id, fingerprint, ...
+
+    Raises:
+        WeightsError: The folder holds no adapter that was trained here, or the file is damaged.
+    """
     path = folder / BASE_FILE
     said = _read(path)
     if said.keys() - {"quantize"} != {"name", "revision", "config", "asset_id", "fingerprint"}:

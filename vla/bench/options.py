@@ -19,6 +19,7 @@ class BenchOptions:
 
     Attributes:
         policy: A policy's name ("pi0"), or a folder or hub id with its weights.
+        base: Folder or hub id of an adapter's base, if no longer where the adapter says.
         preset: A named size of its config; None or "full": full size.
         overrides: Fields of its config that differ.
         dtype: "float32" or "bfloat16", for weights, activations and, in training, AdamW's moments.
@@ -36,6 +37,7 @@ class BenchOptions:
     """
 
     policy: str = "pi0"
+    base: str | None = None
     preset: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"

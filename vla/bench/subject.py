@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from vla.policies.auto import AutoPolicy
 from vla.policies.base import Policy
 from vla.policies.registry import make_config, policy_entry, policy_names
 from vla.types import Batch
+from vla.weights.known import known_checkpoints
+from vla.weights.source import expanded
 
 _BLOCK = 1_000_003
 
@@ -27,18 +30,31 @@ def make_subject(options: BenchOptions) -> Policy:
         WeightsError: The folder holds no policy.
     """
     name, dtype, device = options.policy, DTYPES[options.dtype], options.torch_device
-    if name not in policy_names() and "/" in name:
+    if name not in policy_names() and _names_checkpoint(name):
         if options.preset is not None or options.overrides:
             raise ConfigError(f"{name} is a checkpoint with its own config, so it takes no preset.")
-        policy = AutoPolicy.from_pretrained(name, dtype=dtype, device=device)
+        policy = AutoPolicy.from_pretrained(name, dtype=dtype, device=device, base=options.base)
     else:
-        preset = None if options.preset == "full" else options.preset
-        config = make_config(name, options.overrides, preset)
+        if options.base is not None:
+            raise ConfigError(f"base is about adapters, and {name} is not a checkpoint.")
+        config = config_of(options)
         with no_init_weights(), default_dtype(dtype), device:
             policy = policy_entry(name).policy(config)
         fill(policy)
     options.check_against(policy)
     return policy.eval()
+
+
+def config_of(options: BenchOptions) -> Any:
+    """Return the config of the policy that the options name; None for a checkpoint's, which lies there."""
+    if options.policy not in policy_names() and _names_checkpoint(options.policy):
+        return None
+    preset = None if options.preset == "full" else options.preset
+    return make_config(options.policy, options.overrides, preset)
+
+
+def _names_checkpoint(name: str) -> bool:
+    return "/" in name or name in known_checkpoints() or expanded(name).is_dir()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vla.checkpoints.empty import empty_policy, parameter_shapes, reserve_memory
+from vla.checkpoints.keywords import config_fields
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.checkpoints.pipelines import read_pipeline, read_tokenizer
 from vla.checkpoints.recognise import recognise, weights_module
@@ -30,7 +31,7 @@ def load_policy(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | str | Path | Any = None,
     tokenizer: Any = None,
     asset_id: str | None = None,
     load_weights: bool = True,
@@ -42,7 +43,8 @@ def load_policy(
         expected: The class that the checkpoint must hold; None takes what it holds.
         dtype: Dtype of the weights; None keeps that of most of the stored ones.
         device: Where to put them.
-        config: Fields of the config to change; not those that the tensors decide.
+        config: Fields of the config to change; not those that the tensors decide. Or a whole config of the
+            policy, or its folder: then the fields that differ.
         tokenizer: A tokenizer, or its folder or hub id, where the checkpoint has none.
         asset_id: Which statistics to take where the checkpoint holds those of several robots.
         load_weights: False checks all of them, but leaves the policy's without values.
@@ -61,7 +63,10 @@ def load_policy(
                 f"{folder} holds a {policy_class.__name__}, not a {expected.__name__}: open it with "
                 f"{policy_class.__name__}.from_pretrained or vla.AutoPolicy.from_pretrained."
             )
-        settings = weights_module(name).read_config(stored, fmt, dict(config or {}))
+        read_config = weights_module(name).read_config
+        if not (config is None or isinstance(config, Mapping)):
+            config = config_fields(config, read_config(stored, fmt))
+        settings = read_config(stored, fmt, dict(config or {}))
         policy = _with_weights(policy_class, settings, stored, fmt, dtype, device, load_weights)
         if fmt.name == "vla" and pipeline_names(folder):
             policy.pipelines = read_pipelines(folder)
@@ -81,6 +86,8 @@ def load_policy(
                 folder, fmt.name, stored_config=stored.config, tokenizer=tokenizer
             )
     policy.loaded_from = LoadedFrom.of_folder(folder, config, asset_id)
+    # By this, peft says in its files what they belong to. (In the config, it would make two copies differ.)
+    policy.name_or_path = policy.loaded_from.name
     return policy.eval()
 
 

@@ -1,11 +1,12 @@
 """The `vla` command: one file per subcommand, nothing heavy imported before a subcommand runs.
 
-What a user can cause (`vla.errors.VlaError`) ends as exactly one line on stderr and exit status 1; wrong
-usage exits with 2, an interrupt with 130, SIGTERM with 143 and SIGHUP with 129. Anything else is a fault of
-ours and keeps its traceback.
+What a user can cause ends as exactly one line on stderr: exit status 2 for wrong usage, 130 for an
+interrupt, 143 and 129 for SIGTERM and SIGHUP, 141 where nobody reads on, 1 for all else (`edge.py` has the
+words). Anything else is a fault of ours and keeps its traceback.
 """
 
-import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -13,18 +14,23 @@ import typer
 
 from vla.cli.bench import bench
 from vla.cli.bench_learning import draws, features
+from vla.cli.commands import Command, Group, UsageError, usage_in_one_line
 from vla.cli.convert import convert
 from vla.cli.demo import demo
+from vla.cli.edge import SYSTEM_ERRORS, in_one_line
 from vla.cli.eval import evaluate
 from vla.cli.info.command import info
+from vla.cli.logs import QuietOption, VerboseOption, ask_before_command, with_verbosity
 from vla.cli.merge import merge
 from vla.cli.stats import stats
 from vla.cli.train import train
-from vla.errors import VlaError
 from vla.signals import ended_by_signals
+
+INTERRUPTED, NOBODY_READS = 130, 141  # as a shell says of SIGINT and SIGPIPE
 
 app = typer.Typer(
     name="vla",
+    cls=Group,
     help="pi-0-style vision-language-action policies: train one, trust it, run it on a robot.",
     no_args_is_help=True,
     add_completion=False,
@@ -48,12 +54,14 @@ for _name, _function in {
     "merge": merge,
     "eval": evaluate,
 }.items():
-    app.command(_name, help=_help(_function))(_function)
+    app.command(_name, cls=Command, help=_help(_function))(with_verbosity(_function))
 
-_bench = typer.Typer()
+_bench = typer.Typer(cls=Group)
 for _name, _function in {"draws": draws, "features": features}.items():
-    _bench.command(_name, help=_help(_function))(_function)
-app.add_typer(_bench, name="bench", callback=bench, invoke_without_command=True, help=_help(bench))
+    _bench.command(_name, cls=Command, help=_help(_function))(with_verbosity(_function))
+app.add_typer(
+    _bench, name="bench", callback=with_verbosity(bench), invoke_without_command=True, help=_help(bench)
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -66,15 +74,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on the way.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    level = logging.INFO if verbose else logging.WARNING
-    if not verbose:  # it warns of a kernel for 4-bit products on CPUs as soon as an adapter is loaded
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    ask_before_command(quiet, verbose)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,14 +89,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; None takes those of the process.
     """
+    _write_any_text()
     try:
         with ended_by_signals():
-            app(args=None if argv is None else list(argv), prog_name="vla")
-    except VlaError as error:
-        typer.echo(f"vla: {' '.join(str(error).split())}", err=True)
+            status: object = app(
+                args=None if argv is None else list(argv), prog_name="vla", standalone_mode=False
+            )
+        sys.stdout.flush()
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            _say(usage_in_one_line(error))
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _close_pipe()
+    except SYSTEM_ERRORS as error:
+        said = in_one_line(error)
+        if said is None:
+            raise
+        _say(said)
         return 1
-    except KeyboardInterrupt:
-        return 130
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
+        status = end.code
+    return status if isinstance(status, int) else int(status is not None)
+
+
+def _say(line: str) -> None:
+    typer.echo(f"vla: {line}", err=True)
+
+
+def _close_pipe() -> int:
+    """Let nothing be written any more to a reader that has gone (`vla info x | head -1`)."""
+    with open(os.devnull, "w") as nowhere:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                os.dup2(nowhere.fileno(), stream.fileno())
+            except (OSError, ValueError):  # not a file: nothing to close
+                continue
+    return NOBODY_READS
+
+
+def _write_any_text() -> None:
+    """Write what the terminal's encoding lacks, half characters of a path included, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")

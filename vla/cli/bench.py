@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from vla.cli.console import console, parse_numbers, quiet_loading
+from vla.cli.console import console, parse_numbers, quiet_loading, stages
+from vla.cli.info.memory import memory_explained
+from vla.cli.paths import check_file
 from vla.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vla.bench import Report
+    from vla.bench import BenchOptions, Report
 
 _Value = TypeVar("_Value", str, int)
 
@@ -18,9 +20,13 @@ DEFAULT_POLICY = "pi0"
 PolicyOption = Annotated[
     str | None,
     typer.Option(
-        help="Policy name, checkpoint folder or hub id, or a YAML file such as a recipe.",
+        help="Policy name; checkpoint (folder, run folder, hub id, short name); or a YAML file, as a recipe.",
         show_default=DEFAULT_POLICY,
     ),
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="Of an adapter: where its base lies, if no longer where it says.", metavar="WHERE"),
 ]
 PromptOption = Annotated[
     int | None, typer.Option(help="Length of the prompt; by default the longest that the policy takes.")
@@ -33,6 +39,7 @@ RoundsOption = Annotated[
 def bench(
     context: typer.Context,
     policy: PolicyOption = None,
+    base: BaseOption = None,
     preset: Annotated[str | None, typer.Option(help="full, middle or tiny; full where not given.")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -72,11 +79,12 @@ def bench(
         return
     from vla.bench import BenchOptions, run_bench
 
-    if json is not None and not json.parent.is_dir():
-        raise ConfigError(f"--json {json}: there is no folder {json.parent}.")
+    if json is not None:
+        check_file(json, "--json")
     chosen = _one_of("--policy", policy, "--config", config) or DEFAULT_POLICY
     options = BenchOptions(
         **_policy(chosen, preset),
+        base=base,
         dtype=dtype,
         device=device,
         threads=threads,
@@ -90,11 +98,17 @@ def bench(
         against=against,
     )
     quiet_loading()
-    with console(stderr=True).status("starting") as status:
-        report = run_bench(options, say=status.update)
+    with memory_explained(lambda: _config(options), batch), stages() as say:
+        report = run_bench(options, say=say)
     _show(report)
     if json is not None:
         report.save(json)
+
+
+def _config(options: "BenchOptions") -> Any:
+    from vla.bench.subject import config_of
+
+    return config_of(options)
 
 
 def _refuse_options(context: typer.Context) -> None:

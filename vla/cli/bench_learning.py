@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vla.cli.console import console, quiet_loading
-from vla.errors import ConfigError
+from vla.cli.console import console, quiet_loading, stages
+from vla.cli.paths import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,14 +108,14 @@ def features(
 
 
 def _check_json(json: Path | None) -> None:
-    if json is not None and not json.parent.is_dir():
-        raise ConfigError(f"--json {json}: there is no folder {json.parent}.")
+    if json is not None:
+        check_file(json, "--json")
 
 
 def _run(measure: "Callable[[Callable[[str], None]], LearningReport]", json: Path | None) -> None:
     quiet_loading()
-    with console(stderr=True).status("starting") as status:
-        report = measure(status.update)
+    with stages() as say:
+        report = measure(say)
     _show(report)
     if json is not None:
         report.save(json)

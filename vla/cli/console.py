@@ -1,27 +1,27 @@
-"""What the subcommands share: the console, the progress bar, and a look at what a path holds."""
+"""What the subcommands share: the console, progress, and lists in options."""
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla.errors import ConfigError
+from vla.terminal import ProgressLines, is_quiet, is_watched, plain_console, progress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from rich.console import Console
-    from rich.progress import Progress, ProgressColumn
 
     from vla.eval.report import TableBlock
     from vla.types import ProgressCallback
 
+_MOST_NUMBERS = 10_000_000
+_LONGEST_RANGE = 40
+
 
 def console(stderr: bool = False) -> "Console":
     """Return a rich console; results go to stdout, progress to stderr."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=not stderr)
+    return plain_console(stderr)
 
 
 def print_rows(title: str, rows: "Mapping[str, str]") -> None:
@@ -48,46 +48,39 @@ def print_table(block: "TableBlock") -> None:
     console().print(table)
 
 
-@contextmanager
-def progress_bar(description: str) -> "Iterator[ProgressCallback]":
-    """Show a progress bar on stderr; call what is yielded with (done, total)."""
-    with _progress() as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def progress_bar(description: str) -> "AbstractContextManager[ProgressCallback]":
+    """Show progress on stderr, see `vla.terminal`; call what is entered with (done, total)."""
+    return progress(description)
 
 
-@contextmanager
-def byte_bar(description: str) -> "Iterator[ProgressCallback]":
-    """Show a progress bar for bytes on stderr; call what is yielded with (done, total)."""
+def byte_bar(description: str) -> "AbstractContextManager[ProgressCallback]":
+    """Show progress in bytes on stderr; call what is entered with (done, total)."""
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    with _progress(DownloadColumn(), TransferSpeedColumn()) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    return progress(description, DownloadColumn(), TransferSpeedColumn())
 
 
-def _progress(*columns: "ProgressColumn") -> "Progress":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    err = console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *(columns or (MofNCompleteColumn(),)),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
+@contextmanager
+def stages() -> "Iterator[Callable[[str], None]]":
+    """Show what is being done on stderr: by turns on a terminal, in a log a line for what comes late."""
+    if is_quiet():
+        yield lambda stage: None
+    elif is_watched():
+        with console(stderr=True).status("starting") as status:
+            yield status.update
+    else:
+        lines = ProgressLines("")
+        yield lines.stage
 
 
 def quiet_loading() -> None:
-    """Keep transformers' own bars off the screen; those of hub downloads stay."""
+    """Keep transformers' own bars off the screen; those of hub downloads stay where somebody watches."""
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    enable_progress_bars()
+    if is_watched() and not is_quiet():
+        enable_progress_bars()
 
 
 def parse_flags(text: str, option: str) -> tuple[bool, ...]:
@@ -112,23 +105,15 @@ def parse_numbers(text: str, option: str) -> list[int]:
     """
     numbers: list[int] = []
     for entry in text.split(","):
+        if len(entry) > _LONGEST_RANGE:
+            raise ConfigError(f"{option}: '{entry[:20]}...' is too large a number.")
         first, dash, last = entry.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ConfigError(f"{option} takes numbers and ranges such as 0,2,5-7; got '{entry.strip()}'.")
         entries = range(int(first), int(last if dash else first) + 1)
         if not entries:
             raise ConfigError(f"{option}: the range {entry.strip()} runs backwards.")
+        if len(numbers) + len(entries) > _MOST_NUMBERS:
+            raise ConfigError(f"{option} {text[:40]} names more than {_MOST_NUMBERS:,} numbers.")
         numbers.extend(entries)
     return numbers
-
-
-def checkpoint_folder(path: str) -> Path:
-    """Return the folder to read a policy from: a training run's folder stands for its last checkpoint."""
-    last = Path(path) / "checkpoints" / "last"
-    return last if last.is_dir() else Path(path)
-
-
-def refuse_existing(path: Path, option: str = "--output") -> None:
-    """Raise `ConfigError` if `path` is there already, before any work is done."""
-    if path.exists():
-        raise ConfigError(f"{path} is already there; give another {option} or remove it.")

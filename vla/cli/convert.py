@@ -1,15 +1,23 @@
 """`vla convert SRC DST --to FORMAT`: a checkpoint in another format, streamed from disk to disk."""
 
+import logging
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vla.cli.console import byte_bar, print_rows
+from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vla.checkpoints.convert import ConversionReport
+
+logger = logging.getLogger(__name__)
 
 SourceArgument = Annotated[
     str,
@@ -39,6 +47,10 @@ PipelineOption = Annotated[
     str | None,
     typer.Option(help="Which robot to write where SRC was trained on several.", metavar="NAME"),
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="Of an adapter: where its base lies, if no longer where it says.", metavar="WHERE"),
+]
 TokenizerOption = Annotated[
     str | None, typer.Option(help="Folder or hub id of the tokenizer where SRC brings none.")
 ]
@@ -61,6 +73,7 @@ def convert(
     max_shard_size: ShardOption = None,
     asset_id: AssetOption = None,
     pipeline: PipelineOption = None,
+    base: BaseOption = None,
     tokenizer: TokenizerOption = None,
     fields: SetOption = None,
     revision: RevisionOption = None,
@@ -70,24 +83,29 @@ def convert(
 
     SRC may be of any format that vla reads, openpi's JAX checkpoints included. Tensors are streamed, so that
     memory stays below 2 GB whatever the size; DST is written whole or not at all. Without --dtype every value
-    stays as it is, bit for bit.
+    stays as it is, bit for bit. An adapter is merged with its base first, in memory, as float32.
 
     Example: vla convert lerobot/pi0_base pi0_base_openpi --to openpi --dtype bfloat16
     """
     overrides = _parse(fields or [])
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ConfigError(f"{dst} is already there; give another DST or remove it.")
+    check_new_folder(dst, "DST", empty=True)
 
     from vla.checkpoints.convert import convert as run
+    from vla.weights.source import expanded, local_folder
 
-    with byte_bar("converting") as progress:
+    if expanded(src).is_dir():
+        src = str(local_folder(src, revision))
+        check_new_folder(dst, "DST", src, empty=True)
+    with (
+        _whole(src, base, {"revision": revision, "token": token}) as (whole, hub),
+        byte_bar("converting") as progress,
+    ):
         report = run(
-            src,
+            whole,
             dst,
             to,
             dtype=dtype,
-            revision=revision,
-            token=token,
+            **hub,
             max_shard_size=max_shard_size,
             config=overrides or None,
             tokenizer=tokenizer,
@@ -98,6 +116,27 @@ def convert(
     print_rows(f"{src} -> {dst}", _in_words(report))
 
 
+@contextmanager
+def _whole(src: str, base: str | None, hub: dict[str, Any]) -> "Iterator[tuple[str | Path, dict[str, Any]]]":
+    """Yield where a whole checkpoint lies, with options of the hub: an adapter's is made for the time."""
+    from vla.weights.formats import BASE_FILE
+    from vla.weights.source import expanded, local_folder
+
+    folder = local_folder(src, **hub) if base is not None or expanded(src).is_dir() else None
+    if folder is None or not (folder / BASE_FILE).is_file():
+        if base is not None:
+            raise ConfigError(f"--base is about adapters, and {src} is a whole checkpoint.")
+        yield src, hub
+        return
+    from vla.adapters.files import merge
+
+    logger.info("%s is an adapter: it is merged with its base first", src)
+    with tempfile.TemporaryDirectory(prefix="vla_merge_") as temporary:
+        merged = Path(temporary) / "merged"
+        merge(folder, merged, base=base, token=hub["token"])
+        yield merged, {}
+
+
 def _parse(fields: list[str]) -> dict[str, Any]:
     import yaml
 
@@ -106,6 +145,8 @@ def _parse(fields: list[str]) -> dict[str, Any]:
         name, is_pair, text = entry.partition("=")
         if not is_pair or not name:
             raise ConfigError(f"--set takes FIELD=VALUE, as in action_horizon=10; got '{entry}'.")
+        if name in values:
+            raise ConfigError(f"--set gives {name} twice; give it once.")
         try:
             values[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from vla.cli.console import console, print_table, progress_bar, quiet_loading
+from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
 
 OutputOption = Annotated[Path, typer.Option(help="New folder for the report and everything behind it.")]
@@ -56,6 +57,7 @@ def demo(
     """
     if base is not None and not adapt:
         raise ConfigError("--base is about --adapt, which is not given.")
+    check_new_folder(output, "--output", empty=True)
     quiet_loading()
     numbers: Any = {"demonstrations": demonstrations, "layouts": layouts, "steps": steps}
     if adapt:

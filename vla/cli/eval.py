@@ -5,12 +5,15 @@ from typing import Annotated
 
 import typer
 
-from vla.cli.console import checkpoint_folder, console, parse_numbers, quiet_loading, refuse_existing
+from vla.cli.console import console, parse_numbers, quiet_loading
+from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
 
 CheckpointArgument = Annotated[
     str,
-    typer.Argument(help="Policy folder, run folder, or hub id.", metavar="CHECKPOINT", show_default=False),
+    typer.Argument(
+        help="Policy folder, run folder, hub id or short name.", metavar="CHECKPOINT", show_default=False
+    ),
 ]
 ConditionOption = Annotated[
     str | None,
@@ -21,7 +24,7 @@ ConditionOption = Annotated[
         metavar="NAME",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="First layout's seed; also seeds the policy's noise.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="First layout's seed; also seeds the policy's noise.")]
 ExecuteOption = Annotated[
     int | None,
     typer.Option(
@@ -43,6 +46,10 @@ PipelineOption = Annotated[
     str | None,
     typer.Option(help="Which robot of a checkpoint that was trained on several.", metavar="NAME"),
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="Of an adapter: where its base lies, if no longer where it says.", metavar="WHERE"),
+]
 OutputOption = Annotated[Path, typer.Option(help="Folder for the report; must not exist.")]
 
 
@@ -59,6 +66,7 @@ def evaluate(
     dataset_episodes: DatasetEpisodesOption = None,
     camera: CameraOption = None,
     pipeline: PipelineOption = None,
+    base: BaseOption = None,
     output: OutputOption = Path("eval_run"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
 ) -> None:
@@ -72,7 +80,7 @@ def evaluate(
 
     Example: vla eval runs/first --open-loop bridge_mini_v3 --output eval_first
     """
-    refuse_existing(output)
+    check_new_folder(output, "--output", *(open_loop or "",))
     only_open_loop = {"--dataset-episodes": dataset_episodes, "--camera": camera}
     unused = [name for name, value in only_open_loop.items() if value is not None]
     if open_loop is None and unused:
@@ -80,14 +88,16 @@ def evaluate(
 
     from vla.atomic import atomic_folder
     from vla.policies.auto import load
+    from vla.weights.source import local_folder
 
     quiet_loading()
-    source = checkpoint_folder(checkpoint)
+    source = local_folder(checkpoint)
+    check_new_folder(output, "--output", source)
     if open_loop is not None:
         from vla.cli.recordings import compare, keys_of, print_errors, write_comparison
 
         chosen = None if dataset_episodes is None else parse_numbers(dataset_episodes, "--dataset-episodes")
-        policy = load(source, pipeline=pipeline, device=device)
+        policy = load(source, pipeline=pipeline, device=device, base=base)
         compared = compare(policy, open_loop, keys_of(source, camera, pipeline), chosen, seed)
         print_errors(compared)
         with atomic_folder(output) as folder:
@@ -97,7 +107,7 @@ def evaluate(
         from vla.eval.envs import environment_report
 
         conditions = choose_conditions(env, condition)
-        policy = load(source, pipeline=pipeline, device=device)
+        policy = load(source, pipeline=pipeline, device=device, base=base)
         steps = policy.policy.config.executed_steps if execute is None else execute
         plan = Rollouts(env, episodes, seed, conditions, steps, batch_size, film=min(film, episodes))
         results = run_conditions(policy, plan)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from vla.cli.console import print_rows, quiet_loading
-from vla.errors import ConfigError
+from vla.cli.paths import check_new_folder
 
 AdapterArgument = Annotated[
     str,
@@ -43,13 +43,15 @@ def merge(
 
     Example: vla merge runs/cube/checkpoints/last cube_policy --dtype bfloat16
     """
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ConfigError(f"{dst} is already there; give another DST or remove it.")
+    check_new_folder(dst, "DST", empty=True)
 
     from vla.adapters.files import merge as run
+    from vla.weights.source import local_folder
 
     quiet_loading()
-    policy = run(adapter, dst, base=base, dtype=dtype, revision=revision, token=token)
+    folder = local_folder(adapter, revision, token)
+    check_new_folder(dst, "DST", folder, empty=True)
+    policy = run(folder, dst, base=base, dtype=dtype, token=token)
     rows = {
         "policy": type(policy).__name__,
         "weights": f"{sum(one.numel() for one in policy.parameters()):,} parameters, {dtype}",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla.cli.console import console, progress_bar
 from vla.errors import ConfigError, did_you_mean
+from vla.terminal import is_watched
 
 if TYPE_CHECKING:
     from vla.eval.envs.report import EnvironmentReport
@@ -69,6 +70,9 @@ def run_conditions(policy: "RobotPolicy", plan: Rollouts) -> dict[str, list["Epi
 
     from vla.eval.envs import environment_report
     from vla.eval.rollout import rollout
+
+    if not is_watched():  # its warnings have colours
+        gymnasium.logger.min_level = gymnasium.logger.ERROR
 
     def make_env() -> gymnasium.Env:
         try:

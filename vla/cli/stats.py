@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vla.cli.console import console, parse_flags, parse_numbers, progress_bar, refuse_existing
+from vla.cli.console import console, parse_flags, parse_numbers, progress_bar
+from vla.cli.paths import check_new_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,7 +77,7 @@ def stats(
     flags = None if delta_mask is None else parse_flags(delta_mask, "--delta-mask")
     chosen = None if episodes is None else parse_numbers(episodes, "--episodes")
     if output is not None:
-        refuse_existing(output)
+        check_new_folder(output, "--output", dataset)
 
     from vla.atomic import atomic_folder
     from vla.data.stats import compute_statistics

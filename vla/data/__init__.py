@@ -6,6 +6,7 @@ from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.schema import DatasetInfo, Feature
 from vla.data.loading.loader import ResumableLoader
 from vla.data.loading.mixture import Member, Mixture
+from vla.data.policy_dataset import PolicyDataset
 from vla.data.sample import to_canonical
 from vla.data.split import split_episodes
 from vla.data.stats import compute_statistics
@@ -19,6 +20,7 @@ __all__ = [
     "LeRobotWriter",
     "Member",
     "Mixture",
+    "PolicyDataset",
     "ResumableLoader",
     "compute_statistics",
     "interface_of",

@@ -8,7 +8,7 @@ demand, `windows` says which rows make up a chunk and a past.
 import copy
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,18 @@ from vla.data.lerobot import storage_v21, storage_v30
 from vla.data.lerobot.columns import TextColumn, read_columns
 from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.schema import INFO_PATH, DatasetInfo, read_info
+from vla.data.lerobot.verify import (
+    CheckedVideos,
+    VideoPart,
+    check_images,
+    check_parts,
+    check_times,
+    check_videos,
+)
 from vla.data.loading.file_order import Window as ShuffleWindow
+from vla.data.selection import choose_cameras, frame_number, select_episodes, window_of, without_depth
 from vla.data.stream import FileStream
-from vla.data.video import OPEN_VIDEOS, check_container
+from vla.data.video import OPEN_VIDEOS
 from vla.data.windows import window
 from vla.errors import ConfigError, DatasetError, did_you_mean
 from vla.types import ACTION_KEY, STATE_KEY, ProgressCallback, Window, columns_of, name_of
@@ -38,8 +47,9 @@ class LeRobotDataset:
     Map-style: `dataset[i]` is a dictionary with LeRobot's own keys: every camera as uint8 `[3, h, w]`, the
     state `[d]` and the action chunk `[a, m]` as float32, `"action_is_pad"` bool `[a]`, `"task"` as text, and
     every other column as it is (scalars as 0-dim tensors, strings as `str`). Everything but the images is
-    in memory; opening checks all of it, so that a run that starts does not stumble over its data. It can be
-    pickled, and used in forked or spawned workers.
+    in memory; opening checks all of it, so that a run that starts does not stumble over its data: the
+    numbers, and what the metadata say against the files (`vla.data.lerobot.verify`). It can be pickled, used
+    in forked or spawned workers, and from several threads.
 
     With a `window` that reads several frames, the state is `[o, d]` and images are `[o, 3, h, w]`, oldest
     first, and `"<key>_is_pad"` bool `[o]` is True where the offset lies before the episode's start (the first
@@ -52,7 +62,7 @@ class LeRobotDataset:
         window: Which frames make up a sample, in steps of the dataset; single cameras by their keys here
             (`Window.rekeyed`). By default the present frame, and a chunk that begins with it.
         episodes: Episode indices to use, in this order; all by default.
-        cameras: Camera keys to decode; all by default.
+        cameras: Camera keys to decode; all by default that see colours (depth is left out, with a warning).
         action_key: Column of the actions; several are joined in the order given.
         state_key: The same of the state.
         revision: Branch, tag or commit of a hub dataset.
@@ -74,6 +84,7 @@ class LeRobotDataset:
         episode_slices: Per selected episode, its frames in this dataset.
         cameras: Keys of the cameras that are decoded.
         tasks: The whole dataset's instructions.
+        left_out: Why a column of info.json cannot be read, and is not in the items, by its key.
         state_key: Key of the state in an item; `"observation.state"` where several columns are joined.
         action_key: Key of the actions in an item; `"action"` where several columns are joined.
         state_columns: The columns that hold the state.
@@ -113,7 +124,7 @@ class LeRobotDataset:
         streaming: bool = False,
         streaming_disk_gb: float | None = None,
     ) -> None:
-        self.window = _window_of(action_horizon, window)
+        self.window = window_of(action_horizon, window)
         self.action_horizon = self.window.horizon
         source = locate(path_or_repo_id, revision)
         self.root, self.revision = source.root, source.revision
@@ -125,9 +136,9 @@ class LeRobotDataset:
         self.info: DatasetInfo = replace(info, tasks=storage.read_tasks(self.root))
         self._choose_vectors(state_key, action_key)
         self.tasks = tuple(self.info.tasks[index] for index in sorted(self.info.tasks))
-        self.episodes = _select(storage.read_episodes(self.root, self.info), episodes)
-        self.cameras = _choose_cameras(self.info, cameras)
-        self._set_window(self.window)
+        every = storage.read_episodes(self.root, self.info)
+        self.episodes = select_episodes(every, episodes)
+        self.cameras = choose_cameras(self.root, self.info, cameras, self.episodes)
         longest = max(episode.length for episode in self.episodes)
         if self.action_horizon > longest:
             raise DatasetError(
@@ -136,8 +147,24 @@ class LeRobotDataset:
                 f"{longest}."
             )
         self._fetch_files(source)
+        times = self._load_rows(every, tolerance_s)
+        check_parts(every, self.cameras, self.info.fps)
+        parts = self._video_parts(times)
+        self._check_files(parts, tolerance_s, asked_for=cameras is not None)
+        self._set_window(self.window)
         self.fingerprint = self._fingerprint(storage.metadata_files(self.root))
-        self._load_rows(tolerance_s, cache_frames, open_videos)
+        self._cache_frames = cache_frames
+        self._frames = FrameStore(
+            self.root,
+            self.episodes,
+            {camera: self.info.features[camera] for camera in self.cameras},
+            times,
+            [self._columns.file_rows[s] for s in self.episode_slices],
+            tolerance_s,
+            cache_frames,
+            open_videos,
+            None if self._stream is None else CheckedVideos(self._stream.path, parts, tolerance_s),
+        )
 
     def without_images(self) -> "LeRobotDataset":
         """Return the same frames without decoding an image; columns and fingerprint are shared."""
@@ -155,9 +182,7 @@ class LeRobotDataset:
         return len(self._actions)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"The dataset has {len(self)} frames, index {index} is outside.")
-        row = index % len(self)
+        row = frame_number(index, len(self))
         position = int(self._positions[row])
         start, stop = self.episode_slices[position].start, self.episode_slices[position].stop
         rows, is_pad = window(row, start, stop, self._action_offsets)
@@ -195,7 +220,7 @@ class LeRobotDataset:
 
     def _set_window(self, window: Window) -> None:
         """Take a window over; what is read of one frame alone has no entry among the past offsets."""
-        if unknown := sorted(window.cameras.keys() - set(self.info.cameras)):
+        if unknown := sorted(window.cameras.keys() - {*self.info.cameras, *self.cameras}):
             raise ConfigError(
                 f"The window names the cameras {unknown}, but the dataset has {list(self.info.cameras)}. "
                 "Window.rekeyed puts a policy's slots under the dataset's keys."
@@ -224,6 +249,7 @@ class LeRobotDataset:
         if key in special:
             return special[key]
         if key not in self._columns.numbers:
+            self._check_left_out(key)
             options = sorted(self._columns.numbers)
             raise DatasetError(
                 f"There is no numeric column '{key}' in {options}.{did_you_mean(key, options)}"
@@ -248,9 +274,14 @@ class LeRobotDataset:
 
     def _text(self, key: str) -> TextColumn:
         if key not in self._columns.texts:
+            self._check_left_out(key)
             options = sorted(self._columns.texts)
             raise DatasetError(f"There is no text column '{key}' in {options}.{did_you_mean(key, options)}")
         return self._columns.texts[key]
+
+    def _check_left_out(self, key: str) -> None:
+        if key in self.left_out:
+            raise DatasetError(f"The column '{key}' of {self.root} was left out: {self.left_out[key]}")
 
     def preload(self, progress: ProgressCallback | None = None) -> None:
         """Decode every frame now (needs `cache_frames`); workers forked afterwards share the memory.
@@ -295,17 +326,34 @@ class LeRobotDataset:
         self._frames.close()
 
     def _fetch_files(self, source: DatasetLocation) -> None:
-        self._videos = sorted(
-            {e.videos[c].path for e in self.episodes for c in self.cameras if c in e.videos}
-        )
+        videos = {e.videos[c].path for e in self.episodes for c in self.cameras if c in e.videos}
         self._tables = sorted({episode.data_path for episode in self.episodes})
-        source.fetch(self._tables if self._stream is not None else [*self._tables, *self._videos])
+        source.fetch(self._tables if self._stream is not None else [*self._tables, *sorted(videos)])
+
+    def _check_files(
+        self, parts: Mapping[str, Sequence[VideoPart]], tolerance_s: float | None, asked_for: bool
+    ) -> None:
+        """Compare images and videos with the metadata; cameras of distances are left out."""
+        stored = [self.info.features[key] for key in self.cameras if self.info.features[key].dtype == "image"]
+        found = check_images(self.root, stored, self.episodes)
+        if self._stream is None:
+            found |= check_videos(self.root, parts, tolerance_s)
+        self.info, self.cameras = without_depth(self.root, self.info, self.cameras, found, asked_for)
+        self._videos = sorted(name for name in parts if parts[name][0].camera.key in self.cameras)
         if self._stream is not None:
             self._video_sizes = self._stream.sizes(self._videos)
-            return
-        for path in self._videos:
-            check_container(self.root / path)
-        self._video_sizes = {name: (self.root / name).stat().st_size for name in self._videos}
+        else:
+            self._video_sizes = {name: (self.root / name).stat().st_size for name in self._videos}
+
+    def _video_parts(self, times: Sequence[np.ndarray]) -> dict[str, list[VideoPart]]:
+        """Return which episodes of which camera lie in each video file, by its path in the dataset."""
+        parts: dict[str, list[VideoPart]] = {}
+        for episode, own in zip(self.episodes, times, strict=True):
+            for key in self.cameras:
+                if (span := episode.videos.get(key)) is not None:
+                    part = VideoPart(self.info.features[key], episode.index, span.start + own, span.stop)
+                    parts.setdefault(span.path, []).append(part)
+        return parts
 
     def _fingerprint(self, metadata: Sequence[Path]) -> str:
         digest = hashlib.sha256()
@@ -323,9 +371,17 @@ class LeRobotDataset:
             digest.update(f"{name} {sizes[name]}\n".encode())
         return digest.hexdigest()[:32]
 
-    def _load_rows(self, tolerance_s: float | None, cache_frames: bool, open_videos: int) -> None:
-        self._columns = read_columns(self.root, self.info, self.episodes)
-        numbers = self._columns.numbers
+    def _tasks_of(self, span: slice) -> tuple[str, ...]:
+        rows = self._columns.numbers["task_index"][span]
+        return tuple(self.info.tasks[index] for index in dict.fromkeys(rows.tolist()))
+
+    def _load_rows(self, every: Sequence[Episode], tolerance_s: float | None) -> list[np.ndarray]:
+        """Read the columns; return the times of each episode's frames since its start, in seconds."""
+        starts = np.cumsum([0, *(episode.length for episode in every)]).tolist()
+        rows_before = {episode.index: start for episode, start in zip(every, starts, strict=False)}
+        vectors = (*self.state_columns, *self.action_columns)
+        self._columns = read_columns(self.root, self.info, self.episodes, vectors, rows_before)
+        self.left_out, numbers = self._columns.left_out, self._columns.numbers
         lengths = [episode.length for episode in self.episodes]
         ends = np.cumsum(lengths).tolist()
         self.episode_slices = [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
@@ -340,58 +396,13 @@ class LeRobotDataset:
             for key, values in numbers.items()
             if key not in (self.state_key, self.action_key)
         }
+        self.episodes = [
+            replace(episode, tasks=self._tasks_of(span))
+            for episode, span in zip(self.episodes, self.episode_slices, strict=True)
+        ]
         times = _frame_times(numbers["timestamp"], numbers["frame_index"], self.info.fps)
-        self._cache_frames = cache_frames
-        self._frames = FrameStore(
-            self.root,
-            self.episodes,
-            {camera: self.info.features[camera] for camera in self.cameras},
-            [times[s] for s in self.episode_slices],
-            [self._columns.file_rows[s] for s in self.episode_slices],
-            tolerance_s,
-            cache_frames,
-            open_videos,
-            None if self._stream is None else self._stream.path,
-        )
-
-
-def _window_of(horizon: int | None, window: Window | None) -> Window:
-    """Return the window that horizon and window ask for together."""
-    if window is None:
-        if horizon is None:
-            raise ConfigError("A dataset needs action_horizon, the steps of a chunk, or a window.")
-        if horizon < 1:
-            raise ConfigError(f"action_horizon must be at least 1, got {horizon}.")
-        return Window(horizon)
-    if horizon not in (None, window.horizon):
-        raise ConfigError(
-            f"action_horizon is {horizon}, but the window has a horizon of {window.horizon}: leave one out."
-        )
-    return window
-
-
-def _select(episodes: list[Episode], wanted: Sequence[int] | None) -> list[Episode]:
-    if wanted is None:
-        return episodes
-    by_index = {episode.index: episode for episode in episodes}
-    unknown = [index for index in wanted if index not in by_index]
-    if unknown or not len(wanted):
-        raise DatasetError(
-            f"Episodes {unknown} do not exist" if unknown else "No episode was selected: episodes=[]"
-        )
-    if len(set(wanted)) != len(wanted):
-        raise DatasetError(f"Some episodes are selected twice: {sorted(wanted)}.")
-    return [by_index[index] for index in wanted]
-
-
-def _choose_cameras(info: DatasetInfo, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    if wanted is None:
-        return info.cameras
-    for key in wanted:
-        if key not in info.cameras:
-            hint = did_you_mean(key, info.cameras)
-            raise DatasetError(f"There is no camera '{key}'; the dataset has {list(info.cameras)}.{hint}")
-    return tuple(wanted)
+        check_times(times, self.episode_slices, self.episodes, self.info.fps, tolerance_s)
+        return [times[span] for span in self.episode_slices]
 
 
 def _as_vectors(columns: Sequence[np.ndarray]) -> np.ndarray:

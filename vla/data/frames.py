@@ -13,8 +13,6 @@ from vla.data.video import OPEN_VIDEOS, VideoReaders
 from vla.errors import DatasetError
 from vla.types import ProgressCallback
 
-"""Called with (done, total)."""
-
 
 class FrameStore:
     """Frames of the selected episodes and cameras.
@@ -121,7 +119,8 @@ class FrameStore:
             if feature.dtype == "video":
                 span = episode.videos[camera]
                 seconds = span.start + float(self._times[position][frame])
-                pixels = self._videos.get(span.path).frame(seconds, self._tolerance_s)
+                with self._videos.borrow(span.path) as reader:
+                    pixels = reader.frame(seconds, self._tolerance_s)
             else:
                 row = int(self._file_rows[position][frame])
                 pixels = self._images.read(self._root / episode.data_path, row, camera)

@@ -61,7 +61,7 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetL
         DatasetError: There is no such folder or hub dataset, it cannot be reached, or a revision is given
             for a folder.
     """
-    path = Path(path_or_repo_id).expanduser()
+    path = _expanded(path_or_repo_id)
     if path.exists():
         if revision is not None:
             raise DatasetError(
@@ -80,6 +80,15 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetL
     root = _download(repo_id, revision, ["meta/*"])
     # The snapshot's folder is named after the commit: what follows comes from the same one.
     return DatasetLocation(root, repo_id, root.name if COMMIT.fullmatch(root.name) else revision)
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        expanded = Path(path).expanduser()
+        expanded.exists()
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        raise DatasetError(f"{path!r} cannot be a dataset's folder: {error}.") from error
+    return expanded
 
 
 def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:

@@ -2,6 +2,8 @@
 
 import io
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from vla.errors import DatasetError
+
+_FIRST_BYTES = 1 << 16
 
 
 class ParquetImages:
@@ -42,14 +46,10 @@ class ParquetImages:
             raise DatasetError(f"{path} has no column '{key}' with the camera's images.") from error
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{path}, row {row}: '{key}' cannot be read: {error}") from error
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
-            raise DatasetError(f"{path}, row {row}: '{key}' holds no image (bytes are missing).")
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                return np.array(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise DatasetError(f"{path}, row {row}: '{key}' is not a readable image: {error}.") from error
+        with _opened(value, f"{path}, row {row}: '{key}'") as image:
+            if reason := _depth_reason(image):
+                raise DatasetError(f"{path}, row {row}: '{key}' shows distances, not colours: {reason}.")
+            return np.array(image.convert("RGB"))
 
     def _locate(self, path: Path, row: int) -> tuple[int, int]:
         if path not in self._starts:
@@ -62,13 +62,59 @@ class ParquetImages:
 
     def _group(self, path: Path, key: str, group: int) -> pa.ChunkedArray:
         place = (path, key, group)
-        if place not in self._groups:
-            while len(self._groups) >= self._capacity:
-                self._groups.popitem(last=False)
+        found = self._groups.pop(place, None)  # a single step each, so that threads do not meet in between
+        if found is None:
             with pq.ParquetFile(path) as file:
-                self._groups[place] = file.read_row_group(group, columns=[key], use_threads=False)[key]
-        self._groups.move_to_end(place)
-        return self._groups[place]
+                found = file.read_row_group(group, columns=[key], use_threads=False)[key]
+        self._groups[place] = found
+        with suppress(KeyError):  # another thread may have made room already
+            while len(self._groups) > self._capacity:
+                self._groups.popitem(last=False)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_groups": OrderedDict()}
+
+
+def first_header(path: Path, key: str) -> tuple[tuple[int, int], str | None]:
+    """Return (height, width) of the first image of a column, and why it has no colours, or None.
+
+    Nothing is decoded, and little is read of the file.
+
+    Raises:
+        DatasetError: The file or column cannot be read, or holds no image.
+    """
+    try:
+        with pq.ParquetFile(path, buffer_size=_FIRST_BYTES, pre_buffer=False) as file:
+            if key not in file.schema_arrow.names:
+                raise DatasetError(
+                    f"{path} has no column '{key}' with the camera's images, as its dtype in "
+                    "meta/info.json says."
+                )
+            batch = next(file.iter_batches(1, columns=[key], use_threads=False), None)
+            value = batch[key][0].as_py() if batch is not None and len(batch) else None
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing: the dataset is incomplete.") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path}: '{key}' cannot be read: {error}") from error
+    with _opened(value, f"{path}, row 0: '{key}'") as image:
+        return (image.height, image.width), _depth_reason(image)
+
+
+@contextmanager
+def _opened(value: Any, what: str) -> Iterator[Image.Image]:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise DatasetError(f"{what} holds no image (bytes are missing).")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            yield image
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{what} is not a readable image: {error}.") from error
+
+
+def _depth_reason(image: Image.Image) -> str | None:
+    """Return why an image has no colours: a single channel of more than 8 bits; else None."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return f"its pixels are one channel of more than 8 bits (mode {image.mode})"
+    return None

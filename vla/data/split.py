@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vla.data.notices import say_once
 from vla.errors import ConfigError
 
 
@@ -15,7 +16,7 @@ def split_episodes(
     Args:
         episodes: Episode indices, or their number.
         validation_fraction: In [0, 1). Where it is above 0 and there are two or more episodes, both parts
-            get at least one.
+            get at least one; a single episode is trained on, with a warning.
         seed: Seed of the split.
 
     Returns:
@@ -28,6 +29,12 @@ def split_episodes(
         raise ConfigError(f"validation_fraction must be in [0, 1), got {validation_fraction}.")
     ids = list(range(episodes)) if isinstance(episodes, int) else list(episodes)
     count = round(validation_fraction * len(ids))
+    if validation_fraction > 0 and len(ids) == 1:
+        count = 0
+        say_once(
+            f"There is one episode, number {ids[0]}, and a share of {validation_fraction:g} is to be held "
+            "out: it is trained on, and nothing is validated."
+        )
     if validation_fraction > 0 and len(ids) >= 2:
         count = min(max(count, 1), len(ids) - 1)
     order = np.random.default_rng(seed).permutation(len(ids)).tolist()

@@ -11,8 +11,10 @@ other content belongs to the user, and is read but never removed.
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from vla.data.hub import DatasetLocation
@@ -146,9 +148,10 @@ class FileStream:
         assert self.disk_bytes is not None
         found = []
         for path in self._kept.rglob("*"):
-            if ".cache" not in path.relative_to(self._kept).parts and path.is_file():
+            with suppress(FileNotFoundError):  # another thread or process has made room, too
                 about = path.stat()
-                found.append((about.st_mtime, about.st_size, path))
+                if ".cache" not in path.relative_to(self._kept).parts and stat.S_ISREG(about.st_mode):
+                    found.append((about.st_mtime, about.st_size, path))
         total = sum(size for _, size, _ in found) + self._sizes.get(name, 0)
         for used, size, path in sorted(found):
             if total <= self.disk_bytes or used > time.time() - _IN_USE_S:

@@ -7,9 +7,10 @@ differs from the one asked for by more than the tolerance is an error, never a n
 
 import os
 import struct
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import av
@@ -134,7 +135,7 @@ class VideoReader:
 
 
 class VideoReaders:
-    """Open readers by name, the least recently used one closed before there are too many.
+    """Open readers by name, for any number of threads; the least recently used one is closed for the next.
 
     Opening a file and reading its index takes as long as decoding some frames, so that random access is about
     twice as fast with open files. A decoder must not be used in another process: pickling drops them, and
@@ -142,7 +143,8 @@ class VideoReaders:
     threads to end, and the threads of the parent do not exist in the child.
 
     Args:
-        capacity: Readers open at once in each process, at least 1.
+        capacity: Readers open at once in each process, at least 1; while more threads than that read, one
+            for each.
         locate: Returns the path of a name when a file is to be opened; it may download it first.
     """
 
@@ -150,38 +152,69 @@ class VideoReaders:
         if capacity < 1:
             raise ConfigError(f"open_videos must be at least 1, got {capacity}: a video is read while open.")
         self._capacity, self._locate = capacity, locate
-        self._open: OrderedDict[str, VideoReader] = OrderedDict()
-        self._inherited: list[OrderedDict[str, VideoReader]] = []
+        self._lock = Lock()
+        self._idle: list[tuple[str, VideoReader]] = []  # the one that was used last at the end
+        self._inherited: list[list[tuple[str, VideoReader]]] = []
         self._process = os.getpid()
 
-    def get(self, name: str) -> VideoReader:
-        """Return the reader of a file, opening it if needed; raises `DatasetError` as `VideoReader`."""
-        self._leave_inherited()
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        path = self._locate(name)
-        while len(self._open) >= self._capacity:
-            self._open.popitem(last=False)[1].close()
-        self._open[name] = VideoReader(path)
-        return self._open[name]
+    @contextmanager
+    def borrow(self, name: str) -> Iterator[VideoReader]:
+        """Give the reader of a file to this thread alone, for as long as the context lasts.
+
+        It is opened if none is idle: threads that read one file at a time have a reader each.
+
+        Raises:
+            DatasetError: See `VideoReader`.
+        """
+        reader = self._take(name)
+        if reader is None:
+            path = self._locate(name)
+            self._close_all_but(self._capacity - 1)
+            reader = VideoReader(path)
+        process = os.getpid()
+        try:
+            yield reader
+        finally:
+            if process == os.getpid():
+                self._give_back(name, reader)
 
     def close(self) -> None:
-        """Close the files that this process has open; the next request opens them again."""
+        """Close the idle files that this process has open; the next request opens them again."""
         self._leave_inherited()
-        while self._open:
-            self._open.popitem()[1].close()
+        self._close_all_but(0)
+
+    def _take(self, name: str) -> VideoReader | None:
+        """Return the idle reader of a file that was used last, if there is one."""
+        self._leave_inherited()
+        with self._lock:
+            places = [place for place, (own, _) in enumerate(self._idle) if own == name]
+            return self._idle.pop(places[-1])[1] if places else None
+
+    def _give_back(self, name: str, reader: VideoReader) -> None:
+        with self._lock:
+            self._idle.append((name, reader))
+        self._close_all_but(self._capacity)
+
+    def _close_all_but(self, keep: int) -> None:
+        """Close the idle readers that were not used for longest, until `keep` are left."""
+        with self._lock:
+            surplus = max(0, len(self._idle) - keep)
+            closing, self._idle = self._idle[:surplus], self._idle[surplus:]
+        for _, reader in closing:
+            reader.close()
 
     def _leave_inherited(self) -> None:
-        if self._process != os.getpid():
-            self._inherited.append(self._open)
-            self._open, self._process = OrderedDict(), os.getpid()
+        if (
+            self._process != os.getpid()
+        ):  # after a fork there is one thread, and the lock may be held for ever
+            self._inherited.append(self._idle)
+            self._idle, self._lock, self._process = [], Lock(), os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict(), "_inherited": []}
+        return {"_capacity": self._capacity, "_locate": self._locate}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _process=os.getpid())
+        self.__init__(state["_capacity"], state["_locate"])
 
 
 def check_container(path: Path) -> None:
@@ -199,7 +232,9 @@ def check_container(path: Path) -> None:
             return
         kinds = _mp4_boxes(path, size)
     except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing: the dataset is incomplete.") from error
+        raise DatasetError(
+            f"{path} is missing: the dataset is incomplete, or video_path of meta/info.json leads elsewhere."
+        ) from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error}.") from error
     if b"moov" not in kinds:

@@ -26,11 +26,12 @@ from vla.demo.run import (
     twin_recipe,
 )
 from vla.demo.twins import Trained, train_side_by_side
-from vla.errors import ConfigError
+from vla.errors import ConfigError, WeightsError
 from vla.eval.envs.detour_embodiment import SECOND
 from vla.policies.auto import AutoPolicy
 from vla.train.recipe import Recipe
 from vla.types import ProgressCallback
+from vla.weights.source import local_folder
 
 FEW = 50
 """Demonstrations of the second robot."""
@@ -112,14 +113,16 @@ def run_adapting(
 def _policy_folder(base: Path) -> Path:
     """Return the absolute folder of the policy that a demo, a run or a policy's own folder holds."""
     run = base / FLOW if (base / FLOW).is_dir() else base
-    last = run / "checkpoints" / "last"
-    folder = last if last.is_dir() else run
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{base} is neither a demo's folder, nor a run's, nor a policy's. Make one with `vla demo`, or "
-            "leave --base out."
-        )
-    return folder.absolute()
+    reason = "there is no such folder."
+    if run.is_dir():
+        try:
+            return local_folder(run).absolute()
+        except WeightsError as error:
+            reason = str(error)
+    raise ConfigError(
+        f"{base} is neither a demo's folder, nor a run's, nor a policy's: {reason} Make one with `vla demo`, "
+        "or leave --base out."
+    )
 
 
 def _train_base(folder: Path, seed: int, steps: int | None, progress: PartProgress) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla.errors import TrainingError
+from vla.terminal import ProgressLines, is_quiet, is_watched, plain_console
 from vla.train.monitor.metrics import read_metrics
 from vla.train.recipe import Recipe
 
@@ -46,7 +47,7 @@ def train_side_by_side(recipes: Mapping[str, Recipe], show: bool = True) -> dict
 
     Args:
         recipes: Recipes by the name to show, each with its own output folder.
-        show: Progress bars on a terminal.
+        show: Progress: bars on a terminal, lines elsewhere.
 
     Raises:
         TrainingError: One of them failed; the others are stopped, and the message is its last line.
@@ -105,18 +106,19 @@ class _Bars:
     """A progress bar for each run: steps, loss, samples per second, time left."""
 
     def __init__(self, recipes: Mapping[str, Recipe], show: bool) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        console = Console(stderr=True)
+        show = show and not is_quiet()
+        self._lines = {name: ProgressLines(name) for name in recipes} if show and not is_watched() else {}
+        self._totals = {name: recipe.train.steps for name, recipe in recipes.items()}
         self._progress = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[rate]} samples/s"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not (show and console.is_terminal),
+            console=plain_console(stderr=True),
+            disable=not show or not is_watched(),
         )
         self._tasks = {
             name: self._progress.add_task(name, total=recipe.train.steps, loss="-", rate="-")
@@ -131,14 +133,13 @@ class _Bars:
         self._progress.stop()
 
     def show(self, name: str, records: list[dict[str, float]]) -> None:
-        """Update one bar to the newest record."""
+        """Update one bar to the newest record, or say it in a line from time to time."""
         losses = [record for record in records if "loss" in record]
         if losses:
             newest = losses[-1]
             rate = newest.get("samples_per_second")
-            self._progress.update(
-                self._tasks[name],
-                completed=newest["step"],
-                loss=f"{newest['loss']:.3f}",
-                rate="-" if rate is None else f"{rate:.0f}",
-            )
+            loss, speed = f"{newest['loss']:.3f}", "-" if rate is None else f"{rate:.0f}"
+            step = int(newest["step"])
+            self._progress.update(self._tasks[name], completed=step, loss=loss, rate=speed)
+            if name in self._lines:
+                self._lines[name](step, self._totals[name], f"loss {loss}, {speed} samples/s")

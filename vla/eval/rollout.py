@@ -97,6 +97,23 @@ def _run(group: Sequence["_Episode"], policy: BatchPolicy, generator: Any, text:
         live = [episode for episode in live if not episode.done]
 
 
+def _check_fits(env: gymnasium.Env, observation: Any) -> None:
+    """Raise `ConfigError` unless an environment observes and is moved as a policy's robot is."""
+    name = "The environment" if env.spec is None else f"The environment {env.spec.id}"
+    if not isinstance(observation, Mapping) or STATE_KEY not in observation:
+        seen = (
+            sorted(observation) if isinstance(observation, Mapping) else f"one {type(observation).__name__}"
+        )
+        raise ConfigError(
+            f"{name} observes {seen}; a policy reads a mapping with '{STATE_KEY}' and an image for each "
+            "camera: wrap the environment so that it gives these."
+        )
+    if not isinstance(env.action_space, gymnasium.spaces.Box):
+        raise ConfigError(
+            f"{name} is moved by {env.action_space}; a policy gives a vector of numbers (a Box) each step."
+        )
+
+
 class _Episode:
     """An environment on its way through one episode, and what is noted down on the way."""
 
@@ -113,6 +130,7 @@ class _Episode:
         self.session = session
         self.seed = seed
         self.observation, self.info = env.reset(seed=seed, options=options)
+        _check_fits(env, self.observation)
         self.done = False
         self._queue = ActionQueue(execute)
         self._way = [self._position()]

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from vla.errors import ConfigError
 from vla.policies.base import Policy
 from vla.policies.robot import RobotPolicy, choose_pipeline
 from vla.transforms.named_pipelines import check_choice, pipeline_names
 from vla.transforms.robots import apply_robot, load_robot
 from vla.weights.source import local_folder
 
-_WHERE = ("revision", "token", "cache_dir", "local_files_only")
+_WHERE = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
 class AutoPolicy:
@@ -29,12 +30,12 @@ def load(
     """Load weights and pipeline: robot units in, robot units out.
 
     Args:
-        name_or_path: Folder, hub id, or short name from `vla info known`.
+        name_or_path: Folder, hub id, or short name from `vla info known`; a training run's folder stands for
+            its newest checkpoint.
         robot: Description of the robot (`recipes/robots/<robot>.yaml`), for checkpoints that record neither
             cameras nor conventions, such as openpi's. It also chooses among the statistics of several robots.
         pipeline: Which robot of a checkpoint that was trained on a mixture: the name of its pipeline.
-        **options: Options of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, `base` (of an
-            adapter), ...
+        **options: Options of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, `base`, ...
 
     Raises:
         WeightsError: See `AutoPolicy.from_pretrained`.
@@ -43,7 +44,8 @@ def load(
     """
     described = None if robot is None else load_robot(robot)
     folder = local_folder(name_or_path, **{key: options[key] for key in _WHERE if key in options})
-    options.pop("revision", None)  # of the folder, not of an adapter's base, which the rest may help to reach
+    for key in ("revision", "force_download", "subfolder"):
+        options.pop(key, None)  # of this folder, not of an adapter's base, which the rest may help to reach
     check_choice(pipeline_names(folder), pipeline)  # before minutes are spent on loading
     if (
         described is not None
@@ -51,6 +53,10 @@ def load(
         and (folder / "assets" / described.asset_id).is_dir()
     ):
         options.setdefault("asset_id", described.asset_id)
+    if options.pop("output_loading_info", False):
+        raise ConfigError(
+            "vla.load returns a policy alone; AutoPolicy.from_pretrained has output_loading_info."
+        )
     policy = choose_pipeline(AutoPolicy.from_pretrained(folder, **options), pipeline)
     if described is not None and policy.pipeline is not None:
         policy.pipeline = apply_robot(policy.pipeline, described)

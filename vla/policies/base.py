@@ -18,12 +18,25 @@ from transformers.utils import ModelOutput
 
 from vla.adapters.files import load_with_base, write_adapter
 from vla.adapters.quantize import load_quantized
-from vla.atomic import SaveError, atomic_folder
-from vla.checkpoints.hub.push import push
+from vla.atomic import SaveError
+from vla.checkpoints.hub.push import own_repository, push
+from vla.checkpoints.keywords import (
+    SAVING,
+    UPLOADING,
+    check_only,
+    check_types,
+    config_with,
+    merged,
+    nothing_missing,
+    translate,
+)
 from vla.checkpoints.module import LoadedFrom, PolicyModule
+from vla.checkpoints.replace import finish_save, replacing_checkpoint
 from vla.errors import ConfigError, WeightsError
+from vla.policies.auto_classes import register_classes
 from vla.policies.cacheable import Cacheable
 from vla.policies.config import PolicyConfig
+from vla.policies.trainer import LossWithoutLabels
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import NormalizationMode
 from vla.types import Batch
@@ -87,6 +100,7 @@ class Policy(PolicyModule):
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the Trainer's: the loss is a mean, whatever else `forward` takes
     _supports_sdpa = True
 
     config: PolicyConfig
@@ -106,6 +120,13 @@ class Policy(PolicyModule):
 
     training_draws: int | None = None
     """Noise draws of each observation in training mode; None: the config's. `train.draws_per_observation`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = LossWithoutLabels(cls.forward)  # type: ignore[method-assign]
+        if getattr(vars(cls).get("config_class"), "model_type", ""):  # not of a class of several policies
+            register_classes(cls)
 
     # -- acting ----------------------------------------------------------------------------------------
 
@@ -224,37 +245,61 @@ class Policy(PolicyModule):
 
     # -- checkpoints -----------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        **others: Any,
+    ) -> None:
         """Write weights, config, pipeline, statistics and tokenizer into one folder, whole or not at all.
 
         Of a policy with an active adapter, the adapter takes the place of weights and config, and the base is
         only named.
 
         Args:
-            save_directory: Must not exist, or be empty: nothing is overwritten.
-            **kwargs: `max_shard_size` and the like, for `transformers`.
+            save_directory: Folder; made where absent. A checkpoint in it is replaced, other files stay.
+            is_main_process: False writes nothing: another process does.
+            state_dict: Tensors to write instead of the policy's own, where they were gathered from several
+                processes.
+            push_to_hub: Upload it as well, as `push_to_hub` does, to `repo_id` (your account and the folder's
+                name where not given).
+            max_shard_size: Largest file of weights, bytes or such as "5GB".
+            **others: Options of `push_to_hub`, for uploading; those of `transformers` that ask for what is
+                done anyway.
 
         Raises:
-            SaveError: The folder is not empty, or the disk is full.
+            SaveError: The folder is a checkpoint that a training run resumes from, or an adapter's base, or
+                the disk is full. Nothing was changed.
             WeightsError: It has an adapter, but its base came from no checkpoint; or it has none and is
                 quantised.
+            ConfigError: An option that does not exist here.
         """
-        if kwargs.pop("push_to_hub", False):
-            raise WeightsError("Save first, then call push_to_hub(repo_id).")
+        check_only("save_pretrained", SAVING, others)
+        others.pop("save_function", None)  # accelerate's, where weights may not be safetensors
+        if unknown := sorted(others.keys() - {"token"}) if not push_to_hub else ():
+            raise ConfigError(f"save_pretrained has no {', '.join(unknown)} (without push_to_hub=True).")
         if self.quantized is not None and self.adapter is None:
             raise WeightsError(
                 f"This policy's weights are stored in {self.quantized}, which no checkpoint holds: they lie "
                 "where they were loaded from, in full, and only an adapter next to them can be saved."
             )
+        if not is_main_process:
+            return
         try:
-            with atomic_folder(save_directory) as folder:
+            with replacing_checkpoint(save_directory) as folder:
                 if self.adapter is not None:
-                    write_adapter(self, folder, kwargs.get("state_dict"))
+                    write_adapter(self, folder, state_dict)
                 else:
-                    super().save_pretrained(folder, **kwargs)
+                    super().save_pretrained(folder, state_dict=state_dict, max_shard_size=max_shard_size)
                 self.save_pipelines(folder)
         except SafetensorError as error:  # what becomes of a full disk in there
             raise SaveError(f"Could not write {save_directory}: {error}. Nothing was changed.") from error
+        if push_to_hub:
+            repo_id = others.pop("repo_id", None) or own_repository(Path(save_directory), others.get("token"))
+            self.push_to_hub(repo_id, max_shard_size=max_shard_size, **others)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -267,75 +312,87 @@ class Policy(PolicyModule):
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        config: Mapping[str, Any] | None = None,
+        force_download: bool = False,
+        subfolder: str = "",
+        config: Mapping[str, Any] | PolicyConfig | None = None,
         tokenizer: Any = None,
         asset_id: str | None = None,
         quantize: str | None = None,
         base: str | Path | None = None,
         load_weights: bool = True,
+        output_loading_info: bool = False,
+        **others: Any,
     ) -> Self:
         """Load weights and pipeline from any known format: exactly this policy, or an error that says why.
 
         Args:
-            pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`. Where it holds
-                an adapter that was trained here, its base is found and loaded first.
+            pretrained_model_name_or_path: Folder, hub id, or short name from `vla info known`. A run's folder
+                stands for its newest checkpoint. Where it holds an adapter that was trained here, its base is
+                found and loaded first.
             dtype: Dtype of the weights, such as `torch.bfloat16`; None keeps that of most of the stored ones.
             device: Where to put them.
             revision: Branch, tag or commit on the hub.
             token: Hub token, for private and gated repositories.
             cache_dir: Where hub snapshots are kept.
             local_files_only: Take the hub's files from the cache alone.
-            config: Fields of the config to change, such as `{"action_horizon": 10}`; not those that the
-                tensors decide.
+            force_download: Download what is in the cache already once more.
+            subfolder: Where the checkpoint lies inside the folder or repository.
+            config: Fields of the config to change, such as `{"action_horizon": 10}`, or a whole config; not
+                those that the tensors decide.
             tokenizer: A tokenizer, or its folder or hub id, where the checkpoint brings none.
             asset_id: Which statistics to take where the checkpoint holds those of several robots.
             quantize: "4bit" or "8bit" stores the linear layers so (bitsandbytes), to act or to train an
                 adapter; `dtype` is then that of all the rest, and of the products.
-            base: Folder or hub id of an adapter's base, if it lies elsewhere than when it was trained; its
-                fingerprint must be the same.
+            base: Folder, hub id or short name of an adapter's base, where it is no longer where the adapter
+                says; it must have the fingerprint that it had in training.
             load_weights: False checks everything, but leaves the weights without values and without memory:
                 for a process that another one sends them to. Not of an adapter.
+            output_loading_info: Return the policy and a dictionary of what did not fit, as `transformers`
+                does; its lists are empty, since anything else is an error.
+            **others: Fields of the config to change; and keywords of `transformers` (`torch_dtype`,
+                `device_map`, `attn_implementation`, ...), see docs/with_transformers.md.
 
         Raises:
             WeightsError: Not reachable, not this policy, or a tensor is missing, superfluous, of the wrong
                 shape or dtype, or damaged. Nothing is loaded partially.
             StatisticsError: The statistics are damaged, or several and none was chosen.
-            ConfigError: `config` does not fit.
+            ConfigError: `config` does not fit, or a keyword asks for what is not done here.
+            SaveError: What was saved into the folder last cannot be moved to its place.
         """
         where = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        folder = local_folder(pretrained_model_name_or_path, revision=revision, **where)
+        fetched = {"force_download": force_download, "subfolder": subfolder, **where}
+        check_types(
+            revision=revision,
+            config=config,
+            base=base,
+            output_loading_info=output_loading_info,
+            **fetched,
+        )
+        adapter = (others.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")  # AutoModel's
+        given = {"dtype": dtype, "device": device, "quantize": quantize}
+        options = {**merged(given, translate(others)), "tokenizer": tokenizer}
+        config = config_with(config, others, cls)
+        source = adapter or pretrained_model_name_or_path
+        folder = local_folder(source, revision=None if adapter else revision, **fetched)
+        finish_save(folder)
         expected = None if cls is Policy else cls
-        policy: Any
         if (folder / BASE_FILE).is_file():
-            if config or asset_id is not None:
+            if (config and adapter is None) or asset_id is not None:
                 raise ConfigError(
                     f"{folder} holds an adapter: config and statistics are those of its training."
                 )
-            policy = load_with_base(
-                folder,
-                expected,
-                base=base,
-                dtype=dtype,
-                device=device,
-                tokenizer=tokenizer,
-                quantize=quantize,
-                **where,
-            )
+            policy: Any = load_with_base(folder, expected, base=base, **options, **where)
             policy.loaded_from = policy.loaded_from or LoadedFrom.of_folder(folder)
-            return policy.eval()
-        if base is not None:
-            raise ConfigError(f"{folder} holds a whole policy, which has no base: leave base={base} out.")
-        return load_quantized(  # type: ignore[return-value]
-            folder,
-            expected,
-            quantize,
-            dtype=dtype,
-            device=device,
-            config=config,
-            tokenizer=tokenizer,
-            asset_id=asset_id,
-            load_weights=load_weights or quantize is not None,
-        )
+        else:
+            if base is not None:
+                raise ConfigError(
+                    f"{folder} holds a whole policy, not an adapter, so base={base} means nothing."
+                )
+            options |= {"kind": (quantize := options.pop("quantize")), "config": config, "asset_id": asset_id}
+            reads = load_weights or quantize is not None
+            policy = load_quantized(folder, expected, load_weights=reads, **options)
+        loaded: Any = (policy.eval(), nothing_missing()) if output_loading_info else policy.eval()
+        return loaded
 
     @classmethod
     def from_backbone(
@@ -360,6 +417,7 @@ class Policy(PolicyModule):
             repo_id: `"owner/name"`.
             **options: See `vla.checkpoints.hub.push.push`: private, token, revision, max_shard_size, run, ...
         """
+        check_only("push_to_hub", UPLOADING, options)
         return push(self, repo_id, **options)
 
 
@@ -371,7 +429,8 @@ def check_keywords(method: Callable[..., Any], names: Iterable[str], policy: typ
         names: Names of the tensors.
         policy: Whose method it is.
     """
-    parameters = inspect.signature(method).parameters.values()
+    # As it was written, not as the class shows it to the Trainer (`LossWithoutLabels`).
+    parameters = inspect.signature(inspect.unwrap(method)).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return
     unknown = sorted(set(names) - {parameter.name for parameter in parameters})

@@ -99,6 +99,12 @@ class RobotPolicy:
         recorded = self.pipeline.interface
         return None if recorded is None else replace(recorded, horizon=self.window.executable)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the policy's tensors belong: where its weights lie, or whereto `accelerate` takes them."""
+        place = getattr(getattr(self.policy, "_hf_hook", None), "execution_device", None)
+        return self.policy.device if place is None else torch.device(place)
+
     def start(self) -> "Session":
         """Begin an episode."""
         return Session(self)
@@ -173,7 +179,7 @@ class RobotPolicy:
         for (session, _), frame in zip(pairs, frames, strict=True):
             if session is not None:
                 session._keep(frame)
-        batch = collate(samples).to(self.policy.device)
+        batch = collate(samples).to(self.device)
         chunks = self._sample(batch, noise, generator, num_steps)
         results: list[dict[str, Any]] = []
         for sample, chunk in zip(samples, chunks.cpu(), strict=True):
@@ -200,7 +206,7 @@ class RobotPolicy:
             inputs["num_steps"] = num_steps
         start = None
         if noise is not None:
-            start = torch.as_tensor(noise, dtype=torch.float32, device=self.policy.device)
+            start = torch.as_tensor(noise, dtype=torch.float32, device=self.device)
         return self.policy.sample_actions(**inputs, noise=start, generator=generator)
 
     def _check(

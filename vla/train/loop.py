@@ -167,10 +167,10 @@ class Loop:
                     self._record(log, values | self.diagnostics.take())
                 if self._due(settings.validate_every) and not stopped:
                     with self._averaged():
-                        self._record(log, self._validate())
+                        self._record(log, display.say(self.step, self._validate()))
                 if self._due(settings.open_loop_every) and not stopped:
                     with self._averaged():
-                        self._record(log, self._evaluate_open_loop())
+                        self._record(log, display.say(self.step, self._evaluate_open_loop()))
                 if self._due(settings.plot_every) and not stopped:
                     with self._averaged():
                         self._plot()

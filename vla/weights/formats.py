@@ -19,6 +19,7 @@ from vla.errors import ShapeError, WeightsError
 from vla.weights.files.open import open_tensors
 from vla.weights.files.row_shards import has_row_shards
 from vla.weights.keymap import KeyMapping, KeyTable, Spelling, respell
+from vla.weights.run_folder import PICKLES
 from vla.weights.tensors import Piece, TensorInfo, TensorReader
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ BASE_FILE = "adapter_base.json"
 ADAPTER_FILES = (BASE_FILE, "adapter_config.json", "adapter_model.safetensors")
 
 LORA = re.compile(r"(^|[._])lora_[abAB]($|[._])|\.lora_(embedding|magnitude)")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)

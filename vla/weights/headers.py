@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants
 
 from vla.errors import WeightsError
 from vla.weights.hub_errors import hub_errors
-from vla.weights.source import NEVER, hub_id, local_folder
+from vla.weights.source import NEVER, expanded, hub_id, local_folder
 from vla.weights.tensors import TensorReader
 
 # All small files; the headers of the weights come one by one.
@@ -42,7 +42,8 @@ def header_folder(
     Raises:
         WeightsError: See `local_folder`.
     """
-    if str(name_or_path) and Path(name_or_path).expanduser().exists():
+    path = expanded(name_or_path)
+    if str(name_or_path) and (path.exists() or path.is_symlink()):
         yield local_folder(name_or_path, revision)
         return
     name = hub_id(str(name_or_path))

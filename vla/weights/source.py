@@ -2,16 +2,17 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 
 from vla.errors import WeightsError, did_you_mean
 from vla.types import COMMIT, HUB_ID
-from vla.weights.files.row_shards import has_row_shards
 from vla.weights.hub_errors import hub_errors
 from vla.weights.known import known_checkpoints
+from vla.weights.run_folder import PICKLES, chosen_checkpoint, has_weights
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*?)/*")  # a Path keeps one slash of two
 
@@ -34,8 +35,6 @@ NEVER = (
     "*rng_state*",
 )  # fmt: skip
 _WEIGHTS_BELOW = re.compile(r"(.+)/(?:[^/]*\.safetensors|params/_METADATA)")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-"""Endings of files that may run code when they are opened; this project never opens one."""
 
 
 def local_folder(
@@ -45,6 +44,8 @@ def local_folder(
     cache_dir: str | Path | None = None,
     *,
     local_files_only: bool = False,
+    force_download: bool = False,
+    subfolder: str | None = None,
 ) -> Path:
     """Return the folder of a checkpoint, downloading what is needed of it where it is on the hub.
 
@@ -52,38 +53,61 @@ def local_folder(
     needed; pickles, optimizer states and videos are never downloaded.
 
     Args:
-        name_or_path: An existing folder, a hub id `owner/name`, or a short name of `vla info known`.
+        name_or_path: An existing folder, a hub id `owner/name`, or a short name of `vla info known`. A
+            training run's folder, or its `checkpoints/`, stands for its newest checkpoint.
         revision: Branch, tag or commit on the hub.
         token: Hub token, for private and gated repositories; what `hf auth login` stored where not given.
         cache_dir: Where snapshots are kept; the hub's own cache where not given.
         local_files_only: Use the cache alone, as HF_HUB_OFFLINE=1 does.
+        force_download: Download what is in the cache already once more.
+        subfolder: Where the checkpoint lies inside the folder or repository, "checkpoints/last"; its top
+            level where not given.
 
     Raises:
-        WeightsError: Neither a folder nor a repository that can be reached and read, or a repository
-            without weights that can be opened; the message says which and what to do.
+        WeightsError: Neither a folder nor a repository that can be reached and read, or one without a
+            checkpoint that can be opened; the message says which and what to do.
     """
-    path = Path(name_or_path).expanduser()
+    path = expanded(name_or_path)
     if path.is_dir() and str(name_or_path):
         if revision is not None:
             raise WeightsError(
                 f"{path} is a local folder, so revision '{revision}' means nothing: leave it out, or give "
                 "the hub id of a folder that is not here."
             )
-        return path
-    if path.is_file():
+        if subfolder and not (path / subfolder).is_dir():
+            raise WeightsError(f"{path} has no folder '{subfolder}'.")
+        return chosen_checkpoint(path / (subfolder or ""))
+    if path.is_symlink():
+        raise WeightsError(f"{path} is a link to {path.readlink()}, which is not there or not a folder.")
+    if path.exists() and str(name_or_path):
         raise WeightsError(f"{path} is a file; give the folder that holds config.json and the weights.")
     name = hub_id(str(name_or_path))
     cache = None if cache_dir is None else str(cache_dir)
+    inside = f"{subfolder.strip('/')}/" if subfolder else ""
+    how: dict[str, Any] = {
+        "token": token,
+        "cache_dir": cache,
+        "local_files_only": local_files_only,
+        "force_download": force_download,
+    }
     with hub_errors(name, revision):
-        folder = _snapshot(
-            name, revision, [*_TOP_LEVEL], ["*/*", *NEVER], token, cache, local_files_only=local_files_only
-        )
-        commit = folder.name if COMMIT.fullmatch(folder.name) else revision
+        root = _snapshot(name, revision, _at(inside, _TOP_LEVEL), [f"{inside}*/*", *NEVER], how)
+        folder = root / inside
+        commit = root.name if COMMIT.fullmatch(root.name) else revision
         wanted = [*_BELOW, *(() if _has_safetensors(folder) else _ORBAX)]
-        _snapshot(name, commit, wanted, [*NEVER], token, cache, local_files_only=local_files_only)
+        _snapshot(name, commit, _at(inside, wanted), [*NEVER], how)
     if not has_weights(folder):
         raise WeightsError(_what_is_there_instead(name, commit, token))
     return folder
+
+
+def _at(inside: str, patterns: Iterable[str]) -> list[str]:
+    return [inside + pattern for pattern in patterns]
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder in place of `~`; of a user who does not exist, as it is."""
+    return Path(os.path.expanduser(path))  # Path's own raises for such a user
 
 
 def hub_id(name: str) -> str:
@@ -106,43 +130,17 @@ def hub_id(name: str) -> str:
 
 
 def _snapshot(
-    name: str,
-    revision: str | None,
-    wanted: list[str],
-    never: list[str],
-    token: str | bool | None,
-    cache: str | None,
-    *,
-    local_files_only: bool,
+    name: str, revision: str | None, wanted: list[str], never: list[str], how: Mapping[str, Any]
 ) -> Path:
     return Path(
         huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            token=token,
-            cache_dir=cache,
-            allow_patterns=wanted,
-            ignore_patterns=never,
-            local_files_only=local_files_only,
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=never, **how
         )
     )
 
 
 def _has_safetensors(folder: Path) -> bool:
     return next(folder.glob("*.safetensors"), None) is not None
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether a folder holds safetensors files, of one process or of several, or an orbax tree."""
-    return (
-        _has_safetensors(folder)
-        or has_row_shards(folder)
-        or any(
-            (base / file).exists()
-            for base in (folder, folder / "params")
-            for file in ("_METADATA", "manifest.ocdbt")
-        )
-    )
 
 
 def _what_is_there_instead(name: str, revision: str | None, token: str | bool | None) -> str:

@@ -80,6 +80,7 @@ def save_as(policy, folder, generation, config, dtype=None):
 
 
 def described(folder, capsys):
+    capsys.readouterr()  # what other libraries said when they were imported to write the folder
     assert main(["info", str(folder), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 

@@ -120,8 +120,8 @@ def test_dataset_is_described(version, tmp_path, capsys):
     assert found["episodes"] == "3, of 5 to 7 frames, median 6"
     assert found["frames"] == "18"
     assert found["cameras"] == "observation.images.top, observation.images.wrist"
-    assert found["state"] == "3 values"
-    assert found["action"] == "2 values"
+    assert found["state"] == "3 values (observation.state)"
+    assert found["action"] == "2 values (action)"
     assert found["tasks"] == "put the cup on the plate; open the drawer"
 
 

@@ -22,7 +22,8 @@ def opened(root, keep=None):
     storage = storage_v21 if info.version == "v2.1" else storage_v30
     info = replace(info, tasks=storage.read_tasks(root))
     episodes = storage.read_episodes(root, info)
-    return read_columns(root, info, episodes if keep is None else [episodes[i] for i in keep])
+    chosen = episodes if keep is None else [episodes[i] for i in keep]
+    return read_columns(root, info, chosen, ("observation.state", "action"))
 
 
 @pytest.fixture

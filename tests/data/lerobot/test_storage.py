@@ -11,7 +11,7 @@ import pytest
 from tests.data.conftest import LENGTHS
 from tests.data.make import CAMERAS, task_of, write_jsonl
 from vla.data.lerobot import storage_v21, storage_v30
-from vla.data.lerobot.episodes import fill_template
+from vla.data.lerobot.fields import fill_template
 from vla.data.lerobot.schema import read_info
 from vla.errors import DatasetError
 
@@ -79,7 +79,8 @@ def test_v21_bad_lines(tiny_datasets, tmp_path, name):
     for content, message in (
         (b"{\n", "line 1 is not JSON"),
         (b"\xff\xfe\x00", "is not text"),
-        (b'{"other": 1}\n', "line 1 is not a"),
+        (b'{"other": 1}\n', "line 1: '(task|episode)_index' is missing"),
+        (b"[1]\n", "line 1 must hold a JSON object"),
     ):
         path.write_bytes(content)
         with pytest.raises(DatasetError, match=message):
@@ -99,6 +100,9 @@ def test_v30_bad_files(tiny_datasets, tmp_path):
     key = f"videos/{CAMERAS[0]}/from_timestamp"
     column = pa.array([0.0, None, 0.0, 0.0])
     pq.write_table(table.set_column(table.column_names.index(key), key, column), path)
+    assert set(read(root)[1][1].videos) == {CAMERAS[1]}  # missed when the camera is asked for
+    lengths = pa.array([5, None, 3, 9])
+    pq.write_table(table.set_column(table.column_names.index("length"), "length", lengths), path)
     with pytest.raises(DatasetError, match="episode 1 has an empty field"):
         read(root)
     path.write_bytes(b"PAR1 no longer")

@@ -75,6 +75,8 @@ class DrawsOptions(LearningOptions):
             raise ConfigError(f"shape must be one of {', '.join(SHAPES)}, got '{self.shape}'.{nearest}")
         if not 0 < self.share <= 1:
             raise ConfigError(f"share must lie above 0 and at most at 1, got {self.share}.")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise ConfigError(f"learning_rate must lie above 0 and at most at 1, got {self.learning_rate}.")
 
 
 def run_draws(options: DrawsOptions, say: Say = lambda line: None) -> LearningReport:

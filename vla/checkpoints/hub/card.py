@@ -18,6 +18,8 @@ from vla.errors import ConfigError
 from vla.transforms.base import Pipeline
 from vla.types import HUB_ID, IMAGE_PREFIX, STATE_KEY
 from vla.weights.known import known_by_id
+from vla.weights.run_folder import list_steps
+from vla.weights.source import expanded
 
 BEGIN = "<!-- vla:begin -->"
 END = "<!-- vla:end -->"
@@ -56,7 +58,9 @@ def read_origin(folder: Path | str) -> Origin:
     Raises:
         ConfigError: There is no recipe, or a file is not what it should be.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
+    if folder.is_dir() and not (folder / RECIPE_FILE).is_file():
+        folder = next(reversed(list_steps(folder)), folder)
     recipe = folder / RECIPE_FILE
     try:
         text = recipe.read_text(encoding="utf-8")

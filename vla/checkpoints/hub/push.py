@@ -121,6 +121,16 @@ def push(
     return commit.pr_url or _address(repo_id, revision)
 
 
+def own_repository(folder: Path, token: str | bool | None = None) -> str:
+    """Return the id of a repository of the token's owner that is called as a folder is.
+
+    Raises:
+        WeightsError: Nobody is logged in, or the hub cannot be reached.
+    """
+    with hub_errors(folder.resolve().name, None, "uploaded"):
+        return f"{HfApi(token=token).whoami()['name']}/{folder.resolve().name}"
+
+
 def _existing_card(api: HfApi, repo_id: str, revision: str | None, folder: Path) -> str | None:
     try:
         path = api.hf_hub_download(repo_id, CARD_FILE, revision=revision, cache_dir=folder)

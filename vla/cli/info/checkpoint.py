@@ -1,13 +1,10 @@
 """`vla info CHECKPOINT`: format, policy, sizes, parameters by part, pipeline: from headers alone."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
-
-import typer
 
 from vla.atomic import read_json
 from vla.checkpoints.empty import empty_policy, parameter_shapes
@@ -19,6 +16,7 @@ from vla.cli.console import console, print_rows
 from vla.cli.info.memory import MemoryOptions, memory_rows, memory_table, not_predicted
 from vla.cli.info.pipeline import describe, read_robots, read_statistics, read_steps
 from vla.cli.info.text import CheckpointInfo, in_words
+from vla.cli.logs import print_json
 from vla.errors import ConfigError, StatisticsError, WeightsError
 from vla.policies.flow.initialise import PALIGEMMA
 from vla.policies.registry import policy_entry
@@ -26,7 +24,7 @@ from vla.transforms.base import PIPELINE_FILE
 from vla.weights.formats import Format, Stored, open_stored
 from vla.weights.headers import HeadersAlone
 from vla.weights.plan import plan_load
-from vla.weights.source import has_weights
+from vla.weights.run_folder import has_weights
 from vla.weights.tensors import TensorInfo
 
 _FILE_FIELDS = (
@@ -64,7 +62,7 @@ def print_checkpoint(
     if as_json:
         extra = {} if memory is None else {"memory": rows}
         extra |= {} if unpredicted is None else {"memory_problem": unpredicted}
-        typer.echo(json.dumps({"kind": "checkpoint", "path": what, **found.to_json(), **extra}, indent=2))
+        print_json({"kind": "checkpoint", "path": what, **found.to_json(), **extra})
         return
     print_rows(f"checkpoint {what}", in_words(found))
     if unpredicted is not None:
@@ -82,7 +80,7 @@ def inspect(folder: Path, asset_id: str | None = None) -> CheckpointInfo:
     if not has_weights(folder) and (folder / "config.json").is_file():
         found.problem = "There are no weights in it."
         _take_config(found, read_json(folder / "config.json", ConfigError))
-        _read_our_pipeline(found, folder)
+        read_our_pipeline(found, folder)
         return found
     with open_stored(folder) as stored:
         found.tensors = len(stored.reader.infos)
@@ -101,11 +99,11 @@ def inspect(folder: Path, asset_id: str | None = None) -> CheckpointInfo:
             found.problem = str(error)
             if found.format is None and is_paligemma(list(stored.reader.infos)):
                 found.format = PALIGEMMA.name
-            _read_our_pipeline(found, folder)
+            read_our_pipeline(found, folder)
             return found
         _take_policy(found, stored, format, sizes)
         if format.name == "vla":
-            _read_our_pipeline(found, folder)
+            read_our_pipeline(found, folder)
         else:
             _read_their_pipeline(found, stored, policy, format, asset_id)
     return found
@@ -155,7 +153,8 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
 
 
-def _read_our_pipeline(found: CheckpointInfo, folder: Path) -> None:
+def read_our_pipeline(found: CheckpointInfo, folder: Path) -> None:
+    """Take what the pipelines in a folder of ours say."""
     if (folder / PIPELINE_FILE).is_file():
         found.pipeline = [str(step.get("type")) for step in read_steps(folder)]
     found.statistics = read_statistics(folder)

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from vla.cli.console import checkpoint_folder
 from vla.cli.info.memory import Checkpointing, EngineName, MemoryOptions
+from vla.cli.logs import json_alone
 from vla.errors import ConfigError, DatasetError, WeightsError
 
 KNOWN = "known"
+DATASET = "dataset"
 
 WhatArgument = Annotated[
     str,
@@ -50,6 +51,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 AssetOption = Annotated[
     str | None, typer.Option(help="Whose statistics to describe where there are those of several robots.")
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="Of an adapter: where its base lies, if no longer where it says.", metavar="WHERE"),
+]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 TokenOption = Annotated[
     str | None,
@@ -69,6 +74,7 @@ def info(
     engine: EngineOption = "ddp",
     gpus: GpusOption = 1,
     asset_id: AssetOption = None,
+    base: BaseOption = None,
     as_json: JsonOption = False,
     revision: RevisionOption = None,
     token: TokenOption = None,
@@ -76,63 +82,104 @@ def info(
     """Describe a checkpoint of any format, or a dataset.
 
     A checkpoint: format, policy, dimensions, parameters by part, dtypes, cameras, pipeline, statistics,
-    licence. Only headers are read, and of a hub repository only headers are downloaded, except to compare.
-    A training run's folder stands for its last checkpoint. The word known lists the published checkpoints
-    that have a short name; a folder of that name is ./known.
+    licence. An adapter: its rank, what it adapts, and its base. Only headers are read, and of a hub
+    repository only headers are downloaded, except to compare. A training run's folder stands for its newest
+    checkpoint. The word known lists the published checkpoints that have a short name; a folder of that name
+    is ./known.
 
     Example: vla info lerobot/pi0_base --memory --engine fsdp2 --gpus 8
     """
-    if what == KNOWN:
-        from vla.cli.info.known import print_known
+    options = MemoryOptions(batch_size, cameras, text, ema, activation_checkpointing, engine, gpus)
+    with json_alone(as_json):
+        if what == KNOWN:
+            from vla.cli.info.known import print_known
 
-        print_known(as_json)
-        return
-    name = str(checkpoint_folder(what))
-    if diff is not None:
-        from vla.cli.info.diff import print_diff
+            print_known(as_json)
+        elif diff is not None:
+            from vla.cli.info.diff import print_diff
 
-        print_diff(name, str(checkpoint_folder(diff)), revision=revision, token=token, as_json=as_json)
-        return
-    if not _is_dataset(what):
-        from vla.cli.info.checkpoint import print_checkpoint
+            print_diff(what, diff, revision=revision, token=token, as_json=as_json)
+        else:
+            _print(what, options if memory else None, asset_id, base, revision, token, as_json)
+
+
+def _print(
+    what: str,
+    memory: MemoryOptions | None,
+    asset_id: str | None,
+    base: str | None,
+    revision: str | None,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Describe what the name stands for, a checkpoint or a dataset."""
+    place = _checkpoint_here(what)
+    if place != DATASET:
         from vla.weights.headers import header_folder
 
-        options = MemoryOptions(batch_size, cameras, text, ema, activation_checkpointing, engine, gpus)
         try:
-            with header_folder(name, revision, token) as folder:
-                print_checkpoint(
-                    what, folder, memory=options if memory else None, asset_id=asset_id, as_json=as_json
-                )
+            with header_folder(place or what, revision, token) as folder:
+                _print_policy(what, folder, memory, asset_id, base, token, as_json)
             return
         except WeightsError as error:
             if not _may_be_dataset(what, error):
                 raise
-    if memory:
-        raise ConfigError(f"--memory is about checkpoints, and there is no checkpoint {what}.")
+    for option, value in {"--memory": memory, "--base": base, "--asset-id": asset_id}.items():
+        if value is not None:
+            raise ConfigError(f"{option} is about checkpoints, and there is no checkpoint {what}.")
     _print_dataset(what, revision, as_json)
 
 
-def _is_dataset(what: str) -> bool:
-    folder = Path(what).expanduser()
-    if not folder.exists():
-        return False
+def _print_policy(
+    what: str,
+    folder: Path,
+    memory: MemoryOptions | None,
+    asset_id: str | None,
+    base: str | None,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Describe a whole checkpoint or an adapter; options that are about the other one are refused."""
+    from vla.cli.info.adapter import is_adapter, print_adapter
+    from vla.cli.info.checkpoint import print_checkpoint
+
+    if not is_adapter(folder):
+        if base is not None:
+            raise ConfigError(f"--base is about adapters, and {what} is a whole checkpoint.")
+        print_checkpoint(what, folder, memory=memory, asset_id=asset_id, as_json=as_json)
+        return
+    for option, value in {"--memory": memory, "--asset-id": asset_id}.items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} is about whole checkpoints, and {what} is an adapter: `vla merge {what} DST` "
+                "writes one."
+            )
+    print_adapter(what, folder, base, token, as_json)
+
+
+def _checkpoint_here(what: str) -> Path | str | None:
+    """Return the folder here that it stands for, `DATASET` for a dataset's, None for any other name.
+
+    Raises:
+        ConfigError: It is a folder that holds neither a dataset nor anything of a checkpoint.
+        WeightsError: It is a run without a checkpoint.
+    """
+    from vla.weights.files.listing import listing
+    from vla.weights.run_folder import PICKLES, chosen_checkpoint, holds_checkpoint
+    from vla.weights.source import expanded
+
+    folder = expanded(what)
+    if not what or not folder.is_dir():
+        return None
     if (folder / "meta" / "info.json").is_file():
-        return True
-    kinds = (
-        "config.json",
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "_METADATA",
-        "params",
-        "*.bin",
-        "*.pt",
-    )
-    inside = checkpoint_folder(what)
-    if inside.is_dir() and not any(next(inside.glob(kind), None) for kind in kinds):
+        return DATASET
+    chosen = chosen_checkpoint(folder)
+    if not holds_checkpoint(chosen) and not any(path.name.endswith(PICKLES) for path in chosen.iterdir()):
         raise ConfigError(
-            f"{what} is neither a checkpoint (config.json, weights) nor a dataset (meta/info.json)."
+            f"{what} is neither a checkpoint (config.json, weights) nor a dataset (meta/info.json), nor a "
+            f"run with a checkpoint: {listing(folder)}."
         )
-    return False
+    return chosen
 
 
 def _may_be_dataset(what: str, error: WeightsError) -> bool:

@@ -1,12 +1,11 @@
 """`vla info DATASET`: what the metadata says; no frame is decoded."""
 
-import json
 from statistics import median
 from typing import Any
 
-import typer
-
 from vla.cli.console import print_rows
+from vla.cli.logs import print_json
+from vla.types import ACTION_KEY, STATE_KEY
 
 SHOWN_TASKS = 5
 
@@ -20,7 +19,6 @@ def print_dataset(what: str, revision: str | None = None, as_json: bool = False)
     from vla.data import LeRobotDataset
     from vla.data.hub import locate
     from vla.data.lerobot.schema import read_info
-    from vla.types import ACTION_KEY, STATE_KEY
 
     found = read_info(locate(what, revision).root)  # nobody has said which columns are the state
     dataset = LeRobotDataset(
@@ -45,10 +43,12 @@ def print_dataset(what: str, revision: str | None = None, as_json: bool = False)
         "state_columns": list(dataset.state_columns),
         "action_columns": list(dataset.action_columns),
         "tasks": list(dataset.tasks),
+        "left_out": dict(dataset.left_out)
+        | {key: f"depth: {about.features[key].depth}" for key in about.depth_maps},
         "fingerprint": dataset.fingerprint,
     }
     if as_json:
-        typer.echo(json.dumps({"kind": "dataset", "path": what, **values}, indent=2))
+        print_json({"kind": "dataset", "path": what, **values})
         return
     print_rows(f"dataset {what}", _rows(values))
 
@@ -63,8 +63,14 @@ def _rows(values: dict[str, Any]) -> dict[str, str]:
         f"median {length['median']:g}",
         "frames": str(values["frames"]),
         "cameras": ", ".join(values["cameras"]) or "none",
-        "state": f"{values['state_dim']} values ({', '.join(values['state_columns'])})",
-        "action": f"{values['action_dim']} values ({', '.join(values['action_columns'])})",
+        "state": _vector(values["state_dim"], values["state_columns"]),
+        "action": _vector(values["action_dim"], values["action_columns"]),
         "tasks": "; ".join(tasks[:SHOWN_TASKS]) + ("; ..." if len(tasks) > SHOWN_TASKS else ""),
+        **({"left out": "; ".join(values["left_out"])} if values["left_out"] else {}),
         "fingerprint": values["fingerprint"],
     }
+
+
+def _vector(width: int, columns: list[str]) -> str:
+    usual = columns in ([STATE_KEY], [ACTION_KEY])
+    return f"{width} values" + ("" if usual else f" ({', '.join(columns)})")

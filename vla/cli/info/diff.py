@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import typer
 
 from vla.checkpoints.recognise import recognise, weights_module
 from vla.cli.console import console, progress_bar
 from vla.cli.info.checkpoint import meta_shapes
+from vla.cli.logs import print_json
 from vla.errors import WeightsError
 from vla.weights.formats import open_stored
 from vla.weights.headers import HeadersAlone
@@ -125,7 +125,7 @@ def print_diff(
             for one in found.tensors
         ]
         values = {**vars(found), "tensors": tensors, "same_weights": found.same_weights}
-        typer.echo(json.dumps({"kind": "diff", "first": first, "second": second, **values}, indent=2))
+        print_json({"kind": "diff", "first": first, "second": second, **values})
         return
     console().print(f"first:  {first} ({found.labels[0]})\nsecond: {second} ({found.labels[1]})")
     for line in in_sentences(found):

@@ -1,11 +1,9 @@
 """`vla info known`: the published checkpoints that have a short name."""
 
-import json
 from dataclasses import asdict
 
-import typer
-
 from vla.cli.console import console
+from vla.cli.logs import print_json
 
 
 def print_known(as_json: bool = False) -> None:
@@ -14,7 +12,7 @@ def print_known(as_json: bool = False) -> None:
 
     known = known_checkpoints().values()
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in known], indent=2))
+        print_json([asdict(one) for one in known])
         return
     for one in known:
         parameters = f"{one.parameters / 1e9:.2f} B parameters" if one.parameters else "size unknown"

@@ -1,11 +1,15 @@
 """`vla info CHECKPOINT --memory`: what acting and training would take, by precision and optimiser."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vla.errors import ConfigError
+from vla.cli.edge import NO_MEMORY, is_out_of_memory
+from vla.errors import ConfigError, VlaError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from rich.table import Table
 
 _HEADS = {
@@ -134,3 +138,38 @@ def _short(gigabytes: float) -> str:
     if 0 < gigabytes < 0.01:
         return "<0.01"
     return f"{gigabytes:.2f}" if gigabytes < 10 else f"{gigabytes:.1f}"
+
+
+@contextmanager
+def memory_explained(config: "Callable[[], Any]", batch_size: int) -> "Iterator[None]":
+    """Where memory runs out within the block, say what the policy needs, as far as it can be predicted.
+
+    Args:
+        config: Returns the policy's config.
+        batch_size: Samples of a batch.
+
+    Raises:
+        ConfigError: Memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, VlaError) or not is_out_of_memory(error):
+            raise
+        raise ConfigError(f"{NO_MEMORY}{_needs(config, batch_size)}") from error
+
+
+def _needs(config: "Callable[[], Any]", batch_size: int) -> str:
+    """Return a sentence on each use's least and most memory; nothing where none is predicted."""
+    try:
+        found = config()
+        if found is None or not_predicted(found) is not None:
+            return ""
+        rows = memory_rows(found, None, MemoryOptions(batch_size))
+    except VlaError:
+        return ""
+    totals: dict[str, list[float]] = {}
+    for row in rows:
+        totals.setdefault(row["use"], []).append(row["total_gb"])
+    said = (f"{use} {min(gb):.3g} to {max(gb):.3g} GB" for use, gb in totals.items())
+    return f" With batches of {batch_size}, by precision and optimiser: {', '.join(said)}."

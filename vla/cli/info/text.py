@@ -74,7 +74,7 @@ def in_words(found: CheckpointInfo) -> dict[str, str]:
         rows["  unused"] = f"{sum(found.unused.values()):,} ({', '.join(found.unused)})"
     rows["weights"] = _weights(found)
     rows |= {f"note {at}": note for at, note in enumerate(found.notes, 1)}
-    rows |= _conventions(found)
+    rows |= conventions(found)
     rows["licence"] = found.license or "not stated in its README"
     return rows
 
@@ -90,7 +90,8 @@ def _weights(found: CheckpointInfo) -> str:
     return f"{', '.join(kinds)}; {found.bytes / 1e6:,.1f} MB in {found.files} file(s)"
 
 
-def _conventions(found: CheckpointInfo) -> dict[str, str]:
+def conventions(found: CheckpointInfo) -> dict[str, str]:
+    """Return what the pipelines and statistics are, as names and values for people."""
     if found.robots:
         rows = {"robots": f"{len(found.robots)}, each with its own pipeline: {', '.join(found.robots)}"}
         for name, robot in found.robots.items():

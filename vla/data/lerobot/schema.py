@@ -4,6 +4,7 @@ Video keys, path templates and widths are read from the file, never assumed: LeR
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from vla.atomic import read_json
+from vla.data.lerobot import fields
 from vla.errors import DatasetError, did_you_mean
-from vla.types import columns_of, name_of
+from vla.types import IMAGE_PREFIX, columns_of, name_of
 
 INFO_PATH = "meta/info.json"
 VERSIONS = ("v2.1", "v3.0")
 CAMERA_DTYPES = ("video", "image")
+DEFAULT_CHUNKS_SIZE = 1000
+_PLAIN_DTYPE = re.compile("bool|float(16|32|64)?|u?int(8|16|32|64)?")
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,24 @@ class Feature:
             images in parquet).
         shape: Per frame. Cameras: (height, width, channels), whatever order the file stores.
         names: A name per dimension of a vector, or None.
+        depth: What says that an image's pixels are distances, in words; None of all else.
     """
 
     key: str
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...] | None = None
+    depth: str | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether this is an image per frame rather than a column of numbers or text."""
+        return self.dtype in CAMERA_DTYPES
 
     @property
     def is_camera(self) -> bool:
-        """Whether this is an image per frame rather than a column of numbers or text."""
-        return self.dtype in CAMERA_DTYPES
+        """Whether this is a colour image per frame: a map of distances is not."""
+        return self.is_image and self.depth is None
 
     @property
     def is_numeric(self) -> bool:
@@ -50,11 +61,10 @@ class Feature:
     @property
     def numpy_dtype(self) -> np.dtype | None:
         """The dtype of a column of numbers; None of cameras, text and what is unknown."""
-        try:
-            dtype = np.dtype(self.dtype)
-        except TypeError:
+        if not _PLAIN_DTYPE.fullmatch(self.dtype):
             return None
-        return dtype if dtype.kind in "fiub" else None
+        dtype = np.dtype(self.dtype)
+        return dtype if dtype.itemsize <= 8 else None
 
     @property
     def width(self) -> int:
@@ -99,8 +109,13 @@ class DatasetInfo:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Keys of all cameras."""
+        """Keys of all colour cameras."""
         return tuple(key for key, feature in self.features.items() if feature.is_camera)
+
+    @property
+    def depth_maps(self) -> tuple[str, ...]:
+        """Keys of images whose pixels are distances, which are not cameras."""
+        return tuple(key for key, feature in self.features.items() if feature.depth is not None)
 
     @property
     def total_tasks(self) -> int:
@@ -119,7 +134,7 @@ class DatasetInfo:
             hint = f" A list of columns is joined: {list(parts)}." if parts else ""
             hint = hint or did_you_mean(key, self.features)
             raise DatasetError(
-                f"The dataset has no '{key}' for {what}; it has {sorted(self.features)}.{hint}"
+                f"The dataset has no '{key}' for {what}; its features are {sorted(self.features)}.{hint}"
             )
         return self.features[key]
 
@@ -176,48 +191,63 @@ def read_info(root: Path) -> DatasetInfo:
     version = values.get("codebase_version")
     if version not in VERSIONS:
         raise DatasetError(
-            f"{path} is of version '{version}'; this library reads {' and '.join(VERSIONS)}. "
-            "LeRobot's own scripts convert older datasets."
+            f"{path}: 'codebase_version' is of version {fields.shown(version)}; this library reads "
+            f"{' and '.join(VERSIONS)}. LeRobot's own scripts convert older datasets."
         )
-    try:
-        info = DatasetInfo(
-            version=version,
-            fps=float(values["fps"]),
-            robot_type=values.get("robot_type"),
-            features={key: _feature(key, entry) for key, entry in values["features"].items()},
-            total_episodes=int(values["total_episodes"]),
-            total_frames=int(values["total_frames"]),
-            chunks_size=int(values.get("chunks_size") or 1000),
-            data_path=values["data_path"],
-            video_path=values.get("video_path"),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DatasetError(f"{path} is not a LeRobot description: {_reason(error)}.") from error
+    about = str(path)
+    features = fields.present(values, "features", about)
+    if not isinstance(features, Mapping):
+        raise DatasetError(f"{path}: 'features' must map keys to entries, got {fields.shown(features)}.")
+    info = DatasetInfo(
+        version=version,
+        fps=fields.number(values, "fps", about),
+        robot_type=values.get("robot_type") if isinstance(values.get("robot_type"), str) else None,
+        features={key: _feature(key, entry, f"{about}, features.{key}") for key, entry in features.items()},
+        total_episodes=fields.count(values, "total_episodes", about),
+        total_frames=fields.count(values, "total_frames", about),
+        chunks_size=_chunks_size(values, version, about),
+        data_path=fields.text(values, "data_path", about),
+        video_path=None if values.get("video_path") is None else fields.text(values, "video_path", about),
+    )
     if info.fps <= 0:
         raise DatasetError(f"{path} says fps = {info.fps}, which is not a frame rate.")
-    if info.total_episodes == 0 or info.total_frames == 0:
-        raise DatasetError(f"{root} is empty: {info.total_episodes} episodes, {info.total_frames} frames.")
+    if info.total_episodes <= 0 or info.total_frames <= 0:
+        raise DatasetError(
+            f"{root} is empty: {path} says total_episodes = {info.total_episodes}, total_frames = "
+            f"{info.total_frames}."
+        )
     return info
 
 
-def _feature(key: str, entry: Mapping[str, Any]) -> Feature:
-    shape = tuple(int(size) for size in entry["shape"])
-    names = entry.get("names")
-    if isinstance(names, Mapping):  # {"motors": ["x", "y"]} in datasets converted from v1
-        names = [name for group in names.values() for name in group] if shape else None
-    if entry["dtype"] in CAMERA_DTYPES:
-        shape = _height_width_channels(key, shape, names)
-    return Feature(key, entry["dtype"], shape, tuple(str(name) for name in names) if names else None)
+def _chunks_size(values: Mapping[str, Any], version: str, source: str) -> int:
+    """Return the episodes of a chunk folder in v2.1; v3.0 says for each episode where it is."""
+    if version != "v2.1" or values.get("chunks_size") is None:
+        return DEFAULT_CHUNKS_SIZE
+    size = fields.count(values, "chunks_size", source)
+    if size < 1:
+        raise DatasetError(f"{source}: 'chunks_size' must be at least 1, got {size}.")
+    return size
 
 
-def _height_width_channels(key: str, shape: tuple[int, ...], names: Any) -> tuple[int, ...]:
-    if len(shape) != 3:
-        raise ValueError(f"camera '{key}' has shape {list(shape)}, expected three sizes")
-    first = str(names[0]) if names else ""
-    channels_first = first.startswith("channel") or (
-        not first and shape[0] in (1, 3) and shape[2] not in (1, 3)
-    )
-    return (shape[1], shape[2], shape[0]) if channels_first else shape
+def _feature(key: str, entry: Any, source: str) -> Feature:
+    if not isinstance(entry, Mapping):
+        raise DatasetError(f"{source} must be an entry with dtype and shape, got {fields.shown(entry)}.")
+    dtype, names = fields.text(entry, "dtype", source), entry.get("names")
+    sizes = fields.shape(fields.present(entry, "shape", source), source)
+    if dtype in CAMERA_DTYPES:
+        about = entry.get("info") or entry.get("video_info")
+        return Feature(
+            key,
+            dtype,
+            fields.image_shape(sizes, names, source),
+            fields.flat(names) or None,
+            fields.depth_reason(key, about),
+        )
+    if key.startswith(IMAGE_PREFIX) and len(sizes) == 3:
+        raise DatasetError(
+            f"{source}: 'dtype' is {fields.shown(dtype)}, but images {list(sizes)} are 'video' or 'image'."
+        )
+    return Feature(key, dtype, sizes, fields.dimension_names(key, names, sizes, source))
 
 
 def _joined_names(parts: Sequence[Feature]) -> tuple[str, ...] | None:
@@ -230,7 +260,3 @@ def _joined_names(parts: Sequence[Feature]) -> tuple[str, ...] | None:
     if len(set(names)) < len(names):
         names = [f"{end}.{name}" for end, group in zip(last, own, strict=True) for name in group]
     return tuple(names)
-
-
-def _reason(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)

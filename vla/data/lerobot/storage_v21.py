@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, fill_template
+from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, task_text, texts_of
+from vla.data.lerobot.fields import fill_template, present, shown, whole
 from vla.data.lerobot.schema import DatasetInfo
 from vla.errors import DatasetError
 
@@ -17,10 +18,8 @@ def read_tasks(root: Path) -> dict[int, str]:
     """Read instruction by task index from meta/tasks.jsonl; raises `DatasetError` on a bad line."""
     tasks = {}
     for where, line in _lines(root / TASKS_PATH):
-        try:
-            tasks[int(line["task_index"])] = str(line["task"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{where} is not a task: {line}.") from error
+        index = whole(present(line, "task_index", where), "task_index", where)
+        tasks[index] = task_text(present(line, "task", where), index, where)
     return tasks
 
 
@@ -30,21 +29,19 @@ def read_episodes(root: Path, info: DatasetInfo) -> list[Episode]:
     Raises:
         DatasetError: The file is missing, has a bad line, or disagrees with info.json.
     """
-    cameras = [key for key in info.cameras if info.features[key].dtype == "video"]
+    cameras = [key for key, feature in info.features.items() if feature.dtype == "video" and info.video_path]
     episodes = []
     for where, line in _lines(root / EPISODES_PATH):
-        try:
-            index, length = int(line["episode_index"]), int(line["length"])
-            tasks = tuple(str(task) for task in line.get("tasks", ()))
-        except (KeyError, TypeError, ValueError) as error:
-            raise DatasetError(f"{where} is not an episode: {line}.") from error
+        index, length = (
+            whole(present(line, field, where), field, where) for field in ("episode_index", "length")
+        )
         place: dict[str, Any] = {"episode_chunk": index // info.chunks_size, "episode_index": index}
         videos = {
             key: VideoSpan(fill_template(info.video_path or "", "video_path", video_key=key, **place))
             for key in cameras
         }
         data_path = fill_template(info.data_path, "data_path", **place)
-        episodes.append(Episode(index, length, tasks, data_path, videos))
+        episodes.append(Episode(index, length, texts_of(line.get("tasks")), data_path, videos))
     check_totals(info, episodes, root / EPISODES_PATH)
     return sorted(episodes, key=lambda episode: episode.index)
 
@@ -58,12 +55,19 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing: a v2.1 dataset needs it.") from error
+        raise DatasetError(
+            f"{path} is missing: a v2.1 dataset (codebase_version in meta/info.json) needs it."
+        ) from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error}.") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not text: {error}.") from error
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             try:
-                yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+                values = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise DatasetError(f"{path}, line {number} is not JSON: {error}.") from error
+            if not isinstance(values, dict):
+                raise DatasetError(f"{path}, line {number} must hold a JSON object, got {shown(values)}.")
+            yield f"{path}, line {number}", values

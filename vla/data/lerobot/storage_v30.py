@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from vla.data.lerobot.columns import read_table
-from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, fill_template
+from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, task_text, texts_of
+from vla.data.lerobot.fields import fill_template, number, shown, whole
 from vla.data.lerobot.schema import DatasetInfo
 from vla.errors import DatasetError
 
 TASKS_PATH = "meta/tasks.parquet"
 EPISODES_FOLDER = "meta/episodes"
+_FILE = ("chunk_index", "file_index")
+_PLACE = (*_FILE, "from_timestamp")
 
 
 def read_tasks(root: Path) -> dict[int, str]:
@@ -17,14 +20,21 @@ def read_tasks(root: Path) -> dict[int, str]:
 
     The text is the index column of a pandas frame: called `task`, or unnamed in older files.
     """
-    table = read_table(root / TASKS_PATH)
+    path = root / TASKS_PATH
+    if not path.exists():
+        raise DatasetError(
+            f"{path} is missing: a v3.0 dataset (codebase_version in meta/info.json) needs it."
+        )
+    table = read_table(path)
     texts = [name for name in ("task", "__index_level_0__") if name in table.column_names]
     if "task_index" not in table.column_names or not texts:
-        raise DatasetError(
-            f"{root / TASKS_PATH} must have the columns task_index and task, got {table.column_names}."
-        )
+        raise DatasetError(f"{path} must have the columns task_index and task, got {table.column_names}.")
     indices, tasks = table["task_index"].to_pylist(), table[texts[0]].to_pylist()
-    return {int(index): str(task) for index, task in zip(indices, tasks, strict=True)}
+    where = str(path)
+    return {
+        whole(index, "task_index", where): task_text(task, index, where)
+        for index, task in zip(indices, tasks, strict=True)
+    }
 
 
 def read_episodes(root: Path, info: DatasetInfo) -> list[Episode]:
@@ -33,17 +43,18 @@ def read_episodes(root: Path, info: DatasetInfo) -> list[Episode]:
     Raises:
         DatasetError: A file is missing or corrupt, lacks a column, or disagrees with info.json.
     """
-    cameras = [key for key in info.cameras if info.features[key].dtype == "video"]
-    columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index"]
-    for key in cameras:
-        columns += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    cameras = [key for key, feature in info.features.items() if feature.dtype == "video" and info.video_path]
+    needed = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    optional = ["tasks", *(f"videos/{key}/{name}" for key in cameras for name in (*_PLACE, "to_timestamp"))]
     episodes = []
     for path in _episode_files(root):
         # The per-episode statistics are most of the file's bytes and are not needed here.
-        for row in read_table(path, columns).to_pylist():
-            if any(value is None for value in row.values()):
-                raise DatasetError(f"{path}: episode {row['episode_index']} has an empty field: {row}.")
-            episodes.append(_episode(row, info, cameras))
+        for row in read_table(path, needed, optional).to_pylist():
+            if any(row[name] is None for name in needed):
+                raise DatasetError(
+                    f"{path}: episode {row['episode_index']} has an empty field: {shown(row)}."
+                )
+            episodes.append(_episode(row, info, cameras, str(path)))
     check_totals(info, episodes, root / EPISODES_FOLDER)
     return sorted(episodes, key=lambda episode: episode.index)
 
@@ -60,18 +71,22 @@ def _episode_files(root: Path) -> list[Path]:
     return files
 
 
-def _episode(row: dict[str, Any], info: DatasetInfo, cameras: list[str]) -> Episode:
+def _episode(row: dict[str, Any], info: DatasetInfo, cameras: list[str], source: str) -> Episode:
+    def place(prefix: str) -> dict[str, int]:
+        return {name: whole(row[f"{prefix}/{name}"], f"{prefix}/{name}", source) for name in _FILE}
+
     videos = {}
     for key in cameras:
-        path = fill_template(
-            info.video_path or "",
-            "video_path",
-            video_key=key,
-            chunk_index=row[f"videos/{key}/chunk_index"],
-            file_index=row[f"videos/{key}/file_index"],
+        start, stop = (row.get(f"videos/{key}/{name}") for name in ("from_timestamp", "to_timestamp"))
+        if any(row.get(f"videos/{key}/{name}") is None for name in _PLACE):
+            continue  # a camera that is asked for is then missed
+        path = fill_template(info.video_path or "", "video_path", video_key=key, **place(f"videos/{key}"))
+        times = {"from_timestamp": start, "to_timestamp": stop}
+        videos[key] = VideoSpan(
+            path,
+            number(times, "from_timestamp", f"{source}, videos/{key}"),
+            None if stop is None else number(times, "to_timestamp", f"{source}, videos/{key}"),
         )
-        videos[key] = VideoSpan(path, float(row[f"videos/{key}/from_timestamp"]))
-    data_path = fill_template(
-        info.data_path, "data_path", chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-    )
-    return Episode(int(row["episode_index"]), int(row["length"]), tuple(row["tasks"]), data_path, videos)
+    data_path = fill_template(info.data_path, "data_path", **place("data"))
+    index, length = (whole(row[name], name, source) for name in ("episode_index", "length"))
+    return Episode(index, length, texts_of(row.get("tasks")), data_path, videos)

@@ -20,6 +20,7 @@ import torch
 
 from vla.data.loading.file_order import Window
 from vla.data.loading.loader import MapDataset
+from vla.data.selection import whole_number
 from vla.errors import ConfigError, DatasetError
 from vla.types import Batch
 
@@ -77,7 +78,7 @@ class Mixture:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
+        if not 0 <= (index := whole_number(index)) < len(self):
             raise IndexError(f"The mixture has {len(self)} frames, index {index} is outside.")
         number = int(np.searchsorted(self._ends, index, side="right"))
         member = self.members[number]

@@ -5,18 +5,20 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
+from vla.terminal import is_quiet, is_watched, plain_console, time_left
 from vla.train.monitor.trackers import Tracker
 
 logger = logging.getLogger(__name__)
+
+_UNSAID = ("data_wait_share",)
+"""Recorded, but no part of a line about a step."""
 
 
 class DataWait:
@@ -137,20 +139,21 @@ class ProgressDisplay:
     """
 
     def __init__(self, steps: int, done: int, samples_per_step: int, show: bool) -> None:
-        console = Console(stderr=True)
-        self._lines = show and not console.is_terminal
+        show = show and not is_quiet()
+        self._lines = show and not is_watched()
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
-            console=console,
+            console=plain_console(stderr=True),
             disable=not show or self._lines,
         )
         self._task = self._bar.add_task("training", total=steps, completed=done, note="")
         self._steps, self._samples_per_step = steps, samples_per_step
         self._since, self._clock = done, time.perf_counter()
+        self._first, self._start = done, self._clock
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -165,15 +168,29 @@ class ProgressDisplay:
         self._bar.update(self._task, completed=step, note=f"loss {loss:.4f}, {speed:.0f} samples/s")
 
     def report(self, step: int, means: dict[str, float]) -> dict[str, float]:
-        """Say the means since the last report where no bar shows them; return them with the speed."""
-        pace = self._seconds_per_step(step)
-        values = means | {"samples_per_second": self._samples_per_step / pace}
+        """Say the means since the last report where no bar shows them; return them with the speed.
+
+        The time left is that of the pace since the start, validation and saving included.
+        """
+        speed = self._samples_per_step / self._seconds_per_step(step)
         if self._lines:
-            left = timedelta(seconds=round(pace * (self._steps - step)))
-            said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            logger.info("step %d of %d: %s; %s left", step, self._steps, said, left)
+            since_start = time.perf_counter() - self._start
+            left = time_left(since_start, step - self._first, self._steps - self._first)
+            said = f"{in_words(means)}, {speed:.3g} samples/s, {left} left"
+            logger.info("step %d of %d: %s", step, self._steps, said)
         self._since, self._clock = step, time.perf_counter()
+        return means | {"samples_per_second": speed}
+
+    def say(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """Say other numbers of a step where no bar moves; return them."""
+        if self._lines and values:
+            logger.info("step %d of %d: %s", step, self._steps, in_words(values))
         return values
 
     def _seconds_per_step(self, step: int) -> float:
         return max(time.perf_counter() - self._clock, 1e-9) / max(step - self._since, 1)
+
+
+def in_words(values: Mapping[str, float]) -> str:
+    """Return numbers as one line, "loss 0.1234, learning_rate 2e-05"; shares of the time are left out."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name not in _UNSAID)

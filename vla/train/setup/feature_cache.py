@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from vla.atomic import SaveError, atomic_folder, one_at_a_time
 from vla.data.dataset import LeRobotDataset
@@ -30,6 +28,7 @@ from vla.data.sample import to_canonical
 from vla.errors import ConfigError, did_you_mean
 from vla.policies.base import Policy
 from vla.policies.cacheable import Cacheable
+from vla.terminal import progress
 from vla.train.setup.feature_store import FeatureStore, FrameWriter
 from vla.transforms.base import Pipeline
 from vla.types import Batch, Sample
@@ -212,11 +211,11 @@ def _compute(
     for module in modules:
         module.to(device).eval()
     frames = 1 + max(int(dataset.low_dim("index").max()) for dataset in source.datasets)
-    bar = {"console": Console(stderr=True), "disable": not Console(stderr=True).is_terminal}
     every = source.samples(features.upstream(source.pipeline), source.cameras)
-    with FrameWriter(folder, frames, features.row(source.config), dtype) as writer:
-        progress = track(every, "features", total=len(source), **bar)
-        while chunk := list(islice(progress, _BATCH)):
+    writing = FrameWriter(folder, frames, features.row(source.config), dtype)
+    with writing as writer, progress("features") as show:
+        samples, done = iter(every), 0
+        while chunk := list(islice(samples, _BATCH)):
             batch = {
                 name: torch.stack([sample[name] for _, sample in chunk]).to(device)
                 for name, value in chunk[0][1].items()
@@ -227,5 +226,7 @@ def _compute(
             for (frame, _), rows in zip(chunk, computed, strict=True):
                 writer.append(frame, rows)
             writer.about["constants"] = features.constants(chunk[0][1])
+            done += len(chunk)
+            show(done, len(source))
     for module in modules:
         module.train(policy.training)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vla.errors import WeightsError
+from vla.weights.files.listing import listing
 from vla.weights.files.orbax import find_orbax, open_orbax
 from vla.weights.files.row_shards import SHARDS, RowShardsReader, has_row_shards
 from vla.weights.files.safetensors import INDEX_FILE, SINGLE_FILE, open_safetensors
@@ -41,5 +42,5 @@ def open_tensors(folder: Path | str) -> TensorReader:
         )
     raise WeightsError(
         f"{folder} holds no weights: no {SINGLE_FILE}, no {INDEX_FILE} and no orbax tree (_METADATA) in it "
-        "or in params/ below it."
+        f"or in params/ below it; {listing(folder)}."
     )

@@ -1,0 +1,171 @@
+"""What the system and other libraries raise, as one sentence; what is ours keeps its traceback."""
+
+import errno
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import typer
+
+from vla.cli import app, main
+from vla.cli.edge import NO_MEMORY, in_one_line
+from vla.cli.logs import with_verbosity
+
+SYSTEM = [
+    (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "vla: /x/y: the disk is full: make room."),
+    (OSError(errno.EROFS, "Read-only file system", "/x"), "vla: /x: it lies on a read-only disk."),
+    (OSError(errno.ENAMETOOLONG, "File name too long", b"/x"), "vla: /x: the name is too long."),
+    (PermissionError(errno.EACCES, "Permission denied", "/x"), "vla: /x: permission denied."),
+    (IsADirectoryError(errno.EISDIR, "Is a directory", "/x"), "vla: /x: it is a folder, where"),
+    (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/x"), "vla: /x: a part of the path is a file,"),
+    (OSError(errno.EXDEV, "Invalid cross-device link", "/x", None, "/y"), "vla: /x -> /y: invalid cross-"),
+    (OSError(errno.EMFILE, "Too many open files"), "vla: The system says: too many files are open at once"),
+    (OSError("a library's\n own words"), "vla: a library's own words"),
+    (MemoryError(), f"vla: {NO_MEMORY}"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore."), f"vla: {NO_MEMORY}"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), f"vla: {NO_MEMORY}"),
+    (UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"), "vla: A text cannot be written"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def failing():
+    """Register a command that raises whatever is put into the list."""
+    errors: list[BaseException] = []
+
+    def fail() -> None:
+        raise errors.pop()
+
+    app.command("fail", hidden=True)(with_verbosity(fail))
+    yield errors
+    app.registered_commands.pop()
+
+
+@pytest.mark.parametrize(("error", "said"), SYSTEM, ids=lambda one: type(one).__name__)
+def test_is_one_line(failing, capsys, error, said):
+    failing.append(error)
+    assert main(["fail"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(said)
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_verbose_shows_where(failing, capsys):
+    failing.append(OSError(errno.ENOSPC, "No space left on device", "/x"))
+    assert main(["fail", "--verbose"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert error.endswith("vla: /x: the disk is full: make room.\n")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), ZeroDivisionError(), AttributeError("x"), KeyError()]
+)
+def test_own_fault_keeps_its_traceback(failing, error):
+    failing.append(error)
+    with pytest.raises(type(error)):
+        main(["fail"])
+    assert in_one_line(error) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), 130), (typer.Abort(), 130), (typer.Exit(3), 3)]
+)
+def test_status(failing, capsys, error, status):
+    failing.append(error)
+    assert main(["fail"]) == status
+    assert capsys.readouterr().err == ""
+
+
+def test_file_that_is_not_text_is_named(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_bytes(b"output: caf\xe9\n")
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert "recipe.yaml" in error
+    assert error.count("\n") == 1
+
+
+def vla(*argv, **options):
+    """Start the command as a shell does."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "vla", *argv], env=environment, stderr=subprocess.PIPE, **options
+    )
+
+
+def test_nobody_reads_on():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with vla("info", "known", "--json", stdout=writing) as process:
+        os.close(writing)
+        _, error = process.communicate()
+    assert error == b""
+    assert process.returncode not in (0, 120)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full disk to try")
+def test_full_disk_at_the_end_of_a_pipe():
+    with open("/dev/full", "w") as full, vla("info", "known", "--json", stdout=full) as process:
+        _, error = process.communicate()
+    assert error == b"vla: The system says: the disk is full: make room.\n"
+    assert process.returncode == 1
+
+
+def test_terminal_that_knows_ascii_alone():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
+    argv = [sys.executable, "-m", "vla", "caf\u00e9"]
+    done = subprocess.run(argv, env=environment, capture_output=True, check=False)
+    assert done.stderr.startswith(b"vla: No such command 'caf")
+    assert done.stderr.count(b"\n") == 1
+    assert done.returncode == 2
+
+
+def test_environment_that_is_no_robot(run, tmp_path, capsys):
+    policy = str(run / "checkpoints" / "last")
+    argv = ["eval", policy, "--env", "CartPole-v1", "--episodes", "1", "--output", str(tmp_path / "new")]
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert "CartPole-v1 observes one ndarray; a policy reads a mapping with 'observation.state'" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["bench", "train"])
+def test_out_of_memory_says_what_is_needed(command, dataset, tmp_path, write_recipe, monkeypatch, capsys):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    argv = {
+        "bench": ["bench", "--policy", "pi0", "--preset", "tiny", "--batch", "4"],
+        "train": ["train", write_recipe(tmp_path, dataset, tmp_path / "run")],
+    }[command]
+    monkeypatch.setattr({"bench": "vla.bench.run_bench", "train": "vla.train.loop.train"}[command], full)
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith(f"vla: {NO_MEMORY} With batches of 4, by precision and optimiser: inference ")
+    assert "LoRA fine-tuning" in error
+
+
+def test_json_is_all_that_stdout_gets(run, capfd, monkeypatch):
+    module = importlib.import_module("vla.cli.info.checkpoint")  # `vla.cli.info` is the command
+    inspect = module.inspect
+
+    def talkative(*args):
+        sys.stdout.write("a library says\n")
+        sys.__stdout__.write("a handler of an earlier import says\n")
+        os.write(1, b"compiled code says\n")
+        return inspect(*args)
+
+    monkeypatch.setattr(module, "inspect", talkative)
+    capfd.readouterr()
+    assert main(["info", str(run), "--json"]) == 0
+    out, error = capfd.readouterr()
+    assert json.loads(out)["kind"] == "checkpoint"
+    assert "compiled code says" in error
+    assert "a library says" in error

@@ -1,0 +1,74 @@
+"""A dataset's items as a policy's tensors: those of the training loop, in anybody's loader."""
+
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.data.make import make_dataset
+from tests.policies.conftest import make_robot_policy
+from vla.data import LeRobotDataset, PolicyDataset, to_canonical
+from vla.errors import ConfigError
+from vla.transforms.batch import collate
+
+KEYS = {"top": "observation.images.top", "wrist": "observation.images.wrist"}
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return make_robot_policy(action_horizon=4)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, policy):
+    folder = make_dataset(
+        tmp_path_factory.mktemp("items") / "set", episodes=2, length=6, action_dim=2, response=True
+    )
+    return LeRobotDataset(folder, window=policy.config.window)
+
+
+def test_default_collation_gives_what_the_training_loop_gives(policy, dataset):
+    items = PolicyDataset(dataset, policy.pipeline, response_key="response")
+    batch = next(iter(DataLoader(items, batch_size=3)))
+    samples = [to_canonical(dataset[i], KEYS, response_key="response") for i in range(3)]
+    expected = collate([policy.pipeline.forward(sample) for sample in samples])
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    assert len(items) == 12
+    assert torch.isfinite(policy(**batch).loss)
+
+
+def test_workers_and_pickling(policy, dataset):
+    items = pickle.loads(pickle.dumps(PolicyDataset(dataset, policy.pipeline)))
+    alone = list(DataLoader(items, batch_size=5))
+    with_workers = list(DataLoader(items, batch_size=5, num_workers=1, multiprocessing_context="spawn"))
+    assert len(alone) == 3
+    for one, other in zip(alone, with_workers, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_augmentation_follows_the_global_generator(policy, dataset):
+    items = PolicyDataset(dataset, policy.pipeline, augment=True)
+    torch.manual_seed(3)
+    first, second = items[0], items[0]
+    torch.manual_seed(3)
+    assert torch.equal(items[0]["pixel_values"], first["pixel_values"])
+    assert not torch.equal(second["pixel_values"], first["pixel_values"])
+    assert torch.equal(second["actions"], first["actions"])
+
+
+def test_cameras_by_other_names_are_mapped(policy, dataset):
+    swapped = PolicyDataset(dataset, policy.pipeline, cameras={"top": KEYS["wrist"]})
+    plain = PolicyDataset(dataset, policy.pipeline)
+    assert torch.equal(swapped[0]["pixel_values"][0], plain[0]["pixel_values"][1])
+    assert swapped[0]["pixel_mask"].tolist() == [True, False]
+
+
+def test_what_cannot_be_made_is_refused(policy, dataset):
+    with pytest.raises(ConfigError, match="The policy has no pipeline"):
+        PolicyDataset(dataset, None)
+    with pytest.raises(
+        ConfigError, match=r"none of the policy's cameras: it has \[\], the policy reads \['top', 'wri"
+    ):
+        PolicyDataset(dataset.without_images(), policy.pipeline)

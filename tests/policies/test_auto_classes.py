@@ -1,0 +1,70 @@
+"""`AutoConfig` and `AutoModel` know the policies after `import vla`, in either order, and cost it nothing."""
+
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoConfig, AutoModel
+
+from vla.adapters.lora import AdapterConfig, add_adapter
+from vla.errors import WeightsError
+from vla.policies.registry import make_policy, policy_entry
+
+CHECK = """
+import sys
+{first}
+{second}
+config = AutoConfig.from_pretrained(sys.argv[1])
+print(type(config).__name__, AutoModel.from_pretrained(sys.argv[1]).pipeline is not None)
+"""
+
+
+OURS, THEIRS = "import vla", "from transformers import AutoConfig, AutoModel"
+
+
+@pytest.mark.parametrize(("first", "second"), [(OURS, THEIRS), (THEIRS, OURS)])
+def test_either_may_be_imported_first(robot_ready, tmp_path, first, second):
+    robot_ready.save_pretrained(tmp_path / "policy")
+    command = [sys.executable, "-c", CHECK.format(first=first, second=second), str(tmp_path / "policy")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "Pi0Config True\n", done.stderr
+
+
+def test_import_vla_loads_nothing_and_disturbs_nobody():
+    check = (
+        "import sys, vla; assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules);"
+        "from transformers import CONFIG_MAPPING as known; assert 'bert' in known and 'vla_bc' in known;"
+        "assert 'vla_nothing' not in known and 'nothing' not in known;"
+        "assert 'vla.policies.pi0' not in sys.modules;"
+        "print(sum(type(finder).__module__.startswith('vla') for finder in sys.meta_path))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "0\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["pi0", "pi05", "bc"])
+def test_a_config_makes_the_round_trip(name, tmp_path):
+    policy = make_policy(name, preset="tiny")
+    policy.config.save_pretrained(tmp_path / "config")
+    config = AutoConfig.from_pretrained(tmp_path / "config")
+    assert type(config) is policy_entry(name).config
+    ours, theirs = policy.config.to_dict(), config.to_dict()
+    assert {k: v for k, v in ours.items() if k[0] != "_"} == {k: v for k, v in theirs.items() if k[0] != "_"}
+    assert AutoConfig.for_model(f"vla_{name}").model_type == f"vla_{name}"
+    assert type(AutoModel.from_config(config)) is policy_entry(name).policy
+    policy.save_pretrained(tmp_path / "policy")
+    assert (
+        type(AutoModel.from_pretrained(tmp_path / "policy", trust_remote_code=True))
+        is policy_entry(name).policy
+    )
+
+
+def test_an_adapter_opens_with_its_base(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "base")
+    adapted = AutoModel.from_pretrained(tmp_path / "base")
+    add_adapter(adapted, AdapterConfig(rank=2))
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert AutoModel.from_pretrained(tmp_path / "adapter").adapter == "default"
+    (tmp_path / "adapter" / "adapter_base.json").unlink()  # as of another library
+    with pytest.raises(WeightsError, match="holds a LoRA adapter"):
+        AutoModel.from_pretrained(tmp_path / "adapter")

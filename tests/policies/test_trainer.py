@@ -1,0 +1,202 @@
+"""`transformers.Trainer` trains every policy as any other model: from start to `save_model`, and back."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.utils.generic import can_return_loss, find_labels
+
+import vla
+from tests.data.make import make_dataset
+from tests.hub_server import TOKEN, serving, speak_to
+from vla.data import LeRobotDataset, PolicyDataset, compute_statistics
+from vla.policies.registry import make_config, policy_entry
+from vla.transforms.tokenizer import train_tokenizer
+
+NAMES = ("pi0", "pi05", "bc")
+SIZES = {"state_dim": 3, "action_dim": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_dataset(
+        tmp_path_factory.mktemp("trainer") / "set", episodes=2, length=6, action_dim=2, response=True
+    )
+
+
+@pytest.fixture
+def make(folder):
+    """Make a tiny policy by name, always the same, and its training items."""
+
+    def made(name):
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer(["put the cup on the plate", "open the drawer"])
+        entry = policy_entry(name)
+        text = {"vocab_size": len(tokenizer), "max_prompt_length": 64} if entry.policy.reads_text else SIZES
+        config = make_config(name, {"action_horizon": 4, "cameras": ("top", "wrist"), **text}, "tiny")
+        policy = entry.policy(config)
+        dataset = LeRobotDataset(folder, window=config.window)
+        policy.pipeline = entry.make_pipeline(
+            config,
+            statistics=compute_statistics(dataset),
+            tokenizer=tokenizer,
+            normalization=entry.policy.normalization,
+            **SIZES,
+        )
+        items = PolicyDataset(
+            dataset, policy.pipeline, response_key="response" if entry.policy.reads_text else None
+        )
+        return policy, items
+
+    return made
+
+
+def trainer(policy, items, output, **options):
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        use_cpu=True,
+        per_device_eval_batch_size=8,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        **{"max_steps": 4, "per_device_train_batch_size": 2, "save_strategy": "no", **options},
+    )
+    return Trainer(policy, arguments, train_dataset=items, eval_dataset=items)
+
+
+SAVING = {
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "load_best_model_at_end": True,
+    "bf16": True,
+    "gradient_checkpointing": True,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_from_start_to_save_model_and_resume(make, name, tmp_path):
+    policy, items = make(name)
+    one = trainer(policy, items, tmp_path / "out", **SAVING)
+    one.train()
+    losses = [entry["eval_loss"] for entry in one.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 2
+    assert one.state.best_metric == min(losses)
+    best = vla.AutoPolicy.from_pretrained(one.state.best_model_checkpoint)
+    assert_same(policy, best)
+
+    (tmp_path / "out" / "log.txt").write_text("mine")  # `checkpoint-2` and `checkpoint-4` lie there as well
+    one.save_model()
+    assert_same(policy, vla.AutoPolicy.from_pretrained(tmp_path / "out"))
+    with torch.no_grad():
+        next(policy.parameters()).add_(1)
+    one.save_model()
+    assert_same(policy, vla.AutoPolicy.from_pretrained(tmp_path / "out"))
+    assert (tmp_path / "out" / "log.txt").read_text() == "mine"
+    assert vla.load(tmp_path / "out").pipeline.statistics == items.pipeline.statistics
+
+    again, items = make(name)
+    two = trainer(again, items, tmp_path / "out", **{**SAVING, "load_best_model_at_end": False})
+    two.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    first = [entry["loss"] for entry in one.state.log_history if "loss" in entry]
+    assert [entry["loss"] for entry in two.state.log_history if "loss" in entry] == first
+    assert_same(again, vla.AutoPolicy.from_pretrained(tmp_path / "out" / "checkpoint-4"))
+
+
+def assert_same(policy, other):
+    theirs = other.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in policy.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluate_gives_the_loss_of_the_batches(make, name, tmp_path):
+    """A loss without `label_names`, with and without text to be predicted: that of `forward`."""
+    policy, items = make(name)
+    for response in {items.response_key, None}:
+        items.response_key = response
+        one = trainer(policy, items, tmp_path / "out")
+        torch.manual_seed(5)
+        found = one.evaluate()["eval_loss"]
+        torch.manual_seed(5)
+        with torch.no_grad():
+            batches = list(DataLoader(items, batch_size=8))
+            losses = [(float(policy.eval()(**batch).loss), len(batch["actions"])) for batch in batches]
+        expected = sum(loss * size for loss, size in losses) / len(items)
+        assert found == pytest.approx(expected, rel=0.2 if policy.reads_text else 1e-5)  # noise is drawn
+        assert one.predict(items).metrics["test_loss"] > 0
+
+
+def test_the_signature_of_the_class_promises_a_loss_and_that_of_an_instance_names_all_tensors(make):
+    policy, _ = make("pi0")
+    assert can_return_loss(type(policy))
+    assert find_labels(type(policy)) == []
+    import inspect
+
+    assert "labels" in inspect.signature(policy.forward).parameters
+    assert "return_loss" not in inspect.signature(policy.forward).parameters
+
+
+def test_text_is_trained_too(make, tmp_path):
+    """`remove_unused_columns` (on by default) keeps the labels: the logged loss holds that of text."""
+    logged = []
+    for response in ("response", None):
+        policy, items = make("pi0")
+        items.response_key = response
+        one = trainer(policy, items, tmp_path / "out", max_steps=1, learning_rate=0.0)
+        one.train()
+        logged.append(one.state.log_history[0]["loss"])
+    assert logged[0] > logged[1] + 1  # cross-entropy of about log(300)
+
+
+def test_accumulated_gradients_are_averaged(make, tmp_path):
+    """Two halves of a batch count as the whole: behaviour cloning draws nothing, so numbers are the same."""
+    logged = []
+    for size, accumulated in ((4, 1), (2, 2)):
+        policy, items = make("bc")
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+        one = trainer(policy, items, tmp_path / "out", max_steps=1, **sizes)
+        one.train()
+        logged.append([one.state.log_history[0][key] for key in ("loss", "grad_norm")])
+    assert logged[0] == pytest.approx(logged[1], rel=1e-4)
+
+
+def test_peft_trains_saves_loads_and_merges(make, tmp_path):
+    policy, items = make("pi0")
+    policy.save_pretrained(tmp_path / "base")
+    base = vla.AutoPolicy.from_pretrained(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    one = trainer(adapted, items, tmp_path / "out", **SAVING)
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    one.train()
+    assert one.evaluate()["eval_loss"] > 0
+    changed = {name for name, tensor in adapted.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    one.save_model()
+    loaded = PeftModel.from_pretrained(vla.AutoPolicy.from_pretrained(tmp_path / "base"), tmp_path / "out")
+    assert_same(adapted, loaded)
+    assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")
+    batch = next(iter(DataLoader(items, batch_size=2)))
+    fixed = {"noise": torch.zeros_like(batch["actions"]), "tau": torch.full((2,), 0.5)}
+    with torch.no_grad():
+        loss = float(loaded.eval()(**batch, **fixed).loss)
+        loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+        whole = vla.AutoPolicy.from_pretrained(tmp_path / "merged")
+        assert float(whole(**batch, **fixed).loss) == pytest.approx(loss, rel=1e-5)
+        assert float(policy.eval()(**batch, **fixed).loss) != pytest.approx(loss, rel=1e-5)
+
+
+def test_the_trainer_pushes_to_the_hub(make, tmp_path, monkeypatch):
+    policy, items = make("bc")
+    with serving() as hub:
+        speak_to(hub.url, monkeypatch, tmp_path / "cache")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        one = trainer(policy, items, tmp_path / "out", max_steps=1, push_to_hub=True, hub_model_id="me/cup",
+                      hub_token=TOKEN)  # fmt: skip
+        one.train()
+        one.push_to_hub()
+        files = hub.repos["me/cup"].branches["main"]
+    assert {"config.json", "model.safetensors", "pipeline.json", "statistics.json"} <= set(files)
+    assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()

@@ -1,0 +1,81 @@
+"""A dataset's items as a policy's tensors, for any loader of PyTorch or `transformers`."""
+
+from collections.abc import Mapping
+
+import torch
+from torch.utils.data import Dataset
+
+from vla.data.dataset import LeRobotDataset
+from vla.data.sample import to_canonical
+from vla.errors import ConfigError
+from vla.transforms.base import Pipeline
+from vla.transforms.cameras import camera_slots
+from vla.types import IMAGE_PREFIX
+
+
+class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
+    """Map-style: item `i` holds the tensors that a policy's `forward` takes, of a frame and its action chunk.
+
+    All items are alike, so that the default collation of a `DataLoader` or a `Trainer` stacks them.
+
+    Args:
+        dataset: With the policy's window: `LeRobotDataset(..., window=policy.config.window)`.
+        pipeline: The policy's (`policy.pipeline`), with the statistics of the robot.
+        cameras: Camera slot of the policy to camera key of the dataset; by default the slots and cameras
+            that the pipeline names and the dataset has under `observation.images.<name>`.
+        response_key: A text column to be predicted; none by default.
+        augment: Crop, rotate and recolour images as the pipeline does in training, by torch's global
+            generator (which a `DataLoader` seeds in each worker).
+
+    Raises:
+        ConfigError: There is no pipeline, or it reads images and the dataset has none of its cameras.
+    """
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        pipeline: Pipeline | None,
+        *,
+        cameras: Mapping[str, str] | None = None,
+        response_key: str | None = None,
+        augment: bool = False,
+    ) -> None:
+        if pipeline is None:
+            raise ConfigError(
+                "The policy has no pipeline, which turns a dataset's items into its tensors: open one that "
+                "was trained (`vla train`), or make one with `make_pipeline` of the policy's package."
+            )
+        self.dataset, self.pipeline, self.response_key, self.augment = (
+            dataset,
+            pipeline,
+            response_key,
+            augment,
+        )
+        self.cameras = _cameras_of(pipeline, dataset) if cameras is None else dict(cameras)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        dataset = self.dataset
+        sample = to_canonical(
+            dataset[index], self.cameras, dataset.state_key, dataset.action_key, self.response_key
+        )
+        generator = None
+        if self.augment:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        tensors = self.pipeline.forward(sample, generator)
+        return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+
+
+def _cameras_of(pipeline: Pipeline, dataset: LeRobotDataset) -> dict[str, str]:
+    slots = camera_slots(pipeline)
+    found = {
+        slot: IMAGE_PREFIX + name for name, slot in slots.items() if IMAGE_PREFIX + name in dataset.cameras
+    }
+    if slots and not found:
+        raise ConfigError(
+            f"The dataset has none of the policy's cameras: it has {list(dataset.cameras)}, the policy reads "
+            f"{list(slots)}. Say which is which: cameras={{'{next(iter(slots))}': ...}}."
+        )
+    return found

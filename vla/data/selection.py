@@ -1,0 +1,147 @@
+"""What of a dataset is used: episodes, cameras, frames around the present one, and a frame by its number."""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vla.data.lerobot.episodes import Episode
+from vla.data.lerobot.fields import NAMED_DEPTH
+from vla.data.lerobot.schema import DatasetInfo, Feature
+from vla.data.notices import say_once
+from vla.errors import ConfigError, DatasetError, did_you_mean
+from vla.types import Window
+
+
+def window_of(horizon: int | None, window: Window | None) -> Window:
+    """Return the window that horizon and window ask for together.
+
+    Raises:
+        ConfigError: Neither is given, they differ, or the horizon is not positive.
+    """
+    if window is None:
+        if horizon is None:
+            raise ConfigError("A dataset needs action_horizon, the steps of a chunk, or a window.")
+        if horizon < 1:
+            raise ConfigError(f"action_horizon must be at least 1, got {horizon}.")
+        return Window(horizon)
+    if horizon not in (None, window.horizon):
+        raise ConfigError(
+            f"action_horizon is {horizon}, but the window has a horizon of {window.horizon}: leave one out."
+        )
+    return window
+
+
+def select_episodes(episodes: list[Episode], wanted: Sequence[int] | None) -> list[Episode]:
+    """Return the wanted episodes in their order, or all.
+
+    Raises:
+        DatasetError: None is wanted, one twice, or one that does not exist.
+    """
+    if wanted is None:
+        return episodes
+    by_index = {episode.index: episode for episode in episodes}
+    unknown = [index for index in wanted if index not in by_index]
+    if unknown or not len(wanted):
+        raise DatasetError(
+            f"Episodes {unknown} do not exist" if unknown else "No episode was selected: episodes=[]"
+        )
+    if len(set(wanted)) != len(wanted):
+        raise DatasetError(f"Some episodes are selected twice: {sorted(wanted)}.")
+    return [by_index[index] for index in wanted]
+
+
+def choose_cameras(
+    root: Path, info: DatasetInfo, wanted: Sequence[str] | None, episodes: Sequence[Episode]
+) -> tuple[str, ...]:
+    """Return the keys of the wanted cameras, or of all that see colours.
+
+    Raises:
+        DatasetError: A camera is not there, sees distances instead of colours, or has no place in a video.
+    """
+    cameras = info.cameras if wanted is None else tuple(wanted)
+    if wanted is None:
+        for feature in info.features.values():
+            if feature.is_image and feature.depth is not None:
+                _say_left_out(root, feature.key, feature.depth)
+    for key in cameras:
+        feature = info.features.get(key)
+        if feature is None or not feature.is_image:
+            hint = did_you_mean(key, info.cameras)
+            raise DatasetError(f"There is no camera '{key}'; the dataset has {list(info.cameras)}.{hint}")
+        if feature.depth not in (None, NAMED_DEPTH):
+            _refuse_depth(key, feature.depth)
+        if feature.dtype == "video":
+            _check_places(info, key, episodes)
+    return cameras
+
+
+def without_depth(
+    root: Path, info: DatasetInfo, cameras: tuple[str, ...], found: Mapping[str, str], asked_for: bool
+) -> tuple[DatasetInfo, tuple[str, ...]]:
+    """Leave out the cameras that turned out to see distances, in the description as well.
+
+    Args:
+        root: The dataset's folder, for the log.
+        info: Its description.
+        cameras: The chosen cameras.
+        found: Why a camera sees distances, by its key.
+        asked_for: Whether the cameras were named.
+
+    Raises:
+        DatasetError: One of them was named.
+    """
+    features: dict[str, Feature] = dict(info.features)
+    for key, reason in found.items():
+        if asked_for:
+            _refuse_depth(key, reason)
+        _say_left_out(root, key, reason)
+        features[key] = replace(features[key], depth=reason)
+    return replace(info, features=features), tuple(key for key in cameras if key not in found)
+
+
+def _say_left_out(root: Path, key: str, reason: str) -> None:
+    say_once(f"{root}: '{key}' records depth, not colours ({reason}): it is left out.")
+
+
+def _refuse_depth(key: str, reason: str | None) -> None:
+    raise DatasetError(
+        f"'{key}' records depth, not colours ({reason}), and cannot be a camera: 8 bits of colour would be "
+        "made of its distances. Leave it out."
+    )
+
+
+def whole_number(index: Any) -> int:
+    """Return a frame's number; raises `DatasetError` where it is a slice, a list, or a text."""
+    try:
+        return operator.index(index)
+    except TypeError as error:
+        raise DatasetError(
+            f"A frame is asked for by its number, got {index!r}. For several: "
+            "[dataset[i] for i in range(0, 2)], or torch.utils.data.Subset(dataset, range(0, 2))."
+        ) from error
+
+
+def frame_number(index: Any, length: int) -> int:
+    """Return the row of the frame with a number, counted from the end where it is negative.
+
+    Raises:
+        DatasetError: It is not a whole number: a slice, a list, a text.
+        IndexError: There is no such frame.
+    """
+    number = whole_number(index)
+    if not -length <= number < length:
+        raise IndexError(f"The dataset has {length} frames, index {number} is outside.")
+    return number % length
+
+
+def _check_places(info: DatasetInfo, key: str, episodes: Sequence[Episode]) -> None:
+    if info.video_path is None:
+        raise DatasetError(f"meta/info.json: 'video_path' is missing or null, but '{key}' is a video.")
+    if missing := [episode.index for episode in episodes if key not in episode.videos]:
+        some = f"{missing[:5]}{' and others' if len(missing) > 5 else ''}"
+        raise DatasetError(
+            f"meta/episodes does not say where the videos of '{key}' are (videos/{key}/chunk_index, "
+            f"file_index, from_timestamp) for the episodes {some}."
+        )

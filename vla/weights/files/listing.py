@@ -1,0 +1,13 @@
+"""What lies in a folder, for messages about folders that are not what was hoped for."""
+
+from pathlib import Path
+
+_SHOWN = 6
+
+
+def listing(folder: Path) -> str:
+    """Return what lies in a folder, in words: "in it are a, b and 7 more"."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    said = f"in it {'is' if len(names) == 1 else 'are'} {', '.join(names[:_SHOWN])}{more}"
+    return said if names else "it is empty"
