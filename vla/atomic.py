@@ -5,16 +5,19 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from vla.errors import VlaError
 
 logger = logging.getLogger(__name__)
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 class SaveError(VlaError, OSError):
@@ -33,9 +36,9 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
             behind.
     """
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise SaveError(f"{target} exists already and is not empty; choose another folder or remove it.")
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    check_target(target)
+    temporary = temporary_name(target)
+    made = missing_folders(target.parent)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -43,11 +46,67 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
             if path.is_file():
                 _sync(path)
         os.replace(temporary, target)
-        _sync(target.parent)
+        with suppress(OSError):  # the folder is there, and whole; some file systems sync no folders
+            _sync(target.parent)
     except OSError as error:
         raise _readable(error, target) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        remove_empty(made)
+
+
+def check_target(target: Path | str) -> None:
+    """Check that a new folder can be made, before the work whose result it is to hold.
+
+    Args:
+        target: Must not exist, or be an empty folder.
+
+    Raises:
+        SaveError: It is taken, a link to nothing, or lies below a file or where nothing can be written.
+    """
+    target = Path(target)
+    try:
+        if target.is_symlink() and not target.exists():
+            raise SaveError(
+                f"{target} is a symbolic link to {os.readlink(target)}, which does not exist: make that "
+                "folder, or choose another one."
+            )
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise SaveError(f"{target} exists already and is not empty; choose another folder or remove it.")
+        above = next(path for path in target.absolute().parents if path.exists())
+    except OSError as error:
+        raise _readable(error, target) from error
+    if not above.is_dir():
+        raise SaveError(f"Could not write {target}: {above} is a file. Nothing was changed.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise SaveError(f"Could not write {target}: {above} cannot be written. Nothing was changed.")
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Return a folder and those above it that do not exist yet, the deepest first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders that are empty, in the given order; leave the others alone."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def temporary_name(target: Path) -> Path:
+    """Return a hidden name next to `target` that nobody else uses, and that `remove_leftovers` knows."""
+    return target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder, which nobody may be writing to now."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _LEFTOVER.fullmatch(path.name):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -81,7 +140,7 @@ def one_at_a_time(target: Path | str) -> Iterator[None]:
 def atomic_write(target: Path | str, content: bytes | str) -> None:
     """Replace the file `target` in one step; raise `SaveError` and leave it alone where that fails."""
     target = Path(target)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = temporary_name(target)
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         _sync(temporary)

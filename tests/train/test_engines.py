@@ -233,7 +233,9 @@ def test_missing_deepspeed_is_named(monkeypatch):
 
 
 def test_processes_that_would_train_alone_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     alone = type("Alone", (), {"num_processes": 1, "distributed_type": "NO"})
     monkeypatch.setattr(engine, "Accelerator", lambda **_: alone)
     with pytest.raises(TrainingError, match="2 processes were launched"):

@@ -9,6 +9,7 @@ from tests.train.engine_runs import Runs
 from vla.errors import DatasetError, TrainingError
 from vla.train.checkpoint.folder import RunFolder
 from vla.train.error_files import ErrorFiles, is_lost_connection
+from vla.train.launch import Launch
 
 SHORT = ["train.steps=6", "train.save_every=2"]
 SHARDED = [*SHORT, "train.checkpoints=sharded"]
@@ -83,10 +84,8 @@ def process(tmp_path, monkeypatch):
     """Let a process of several end with an error, and return what comes out of it."""
 
     def end(rank, error, world=2):
-        monkeypatch.setenv("WORLD_SIZE", str(world))
-        monkeypatch.setenv("RANK", str(rank))
         expected = TrainingError if error is CLOSED else type(error)
-        with pytest.raises(expected) as caught, ErrorFiles(tmp_path / "run" / "errors"):
+        with pytest.raises(expected) as caught, ErrorFiles(tmp_path / "run" / "errors", Launch(rank, world)):
             raise error
         return caught.value
 
@@ -108,7 +107,7 @@ def test_what_an_earlier_start_said_is_gone(process, tmp_path):
     process(1, KeyError("old"))
     assert (tmp_path / "run" / "errors" / "process-1.txt").read_text() == "KeyError: 'old'\n"
     RunFolder(tmp_path / "run").check_free()
-    with ErrorFiles(tmp_path / "run" / "errors"):
+    with ErrorFiles(tmp_path / "run" / "errors", Launch(1, 2)):
         assert list((tmp_path / "run").iterdir()) == []
     assert "Another process of this run has died" in str(process(0, CLOSED))
 

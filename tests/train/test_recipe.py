@@ -150,7 +150,7 @@ def test_unreadable_recipes(tmp_path):
     listed.write_text("- 1\n")
     for path, said in [
         (tmp_path / "absent.yaml", "no recipe"),
-        (tmp_path, "directory"),
+        (tmp_path, "is a folder"),
         (broken, "not YAML"),
         (listed, "mapping"),
     ]:
@@ -166,7 +166,9 @@ def test_unreadable_recipes(tmp_path):
     steps=st.integers(1, 10**9),
     rate=st.floats(1e-12, 1e3),
     episodes=st.none() | st.lists(st.integers(0, 10**6), max_size=4),
-    path=st.text(st.characters(codec="utf-8", exclude_characters="${}\\", exclude_categories=["C"])),
+    path=st.text(
+        st.characters(codec="utf-8", exclude_characters="${}\\", exclude_categories=["C"]), min_size=1
+    ),
 )
 def test_yaml_round_trip(tmp_path_factory, steps, rate, episodes, path):
     recipe = Recipe.model_validate(

@@ -114,7 +114,7 @@ def load_adapter(
         raise WeightsError(
             f"The adapter {folder} was trained on {said['name']} with the fingerprint {said['fingerprint']}, "
             f"but this policy, {ours_from}, has the fingerprint {ours}: an adapter only fits its own base. "
-            "`--base WHERE`, or `base` in Python, names one that lies elsewhere now."
+            "One that lies elsewhere now is named by base=WHERE (`--base WHERE` on the command line)."
         )
     lora, tensors = _read_adapter(folder)
     pipelines = read_pipelines(folder)
@@ -192,8 +192,9 @@ def load_with_base(
         )
     except (WeightsError, StatisticsError) as error:
         raise WeightsError(
-            f"The adapter {folder} needs its base {name}, which cannot be opened: {error} Where it lies "
-            "elsewhere now, name it: `--base WHERE`, or `base` in Python."
+            f"The adapter {folder} needs its base {name}, which cannot be opened: {error} If it lies "
+            "elsewhere now, name it: base=WHERE, `--base WHERE` on the command line, or "
+            "policy.pretrained=WHERE to resume its training."
         ) from error
     load_adapter(policy, folder, dtype=adapter_dtype)
     if wanted is None or adapter_dtype is not None:

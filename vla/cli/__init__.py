@@ -1,8 +1,8 @@
 """The `vla` command: one file per subcommand, nothing heavy imported before a subcommand runs.
 
 What a user can cause ends as exactly one line on stderr: exit status 2 for wrong usage, 130 for an
-interrupt, 141 where nobody reads on, 1 for all else (`edge.py` has the words). Anything else is a fault of
-ours and keeps its traceback.
+interrupt, 143 and 129 for SIGTERM and SIGHUP, 141 where nobody reads on, 1 for all else (`edge.py` has the
+words). Anything else is a fault of ours and keeps its traceback.
 """
 
 import os
@@ -24,6 +24,7 @@ from vla.cli.logs import QuietOption, VerboseOption, ask_before_command, with_ve
 from vla.cli.merge import merge
 from vla.cli.stats import stats
 from vla.cli.train import train
+from vla.signals import ended_by_signals
 
 INTERRUPTED, NOBODY_READS = 130, 141  # as a shell says of SIGINT and SIGPIPE
 
@@ -90,9 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _write_any_text()
     try:
-        status: object = app(
-            args=None if argv is None else list(argv), prog_name="vla", standalone_mode=False
-        )
+        with ended_by_signals():
+            status: object = app(
+                args=None if argv is None else list(argv), prog_name="vla", standalone_mode=False
+            )
         sys.stdout.flush()
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":

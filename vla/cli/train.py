@@ -2,15 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vla.cli.console import console, quiet_loading
-from vla.cli.info.memory import memory_explained
-
-if TYPE_CHECKING:
-    from vla.train.recipe import Recipe
 
 
 def train(
@@ -28,8 +24,8 @@ def train(
     """Train a policy as a recipe says.
 
     The run's folder is the recipe's `output`: its checkpoints are policy folders that `vla eval` and
-    `vla.load` read; its losses are in metrics.jsonl and TensorBoard. SIGTERM saves and exits;
-    `--resume` continues bit for bit.
+    `vla.load` read; its losses are in metrics.jsonl and TensorBoard. Ctrl-C, SIGTERM and SIGHUP save
+    and exit; `--resume` continues bit for bit.
 
     Example: vla train recipes/bridge_mini.yaml data.path=bridge_mini_v3 train.steps=200 output=runs/first
     """
@@ -37,27 +33,16 @@ def train(
 
     settings = load_recipe(recipe, overrides or [])
 
+    from vla.cli.info.training_memory import predicted_for
     from vla.cli.recordings import plots_while_training, while_training
     from vla.train.loop import train as run
 
     quiet_loading()
-    with memory_explained(lambda: _config(settings), settings.train.batch_size):
-        result = run(settings, resume=resume, open_loop=while_training, plots=plots_while_training)
+    result = run(
+        settings, resume=resume, open_loop=while_training, plots=plots_while_training, memory=predicted_for
+    )
     if result.stopped_by_signal:
         console().print(f"stopped at step {result.step}; the same command with --resume continues")
         raise typer.Exit(130)
     if os.environ.get("RANK", "0") == "0":
         console().print(f"policy: {result.checkpoint}")
-
-
-def _config(recipe: "Recipe") -> Any:
-    """Return the config of the policy that a recipe trains; None where its checkpoint does not say."""
-    if recipe.policy.pretrained is not None:
-        from vla.cli.info.checkpoint import inspect
-        from vla.weights.headers import header_folder
-
-        with header_folder(recipe.policy.pretrained) as folder:
-            return inspect(folder).config
-    from vla.policies.registry import make_config
-
-    return make_config(recipe.policy.type, recipe.policy.config, recipe.policy.preset)

@@ -30,6 +30,7 @@ from accelerate.utils import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from vla.errors import ConfigError, MissingDependencyError, TrainingError
+from vla.train.launch import Launch
 from vla.train.recipe import Recipe, TrainSection
 
 EngineName = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
@@ -162,7 +163,7 @@ def _running(accelerator: Accelerator) -> EngineName:
 
 
 def _check_is_what_was_launched(engine: Engine, asked: str | None) -> None:
-    launched, processes = int(os.environ.get("WORLD_SIZE", "1")), engine.accelerator.num_processes
+    launched, processes = Launch.from_environment().world, engine.accelerator.num_processes
     if processes != launched:
         raise TrainingError(
             f"{launched} processes were launched, but accelerate sees {processes}: each would train alone."

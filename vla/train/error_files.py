@@ -7,7 +7,6 @@ reads theirs. Files work whichever process dies first and whichever library conn
 killed leaves none.
 """
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from vla.atomic import atomic_write
 from vla.errors import TrainingError, VlaError
+from vla.train.launch import Launch
 
 _SHOWN = 3
 
@@ -29,16 +29,14 @@ class ErrorFiles:
 
     Args:
         folder: Folder of the messages, the same for all processes; it need not exist.
+        launch: This process among the others.
 
     Raises:
         TrainingError: Another process has died; it replaces the error of the communication library.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._rank, self._world = (
-            int(os.environ.get(name, alone)) for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"))
-        )
+    def __init__(self, folder: Path, launch: Launch) -> None:
+        self._folder, self._rank, self._world = folder, launch.rank, launch.world
 
     def __enter__(self) -> Self:
         if self._world > 1:

@@ -19,20 +19,24 @@ from vla.atomic import atomic_write
 from vla.errors import TrainingError
 from vla.policies.base import PolicyOutput, check_keywords
 from vla.policies.registry import policy_entry
+from vla.signals import ended_by_signals
 from vla.train.checkpoint.checkpointer import Checkpointer
 from vla.train.checkpoint.folder import RunFolder
 from vla.train.ema import WeightAverage, decay_at
-from vla.train.engine import check_recipe, make_engine
+from vla.train.engine import Engine, check_recipe, make_engine
 from vla.train.error_files import ErrorFiles
-from vla.train.monitor.diagnostics import Diagnostics
+from vla.train.hints import say_hints
+from vla.train.launch import Launch
+from vla.train.monitor.diagnostics import Diagnostics, name_frames
 from vla.train.monitor.flop_rate import FlopRate
 from vla.train.monitor.means import ProcessMeans, RunningMeans, mean_by_name
 from vla.train.monitor.metrics import DataWait, MetricsLog, ProgressDisplay
-from vla.train.monitor.reproduce import record_start, run_identity
-from vla.train.monitor.trackers import PACKAGED, Tracker, check_trackers
+from vla.train.monitor.reproduce import check_recorded_data, record_start, run_identity
+from vla.train.monitor.trackers import check_trackers, open_trackers
 from vla.train.optim import check_sharding, learning_rate_at, make_optimizer, set_learning_rate
 from vla.train.precision import set_matmul_precision
 from vla.train.recipe import Recipe
+from vla.train.rescue import explaining, rescued
 from vla.train.resolve import resolve
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
 from vla.train.setup.robot import with_robot
@@ -46,6 +50,9 @@ OpenLoop = Callable[[Any, TrainingSetup], Mapping[str, float]]
 Plots = Callable[[Any, TrainingSetup], Mapping[str, bytes]]
 """Given the policy and the set-up likewise, returns PNG files by name."""
 
+Memory = Callable[[Recipe, Any, Engine], str | None]
+"""Given the recipe, the policy's config and the engine, returns a sentence, or None."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -56,7 +63,7 @@ class TrainResult:
         checkpoint: The newest checkpoint, a policy folder.
         step: Optimiser steps done.
         metrics: The newest value of every metric that this call recorded.
-        stopped_by_signal: Whether SIGTERM or SIGINT ended it early; it can be resumed.
+        stopped_by_signal: Whether SIGTERM, SIGINT or SIGHUP ended it early; it can be resumed.
     """
 
     folder: Path
@@ -72,8 +79,11 @@ def train(
     open_loop: OpenLoop | None = None,
     progress: bool = True,
     plots: Plots | None = None,
+    memory: Memory | None = None,
 ) -> TrainResult:
-    """Run a recipe to its last step, or to the first SIGTERM or SIGINT, and save the policy.
+    """Run a recipe to its last step, or to the first SIGTERM, SIGINT or SIGHUP, and save the policy.
+
+    Within it no other process can train into the same folder.
 
     Args:
         recipe: The run; `vla.train.checkpoint.folder` describes what is in its `output`.
@@ -81,21 +91,25 @@ def train(
         open_loop: Called by the main process every `train.open_loop_every` steps.
         progress: Show a progress bar, or log lines where there is no terminal.
         plots: Called by the main process every `train.plot_every` steps.
+        memory: Called where a step runs out of memory, to say what it was predicted to take.
 
     Raises:
-        TrainingError: The output folder is taken or holds nothing to resume, the loss is not finite, the
-            disk is full, or another process has died: the reason is given where that one could write it.
+        TrainingError: The output folder is taken, held by another process, or holds nothing to resume; the
+            loss is not finite; the disk is full; memory ran out; or another process has died: the reason is
+            given where that one could write it.
         ConfigError: Policy, dataset and recipe do not fit each other.
         DatasetError: The dataset is missing or damaged.
         WeightsError: The pretrained policy is missing or damaged.
     """
     recipe = with_robot(resolve(recipe, policy_entry(recipe.policy.type).policy))
     check_trackers(recipe.train.trackers)
-    folder = RunFolder(recipe.output)
-    checkpoint = folder.checkpoint_to_resume(recipe) if resume else folder.check_free()
-    with ErrorFiles(folder.errors):
-        loop = Loop(recipe, folder, checkpoint, open_loop, plots)
-        return loop.run(progress)
+    folder, launch = RunFolder(recipe.output), Launch.from_environment()
+    with ended_by_signals(), folder.claimed(launch):
+        checkpoint, recipe = folder.start_from(recipe, resume)
+        with ErrorFiles(folder.errors, launch):
+            with explaining(recipe), folder.blaming(checkpoint):
+                loop = Loop(recipe, folder, checkpoint, open_loop, plots)
+            return loop.run(progress, memory)
 
 
 class Loop:
@@ -133,14 +147,16 @@ class Loop:
             self._restore(checkpoint)
         self.first_step = self.step
         self.batches = iter(self.job.loader)
+        self.position, self.is_whole = self.job.loader.state_dict(), True  # those of `step`, for `_rescued`
 
-    def run(self, progress: bool) -> TrainResult:
+    def run(self, progress: bool, memory: Memory | None = None) -> TrainResult:
         """Take the steps that are left, see `train`."""
         settings, stopped = self.settings, False
-        with self._reporting(progress) as (log, display), StopRequest() as stop:
+        with self._reporting(progress) as (log, display), StopRequest() as stop, self._rescued(memory):
             while self.step < settings.steps and not stopped:
                 values = self._take_step()
                 self.means.add(values)
+                self.is_whole = True
                 display.advance(self.step, values["loss"])
                 stopped = self._anywhere(stop.requested)
                 finished = self.step == settings.steps
@@ -185,11 +201,12 @@ class Loop:
         values = self.step_means(mean_by_name(reports) | {"gradient_norm": norm})
         if not all(map(math.isfinite, values.values())):
             raise self._non_finite(values, reports, samples)
+        self.is_whole = False
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(decay_at(self.step, self.settings))
-        self.step += 1
+        self.step, self.position = self.step + 1, self.job.loader.state_dict()
         return values | {"learning_rate": rate}
 
     def _clip(self) -> torch.Tensor:
@@ -275,7 +292,7 @@ class Loop:
         )
         return TrainingError(
             f"Step {self.step + 1} is not finite ({shown}), so it was not taken; {saved}. "
-            f"In the batch: {_name_frames(guilty or samples)}."
+            f"In the batch: {name_frames(guilty or samples)}."
         )
 
     def _is_logged(self, step: int) -> bool:
@@ -300,7 +317,8 @@ class Loop:
         samples = settings.batch_size * settings.accumulation * self.world
         log = None
         if main:
-            self.folder.create(self.recipe)
+            say_hints(self.recipe, self.checkpoint, self.step)
+            self.folder.create(self.recipe, anew=self.checkpoint is None)
             record_start(
                 self.folder.reproduce,
                 self.recipe,
@@ -312,7 +330,9 @@ class Loop:
             )
             wanted = settings.tensorboard or "tensorboard" in settings.trackers
             tensorboard = self.folder.tensorboard if wanted else None
-            log = MetricsLog(self.folder.metrics, tensorboard, self.step, self._trackers())
+            identity = run_identity(self.folder.reproduce)
+            trackers = open_trackers(settings.trackers, self.folder.path, self.recipe.flat(), identity)
+            log = MetricsLog(self.folder.metrics, tensorboard, self.step, trackers)
         try:
             with ProgressDisplay(settings.steps, self.step, samples, show=progress and main) as display:
                 yield log, display
@@ -320,22 +340,33 @@ class Loop:
             if log is not None:
                 log.close()
 
-    def _trackers(self) -> list[Tracker]:
-        config, identity = self.recipe.flat(), run_identity(self.folder.reproduce)
-        names = [name for name in PACKAGED if name in self.settings.trackers]
-        return [Tracker(name, self.folder.path, config, identity) for name in names]
-
     def _record(self, log: MetricsLog | None, values: dict[str, float]) -> None:
         self.metrics |= values
         if log is not None and values:
             log.write(self.step, values)
 
+    def _rescued(self, memory: Memory | None) -> AbstractContextManager[None]:
+        """Say in one line what ended the run from below, and save the steps that were finished."""
+
+        def predict() -> str | None:
+            return None if memory is None else memory(self.recipe, self.job.policy.config, self.engine)
+
+        return rescued(self.recipe, lambda: self.step, self._save_rest, predict)
+
+    def _save_rest(self) -> str:
+        """Save the finished steps where one process can do that alone; return what can be resumed from."""
+        if self.world == 1 and self.is_whole and not self.engine.is_zero:
+            self.batches = iter(())  # its workers end
+            return self.folder.save_unsaved(self.step, self._save)
+        return self.folder.save_unsaved(self.step, None)
+
     def _save(self) -> None:
+        self.folder.check_claim()
         rest = {
             "step": self.step,
             "processes": self.world,
             "accumulation": self.settings.accumulation,
-            "loader": self.job.loader.state_dict(),
+            "loader": self.position,
             "means": self.means.state_dict(),
         }
         self.checkpoint = self.snapshots.save(self.step, rest, self.model, self.optimizer, self.average)
@@ -351,6 +382,7 @@ class Loop:
                 f"{self.world} x {ours} = {self.world * ours}: the loss curve would break. Change "
                 "train.accumulation along with the number of processes."
             )
+        check_recorded_data(self.folder.reproduce, self.job.fingerprints)
         self.job.loader.load_state_dict(state["loader"])
         self.means.load_state_dict(state["means"])
         self.step = state["step"]
@@ -360,14 +392,3 @@ def _scalars_of(output: PolicyOutput) -> dict[str, torch.Tensor]:
     """Return the loss and the policy's metrics, by the names that the policy gives them."""
     assert output.loss is not None
     return {name: value.detach() for name, value in {"loss": output.loss, **output.metrics}.items()}
-
-
-def _name_frames(samples: list[SampleIds]) -> str:
-    """Return `"episode 3 frames 5, 9; episode 7 frame 0"`."""
-    frames: dict[int, list[int]] = {}
-    for episode, frame in sorted(one for ids in samples for one in ids):
-        frames.setdefault(episode, []).append(frame)
-    return "; ".join(
-        f"episode {episode} frame{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
-        for episode, found in frames.items()
-    )

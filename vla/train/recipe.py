@@ -13,11 +13,13 @@ own where it wants others (`Policy.training_defaults`), and `vla.train.resolve` 
 only a policy can name (`policy.freeze`, presets) are strings here, and checked there.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from omegaconf import OmegaConf
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -62,6 +64,25 @@ JoinedColumns = Annotated[Columns, BeforeValidator(_named_columns)]
 Normalization = Annotated[Mode | dict[str, Mode] | None, BeforeValidator(_known_modes)]
 
 
+def _expanded(value: str) -> str:
+    """Return a path or hub id with a leading `~` replaced by the home folder, as a shell would."""
+    return os.path.expanduser(value)
+
+
+def _plain(value: str) -> str:
+    """Refuse what no file, hub or text can hold."""
+    if any(one == "\0" or "\ud800" <= one <= "\udfff" for one in value):
+        raise ValueError(f"{value!r} holds a character that no path or name can have")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+Location = Annotated[Text, AfterValidator(_expanded)]
+"""A folder, a file, a hub id or a known name; `~` is the home folder."""
+
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -69,11 +90,11 @@ class _Section(BaseModel):
 class AdapterSection(_Section):
     """A low-rank adapter (LoRA) that is trained in place of the weights; needs the extra `lora`."""
 
-    preset: str | None = None
+    preset: Text | None = None
     """Which linear layers are adapted, by a name that the policy offers (pi-0: "expert", "vlm+expert",
     "attention", "all-linear"); null is its first. Small layers that are new for every robot are trained
     whole."""
-    targets: str | None = None
+    targets: Text | None = None
     """Instead of the preset: a regular expression that the full names of the linear layers match."""
     rank: PositiveInt = 16
     alpha: PositiveFloat = 16.0
@@ -91,25 +112,25 @@ class AdapterSection(_Section):
 class PolicySection(_Section):
     """What is trained."""
 
-    type: str = "pi0"
+    type: Text = "pi0"
     """The policy's folder in `vla.policies`."""
-    pretrained: str | None = None
+    pretrained: Location | None = None
     """Folder, hub id or known name of the policy to start from, in any format; null is random weights."""
-    paligemma: str | None = None
+    paligemma: Location | None = None
     """Folder or hub id of a PaliGemma to start from: the expert next to it is fresh. Not together with
     `pretrained`."""
-    backbone: str | None = None
+    backbone: Location | None = None
     """The same for any policy that begins with another model's weights: `paligemma` under a general name, of
     which a recipe gives one."""
-    preset: str | None = None
+    preset: Text | None = None
     """A named size of the policy's config ("tiny"); null is its full size, or that of the weights."""
     config: dict[str, Any] = {}
     """Values of the policy's config that differ from the preset, or from that of the pretrained weights; not
     those that the weights decide."""
-    tokenizer: str | None = None
+    tokenizer: Location | None = None
     """Folder or hub id. Null takes the pretrained policy's tokenizer, or, from scratch, trains a small one
     on the dataset's task and response texts."""
-    freeze: str = "none"
+    freeze: Text = "none"
     """What is not trained, by a name that the policy offers (pi-0: "vision", the vision tower; "vlm", the
     whole vision-language model, so that only the expert and the layers around it are trained)."""
     adapter: AdapterSection | None = None
@@ -144,16 +165,16 @@ class PolicySection(_Section):
 class MixtureMember(_Section):
     """One dataset of a mixture. Keys that are left out have the value of the same key of `data`."""
 
-    path: str
-    revision: str | None = None
-    name: str | None = None
+    path: Location
+    revision: Text | None = None
+    name: Text | None = None
     """What its pipeline is called in the checkpoint; null is the last part of `path`."""
     weight: PositiveFloat
     """Its share of the samples, relative to the other members', however many frames it has."""
-    robot: str | None = None
+    robot: Location | None = None
     episodes: tuple[int, ...] | None = None
     cameras: dict[str, str] | None = None
-    response_key: str | None = None
+    response_key: Text | None = None
     """Null trains no text on this dataset."""
     state_key: JoinedColumns = STATE_KEY
     action_key: JoinedColumns = ACTION_KEY
@@ -161,16 +182,21 @@ class MixtureMember(_Section):
     delta_mask: tuple[bool, ...] | None = None
 
 
+def member_name(member: MixtureMember) -> str:
+    """Return what a member's pipeline is called in the checkpoint."""
+    return member.name or member.path.rstrip("/").rsplit("/", 1)[-1]
+
+
 class DataSection(_Section):
     """What it is trained on."""
 
-    path: str
+    path: Location
     """A LeRobot dataset, v2.1 or v3.0: folder or hub id. Empty where `mixture` is given."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit of a hub dataset; null is its main branch as it is when the run starts."""
     mixture: tuple[MixtureMember, ...] | None = None
     """Several datasets instead of `path`, each with its own weight, cameras, conventions and statistics."""
-    robot: str | None = None
+    robot: Location | None = None
     """Robot file (recipes/robots/*.yaml): its signs and gripper scales come before normalisation, and it
     supplies cameras, wrist_cameras, delta_mask, state_key and action_key where the recipe gives none."""
     episodes: tuple[int, ...] | None = None
@@ -181,7 +207,7 @@ class DataSection(_Section):
     wrist_cameras: tuple[str, ...] | None = None
     """Slots that ride on the gripper: augmentation never crops or rotates them. Null leaves it to the config
     of the policy (pi-0: slots with "wrist" in their name)."""
-    response_key: str | None = None
+    response_key: Text | None = None
     """String feature that the policy learns to say; null trains no text."""
     state_key: JoinedColumns = STATE_KEY
     """Column of the state, or a list of columns that are joined in this order."""
@@ -196,7 +222,7 @@ class DataSection(_Section):
     """Action dimensions learned relative to the state, one flag each, missing ones false; null is none."""
     augment: bool = True
     """Crop, rotate and recolour the training images, drawn anew for every sample."""
-    num_workers: int = Field(default=2, ge=0)
+    num_workers: int = Field(default=2, ge=0, le=1024)
     """Processes that read ahead; 0 reads in the training process. The samples are the same."""
     cache: Literal["none", "frames", "samples"] = "none"
     """Keep decoded frames, or finished samples (only without augmentation), in memory: for small datasets."""
@@ -211,10 +237,10 @@ class DataSection(_Section):
     open_videos: PositiveInt = 64
     """Video files of a dataset that each process keeps open; where more are read at a time, they are opened
     over and over."""
-    feature_cache: str | None = None
+    feature_cache: Location | None = None
     """Folder for what frozen parts (`policy.freeze`) make of every frame, computed once, where `augment` is
     off. Training then reads no video and never runs them."""
-    feature_cache_of: str = "vision"
+    feature_cache_of: Text = "vision"
     """What is kept there: the vision tower's features; or, where the whole vision-language model is frozen
     and no text is trained, the keys and values that the expert reads, about 15 MB a frame at full size."""
     bucket_by_length: bool = False
@@ -227,6 +253,8 @@ class DataSection(_Section):
     def _path_or_mixture(self) -> Self:
         if self.path and self.mixture is not None:
             raise ValueError("give `path` or `mixture`, not both")
+        if not self.path and self.mixture is None:
+            raise ValueError("give the dataset, `path`, or several of them, `mixture`")
         if self.revision is not None and self.mixture is not None:
             raise ValueError("with `mixture`, give each member its own revision")
         return self
@@ -273,7 +301,7 @@ class TrainSection(_Section):
     decay_steps: PositiveInt | None = None
     """Step at which the cosine reaches `final_learning_rate`; null is `steps`."""
     weight_decay: float = Field(default=1e-10, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Ratio, Ratio] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit keeps AdamW's moments in 2 bytes per weight, not in 8 (bitsandbytes, the extra `quant`)."""
@@ -285,7 +313,7 @@ class TrainSection(_Section):
     peak_tflops: PositiveFloat | None = None
     """What one device can do at most at this precision, 10^12 operations per second, for `mfu`. Null takes
     the data sheet's value for GPUs that are known, and leaves `mfu` out for others."""
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, lt=2**63)
     draws_per_observation: PositiveInt | None = None
     """Noise draws that share one observation in a training pass, for policies that draw noise; null is what
     the policy's config says. Held-out losses are measured with the config's."""
@@ -316,7 +344,7 @@ class TrainSection(_Section):
     ema_power: float | None = Field(default=None, gt=0)
     """Let the average forget its first weights: its decay begins at 0 and rises, `1 - step ** -ema_power`, up
     to `ema` (Diffusion Policy takes 0.75); null has `ema` from the first step."""
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(gt=0, le=4096)] | None = None
     """CPU threads of torch; null is torch's own choice."""
     tensorboard: bool = True
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
@@ -343,12 +371,13 @@ class Recipe(_Section):
     policy: PolicySection = PolicySection()
     data: DataSection
     train: TrainSection = TrainSection()
-    output: str
-    """The run's folder; it must be absent or empty, except to resume."""
+    output: Annotated[Location, Field(min_length=1)]
+    """The run's folder; it must be absent or empty, or hold a run that ended before its first checkpoint,
+    except to resume."""
 
     def flat(self) -> dict[str, Any]:
         """Return every value by its dotted key, `{"train.steps": 30000, ...}`."""
-        return dict(_flatten(self.model_dump(mode="json")))
+        return dict(flatten(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
@@ -356,9 +385,10 @@ class Recipe(_Section):
         return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(mode="json")))
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings by their dotted keys, which begin with `prefix`."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -1,6 +1,7 @@
 """A recipe from its file: YAML and dotted overrides in, a checked `Recipe` or an error for people out."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from vla.train.recipe import (
     TrainSection,
 )
 
+RECIPE_FILE = "recipe.yaml"
+"""What the recipe of a run, or of a checkpoint, is called in its folder."""
+
+_UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, RecursionError)
+
 
 def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from YAML, overridden from the command line.
@@ -33,38 +39,54 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
             missing, or a value has the wrong type or is out of range.
     """
     for override in overrides:
-        if "=" not in override:
+        if not override.partition("=")[0] or "=" not in override:
             raise ConfigError(f"'{override}' is not an override: write key=value, as in train.steps=200.")
     try:
-        merged = OmegaConf.merge(_read(path), OmegaConf.from_dotlist(list(overrides)))
+        merged = _read(path)
+        for override in overrides:
+            merged = _overridden(merged, override)
         values: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        first_line = str(error).splitlines()[0]
+    except (*_UNREADABLE, AssertionError, AttributeError, ValueError, TypeError, LookupError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"The recipe {path or ''} {list(overrides)} cannot be read: {first_line}."
         ) from error
     try:
+        _check_plain(values)
         if isinstance(values.get("data"), dict) and values["data"].get("mixture") is not None:
             values["data"].setdefault("path", "")
         # By way of JSON, where a list is a fine tuple: in Python's own types, strict would refuse it.
         return Recipe.model_validate_json(json.dumps(_with_newer_names(values)))
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        if isinstance(error, ValidationError):
+            raise ConfigError(_explain(error, path)) from error
         raise ConfigError(
             f"The recipe {path or ''} holds a value that is not plain data: {error}."
         ) from error
-    except ValidationError as error:
-        raise ConfigError(_explain(error, path)) from error
 
 
 def _read(path: Path | str | None) -> Any:
     if path is None:
         return OmegaConf.create()
     try:
-        read = OmegaConf.load(path)
+        read = OmegaConf.load(Path(path).expanduser())
     except FileNotFoundError as error:
         raise ConfigError(f"There is no recipe {path}.") from error
-    except yaml.YAMLError as error:
+    except IsADirectoryError as error:
+        raise ConfigError(f"The recipe {path} is a folder; name the YAML file in it.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"The recipe {path} is not text in UTF-8 (byte {error.start} is "
+            f"0x{error.object[error.start]:02x}): save it in that encoding."
+        ) from error
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {' '.join(str(error).split())}.") from error
     except OSError as error:
         raise ConfigError(f"The recipe {path} cannot be read: {error}.") from error
     if not OmegaConf.is_dict(read):
@@ -72,6 +94,45 @@ def _read(path: Path | str | None) -> Any:
             f"The recipe {path} must be a mapping with the keys policy, data, train and output."
         )
     return read
+
+
+def _overridden(recipe: Any, override: str) -> Any:
+    """Return a recipe with one override; a number in its key is the place in a list, from 0."""
+    key, _, _ = override.partition("=")
+    given = OmegaConf.from_dotlist([override])
+    parts, node, value = key.split("."), recipe, given
+    for depth, part in enumerate(parts):
+        if OmegaConf.is_list(node):
+            where = ".".join(parts[:depth])
+            if not part.isdecimal() or int(part) >= len(node):
+                raise ConfigError(
+                    f"'{override}': {where} is a list of {len(node)} entries, from {where}.0 to "
+                    f"{where}.{len(node) - 1}."
+                )
+            rest = ".".join(parts[depth + 1 :])
+            if rest:
+                node[int(part)] = _overridden(node[int(part)], f"{rest}={override.partition('=')[2]}")
+            else:
+                node[int(part)] = value[part] if part in value else value[int(part)]
+            return recipe
+        if not OmegaConf.is_dict(node) or part not in node or part not in value:
+            break
+        node, value = node[part], value[part]
+    return OmegaConf.merge(recipe, given)
+
+
+def _check_plain(values: Any, key: str = "") -> None:
+    """Raise `ConfigError` for a number that is not finite; the schema sees only the keys that it knows."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"Recipe: the key {name!r} of '{key or 'the recipe'}' is not a name.")
+            _check_plain(value, f"{key}.{name}" if key else name)
+    elif isinstance(values, list):
+        for number, value in enumerate(values):
+            _check_plain(value, f"{key}.{number}")
+    elif isinstance(values, float) and not math.isfinite(values):
+        raise ConfigError(f"Recipe: '{key}' is {values}, expected a finite number.")
 
 
 def _with_newer_names(values: Any) -> Any:

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
-    """Within the block the first SIGTERM or SIGINT only sets `requested`; a second one acts as usual.
+    """Within the block the first SIGTERM, SIGINT or SIGHUP only sets `requested`; a second acts as usual.
 
-    Outside the main thread, where Python takes no signals, it stays False.
+    SIGHUP stays ignored where it is (`nohup`). Outside the main thread, where Python takes no signals, it
+    stays False.
     """
 
     def __init__(self) -> None:
@@ -21,7 +22,9 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         try:
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            for number in _SIGNALS:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         except ValueError:
             self._before = {}
         return self
@@ -41,7 +44,7 @@ class StopRequest:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Deliver SIGTERM and SIGINT only after the block.
+    """Deliver SIGTERM, SIGINT and SIGHUP only after the block.
 
     For fetching a batch: worker processes started meanwhile inherit the mask, so that a signal sent to the
     whole process group (Ctrl-C, a batch system) does not kill them under the step that is to be finished.

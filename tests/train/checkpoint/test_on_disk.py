@@ -13,7 +13,7 @@ from vla.train.checkpoint.on_disk import (
     list_checkpoints,
     load_training_state,
     prune_checkpoints,
-    remove_leftovers,
+    remove_unfinished,
     save_checkpoint,
 )
 
@@ -76,7 +76,7 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     for name in (".mine", ".step-notes", ".step-000002.0a1b2c3d.tmp", ".step-000001.removed.tmp"):
         (tmp_path / name).mkdir()
     (tmp_path / ".last.tmp").symlink_to("step-000002")
-    remove_leftovers(tmp_path)
+    remove_unfinished(tmp_path)
     assert contents(tmp_path) == sorted(kept)
 
 
@@ -141,5 +141,5 @@ def test_the_system_refusing_a_write_is_one_error_each_time(tmp_path):
 def test_damaged_state_says_what_to_do(tmp_path):
     path = save(tmp_path, 1)
     (path / "training_state.pt").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(TrainingError, match=r"remove .*step-000001"):
+    with pytest.raises(TrainingError, match=r"step-000001/training_state\.pt cannot be read"):
         load_training_state(path)

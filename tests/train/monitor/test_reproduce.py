@@ -6,7 +6,7 @@ import torch
 
 from vla.errors import TrainingError
 from vla.train.loop import train
-from vla.train.monitor.reproduce import git_state, package_versions, record_start
+from vla.train.monitor.reproduce import check_recorded_data, git_state, package_versions, record_start
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
 
@@ -69,9 +69,20 @@ def test_a_resumption_is_added_behind_the_first_start(tiny):
     assert Recipe.model_validate_json(json.dumps(after[0]["recipe"])) == tiny("train.steps=2")
 
 
-def test_damaged_record_is_an_error(tmp_path):
-    for text in ("{", "[]", "{}"):
-        (tmp_path / "reproduce.json").write_text(text)
-        recipe = load_recipe(None, ["data.path=d", "output=o"])
-        with pytest.raises(TrainingError, match="damaged"):
-            record_start(tmp_path / "reproduce.json", recipe, 0, {}, "single", 1)
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"starts": 3}', '{"starts": [1]}', "\0", ""])
+def test_a_damaged_record_is_kept_aside(tmp_path, caplog, text):
+    path = tmp_path / "reproduce.json"
+    path.write_text(text)
+    record_start(path, load_recipe(None, ["data.path=d", "output=o"]), 4, {"d": "f"}, "single", 1)
+    assert (tmp_path / "reproduce.damaged.json").read_text() == text
+    assert [start["step"] for start in json.loads(path.read_text())["starts"]] == [4]
+    assert "moved to" in caplog.text
+
+
+def test_data_of_another_fingerprint_are_refused_wherever_they_lie(tmp_path):
+    path = tmp_path / "reproduce.json"
+    check_recorded_data(path, {"d": "f"})  # nothing is known
+    record_start(path, load_recipe(None, ["data.path=d", "output=o"]), 4, {"d": "f"}, "single", 1)
+    check_recorded_data(path, {"elsewhere": "f"})
+    with pytest.raises(TrainingError, match="other data than d: their fingerprints differ"):
+        check_recorded_data(path, {"d": "g"})

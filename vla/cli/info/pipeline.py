@@ -76,8 +76,8 @@ def _cameras(folder: Path) -> dict[str, dict[str, str] | None]:
     """Return each robot's cameras as the checkpoint's recipe, robot files not read, names them."""
     if not (folder / RECIPE_FILE).is_file():
         return {}
+    from vla.train.recipe import member_name
     from vla.train.recipe_file import load_recipe
-    from vla.train.setup.members import member_name
 
     data = load_recipe(folder / RECIPE_FILE).data
     return {member_name(member): member.cameras or data.cameras for member in data.mixture or ()}

@@ -20,6 +20,7 @@ from vla.errors import TrainingError
 from vla.policies.base import Policy
 from vla.train.checkpoint.folder import RunFolder, describe_run
 from vla.train.checkpoint.on_disk import (
+    STATE_FILE,
     checkpoint_name,
     load_training_state,
     point_last_at,
@@ -43,6 +44,7 @@ from vla.train.recipe import Recipe
 from vla.weights.files.row_shards import SHARDS, RowShardsReader
 
 TRAINING = "training"
+_STATE = ("step", "processes", "loader", "means", "optimizer")
 _RAW = "raw_weights."
 
 
@@ -103,10 +105,12 @@ class Checkpointer:
             WeightsError: A shard is missing or damaged.
         """
         state = load_training_state(checkpoint)
+        if missing := [key for key in _STATE if key not in state]:
+            raise TrainingError(f"{checkpoint / STATE_FILE} is damaged: it lacks {', '.join(missing)}.")
         if not (checkpoint / TRAINING).is_dir():
             raise TrainingError(
                 f"{checkpoint} has no folder {TRAINING}/: it is damaged, or of an earlier version of vla. "
-                "Remove it to resume from the previous one, or start from its weights (policy.pretrained)."
+                "Its weights can be started from (policy.pretrained)."
             )
         with RowShardsReader(checkpoint / TRAINING) as reader:
             self._optimizer_state.load(optimizer, state["optimizer"], reader)

@@ -9,42 +9,47 @@ runs/cube/
   plots/             sampled chunks against recorded ones, where the recipe asks for them
   checkpoints/       see `on_disk.py`; `checkpoints/last` is the policy to use
   errors/            the error of each process that failed, if there are several; see `error_files.py`
+  running.json       who is training into it right now; see `claim.py`
+  earlier/           records of runs that ended before their first checkpoint, by number
 """
 
 import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from vla.atomic import atomic_write
-from vla.errors import TrainingError
-from vla.train.checkpoint.on_disk import list_checkpoints, remove_leftovers
+from vla.atomic import atomic_write, remove_leftovers
+from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError
+from vla.train.checkpoint.claim import CLAIM_FILE, Claim, claimed
+from vla.train.checkpoint.on_disk import (
+    STATE_FILE,
+    checkpoint_name,
+    checkpoint_step,
+    damaged_checkpoints,
+    list_checkpoints,
+    point_last_at,
+    remove_unfinished,
+)
+from vla.train.checkpoint.same_run import OtherRunError, continued
+from vla.train.launch import Launch
 from vla.train.monitor.reproduce import package_versions
 from vla.train.recipe import Recipe
-from vla.train.recipe_file import load_recipe
+from vla.train.recipe_file import RECIPE_FILE, load_recipe
 
-RECIPE_FILE = "recipe.yaml"
+logger = logging.getLogger(__name__)
+
 VERSIONS_FILE = "versions.json"
-
-MAY_CHANGE = frozenset(
-    {
-        "output",
-        *(f"data.{key}" for key in ("num_workers", "open_videos", "streaming_disk_gb")),
-        "data.revision",  # the statistics' fingerprint tells whether the data are the same
-        "train.accumulation",  # along with the number of processes, which the loop checks
-        "train.total_batch_size",
-        *(
-            f"train.{key}"
-            for key in ("steps", "log_every", "save_every", "validate_every", "open_loop_every", "plot_every")
-        ),
-        *(f"train.{key}" for key in ("validation_batches", "checkpoints", "keep_last", "threads")),
-        *(f"train.{key}" for key in ("tensorboard", "trackers", "peak_tflops")),
-    }
-)
-"""Keys that a resumed run may change: none of them changes a loss, except `steps`, where it is the end of the
-cosine (`decay_steps: null`)."""
 
 
 class RunFolder:
-    """Paths of one run. Nothing but `errors` is written before `create`."""
+    """Paths of one run. Nothing but `errors` and the claim is written before `create`.
+
+    Attributes:
+        claim: This process's claim, within `claimed`.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -54,43 +59,190 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.plots = self.path / "plots"
         self.errors = self.path / "errors"
+        self.claim: Claim | None = None
+
+    @contextmanager
+    def claimed(self, launch: Launch) -> Iterator[None]:
+        """Keep other processes out within the block; see `vla.train.checkpoint.claim.claimed`."""
+        with claimed(self.path, launch) as claim:
+            self.claim = claim
+            try:
+                yield
+            finally:
+                self.claim = None
+
+    def check_claim(self) -> None:
+        """Raise `TrainingError` where another process has taken the run over: nothing may be written then."""
+        if self.claim is not None:
+            self.claim.check()
+
+    def start_from(self, recipe: Recipe, resume: bool) -> tuple[Path | None, Recipe]:
+        """Return the checkpoint to begin with, None for a new run, and the recipe; see the next two."""
+        if resume:
+            return self.checkpoint_to_resume(recipe)
+        self.check_free()
+        return None, recipe
 
     def check_free(self) -> None:
-        """Raise `TrainingError` unless the folder is absent, empty, or holds error files alone."""
-        if self.path.exists() and not self.path.is_dir():
-            raise TrainingError(f"The output {self.path} is a file; choose another output.")
-        if self.path.is_dir() and any(path != self.errors for path in self.path.iterdir()):
-            raise TrainingError(
-                f"The output folder {self.path} is not empty. Resume the run in it, choose another output, "
-                "or remove it."
-            )
+        """Check that a new run may begin in the folder.
 
-    def checkpoint_to_resume(self, recipe: Recipe) -> Path:
-        """Return the newest complete checkpoint, checked to belong to the same run as `recipe`.
+        It may where the folder is absent, empty, holds error files alone, or a run that ended before its
+        first checkpoint: `create` puts that one's records aside.
 
         Raises:
-            TrainingError: There is none, or it was trained by another recipe; the keys that differ are named.
+            TrainingError: It holds a checkpoint, or something that no run has written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise TrainingError(f"The output {self.path} is a file; choose another output.")
+        found = self._contents()
+        if not found:
+            return
+        if checkpoints := list_checkpoints(self.checkpoints):
+            raise TrainingError(
+                f"The output folder {self.path} is not empty: it holds a run with a checkpoint at step "
+                f"{checkpoint_step(checkpoints[-1])}. Resume it (--resume), choose another output, or remove "
+                "the folder."
+            )
+        if not self._is_run(found):
+            raise TrainingError(
+                f"The output folder {self.path} is not empty: it holds '{found[0].name}' of another kind. "
+                "Choose another output, or move what it holds away."
+            )
+        for path in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
+            if not path.name.startswith(".") and not path.is_symlink():
+                raise TrainingError(
+                    f"The output folder {self.path} is not empty: {path} is not a complete checkpoint, so "
+                    "that it cannot be resumed, but is not removed either. Move it away to start anew."
+                )
+
+    def checkpoint_to_resume(self, recipe: Recipe) -> tuple[Path, Recipe]:
+        """Return the newest complete checkpoint, checked to be of the same run, and the recipe to resume.
+
+        The recipe is the given one; what is only called otherwise since its data moved keeps its name.
+
+        Raises:
+            TrainingError: There is none, it is damaged, or it was trained by another recipe; the keys that
+                differ are named.
         """
         found = list_checkpoints(self.checkpoints)
         if not found:
+            why = "Start without resume."
+            if self._is_run(self._contents()):
+                why = (
+                    "The run ended before its first checkpoint (train.save_every="
+                    f"{recipe.train.save_every}): the same command without --resume starts it anew."
+                )
             raise TrainingError(
-                f"There is nothing to resume: {self.checkpoints} holds no complete checkpoint. "
-                "Start without resume."
+                f"There is nothing to resume: {self.checkpoints} holds no complete checkpoint. {why}"
             )
-        before, now = load_recipe(found[-1] / RECIPE_FILE).flat(), recipe.flat()
-        keys = sorted((before.keys() | now.keys()) - MAY_CHANGE)
-        changed = [key for key in keys if before.get(key) != now.get(key)]
-        if changed:
-            listed = ", ".join(f"{key} (was {before.get(key)!r}, now {now.get(key)!r})" for key in changed)
-            raise TrainingError(f"{found[-1]} was trained by another recipe, so it is not resumed: {listed}.")
-        return found[-1]
+        newer = [
+            one
+            for one in damaged_checkpoints(self.checkpoints)
+            if checkpoint_step(one) > checkpoint_step(found[-1])
+        ]
+        if newer:  # its name would be in the way of the step's next checkpoint
+            raise TrainingError(f"{newer[-1]} has lost {STATE_FILE}. {self._instead_of(newer[-1])}")
+        with self.blaming(found[-1]):
+            before = load_recipe(found[-1] / RECIPE_FILE)
+        return found[-1], continued(before, recipe, found[-1])
 
-    def create(self, recipe: Recipe) -> None:
-        """Make the folder, or take over a killed run's, and write down the recipe and the versions."""
+    @contextmanager
+    def blaming(self, checkpoint: Path | None) -> Iterator[None]:
+        """Say in an error about a checkpoint's file from which older step the run can be resumed."""
+        try:
+            yield
+        except (ConfigError, StatisticsError, TrainingError, WeightsError) as error:
+            if checkpoint is None or str(checkpoint) not in str(error) or isinstance(error, OtherRunError):
+                raise
+            raise TrainingError(f"{error} {self._instead_of(checkpoint)}") from error
+
+    def create(self, recipe: Recipe, *, anew: bool = False) -> None:
+        """Make the folder, or take over a killed run's, and write down the recipe and the versions.
+
+        Args:
+            recipe: What is trained.
+            anew: No checkpoint is continued: records of a run that had none are put aside.
+        """
+        self.check_claim()
         self.path.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.checkpoints)
+        for folder in (self.path, self.plots, self.errors):
+            remove_leftovers(folder)
+        remove_unfinished(self.checkpoints)
+        if found := list_checkpoints(self.checkpoints):
+            point_last_at(found[-1])  # a killed process may have had no time for it
+        if anew:
+            self._put_aside()
         for name, text in describe_run(recipe).items():
             atomic_write(self.path / name, text)
+
+    def save_unsaved(self, step: int, save: Callable[[], object] | None) -> str:
+        """Save the steps that are done, unless they are saved already; return what can be resumed from.
+
+        Args:
+            step: Steps done.
+            save: Writes the checkpoint; None where this process cannot do that alone.
+        """
+        failed = ""
+        done = self.checkpoints / checkpoint_name(step)
+        if save is not None and step and done not in list_checkpoints(self.checkpoints):
+            try:
+                save()
+            except (TrainingError, MemoryError) as error:
+                failed = f"What was finished since could not be saved: {error} "
+        if saved := list_checkpoints(self.checkpoints):
+            return f"{failed}--resume continues from step {checkpoint_step(saved[-1])}, which is saved."
+        return f"{failed}Nothing was saved: no checkpoint was reached."
+
+    def _contents(self) -> list[Path]:
+        """Return what a run or a person has put into the folder, error files and half-written files aside."""
+        if not self.path.is_dir():
+            return []
+        ours = (self.errors.name, CLAIM_FILE)
+        found = [path for path in self.path.iterdir() if path.name not in ours]
+        return sorted(path for path in found if not (path.name[0] == "." and path.suffix == ".tmp"))
+
+    def _records(self) -> list[Path]:
+        """Return where a run writes down what it does, but for its checkpoints."""
+        texts = [self.path / name for name in (RECIPE_FILE, VERSIONS_FILE)]
+        return [*texts, self.reproduce, self.metrics, self.tensorboard, self.plots]
+
+    def _is_run(self, found: list[Path]) -> bool:
+        return any(path in found for path in (*self._records(), self.checkpoints))
+
+    def _put_aside(self) -> None:
+        """Make room for a new start: what a run without checkpoints recorded is moved; if empty, removed."""
+        left = [path for path in self._records() if path.exists()]
+        if not left:
+            return
+        if self.metrics.exists() and self.metrics.stat().st_size:
+            earlier = self.path / "earlier"
+            numbers = [int(path.name) for path in earlier.glob("*") if path.name.isdecimal()]
+            target = earlier / str(1 + max(numbers, default=0))
+            target.mkdir(parents=True)
+            for path in left:
+                os.rename(path, target / path.name)
+            logger.warning(
+                "%s holds a run that ended before its first checkpoint: it is started anew; "
+                "its records are now in %s",
+                self.path,
+                target,
+            )
+            return
+        logger.warning("%s holds a run that ended before its first step: it is started anew", self.path)
+        for path in left:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _instead_of(self, checkpoint: Path) -> str:
+        older = [path for path in list_checkpoints(self.checkpoints) if path != checkpoint]
+        if not older:
+            return f"The run has no older checkpoint: move {checkpoint} away and start without --resume."
+        return (
+            f"Move {checkpoint} away, and --resume continues from step {checkpoint_step(older[-1])} "
+            f"({older[-1].name})."
+        )
 
 
 def describe_run(recipe: Recipe) -> dict[str, str]:

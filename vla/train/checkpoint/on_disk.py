@@ -14,6 +14,7 @@ and renamed.
 """
 
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,14 +25,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from vla.atomic import SaveError, atomic_folder
+from vla.atomic import SaveError, atomic_folder, remove_leftovers
 from vla.errors import TrainingError
 from vla.train.error_files import is_lost_connection
+from vla.train.rescue import is_lost_worker
 
 STATE_FILE = "training_state.pt"
 LAST = "last"
+_UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError)
+"""What torch makes of a damaged file, depending on where the damage is."""
 _NAME = re.compile(r"step-(\d{6,})")
-_LEFTOVER = re.compile(r"\.(step-\d{6,}|last)\..*\.?tmp")
+_LEFTOVER = re.compile(r"\.(step-\d{6,}\.removed|last)\.tmp")
 
 
 def checkpoint_name(step: int) -> str:
@@ -54,6 +58,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
         path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / STATE_FILE).is_file()
     ]
     return sorted(found, key=checkpoint_step)
+
+
+def damaged_checkpoints(folder: Path) -> list[Path]:
+    """Return what has a checkpoint's name in `folder` but lacks its state, oldest first."""
+    whole = list_checkpoints(folder)
+    named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted((path for path in named if path not in whole), key=checkpoint_step)
 
 
 def save_checkpoint(
@@ -102,7 +113,7 @@ def write_errors(final: Path) -> Iterator[None]:
         yield
     # safetensors and torch report a failed write in their own ways, torch as a RuntimeError.
     except (OSError, SafetensorError, RuntimeError) as error:
-        if is_lost_connection(error):
+        if is_lost_connection(error) or is_lost_worker(error):
             raise
         cause = _write_error(error)
         said = "the disk is full" if "No space left" in str(cause) else str(cause).rstrip(".")
@@ -118,8 +129,9 @@ def prune_checkpoints(folder: Path, keep_last: int | None) -> None:
         shutil.rmtree(removed)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Remove what a killed process left behind while it wrote or pruned a checkpoint."""
+    remove_leftovers(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
         if _LEFTOVER.fullmatch(path.name):
             if path.is_symlink():
@@ -136,11 +148,12 @@ def load_training_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / STATE_FILE
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
-        raise TrainingError(
-            f"{path} cannot be read ({error}); remove {checkpoint} to resume from the one before it."
-        ) from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise TrainingError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}).") from error
+    if not isinstance(state, dict):
+        raise TrainingError(f"{path} does not hold the state of a training, but a {type(state).__name__}.")
+    return state
 
 
 def _write_error(error: BaseException) -> BaseException:

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from vla.policies.base import Policy, PolicyOutput
+from vla.types import SampleIds
 
 BUCKETS = 5
 """Equal parts of [0, 1], the range of the noise level."""
@@ -129,3 +130,14 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def name_frames(samples: list[SampleIds]) -> str:
+    """Return `"episode 3 frames 5, 9; episode 7 frame 0"`."""
+    frames: dict[int, list[int]] = {}
+    for episode, frame in sorted(one for ids in samples for one in ids):
+        frames.setdefault(episode, []).append(frame)
+    return "; ".join(
+        f"episode {episode} frame{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+        for episode, found in frames.items()
+    )

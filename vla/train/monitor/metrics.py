@@ -43,9 +43,32 @@ class DataWait:
 
 
 def read_metrics(path: Path | str) -> list[dict[str, float]]:
-    """Return the records of a `metrics.jsonl`, without a last line that a killed process left unfinished."""
-    text = Path(path).read_text() if Path(path).exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """Return the records of a `metrics.jsonl`, without what a killed process left unfinished.
+
+    That is its last line, or, where the file was written on later, the beginning of a line, which ends with a
+    whole record then. What else holds no record is left out with a warning.
+    """
+    path = Path(path)
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    found = [_record(line) for line in lines]
+    whole = [one for one in found if one is not None]
+    cut = bool(lines) and not lines[-1].endswith(b"\n") and found[-1] is None
+    if damaged := len(found) - len(whole) - cut:
+        logger.warning("%s: %d damaged lines are left out, %d records are kept", path, damaged, len(whole))
+    return whole
+
+
+def _record(line: bytes) -> dict[str, float] | None:
+    """Return the record that a line holds or, behind the beginning of another, ends with."""
+    if not line.endswith(b"\n"):
+        return None
+    start = line.rfind(b'{"step":')
+    try:
+        record = json.loads(line[max(start, 0) :])
+    except ValueError:
+        return None
+    is_record = isinstance(record, dict) and type(record.get("step")) is int
+    return record if is_record else None
 
 
 class MetricsLog:

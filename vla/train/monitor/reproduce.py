@@ -9,6 +9,7 @@ The entry of the first start never changes; each resumption appends its own.
 
 import hashlib
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -23,6 +24,8 @@ import torch
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
 from vla.train.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("vla", "torch", "transformers", "accelerate", "numpy", "peft", "deepspeed", "bitsandbytes")
 """Whose versions are written down, where they are installed."""
@@ -50,10 +53,14 @@ def record_start(
         processes: Number of processes, all machines together.
         revisions: Commits of the hub datasets, by path.
 
-    Raises:
-        TrainingError: The file is damaged.
+    A damaged file is moved aside, and a new one begun.
     """
     starts = _read(path)
+    if starts is None:
+        aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
+        logger.warning("%s is damaged: it is moved to %s, and a new record begun", path, aside)
+        path.replace(aside)
+        starts = []
     starts.append(
         {
             "step": step,
@@ -72,13 +79,34 @@ def record_start(
     atomic_write(path, json.dumps({"starts": starts}, indent=2) + "\n")
 
 
+def check_recorded_data(path: Path, datasets: Mapping[str, str]) -> None:
+    """Check that a run's data are those of its last start, wherever they lie now.
+
+    Args:
+        path: Its `reproduce.json`; where it is missing or damaged, nothing can be compared.
+        datasets: Fingerprints of the frames that are trained on now.
+
+    Raises:
+        TrainingError: They are others.
+    """
+    starts = _read(path)
+    before = starts[-1].get("datasets") if starts else None
+    if isinstance(before, dict) and before and sorted(before.values()) != sorted(datasets.values()):
+        raise TrainingError(
+            f"{path.parent} was trained on other data than {', '.join(datasets)}: their fingerprints differ. "
+            "They have changed since, or are others."
+        )
+
+
 def run_identity(path: Path) -> str:
     """Return 16 hex digits that tell a run from all others and stay when it is resumed.
 
     Args:
         path: Its `reproduce.json`, which is there.
     """
-    first = json.dumps([str(path.resolve()), _read(path)[0]], sort_keys=True)
+    starts = _read(path)
+    assert starts, path
+    first = json.dumps([str(path.resolve()), starts[0]], sort_keys=True)
     return hashlib.sha256(first.encode()).hexdigest()[:16]
 
 
@@ -115,13 +143,13 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
+def _read(path: Path) -> list[dict[str, Any]] | None:
+    """Return the recorded starts; None where the file is damaged."""
     try:
-        starts = json.loads(path.read_text())["starts"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TrainingError(
-            f"{path} is damaged ({error}); move it away to continue without its record."
-        ) from error
-    return list(starts)
+        starts = json.loads(path.read_bytes())["starts"]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        return None
+    is_whole = isinstance(starts, list) and all(isinstance(one, dict) for one in starts)
+    return starts if is_whole else None

@@ -59,3 +59,10 @@ class Tracker:
     def close(self) -> None:
         """Send what is left."""
         self._module.finish()
+
+
+def open_trackers(
+    names: Sequence[str], folder: Path, config: Mapping[str, Any], identity: str
+) -> list[Tracker]:
+    """Return the trackers among `names`, in their own order; see `Tracker` for the rest."""
+    return [Tracker(name, folder, config, identity) for name in PACKAGED if name in names]

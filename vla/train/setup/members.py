@@ -21,7 +21,7 @@ from vla.data.dataset import LeRobotDataset
 from vla.data.split import split_episodes
 from vla.errors import ConfigError, TrainingError, VlaError, did_you_mean
 from vla.policies.base import Policy
-from vla.train.recipe import DataSection, MixtureMember, Recipe
+from vla.train.recipe import DataSection, MixtureMember, Recipe, member_name
 from vla.train.setup.robot import with_robot
 from vla.transforms.base import Pipeline
 from vla.transforms.named_pipelines import check_name
@@ -112,11 +112,6 @@ def member_recipes(recipe: Recipe) -> dict[str | None, Recipe]:
         with naming(name):
             recipes[name] = with_robot(_alone(recipe, member))
     return recipes
-
-
-def member_name(member: MixtureMember) -> str:
-    """Return what a member's pipeline is called in the checkpoint."""
-    return member.name or member.path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def check_same_data(checkpoint: Path, pipeline: Pipeline | None, dataset: LeRobotDataset) -> None:

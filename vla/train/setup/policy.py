@@ -15,7 +15,9 @@ from vla.data.stats_warnings import warn_of_statistics
 from vla.errors import ConfigError
 from vla.policies.base import Policy
 from vla.policies.registry import make_config, make_policy, policy_entry
+from vla.train.checkpoint.same_run import moved_base
 from vla.train.recipe import Recipe
+from vla.train.recipe_file import RECIPE_FILE, load_recipe
 from vla.train.resolve import normalization_modes
 from vla.train.seeds import INITIALISATION, derive_seed
 from vla.train.setup.members import RunMember, naming
@@ -42,12 +44,15 @@ def start(recipe: Recipe, checkpoint: Path | None, *, load_weights: bool = True)
     same, since their values are looked at.
     """
     wanted, expected = recipe.policy, policy_entry(recipe.policy.type).policy
+    base = None
+    if checkpoint is not None and wanted.adapter is not None:
+        base = moved_base(load_recipe(checkpoint / RECIPE_FILE), recipe)
     if wanted.adapter is not None and wanted.adapter.quantize is not None:
-        return start_quantized(recipe, checkpoint)
+        return start_quantized(recipe, checkpoint, base)
     needs_values = wanted.adapter is not None or recipe.data.feature_cache is not None
     options: dict[str, Any] = {"dtype": torch.float32, "load_weights": load_weights or needs_values}
     if checkpoint is not None:
-        return expected.from_pretrained(checkpoint, **options)
+        return expected.from_pretrained(checkpoint, base=base, **options)
     if wanted.pretrained is not None:
         return expected.from_pretrained(wanted.pretrained, config=wanted.config, **options)
     if wanted.backbone_source is not None:

@@ -1,11 +1,14 @@
 """A recipe's robot (`data.robot`): what it supplies to the recipe, and whether it fits the dataset."""
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 from vla.data.dataset import LeRobotDataset
-from vla.errors import ConfigError, did_you_mean
+from vla.errors import ConfigError, TrainingError, did_you_mean
 from vla.train.recipe import DataSection, Recipe
+from vla.transforms.base import Pipeline, Transform
 from vla.transforms.robots import Robot, load_robot
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,26 @@ def robot_of(data: DataSection, dataset: LeRobotDataset) -> Robot | None:
     robot = load_robot(data.robot)
     check_robot(robot, dataset)
     return robot
+
+
+def check_same_robot(checkpoint: Path, pipeline: Pipeline | None, data: DataSection) -> None:
+    """Check that the robot file says what it said when a checkpoint was trained, wherever it lies now.
+
+    Raises:
+        TrainingError: Its signs or scales are others than those of the checkpoint's pipeline.
+    """
+    if data.robot is None or pipeline is None:
+        return
+    now = [_described(one) for one in load_robot(data.robot).transforms()]
+    if [_described(one) for one in pipeline.transforms[: len(now)]] != now:
+        raise TrainingError(
+            f"{checkpoint} was trained with other signs or scales than {data.robot} says: the file has "
+            "changed since, or is another robot's."
+        )
+
+
+def _described(transform: Transform) -> str:
+    return json.dumps({"type": transform.name, **transform.to_json()}, sort_keys=True)
 
 
 def check_robot(robot: Robot, dataset: LeRobotDataset) -> None:

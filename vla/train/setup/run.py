@@ -24,7 +24,7 @@ from vla.train.setup.members import (
     open_members,
 )
 from vla.train.setup.policy import check_text, config_of, start, trains_text, with_pipelines
-from vla.train.setup.robot import with_robot
+from vla.train.setup.robot import check_same_robot, with_robot
 from vla.train.setup.trainable import choose_trained
 
 
@@ -84,7 +84,9 @@ def set_up(
     if checkpoint is not None:
         for member in members:
             with naming(member.name):
-                check_same_data(checkpoint, policy.pipelines.get(member.name), member.split.dataset)
+                pipeline = policy.pipelines.get(member.name)
+                check_same_data(checkpoint, pipeline, member.split.dataset)
+                check_same_robot(checkpoint, pipeline, member.data)
     _prepare(policy, recipe, trains_text=trains_text(members), is_resumed=checkpoint is not None)
     for member in members:
         with naming(member.name):

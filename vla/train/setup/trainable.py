@@ -14,7 +14,7 @@ from vla.train.recipe import Recipe
 from vla.train.seeds import INITIALISATION, derive_seed
 
 
-def start_quantized(recipe: Recipe, checkpoint: Path | None) -> Policy:
+def start_quantized(recipe: Recipe, checkpoint: Path | None, base: str | None = None) -> Policy:
     """Return the policy whose adapter is trained, its base in 4 or 8 bits, where the training will run.
 
     What else is frozen has the dtype that is computed in. Nothing of it is written to a checkpoint, so that a
@@ -23,6 +23,7 @@ def start_quantized(recipe: Recipe, checkpoint: Path | None) -> Policy:
     Args:
         recipe: With `policy.adapter.quantize`.
         checkpoint: The run's checkpoint, where it is resumed: the policy then has its adapter, in float32.
+        base: Where the base lies, if it moved since then.
 
     Raises:
         ConfigError: None of the base's maps can be stored so.
@@ -39,7 +40,7 @@ def start_quantized(recipe: Recipe, checkpoint: Path | None) -> Policy:
         "quantize": wanted.adapter.quantize,
     }
     if checkpoint is not None:
-        policy: Any = load_with_base(checkpoint, expected, adapter_dtype=torch.float32, **options)
+        policy: Any = load_with_base(checkpoint, expected, base=base, adapter_dtype=torch.float32, **options)
         return policy
     return expected.from_pretrained(wanted.pretrained, config=wanted.config, **options)
 

@@ -1,0 +1,91 @@
+"""A command that is told to end tidies up first."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from vla.atomic import atomic_folder
+from vla.signals import ended_by_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_block_and_what_is_half_written_goes(tmp_path, number):
+    def write():
+        with ended_by_signals(), atomic_folder(tmp_path / "out") as folder:
+            (folder / "half").touch()
+            signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as caught:
+        write()
+    assert caught.value.code == 128 + number
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_a_second_signal_does_not_interrupt_the_tidying_up():
+    tidied = []
+
+    def end():
+        with ended_by_signals():
+            try:
+                signal.raise_signal(signal.SIGHUP)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGHUP)
+                tidied.append(True)
+
+    with pytest.raises(SystemExit):
+        end()
+    assert tidied
+
+
+def test_what_is_ignored_or_handled_stays_so():
+    heard = []
+    before = (
+        signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        signal.signal(signal.SIGTERM, lambda *_: heard.append(1)),
+    )
+    try:
+        with ended_by_signals():
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+        assert heard == [1]
+    finally:
+        signal.signal(signal.SIGHUP, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
+def test_outside_the_main_thread_nothing_changes():
+    def enter():
+        with ended_by_signals():
+            pass
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_every_command_passes_through_it(tmp_path, number):
+    program = (
+        "import os, sys, signal, vla.cli, typer\n"
+        "from vla.atomic import atomic_folder\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def write():\n"
+        "    with atomic_folder(sys.argv[1]) as folder:\n"
+        "        (folder / 'half').touch()\n"
+        "        signal.raise_signal(int(sys.argv[2]))\n"
+        "vla.cli.app = app\n"
+        "sys.exit(vla.cli.main([]))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "out"), str(int(number))], env=dict(os.environ)
+    )
+    assert ran.returncode == 128 + number
+    assert list(tmp_path.iterdir()) == []

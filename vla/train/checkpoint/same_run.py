@@ -1,0 +1,126 @@
+"""Whether a recipe is the one that a checkpoint was trained by: the same numbers, wherever its data lie now.
+
+Locations may change: the fingerprints of the dataset and of an adapter's base, and the conventions in the
+pipeline, tell what has moved from what is another (`vla.train.setup` compares them). What only a run's start
+reads, such as `policy.pretrained`, may have moved, but not be another while the old one is still there.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from vla.errors import TrainingError
+from vla.train.recipe import Recipe, flatten, member_name
+
+logger = logging.getLogger(__name__)
+
+MAY_CHANGE = frozenset(
+    {
+        "output",
+        *(f"data.{key}" for key in ("num_workers", "open_videos", "streaming_disk_gb")),
+        *(f"data.{key}" for key in ("path", "revision")),  # the statistics' fingerprint tells
+        "train.accumulation",  # along with the number of processes, which the loop checks
+        "train.total_batch_size",
+        *(
+            f"train.{key}"
+            for key in ("steps", "log_every", "save_every", "validate_every", "open_loop_every", "plot_every")
+        ),
+        *(f"train.{key}" for key in ("validation_batches", "checkpoints", "keep_last", "threads")),
+        *(f"train.{key}" for key in ("tensorboard", "trackers", "peak_tflops")),
+    }
+)
+"""Keys that a resumed run may change: none of them changes a loss, except `steps`, where it is the end of the
+cosine (`decay_steps: null`)."""
+
+_READ_AT_THE_START = ("policy.pretrained", "policy.paligemma", "policy.backbone", "policy.tokenizer")
+_IF_ANY = ("data.robot", "data.feature_cache")
+"""Their content is compared elsewhere; whether there is any matters here."""
+
+
+class OtherRunError(TrainingError):
+    """A checkpoint is whole, but of another run than the recipe's."""
+
+
+def continued(before: Recipe, now: Recipe, checkpoint: Path) -> Recipe:
+    """Return the recipe to resume with: the present one, in which members of a mixture keep their names.
+
+    Args:
+        before: The recipe that the checkpoint was trained by.
+        now: The present one.
+        checkpoint: The checkpoint.
+
+    Raises:
+        OtherRunError: They differ in what changes a number; the keys are named.
+    """
+    now = _with_names(before, now)
+    older, newer = _numbers(before), _numbers(now)
+    if newer["train.decay_steps"] == older["train.steps"] and older["train.decay_steps"] is None:
+        newer["train.decay_steps"] = None  # which is where the cosine ended anyhow
+    keys = sorted(older.keys() | newer.keys())
+    changed = [key for key in keys if _differs(key, older.get(key), newer.get(key), now)]
+    if changed:
+        listed = ", ".join(f"{key} (was {older.get(key)!r}, now {newer.get(key)!r})" for key in changed)
+        raise OtherRunError(f"{checkpoint} was trained by another recipe, so it is not resumed: {listed}.")
+    return now
+
+
+def moved_base(before: Recipe, now: Recipe) -> str | None:
+    """Return where an adapter's base lies now, if the recipe says so; None where it is where it was."""
+    if now.policy.adapter is None or _place(before.policy.pretrained) == _place(now.policy.pretrained):
+        return None
+    return now.policy.pretrained
+
+
+def _with_names(before: Recipe, now: Recipe) -> Recipe:
+    """Give members of a mixture the names of their pipelines, which moving their folder must not change."""
+    older, newer = before.data.mixture, now.data.mixture
+    if older is None or newer is None or len(older) != len(newer):
+        return now
+    members = tuple(
+        one if one.name is not None else one.model_copy(update={"name": member_name(other)})
+        for one, other in zip(newer, older, strict=True)
+    )
+    return now.model_copy(update={"data": now.data.model_copy(update={"mixture": members})})
+
+
+def _numbers(recipe: Recipe) -> dict[str, Any]:
+    """Return the values to compare by key, members of a mixture under their numbers."""
+    values = recipe.flat()
+    members = values.pop("data.mixture")
+    if members is not None:
+        for number, member in enumerate(members):
+            name = member_name(recipe.data.mixture[number])  # type: ignore[index]
+            values |= dict(flatten({**member, "name": name}, f"data.mixture.{number}."))
+        values["data.mixture"] = f"{len(members)} datasets"
+    return values
+
+
+def _differs(key: str, older: Any, newer: Any, now: Recipe) -> bool:
+    plain = ".".join(part for part in key.split(".") if not part.isdecimal()).replace(
+        "data.mixture.", "data."
+    )
+    if older == newer or plain in MAY_CHANGE:
+        return False
+    if plain in _IF_ANY:
+        return (older is None) != (newer is None)
+    if key in _READ_AT_THE_START and older is not None and newer is not None:
+        if _place(older) == _place(newer) or (key == "policy.pretrained" and now.policy.adapter is not None):
+            return False
+        if Path(older).exists():
+            return True
+        logger.warning(
+            "%s was %s, now %s: a resumed run does not read it again, its weights are the checkpoint's",
+            key,
+            older,
+            newer,
+        )
+        return False
+    return True
+
+
+def _place(location: str | None) -> str | None:
+    """Return one spelling of a folder; a hub id stays what it is."""
+    if location is None or not Path(location).exists():
+        return location
+    return os.path.realpath(location)
