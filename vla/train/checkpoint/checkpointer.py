@@ -135,7 +135,7 @@ class Checkpointer:
             weights = whole_weights(self._engine, model)
             if not main:
                 return
-            options = {} if weights is None else {"state_dict": weights}
+            options: dict[str, Any] = {} if weights is None else {"state_dict": weights}
 
             def write(folder: Path) -> None:
                 self._policy.save_pretrained(folder, **options)
