@@ -255,9 +255,10 @@ def serving():
 
 def speak_to(url: str, monkeypatch, cache: Path) -> None:
     """Make `huggingface_hub` use the hub at `url`, online, with a cache of its own and no stored token."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
 
     monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(hf_api.api, "endpoint", url)  # made at import: behind `huggingface_hub.create_repo`
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
     )

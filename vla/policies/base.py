@@ -125,7 +125,11 @@ class Policy(PolicyModule):
         super().__init_subclass__(**kwargs)
         if "forward" in vars(cls):
             cls.forward = LossWithoutLabels(cls.forward)  # type: ignore[method-assign]
-        if getattr(vars(cls).get("config_class"), "model_type", ""):  # not of a class of several policies
+        config_class = vars(cls).get("config_class")
+        inherited = any(vars(base).get("config_class") is config_class for base in cls.__mro__[1:])
+        if (
+            getattr(config_class, "model_type", "") and not inherited
+        ):  # neither of several policies nor a variant
             register_classes(cls)
 
     # -- acting ----------------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def test_several_draws_may_have_a_learning_rate_of_their_own(tmp_path):
     one, several = draws._recipes(DrawsOptions(learning_rate=0.25), tmp_path, tmp_path, 0)
     assert one.train.learning_rate == 3e-3
     assert several.train.learning_rate == 0.25
-    with pytest.raises(ConfigError, match=r"train\.learning_rate"):
+    with pytest.raises(ConfigError, match="learning_rate must lie above 0"):
         draws._recipes(DrawsOptions(learning_rate=-1.0), tmp_path, tmp_path, 0)
 
 

@@ -80,7 +80,7 @@ def test_base_that_is_gone_is_said(moved, capsys):
 
 
 def test_base_in_the_library(folders, moved):
-    with pytest.raises(WeightsError, match=r"needs its base .*gone.*`--base WHERE`, or `base` in Python"):
+    with pytest.raises(WeightsError, match=r"needs its base .*gone.*base=WHERE, `--base WHERE`"):
         load(moved / "run")
     ours = load(moved / "run", base=moved / "moved").policy.state_dict()
     theirs = AutoPolicy.from_pretrained(folders / "run").state_dict()
