@@ -9,6 +9,7 @@ from tests.cli.conftest import CAMERA
 from tests.data.make import make_dataset
 from vla.cli import main
 from vla.cli.recordings import Keys, keys_of
+from vla.data import ColumnNames, TableOptions
 from vla.train.recipe_file import load_recipe
 
 
@@ -106,5 +107,9 @@ def test_recipe_of_a_checkpoint_names_its_keys(tmp_path):
         None, ["data.path=x", "output=y", "data.cameras.top=a", "data.state_key=s", "data.action_key=b"]
     )
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    assert keys_of(tmp_path, None) == Keys({"top": "a"}, "s", "b")
-    assert keys_of(tmp_path, ["top=c", "wrist=d"]) == Keys({"top": "c", "wrist": "d"}, "s", "b")
+    table = TableOptions()
+    assert keys_of(tmp_path, None) == Keys({"top": "a"}, "s", "b", table)
+    assert keys_of(tmp_path, ["top=c", "wrist=d"]) == Keys({"top": "c", "wrist": "d"}, "s", "b", table)
+    recipe = load_recipe(None, ["data.path=hf:x", "output=y", "data.columns.task=t", "data.split=test"])
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert keys_of(tmp_path, None).table == TableOptions(ColumnNames(task="t"), split="test")

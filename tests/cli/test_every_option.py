@@ -22,7 +22,7 @@ TEXTS = {
     "KEY=VALUE", "--condition", "--camera", "--dataset-episodes", "--episodes", "--delta-mask", "--state-key",
     "--action-key", "--pipeline", "--device", "--env", "--max-shard-size", "--asset-id", "--set",
     "--revision", "--token", "--to", "--dtype", "--activation-checkpointing", "--engine", "--preset",
-    "--draws", "--against", "--clock", "--shape", "--freeze",
+    "--draws", "--against", "--clock", "--shape", "--freeze", "--column", "--split", "--subset",
 }  # fmt: skip
 """What is neither a path nor a number."""
 
@@ -99,7 +99,8 @@ def place(tmp_path_factory):
 
 WRONG_INPUTS = (
     "missing/at/all", "empty_folder", "full_folder", "empty_file", "random", "random.yaml", "dangling",
-    "loop", "below/file", "n" * 300, "half\udce9", "",
+    "loop", "below/file", "n" * 300, "half\udce9", "", "hf:", "hf:empty_folder", "hf:random", "hf:loop",
+    "hf:half\udce9", "hf:" + "n" * 300,
 )  # fmt: skip
 WRONG_OUTPUTS = ("full_folder", "random", "dangling", "loop", "below/file", "below/a/b", "n" * 300, "")
 WRONG_NUMBERS = ("-1", "nan", "inf", "1e30", "abc", "", str(10**30), "0x10", "1_000_000_000_000")

@@ -53,7 +53,7 @@ ROOMS: dict[str, Room] = {
     "weights": Room(packages=("torch", "numpy", "safetensors", "huggingface_hub", "tensorstore", "yaml")),
     "data": Room(
         rooms=("transforms", "weights.hub_errors"),
-        packages=("torch", "numpy", "PIL", "pyarrow", "av", "huggingface_hub"),
+        packages=("torch", "numpy", "PIL", "pyarrow", "av", "huggingface_hub", "datasets"),
     ),
     # How a policy meets a folder or the hub. Policies are modules with a config and pipelines here, found by
     # name: so `Policy`, whose methods load and save, can stand above this room.

@@ -1,11 +1,20 @@
 """`vla eval CHECKPOINT`: success in a simulated environment, or agreement with recordings."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vla.cli.console import console, parse_numbers, quiet_loading
+from vla.cli.info.table_options import (
+    ColumnOption,
+    FpsOption,
+    SplitOption,
+    SubsetOption,
+    check_table,
+    table_options,
+)
 from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
 
@@ -65,6 +74,10 @@ def evaluate(
     open_loop: OpenLoopOption = None,
     dataset_episodes: DatasetEpisodesOption = None,
     camera: CameraOption = None,
+    column: ColumnOption = None,
+    split: SplitOption = None,
+    subset: SubsetOption = None,
+    fps: FpsOption = None,
     pipeline: PipelineOption = None,
     base: BaseOption = None,
     output: OutputOption = Path("eval_run"),
@@ -80,9 +93,10 @@ def evaluate(
 
     Example: vla eval runs/first --open-loop bridge_mini_v3 --output eval_first
     """
-    check_new_folder(output, "--output", *(open_loop or "",))
-    only_open_loop = {"--dataset-episodes": dataset_episodes, "--camera": camera}
-    unused = [name for name, value in only_open_loop.items() if value is not None]
+    check_new_folder(output, "--output", (open_loop or "").removeprefix("hf:"))
+    names = ("--dataset-episodes", "--camera", "--column", "--split", "--subset", "--fps")
+    values = (dataset_episodes, camera, column, split, subset, fps)
+    unused = [name for name, value in zip(names, values, strict=True) if value is not None]
     if open_loop is None and unused:
         raise ConfigError(f"{unused[0]} is about --open-loop DATASET, which is not given.")
 
@@ -97,8 +111,11 @@ def evaluate(
         from vla.cli.recordings import compare, keys_of, print_errors, write_comparison
 
         chosen = None if dataset_episodes is None else parse_numbers(dataset_episodes, "--dataset-episodes")
+        check_table(open_loop, table_options(column, split, subset, fps))
         policy = load(source, pipeline=pipeline, device=device, base=base)
-        compared = compare(policy, open_loop, keys_of(source, camera, pipeline), chosen, seed)
+        keys = keys_of(source, camera, pipeline)
+        keys = replace(keys, table=table_options(column, split, subset, fps, keys.table))
+        compared = compare(policy, open_loop, keys, chosen, seed)
         print_errors(compared)
         with atomic_folder(output) as folder:
             write_comparison(folder, checkpoint, pipeline, open_loop, compared)

@@ -12,6 +12,7 @@ from vla.types import ACTION_KEY, STATE_KEY, Columns
 
 if TYPE_CHECKING:
     from vla.data import LeRobotDataset
+    from vla.data.hf.options import TableOptions
     from vla.eval.open_loop import OpenLoopResult
     from vla.policies.robot import RobotPolicy
 
@@ -32,11 +33,13 @@ class Keys:
         cameras: Camera slot of the policy -> camera key; None matches slots with the keys' last parts.
         state: Column of the state, or several that are joined.
         action: The same of the actions.
+        table: How a table of `datasets` is read; None as by default.
     """
 
     cameras: Mapping[str, str] | None = None
     state: Columns = STATE_KEY
     action: Columns = ACTION_KEY
+    table: "TableOptions | None" = None
 
 
 def keys_of(checkpoint: Path, cameras: Sequence[str] | None, pipeline: str | None = None) -> Keys:
@@ -57,14 +60,14 @@ def keys_of(checkpoint: Path, cameras: Sequence[str] | None, pipeline: str | Non
 
         recipe = load_recipe(checkpoint / RECIPE_FILE)
         data = member_recipes(recipe)[pipeline].data
-        keys = Keys(data.cameras, data.state_key, data.action_key)
+        keys = Keys(data.cameras, data.state_key, data.action_key, data.table)
     if not cameras:
         return keys
     pairs = [entry.partition("=") for entry in cameras]
     for entry, (slot, _, key) in zip(cameras, pairs, strict=True):
         if not slot or not key:
             raise ConfigError(f"--camera takes SLOT=KEY, as in top=observation.images.top; got '{entry}'.")
-    return Keys({slot: key for slot, _, key in pairs}, keys.state, keys.action)
+    return replace(keys, cameras={slot: key for slot, _, key in pairs})
 
 
 def match_cameras(dataset: "LeRobotDataset", slots: Sequence[str], keys: Keys) -> dict[str, str]:
@@ -98,12 +101,13 @@ def compare(
     """
     import torch
 
-    from vla.data import LeRobotDataset
+    from vla.data import open_dataset
     from vla.eval.open_loop import open_loop
 
     config = policy.policy.config
-    opened = LeRobotDataset(
+    opened = open_dataset(
         dataset,
+        keys.table,
         window=config.window.without_past(),  # the policy remembers, frame by frame
         episodes=episodes,
         cameras=None if keys.cameras is None else list(keys.cameras.values()),

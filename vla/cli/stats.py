@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vla.cli.console import console, parse_flags, parse_numbers, progress_bar
+from vla.cli.info.table_options import (
+    ColumnOption,
+    FpsOption,
+    SplitOption,
+    SubsetOption,
+    check_table,
+    table_options,
+)
 from vla.cli.paths import check_new_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from vla.data import LeRobotDataset
+    from vla.data.hf.options import TableOptions
     from vla.transforms.normalize import FeatureStats
     from vla.types import Columns
 
@@ -23,7 +32,9 @@ DEFAULT_HORIZON = 50
 DatasetArgument = Annotated[
     str,
     typer.Argument(
-        help="LeRobot dataset, v2.1 or v3.0: folder or hub id.", metavar="DATASET", show_default=False
+        help="LeRobot dataset, v2.1 or v3.0: folder or hub id. Or hf: and a table of `datasets`.",
+        metavar="DATASET",
+        show_default=False,
     ),
 ]
 HorizonOption = Annotated[
@@ -61,6 +72,10 @@ def stats(
     state_key: KeyOption = None,
     action_key: KeyOption = None,
     robot: RobotOption = None,
+    column: ColumnOption = None,
+    split: SplitOption = None,
+    subset: SubsetOption = None,
+    fps: FpsOption = None,
     output: OutputOption = None,
 ) -> None:
     """Compute exact statistics of states and actions: mean, std, min, max and the 1 % and 99 % quantiles.
@@ -76,8 +91,10 @@ def stats(
     """
     flags = None if delta_mask is None else parse_flags(delta_mask, "--delta-mask")
     chosen = None if episodes is None else parse_numbers(episodes, "--episodes")
+    table = table_options(column, split, subset, fps)
+    check_table(dataset, table)
     if output is not None:
-        check_new_folder(output, "--output", dataset)
+        check_new_folder(output, "--output", dataset.removeprefix("hf:"))
 
     from vla.atomic import atomic_folder
     from vla.data.stats import compute_statistics
@@ -95,7 +112,7 @@ def stats(
             (action_key, arm.action_key if arm else ACTION_KEY),
         )
     ]
-    opened = _open(dataset, action_horizon, chosen, *columns)
+    opened = _open(dataset, table, action_horizon, chosen, *columns)
     before = []
     if arm is not None:
         from vla.train.setup.robot import check_robot
@@ -120,18 +137,29 @@ def stats(
 
 
 def _open(
-    dataset: str, horizon: int | None, episodes: list[int] | None, state_key: "Columns", action_key: "Columns"
+    dataset: str,
+    table: "TableOptions",
+    horizon: int | None,
+    episodes: list[int] | None,
+    state_key: "Columns",
+    action_key: "Columns",
 ) -> "LeRobotDataset":
     """Open the dataset without its videos; without a horizon, for the default or the longest episode."""
-    from vla.data import LeRobotDataset
+    from vla.data import open_dataset
 
-    open_dataset = partial(
-        LeRobotDataset, dataset, episodes=episodes, cameras=[], state_key=state_key, action_key=action_key
+    open_episodes = partial(
+        open_dataset,
+        dataset,
+        table,
+        episodes=episodes,
+        cameras=[],
+        state_key=state_key,
+        action_key=action_key,
     )
     if horizon is None:
-        longest = max(episode.length for episode in open_dataset(action_horizon=1).episodes)
+        longest = max(episode.length for episode in open_episodes(action_horizon=1).episodes)
         horizon = min(DEFAULT_HORIZON, longest)
-    return open_dataset(action_horizon=horizon)
+    return open_episodes(action_horizon=horizon)
 
 
 def _table(feature: str, values: "FeatureStats", names: tuple[str, ...] | None) -> "Table":

@@ -11,15 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from vla.data.frames import FrameStore
+from vla.data.hf.export import Recordings, Videos, to_table
 from vla.data.hub import DatasetLocation, locate
 from vla.data.lerobot import storage_v21, storage_v30
-from vla.data.lerobot.columns import TextColumn, read_columns
+from vla.data.lerobot.columns import Columns, TextColumn, read_columns
 from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.schema import INFO_PATH, DatasetInfo, read_info
 from vla.data.lerobot.verify import (
@@ -31,12 +32,22 @@ from vla.data.lerobot.verify import (
     check_videos,
 )
 from vla.data.loading.file_order import Window as ShuffleWindow
-from vla.data.selection import choose_cameras, frame_number, select_episodes, window_of, without_depth
+from vla.data.selection import (
+    check_horizon,
+    choose_cameras,
+    frame_number,
+    select_episodes,
+    window_of,
+    without_depth,
+)
 from vla.data.stream import FileStream
 from vla.data.video import OPEN_VIDEOS
 from vla.data.windows import window
 from vla.errors import ConfigError, DatasetError, did_you_mean
 from vla.types import ACTION_KEY, STATE_KEY, ProgressCallback, Window, columns_of, name_of
+
+if TYPE_CHECKING:
+    import datasets
 
 _STORAGES = {"v2.1": storage_v21, "v3.0": storage_v30}
 
@@ -139,13 +150,7 @@ class LeRobotDataset:
         every = storage.read_episodes(self.root, self.info)
         self.episodes = select_episodes(every, episodes)
         self.cameras = choose_cameras(self.root, self.info, cameras, self.episodes)
-        longest = max(episode.length for episode in self.episodes)
-        if self.action_horizon > longest:
-            raise DatasetError(
-                f"action_horizon is {self.action_horizon}, but the longest of the {len(self.episodes)} "
-                f"episodes in {self.root} has {longest} frames: every chunk would be padded. Choose at most "
-                f"{longest}."
-            )
+        check_horizon(self.action_horizon, self.episodes, str(self.root))
         self._fetch_files(source)
         times = self._load_rows(every, tolerance_s)
         check_parts(every, self.cameras, self.info.fps)
@@ -283,6 +288,38 @@ class LeRobotDataset:
         if key in self.left_out:
             raise DatasetError(f"The column '{key}' of {self.root} was left out: {self.left_out[key]}")
 
+    def to_datasets(
+        self, *, streaming: bool = False, videos: Videos | None = None
+    ) -> "datasets.Dataset | datasets.IterableDataset":
+        """Return the selected episodes and cameras as a table of Hugging Face `datasets`, one frame a row.
+
+        Columns keep their keys, as numbers, lists and text; `task` is the instruction. Images are `Image`s. A
+        camera that is stored in videos is a `Video` (the path of its file), and a row's frame is shown at
+        `<camera>.from_timestamp` + `timestamp`; or, with `videos="images"`, an `Image` of that frame. Where a
+        `Video` is decoded, `datasets` asks for torchcodec; `Video(decode=False)` gives its path without.
+
+        Args:
+            streaming: Return an `IterableDataset`, an episode a shard, which decodes as it goes and writes
+                nothing. A `Dataset` with images is written to the cache of `datasets`, once.
+            videos: `"video"` or `"images"`; null is `"images"` where streamed and `"video"` where not.
+
+        Raises:
+            ConfigError: `videos` is something else.
+            DatasetError: An image or a frame cannot be read.
+        """
+        recordings = Recordings(
+            self.root,
+            self.fingerprint,
+            self.episodes,
+            self.episode_slices,
+            self._columns,
+            self.info.tasks,
+            {camera: self.info.features[camera] for camera in self.cameras},
+            self._frames,
+            self.root.joinpath if self._stream is None else self._stream.path,
+        )
+        return to_table(recordings, streaming=streaming, videos=videos)
+
     def preload(self, progress: ProgressCallback | None = None) -> None:
         """Decode every frame now (needs `cache_frames`); workers forked afterwards share the memory.
 
@@ -380,8 +417,12 @@ class LeRobotDataset:
         starts = np.cumsum([0, *(episode.length for episode in every)]).tolist()
         rows_before = {episode.index: start for episode, start in zip(every, starts, strict=False)}
         vectors = (*self.state_columns, *self.action_columns)
-        self._columns = read_columns(self.root, self.info, self.episodes, vectors, rows_before)
-        self.left_out, numbers = self._columns.left_out, self._columns.numbers
+        self._take_columns(read_columns(self.root, self.info, self.episodes, vectors, rows_before))
+        return self._check_times(tolerance_s)
+
+    def _take_columns(self, columns: Columns) -> None:
+        """Take the columns of the selected episodes over."""
+        self._columns, self.left_out, numbers = columns, columns.left_out, columns.numbers
         lengths = [episode.length for episode in self.episodes]
         ends = np.cumsum(lengths).tolist()
         self.episode_slices = [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
@@ -400,14 +441,26 @@ class LeRobotDataset:
             replace(episode, tasks=self._tasks_of(span))
             for episode, span in zip(self.episodes, self.episode_slices, strict=True)
         ]
+
+    def _check_times(self, tolerance_s: float | None) -> list[np.ndarray]:
+        """Return the times of each episode's frames since its start, in seconds."""
+        numbers = self._columns.numbers
         times = _frame_times(numbers["timestamp"], numbers["frame_index"], self.info.fps)
         check_times(times, self.episode_slices, self.episodes, self.info.fps, tolerance_s)
         return [times[span] for span in self.episode_slices]
 
 
 def _as_vectors(columns: Sequence[np.ndarray]) -> np.ndarray:
-    parts = [values.reshape(len(values), -1).astype(np.float32, copy=False) for values in columns]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    with np.errstate(over="ignore"):
+        parts = [values.reshape(len(values), -1).astype(np.float32, copy=False) for values in columns]
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    if not np.isfinite(joined).all():  # finite as float64, as columns are checked when they are read
+        row, dimension = np.argwhere(~np.isfinite(joined))[0].tolist()
+        raise DatasetError(
+            f"The state or an action is too large for float32: frame {row} of the selected episodes, "
+            f"dimension {dimension}."
+        )
+    return joined
 
 
 def _frame_times(timestamps: np.ndarray, frame_index: np.ndarray, fps: float) -> np.ndarray:

@@ -28,6 +28,7 @@ class FrameStore:
             memory, so that each frame is decoded once per process. Processes forked after that share them.
         open_videos: Video files that each process keeps open.
         locate: Path of a video by its name in the dataset; by default it is in `root`.
+        images: Reads images that are not in videos, as `ParquetImages.read`, which does by default.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class FrameStore:
         cache: bool,
         open_videos: int = OPEN_VIDEOS,
         locate: Callable[[str], Path] | None = None,
+        images: Any = None,
     ) -> None:
         self._root = root
         self._episodes = episodes
@@ -50,7 +52,7 @@ class FrameStore:
         self._tolerance_s = tolerance_s
         self._kept: dict[tuple[int, str], np.ndarray] | None = {} if cache else None
         self._videos = VideoReaders(open_videos, locate or root.joinpath)
-        self._images = ParquetImages()
+        self._images = ParquetImages() if images is None else images
 
     def get(self, position: int, frame: int, camera: str) -> np.ndarray:
         """Return one frame.

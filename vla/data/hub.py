@@ -61,7 +61,7 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetL
         DatasetError: There is no such folder or hub dataset, it cannot be reached, or a revision is given
             for a folder.
     """
-    path = _expanded(path_or_repo_id)
+    path = expanded(path_or_repo_id)
     if path.exists():
         if revision is not None:
             raise DatasetError(
@@ -82,13 +82,23 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetL
     return DatasetLocation(root, repo_id, root.name if COMMIT.fullmatch(root.name) else revision)
 
 
-def _expanded(path: str | Path) -> Path:
+def download_all(repo_id: str, revision: str | None = None) -> Path:
+    """Download a whole dataset of the hub; return its snapshot's folder, which is named after the commit.
+
+    Raises:
+        DatasetError: It does not exist, or cannot be reached.
+    """
+    return _download(repo_id, revision, ["*"])
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home folder in the place of `~`; raises `DatasetError` where none can be so."""
     try:
-        expanded = Path(path).expanduser()
-        expanded.exists()
+        found = Path(path).expanduser()
+        found.exists()
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{path!r} cannot be a dataset's folder: {error}.") from error
-    return expanded
+    return found
 
 
 def _download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:

@@ -46,10 +46,7 @@ class ParquetImages:
             raise DatasetError(f"{path} has no column '{key}' with the camera's images.") from error
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{path}, row {row}: '{key}' cannot be read: {error}") from error
-        with _opened(value, f"{path}, row {row}: '{key}'") as image:
-            if reason := _depth_reason(image):
-                raise DatasetError(f"{path}, row {row}: '{key}' shows distances, not colours: {reason}.")
-            return np.array(image.convert("RGB"))
+        return decode_image(value, f"{path}, row {row}: '{key}'")
 
     def _locate(self, path: Path, row: int) -> tuple[int, int]:
         if path not in self._starts:
@@ -97,8 +94,33 @@ def first_header(path: Path, key: str) -> tuple[tuple[int, int], str | None]:
         raise DatasetError(f"{path} is missing: the dataset is incomplete.") from error
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path}: '{key}' cannot be read: {error}") from error
-    with _opened(value, f"{path}, row 0: '{key}'") as image:
+    return image_header(value, f"{path}, row 0: '{key}'")
+
+
+def image_header(value: Any, what: str) -> tuple[tuple[int, int], str | None]:
+    """Return (height, width) of a stored image, and why it has no colours, or None; nothing is decoded.
+
+    Args:
+        value: Encoded bytes, or a dictionary with them under `bytes`.
+        what: Which image, for messages.
+
+    Raises:
+        DatasetError: It is not an image.
+    """
+    with _opened(value, what) as image:
         return (image.height, image.width), _depth_reason(image)
+
+
+def decode_image(value: Any, what: str) -> np.ndarray:
+    """Decode a stored image, uint8 `[h, w, 3]`; arguments and errors as those of `image_header`.
+
+    Raises:
+        DatasetError: It is not an image, or shows distances.
+    """
+    with _opened(value, what) as image:
+        if reason := _depth_reason(image):
+            raise DatasetError(f"{what} shows distances, not colours: {reason}.")
+        return np.array(image.convert("RGB"))
 
 
 @contextmanager

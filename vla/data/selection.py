@@ -52,6 +52,22 @@ def select_episodes(episodes: list[Episode], wanted: Sequence[int] | None) -> li
     return [by_index[index] for index in wanted]
 
 
+def check_horizon(horizon: int, episodes: Sequence[Episode], name: str) -> None:
+    """Raise `DatasetError` where all chunks of the selected episodes would be padded.
+
+    Args:
+        horizon: Steps in an action chunk.
+        episodes: The selected episodes.
+        name: The dataset's, for the message.
+    """
+    longest = max(episode.length for episode in episodes)
+    if horizon > longest:
+        raise DatasetError(
+            f"action_horizon is {horizon}, but the longest of the {len(episodes)} episodes in {name} has "
+            f"{longest} frames: every chunk would be padded. Choose at most {longest}."
+        )
+
+
 def choose_cameras(
     root: Path, info: DatasetInfo, wanted: Sequence[str] | None, episodes: Sequence[Episode]
 ) -> tuple[str, ...]:

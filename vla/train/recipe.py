@@ -30,6 +30,8 @@ from pydantic import (
     model_validator,
 )
 
+from vla.data.hf.options import ColumnNames, TableOptions
+from vla.data.hf.source import PREFIX, is_table
 from vla.errors import ConfigError
 from vla.types import ACTION_KEY, STATE_KEY, Columns, columns_of
 
@@ -162,10 +164,68 @@ class PolicySection(_Section):
         return self.paligemma if self.backbone is None else self.backbone
 
 
-class MixtureMember(_Section):
-    """One dataset of a mixture. Keys that are left out have the value of the same key of `data`."""
+class ColumnsSection(_Section):
+    """Columns of a table of `datasets` that say which frame a row is, and what was to be done.
+
+    Images, state and actions are named by `cameras`, `state_key` and `action_key`, as of every dataset.
+    """
+
+    task: Text = "task"
+    """The instruction: text or class labels."""
+    episode: Text = "episode_index"
+    """Which episode a row belongs to: whole numbers, text or class labels."""
+    frame: Text | None = None
+    """Number of the frame within its episode. Null takes `frame_index` where there is such a column, and else
+    the order of the rows."""
+    timestamp: Text | None = None
+    """Seconds. Null takes `timestamp` where there is such a column, and else counts frames."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _others_have_keys(cls, value: Any) -> Any:
+        keys = {"images": "cameras", "cameras": "cameras", "state": "state_key", "action": "action_key"}
+        for name in keys.keys() & set(value if isinstance(value, Mapping) else ()):
+            raise ValueError(f"'{name}' is named by data.{keys[name]}, for every kind of dataset")
+        return value
+
+
+class _Table(_Section):
+    """What is said of a table of `datasets`, and of no LeRobot dataset, which says so by itself."""
 
     path: Location
+    """Folder or hub id; `hf:` before it asks for a table of `datasets`."""
+    columns: ColumnsSection = ColumnsSection()
+    """With `path: hf:...`: further columns, by name."""
+    split: Text | None = None
+    """With `path: hf:...`: which split; null is the only one, or `train`."""
+    subset: Text | None = None
+    """With `path: hf:...`: which subset of a hub dataset."""
+    fps: PositiveFloat | None = None
+    """With `path: hf:...`: frames per second; null takes them from the timestamps."""
+
+    @property
+    def table(self) -> TableOptions:
+        """How a table is read."""
+        columns = ColumnNames(**self.columns.model_dump())
+        return TableOptions(columns, self.split, self.subset, self.fps)
+
+    @model_validator(mode="after")
+    def _only_of_tables(self) -> Self:
+        said = [
+            key
+            for key in ("columns", "split", "subset", "fps")
+            if getattr(self, key) != type(self).model_fields[key].default
+        ]
+        if self.path and said and not is_table(self.path):
+            raise ValueError(
+                f"{said[0]} is for tables of `datasets` (path: hf:...): a LeRobot dataset says it by itself"
+            )
+        return self
+
+
+class MixtureMember(_Table):
+    """One dataset of a mixture. Keys that are left out have the value of the same key of `data`."""
+
     revision: Text | None = None
     name: Text | None = None
     """What its pipeline is called in the checkpoint; null is the last part of `path`."""
@@ -184,14 +244,16 @@ class MixtureMember(_Section):
 
 def member_name(member: MixtureMember) -> str:
     """Return what a member's pipeline is called in the checkpoint."""
-    return member.name or member.path.rstrip("/").rsplit("/", 1)[-1]
+    return member.name or member.path.removeprefix(PREFIX).rstrip("/").rsplit("/", 1)[-1]
 
 
-class DataSection(_Section):
+class DataSection(_Table):
     """What it is trained on."""
 
     path: Location
-    """A LeRobot dataset, v2.1 or v3.0: folder or hub id. Empty where `mixture` is given."""
+    """A LeRobot dataset, v2.1 or v3.0: folder or hub id. Or a table of Hugging Face `datasets`, one frame a
+    row: `hf:` and a folder (of `save_to_disk`, or of parquet files) or hub id. Empty where `mixture` is
+    given."""
     revision: Text | None = None
     """Branch, tag or commit of a hub dataset; null is its main branch as it is when the run starts."""
     mixture: tuple[MixtureMember, ...] | None = None

@@ -1,13 +1,25 @@
 """`vla info WHAT`: what a checkpoint or a dataset holds, without loading a tensor or a frame."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vla.cli.info.memory import Checkpointing, EngineName, MemoryOptions
+from vla.cli.info.table_options import (
+    ColumnOption,
+    FpsOption,
+    SplitOption,
+    SubsetOption,
+    check_table,
+    table_options,
+)
 from vla.cli.logs import json_alone
 from vla.errors import ConfigError, DatasetError, WeightsError
+
+if TYPE_CHECKING:
+    from vla.data.hf.options import TableOptions
 
 KNOWN = "known"
 DATASET = "dataset"
@@ -15,7 +27,8 @@ DATASET = "dataset"
 WhatArgument = Annotated[
     str,
     typer.Argument(
-        help="Checkpoint: folder, hub id or short name. Dataset: folder or hub id. Or the word known.",
+        help="Checkpoint: folder, hub id or short name. Dataset: folder or hub id; after hf:, a table of "
+        "`datasets`. Or the word known.",
         metavar="WHAT",
         show_default=False,
     ),
@@ -75,6 +88,10 @@ def info(
     gpus: GpusOption = 1,
     asset_id: AssetOption = None,
     base: BaseOption = None,
+    column: ColumnOption = None,
+    split: SplitOption = None,
+    subset: SubsetOption = None,
+    fps: FpsOption = None,
     as_json: JsonOption = False,
     revision: RevisionOption = None,
     token: TokenOption = None,
@@ -89,9 +106,14 @@ def info(
 
     Example: vla info lerobot/pi0_base --memory --engine fsdp2 --gpus 8
     """
+    table = table_options(column, split, subset, fps)
+    check_table(what, table)
     options = MemoryOptions(batch_size, cameras, text, ema, activation_checkpointing, engine, gpus)
     with json_alone(as_json):
-        if what == KNOWN:
+        if what.startswith("hf:"):
+            about = {"--diff": diff, "--memory": memory, "--asset-id": asset_id, "--base": base}
+            _print_table(what, table, about, revision, as_json)
+        elif what == KNOWN:
             from vla.cli.info.known import print_known
 
             print_known(as_json)
@@ -101,6 +123,18 @@ def info(
             print_diff(what, diff, revision=revision, token=token, as_json=as_json)
         else:
             _print(what, options if memory else None, asset_id, base, revision, token, as_json)
+
+
+def _print_table(
+    what: str, options: "TableOptions", about: Mapping[str, object], revision: str | None, as_json: bool
+) -> None:
+    """Describe a table of `datasets`; options that are about checkpoints are refused."""
+    from vla.cli.info.table import print_table
+
+    for option, value in about.items():
+        if value:
+            raise ConfigError(f"{option} is about checkpoints, and {what} is a dataset.")
+    print_table(what, options, revision, as_json)
 
 
 def _print(

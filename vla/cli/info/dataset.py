@@ -1,11 +1,14 @@
 """`vla info DATASET`: what the metadata says; no frame is decoded."""
 
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla.cli.console import print_rows
 from vla.cli.logs import print_json
 from vla.types import ACTION_KEY, STATE_KEY
+
+if TYPE_CHECKING:
+    from vla.data import LeRobotDataset
 
 SHOWN_TASKS = 5
 
@@ -28,6 +31,11 @@ def print_dataset(what: str, revision: str | None = None, as_json: bool = False)
         state_key=found.likely_columns(STATE_KEY, "state"),
         action_key=found.likely_columns(ACTION_KEY, "actions"),
     )
+    show_dataset(what, dataset, as_json)
+
+
+def show_dataset(what: str, dataset: "LeRobotDataset", as_json: bool, **more: Any) -> None:
+    """Describe an opened dataset, and what more is known of it."""
     about = dataset.info
     lengths = sorted(episode.length for episode in dataset.episodes)
     values: dict[str, Any] = {
@@ -46,6 +54,7 @@ def print_dataset(what: str, revision: str | None = None, as_json: bool = False)
         "left_out": dict(dataset.left_out)
         | {key: f"depth: {about.features[key].depth}" for key in about.depth_maps},
         "fingerprint": dataset.fingerprint,
+        **more,
     }
     if as_json:
         print_json({"kind": "dataset", "path": what, **values})

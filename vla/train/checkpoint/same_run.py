@@ -19,7 +19,9 @@ MAY_CHANGE = frozenset(
     {
         "output",
         *(f"data.{key}" for key in ("num_workers", "open_videos", "streaming_disk_gb")),
-        *(f"data.{key}" for key in ("path", "revision")),  # the statistics' fingerprint tells
+        *(
+            f"data.{key}" for key in ("path", "revision", "split", "subset")
+        ),  # the statistics' fingerprint tells
         "train.accumulation",  # along with the number of processes, which the loop checks
         "train.total_batch_size",
         *(

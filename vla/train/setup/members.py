@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from vla.data.dataset import LeRobotDataset
+from vla.data.hf.open import open_dataset
 from vla.data.split import split_episodes
 from vla.errors import ConfigError, TrainingError, VlaError, did_you_mean
 from vla.policies.base import Policy
@@ -161,9 +162,10 @@ def _open_datasets(
     data: DataSection, window: Window, seed: int
 ) -> tuple[LeRobotDataset, LeRobotDataset | None]:
     """Return the training episodes and the held-out ones."""
-    open_dataset = partial(
-        LeRobotDataset,
+    open_episodes = partial(
+        open_dataset,
         data.path,
+        data.table,
         cameras=None if data.cameras is None else list(data.cameras.values()),
         action_key=data.action_key,
         state_key=data.state_key,
@@ -173,18 +175,18 @@ def _open_datasets(
         streaming=data.streaming,
         streaming_disk_gb=data.streaming_disk_gb,
     )
-    everything = open_dataset(
+    everything = open_episodes(
         episodes=data.episodes, revision=data.revision, window=replace(window, cameras={})
     )
     if window.cameras:  # offsets of single cameras, whose keys only the dataset may know
         window = window.rekeyed(_camera_slots(data, everything))
-        everything = open_dataset(episodes=data.episodes, revision=everything.revision, window=window)
+        everything = open_episodes(episodes=data.episodes, revision=everything.revision, window=window)
     chosen = [episode.index for episode in everything.episodes]
     training, validation = split_episodes(chosen, data.validation_fraction, seed)
     if not validation:
         return everything, None
     # At the commit that was found, so that a push in between cannot mix two states.
-    reopen = partial(open_dataset, revision=everything.revision, window=window)
+    reopen = partial(open_episodes, revision=everything.revision, window=window)
     return reopen(episodes=training), reopen(episodes=validation)
 
 

@@ -1,0 +1,144 @@
+"""Where tables come from: folders, files, splits, the hub, and what is said when they cannot be read."""
+
+import json
+
+import datasets
+import pytest
+
+from tests.data.hf.tables import KEYS, OPTIONS, make_table
+from tests.data.make import files_of
+from tests.hub_server import serving, speak_to
+from vla.data import HuggingFaceDataset, TableOptions, open_dataset
+from vla.data.hf.source import is_table, open_table
+from vla.errors import ConfigError, DatasetError
+
+READ = {"options": OPTIONS, "action_horizon": 2, **KEYS}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return make_table()
+
+
+def test_only_paths_that_say_so_are_tables(tmp_path):
+    assert [is_table(path) for path in ("hf:x", "owner/name", tmp_path, "./hf:x")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_splits(table, tmp_path):
+    parts = {"train": table, "test": table.select(range(5))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    for name, part in parts.items():
+        part.to_parquet(tmp_path / "rows" / f"{name}.parquet")
+    for folder in ("saved", "rows"):
+        where = f"hf:{tmp_path / folder}"
+        assert len(open_dataset(where, **READ)) == 20
+        test = TableOptions(OPTIONS.columns, split="test")
+        assert len(open_dataset(where, **READ | {"options": test})) == 5
+        with pytest.raises(
+            DatasetError, match=r"has no split 'tset'; its splits are \['train', 'test'\].*'test'"
+        ):
+            open_table(where, TableOptions(split="tset"))
+    datasets.DatasetDict({"a": table, "b": table}).save_to_disk(tmp_path / "odd")
+    with pytest.raises(DatasetError, match=r"has no split 'train'; its splits are \['a', 'b'\]"):
+        open_table(tmp_path / "odd", TableOptions())
+    datasets.DatasetDict({"a": table}).save_to_disk(tmp_path / "one")
+    assert len(open_table(tmp_path / "one", TableOptions()).rows) == 20
+    table.save_to_disk(tmp_path / "plain")
+    with pytest.raises(DatasetError, match="one table without splits: there is no split 'test'"):
+        open_table(tmp_path / "plain", TableOptions(split="test"))
+    with pytest.raises(DatasetError, match="was written by save_to_disk, which has no subsets"):
+        open_table(tmp_path / "plain", TableOptions(subset="x"))
+
+
+def test_files_of_other_kinds(table, tmp_path):
+    plain = table.remove_columns("view")
+    plain.to_json(tmp_path / "rows.jsonl")
+    plain.to_csv(tmp_path / "rows.csv")
+    found = open_dataset(f"hf:{tmp_path / 'rows.jsonl'}", **READ)
+    assert found[3]["pose"].equal(HuggingFaceDataset(plain, **READ)[3]["pose"])
+    with pytest.raises(DatasetError, match="'pose' cannot be the state: it is string"):
+        open_dataset(f"hf:{tmp_path / 'rows.csv'}", **READ)  # lists are text there
+    (tmp_path / "rows.txt").write_text("x")
+    with pytest.raises(DatasetError, match=r"is a file of an unknown kind; known are \.parquet"):
+        open_dataset(f"hf:{tmp_path / 'rows.txt'}", **READ)
+
+
+def test_what_is_not_there(tmp_path, recorded):
+    for wrong in ("", "/nowhere", "~/nowhere", "a b"):
+        with pytest.raises(
+            DatasetError, match=r"There is no folder or file '.*' for hf:.*, and it is not a hub id"
+        ):
+            open_dataset(f"hf:{wrong}", **READ)
+    with pytest.raises(DatasetError, match=r"is a LeRobot dataset.*leave out 'hf:'"):
+        open_dataset(f"hf:{recorded.root}", **READ)
+    for wrong in ("n" * 300, "~nobody-of-this-name/x"):
+        with pytest.raises(DatasetError, match="cannot be a dataset's folder"):
+            open_dataset(f"hf:{wrong}", **READ)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="empty cannot be read as a dataset: "):
+        open_dataset(f"hf:{tmp_path / 'empty'}", **READ)
+    with pytest.raises(DatasetError, match="is local, so revision='main' means nothing"):
+        open_dataset(f"hf:{tmp_path / 'empty'}", **READ, revision="main")
+    with pytest.raises(ConfigError, match="cannot be streamed: a table of `datasets`"):
+        open_dataset(f"hf:{tmp_path / 'empty'}", **READ, streaming=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "random", "state", "features", "gone"])
+def test_damaged_files(table, tmp_path, damage):
+    root = tmp_path / "saved"
+    table.save_to_disk(root)
+    arrow = next(root.glob("*.arrow"))
+    if damage == "cut":
+        arrow.write_bytes(arrow.read_bytes()[:100])
+    elif damage == "random":
+        arrow.write_bytes(bytes(range(256)) * 8)
+    elif damage == "gone":
+        arrow.unlink()
+    elif damage == "state":
+        (root / "state.json").write_text("{")
+    else:
+        info = json.loads((root / "dataset_info.json").read_text())
+        info["features"]["pose"] = {"_type": "Sculpture"}
+        (root / "dataset_info.json").write_text(json.dumps(info))
+    before = files_of(root)
+    with pytest.raises(DatasetError, match=r"saved cannot be read as a dataset: \S"):
+        open_dataset(f"hf:{root}", **READ)
+    assert files_of(root) == before
+
+
+def test_damaged_parquet(table, tmp_path):
+    table.to_parquet(tmp_path / "train.parquet")
+    whole = (tmp_path / "train.parquet").read_bytes()
+    for content in (whole[:200], b"", whole[:-9]):
+        (tmp_path / "train.parquet").write_bytes(content)
+        with pytest.raises(DatasetError, match=r"cannot be read as a dataset: \S"):
+            open_dataset(f"hf:{tmp_path}", **READ)
+
+
+def test_objects_that_are_not_tables(table):
+    for wrong in (datasets.DatasetDict({"train": table}), table.to_iterable_dataset(), [1], None):
+        with pytest.raises(DatasetError, match=r"Expected a datasets\.Dataset, got \w+"):
+            HuggingFaceDataset(wrong, **READ)
+    with pytest.raises(DatasetError, match="is empty: it has no rows"):
+        HuggingFaceDataset(table.select([]), **READ)
+    formatted = HuggingFaceDataset(table.with_format("torch"), **READ)
+    assert formatted.fingerprint == HuggingFaceDataset(table, **READ).fingerprint
+
+
+def test_a_dataset_of_the_hub_at_one_commit(table, tmp_path, monkeypatch):
+    table.to_parquet(tmp_path / "repo" / "data" / "train-00000-of-00001.parquet")
+    with serving() as hub:
+        hub.add("datasets/someone/rows", tmp_path / "repo")
+        commit = hub.repos["datasets/someone/rows"].sha("main")
+        speak_to(hub.url, monkeypatch, tmp_path / "cache")
+        found = open_dataset("hf:someone/rows", **READ)
+        assert found.revision == commit
+        assert found.fingerprint == HuggingFaceDataset(table, **READ).fingerprint
+        assert open_dataset("hf:someone/rows", **READ, revision=commit)[4]["pose"].equal(found[4]["pose"])
+        with pytest.raises(DatasetError, match="someone/nothing"):
+            open_dataset("hf:someone/nothing", **READ)

@@ -1,0 +1,138 @@
+"""Images and videos that a table of `datasets` holds or names."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vla.data.hf.columns import TableColumns, video_file, with_file
+from vla.data.hf.export import START_SUFFIX
+from vla.data.hf.order import EpisodeRows, scalar_column
+from vla.data.images import decode_image
+from vla.data.lerobot.episodes import VideoSpan
+from vla.data.lerobot.schema import Feature
+from vla.errors import DatasetError
+
+_BATCH = 1000  # rows; of images so many are in memory at once
+
+
+class TableImages:
+    """Decodes single images of a table."""
+
+    def __init__(self, columns: TableColumns, cameras: Mapping[str, Feature]) -> None:
+        self._columns = columns
+        self._cameras = cameras
+        self._rows = {key: columns.table.rows.select_columns([key]).with_format("arrow") for key in cameras}
+
+    def read(self, path: Path, row: int, key: str) -> np.ndarray:
+        """Decode the image of one row.
+
+        Args:
+            path: Is not needed.
+            row: Row of the table.
+            key: Column.
+
+        Returns:
+            uint8 `[h, w, 3]`.
+
+        Raises:
+            DatasetError: It is not an image, or not as large as that of the table's first row.
+        """
+        what = f"{self._columns.table.name}, row {row}: '{key}'"
+        stored = self._rows[key][row][key]
+        if key in self._columns.array_shapes:
+            pixels = self._from_array(stored, key)
+        else:
+            pixels = decode_image(with_file(stored[0].as_py(), self._columns.table.root), what)
+        height, width = self._cameras[key].shape[:2]
+        if pixels.shape[:2] != (height, width):
+            raise DatasetError(
+                f"{what} is {pixels.shape[0]} high and {pixels.shape[1]} wide, but that of row 0 is "
+                f"{height} high and {width} wide: all images of a camera must have one size."
+            )
+        return pixels
+
+    def _from_array(self, stored: pa.ChunkedArray, key: str) -> np.ndarray:
+        shape = self._columns.array_shapes[key]
+        pixels = self._columns.as_array(stored, Feature(key, "uint8", shape))[0]
+        if shape[2] not in (1, 3, 4):
+            pixels = pixels.transpose(1, 2, 0)
+        return np.ascontiguousarray(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3)))
+
+
+def image_sizes(columns: TableColumns, key: str) -> np.ndarray:
+    """Return how many bytes the image of each row of the table takes, int64 `[n]`; nothing is decoded.
+
+    Raises:
+        DatasetError: A row has no image.
+    """
+    sizes = [_bytes_of(part) for part in _batches(columns, key)]
+    found = np.concatenate(sizes)
+    if len(empty := np.flatnonzero(found < 0)):
+        raise DatasetError(f"{columns.table.name}, row {empty[0]}: '{key}' holds no image.")
+    return found
+
+
+def video_spans(columns: TableColumns, key: str, episodes: Sequence[EpisodeRows]) -> list[VideoSpan]:
+    """Return where each episode is in the videos of a camera.
+
+    Raises:
+        DatasetError: An episode is in several videos, or in none.
+    """
+    table = columns.table
+    names = np.concatenate([_video_names(part) for part in _batches(columns, key)])
+    starts = np.zeros(len(names))
+    if (start_key := f"{key}{START_SUFFIX}") in table.rows.column_names:
+        what = f"{table.name}: the column '{start_key}' cannot be where an episode starts"
+        columns.check_there(start_key, "where an episode starts in its video")
+        starts = scalar_column(columns, start_key, what).astype(np.float64)
+    rows = table.rows.select_columns([key]).with_format("arrow")
+    spans = []
+    for episode in episodes:
+        for what, values in (("video", names), ("from_timestamp", starts)):
+            if len(several := np.unique(values[episode.rows])) > 1:
+                raise DatasetError(
+                    f"{table.name}: the rows of episode {episode.label} name more than one {what} for "
+                    f"'{key}': {several[0]} and {several[1]}. An episode is in one piece of one video."
+                )
+        first = int(episode.rows[0])
+        file = video_file(rows[first][key][0].as_py(), table.root, f"{table.name}, row {first}: '{key}'")
+        spans.append(VideoSpan(str(file), float(starts[first])))
+    return spans
+
+
+def _batches(columns: TableColumns, key: str) -> Iterator[pa.Array]:
+    rows = columns.table.rows.select_columns([key]).with_format("arrow")
+    for start in range(0, len(rows), _BATCH):
+        yield pa.concat_arrays(rows[start : start + _BATCH][key].chunks)
+
+
+def _bytes_of(part: pa.Array) -> np.ndarray:
+    """Return the bytes of each image, or of its path; -1 where there is none."""
+    sizes = np.full(len(part), -1, dtype=np.int64)
+    if pa.types.is_struct(part.type):
+        stored = [part.field(name) for name in ("bytes", "path") if part.type.get_field_index(name) >= 0]
+    elif pa.types.is_binary(part.type) or pa.types.is_large_binary(part.type):
+        stored = [part]
+    else:
+        sizes[part.is_valid().to_numpy(zero_copy_only=False)] = 1  # arrays are all of one size
+        return sizes
+    for own in stored:
+        lengths = pc.call_function("binary_length", [own]).fill_null(0).to_numpy(zero_copy_only=False)
+        sizes = np.where((sizes < 0) & (lengths > 0), lengths, sizes)
+    sizes[part.is_null().to_numpy(zero_copy_only=False)] = -1
+    return sizes
+
+
+def _video_names(part: pa.Array) -> np.ndarray:
+    """Return what each row's video can be told by: its path, and how many bytes of it are in the table."""
+    paths = part.field("path").fill_null("").to_numpy(zero_copy_only=False)
+    sizes = (
+        pc.call_function("binary_length", [part.field("bytes")]).fill_null(-1).to_numpy(zero_copy_only=False)
+    )
+    return np.array(
+        [path if size < 0 else f"{path} ({size} bytes)" for path, size in zip(paths, sizes, strict=True)],
+        object,
+    )

@@ -1,0 +1,185 @@
+"""Where a table of `datasets` is: a folder or file of this machine, or a snapshot of a hub dataset.
+
+`hf:` before a path or hub id asks for one. A folder may be what `Dataset.save_to_disk` wrote, or hold
+anything that `load_dataset` reads (parquet, json, csv, ...); of a hub dataset the whole repository is
+downloaded at one commit, and read as such a folder.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from vla.data.hf.options import TableOptions
+from vla.data.hub import download_all, expanded
+from vla.errors import DatasetError, did_you_mean
+from vla.types import COMMIT, HUB_ID
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PREFIX = "hf:"
+"""What a path begins with that names a table of `datasets` rather than a LeRobot dataset."""
+
+_MOST_OF_A_REASON = 300  # characters
+_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, and where it comes from.
+
+    Attributes:
+        rows: The table itself, nested columns flattened: `observation.state` for `state` within
+            `observation`. Images and videos are not decoded.
+        root: Folder that relative paths in it begin at.
+        revision: Commit of a hub dataset, else None.
+        name: What to call it in messages.
+    """
+
+    rows: "Dataset"
+    root: Path
+    revision: str | None
+    name: str
+
+
+def is_table(path: str | Path) -> bool:
+    """Return whether a path asks for a table of `datasets`."""
+    return str(path).startswith(PREFIX)
+
+
+def open_table(name: str | Path, options: TableOptions, revision: str | None = None) -> Table:
+    """Open a table.
+
+    Args:
+        name: Folder, file or hub id, with or without `hf:`.
+        options: Its split and subset are taken.
+        revision: Branch, tag or commit of a hub dataset.
+
+    Raises:
+        DatasetError: It is not there, cannot be read, has no such split or subset, or is a LeRobot dataset.
+    """
+    bare = str(name).removeprefix(PREFIX)
+    path = expanded(bare)
+    if not bare or not path.exists():
+        if not HUB_ID.fullmatch(bare):
+            raise DatasetError(
+                f"There is no folder or file '{bare}' for {PREFIX}{bare}, and it is not a hub id of the form "
+                "owner/name either."
+            )
+        path = download_all(bare, revision)
+        revision = path.name if COMMIT.fullmatch(path.name) else revision
+    elif revision is not None:
+        raise DatasetError(f"{path} is local, so revision='{revision}' means nothing: leave it out.")
+    if (path / "meta" / "info.json").is_file():
+        raise DatasetError(
+            f"{bare} is a LeRobot dataset, whose videos and episodes are described in meta/: leave out "
+            f"'{PREFIX}'."
+        )
+    shown = f"{PREFIX}{bare}"
+    table = _choose_split(_load(path, shown, options), shown, options)
+    if not len(table):
+        raise DatasetError(f"{shown} is empty: it has no rows.")
+    return Table(_undecoded(table), path if path.is_dir() else path.parent, revision, shown)
+
+
+def from_dataset(table: "Dataset") -> Table:
+    """Wrap a table that is open already.
+
+    Raises:
+        DatasetError: It is something else, or empty.
+    """
+    import datasets
+
+    if not isinstance(table, datasets.Dataset):
+        raise DatasetError(
+            f"Expected a datasets.Dataset, got {type(table).__name__}: of a DatasetDict give one split; an "
+            "IterableDataset has no frame numbers, and cannot be read at random."
+        )
+    if not len(table):
+        raise DatasetError("The datasets.Dataset is empty: it has no rows.")
+    return Table(_undecoded(table), Path(), None, "the datasets.Dataset")
+
+
+def _load(path: Path, shown: str, options: TableOptions) -> Any:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    saved = path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if saved and options.subset is not None:
+        raise DatasetError(f"{shown} was written by save_to_disk, which has no subsets: leave out 'subset'.")
+    builder = _BUILDERS.get(path.suffix.lower())
+    if path.is_file() and builder is None:
+        raise DatasetError(f"{shown} is a file of an unknown kind; known are {', '.join(_BUILDERS)}.")
+    try:
+        if saved:
+            return datasets.load_from_disk(str(path))
+        if path.is_file():
+            assert builder is not None
+            return datasets.load_dataset(builder, data_files=str(path), name=options.subset)
+        return datasets.load_dataset(str(path), name=options.subset)
+    except (
+        DatasetsError,
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:
+        raise DatasetError(f"{shown} cannot be read as a dataset: {_reason(error)}") from error
+
+
+def _choose_split(loaded: Any, shown: str, options: TableOptions) -> "Dataset":
+    if not isinstance(loaded, Mapping):
+        if options.split not in (None, str(loaded.split)):
+            raise DatasetError(f"{shown} is one table without splits: there is no split '{options.split}'.")
+        return loaded
+    splits: list[str] = [str(name) for name in loaded]
+    name = options.split or (splits[0] if len(splits) == 1 else "train")
+    if name not in splits:
+        which = "has no split 'train'" if options.split is None else f"has no split '{name}'"
+        raise DatasetError(
+            f"{shown} {which}; its splits are {splits}. Name one of them (data.split, "
+            f"--split).{did_you_mean(name, splits)}"
+        )
+    return loaded[name]
+
+
+def _undecoded(table: "Dataset") -> "Dataset":
+    """Return the table with nested columns flattened, and with images and videos as they are stored."""
+    import datasets
+
+    table = table.with_format(None)
+    for key, feature in table.features.items():
+        if isinstance(feature, dict) and set(feature) == {"bytes", "path"}:  # an image by its storage
+            table = table.cast_column(key, datasets.Image(decode=False))
+    table = _flattened(table)
+    for key, feature in table.features.items():
+        if isinstance(feature, datasets.Image | datasets.Video) and feature.decode:
+            table = table.cast_column(key, type(feature)(decode=False))
+    return table
+
+
+def _flattened(table: "Dataset") -> "Dataset":
+    import datasets
+
+    if not any(isinstance(feature, dict) for feature in table.features.values()):
+        return table
+    decoded = [datasets.Image, datasets.Video]
+    for key, feature in table.features.items():
+        # An image that is not decoded would be flattened into its bytes and its path.
+        if type(feature) in decoded and not feature.decode:
+            table = table.cast_column(key, type(feature)())
+    return table.flatten()
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the error that began it; `datasets` wraps it in less telling ones."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    lines = str(error).splitlines()
+    reason = lines[0].rstrip(".") if lines and lines[0].strip() else type(error).__name__
+    return f"{reason[:_MOST_OF_A_REASON]}."
