@@ -90,7 +90,7 @@ class _Section(BaseModel):
 
 
 class AdapterSection(_Section):
-    """A low-rank adapter (LoRA) that is trained in place of the weights; needs the extra `lora`."""
+    """A low-rank adapter (LoRA) that is trained in place of the weights."""
 
     preset: Text | None = None
     """Which linear layers are adapted, by a name that the policy offers (pi-0: "expert", "vlm+expert",
