@@ -113,3 +113,15 @@ def test_recipe_of_a_checkpoint_names_its_keys(tmp_path):
     recipe = load_recipe(None, ["data.path=hf:x", "output=y", "data.columns.task=t", "data.split=test"])
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     assert keys_of(tmp_path, None).table == TableOptions(ColumnNames(task="t"), split="test")
+
+
+@pytest.mark.parametrize(
+    "given", [["--episodes", "2"], ["--env", "foo"], ["--condition", "left"], ["--film", "1"], ["--execute", "3"]]
+)
+def test_options_of_an_environment_are_refused_next_to_recordings(given, tmp_path, capsys):
+    argv = ["eval", str(tmp_path), "--open-loop", "recordings", "--output", str(tmp_path / "out"), *given]
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"vla: {given[0]} is about an environment")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,18 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: D102
         return _parse_strictly(self, super().parse_args, ctx, args)
+
+
+def given_options(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Return those of some options that stand on the command line, as they are spelled there by default.
+
+    Args:
+        context: The command's.
+        names: Names of its parameters in Python.
+    """
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return [one.opts[0] for one in context.command.params if one.name in given]
 
 
 def _parse_strictly(command: Any, parse: Any, ctx: Any, args: list[str]) -> list[str]:

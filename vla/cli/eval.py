@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vla.cli.commands import given_options
 from vla.cli.console import console, parse_numbers, quiet_loading
 from vla.cli.info.table_options import (
     ColumnOption,
@@ -62,7 +63,12 @@ BaseOption = Annotated[
 OutputOption = Annotated[Path, typer.Option(help="Folder for the report; must not exist.")]
 
 
+_OF_RECORDINGS = ("dataset_episodes", "camera", "column", "split", "subset", "fps")
+_OF_ENVIRONMENTS = ("env", "episodes", "condition", "execute", "batch_size", "film")
+
+
 def evaluate(
+    context: typer.Context,
     checkpoint: CheckpointArgument,
     env: Annotated[str, typer.Option(help="Gymnasium environment.")] = "vla/Detour-v0",
     episodes: Annotated[int, typer.Option(min=1, help="Episodes per condition.")] = 100,
@@ -94,11 +100,7 @@ def evaluate(
     Example: vla eval runs/first --open-loop bridge_mini_v3 --output eval_first
     """
     check_new_folder(output, "--output", (open_loop or "").removeprefix("hf:"))
-    names = ("--dataset-episodes", "--camera", "--column", "--split", "--subset", "--fps")
-    values = (dataset_episodes, camera, column, split, subset, fps)
-    unused = [name for name, value in zip(names, values, strict=True) if value is not None]
-    if open_loop is None and unused:
-        raise ConfigError(f"{unused[0]} is about --open-loop DATASET, which is not given.")
+    _check_options(context, open_loop)
 
     from vla.atomic import atomic_folder
     from vla.policies.auto import load
@@ -132,3 +134,15 @@ def evaluate(
         with atomic_folder(output) as folder:
             write_results(folder, checkpoint, pipeline, plan, results, summaries)
     console().print(f"report: {output / 'report.html'}")
+
+
+def _check_options(context: typer.Context, open_loop: str | None) -> None:
+    """Refuse options that were given for the other kind of evaluation, which would ignore them."""
+    if open_loop is None and (given := given_options(context, _OF_RECORDINGS)):
+        raise ConfigError(f"{given[0]} is about --open-loop DATASET, which is not given.")
+    if open_loop is not None and (given := given_options(context, _OF_ENVIRONMENTS)):
+        instead = " Recorded episodes are chosen by --dataset-episodes." if "--episodes" in given else ""
+        raise ConfigError(
+            f"{given[0]} is about an environment, and --open-loop compares with recordings: leave it out."
+            f"{instead}"
+        )

@@ -110,3 +110,9 @@ def test_what_would_not_load_has_no_prediction(checkpoint, tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "some_policy"}')
     assert main(["info", str(tmp_path), "--memory"]) == 1
     assert "--memory needs a checkpoint that would load" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--batch-size", "2"], ["--gpus", "8"], ["--ema"], ["--engine", "fsdp2"]])
+def test_options_of_a_prediction_need_one(given, capsys):
+    assert main(["info", "known", *given]) == 1
+    assert capsys.readouterr().err == f"vla: {given[0]} is about --memory, which is not given.\n"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vla.cli.commands import given_options
 from vla.cli.info.memory import Checkpointing, EngineName, MemoryOptions
 from vla.cli.info.table_options import (
     ColumnOption,
@@ -75,7 +76,11 @@ TokenOption = Annotated[
 ]
 
 
+_OF_MEMORY = ("batch_size", "cameras", "text", "ema", "activation_checkpointing", "engine", "gpus")
+
+
 def info(
+    context: typer.Context,
     what: WhatArgument,
     diff: DiffOption = None,
     memory: MemoryOption = False,
@@ -106,6 +111,10 @@ def info(
 
     Example: vla info lerobot/pi0_base --memory --engine fsdp2 --gpus 8
     """
+    if (given := given_options(context, _OF_MEMORY)) and not memory:
+        raise ConfigError(f"{given[0]} is about --memory, which is not given.")
+    if memory and diff is not None:
+        raise ConfigError("--diff compares two checkpoints, --memory predicts for one: give one of them.")
     table = table_options(column, split, subset, fps)
     check_table(what, table)
     options = MemoryOptions(batch_size, cameras, text, ema, activation_checkpointing, engine, gpus)
