@@ -1,7 +1,10 @@
 """Adapters: what they change, what they leave, and that disk, merging and `peft` itself agree with memory."""
 
 import json
+import re
+import shutil
 import sys
+from pathlib import Path
 
 import peft
 import pytest
@@ -22,7 +25,7 @@ from vla.adapters.lora import (
     set_adapter,
 )
 from vla.atomic import SaveError
-from vla.errors import ConfigError, MissingDependencyError, WeightsError
+from vla.errors import ConfigError, MissingDependencyError, VlaError, WeightsError
 from vla.nn.linear import Linear
 from vla.policies.registry import make_policy
 
@@ -340,3 +343,61 @@ def test_nothing_is_overwritten(base, tmp_path):
     with pytest.raises(SaveError, match="holds a whole policy, which an adapter does not replace"):
         adapted(base).save_pretrained(base)
     assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture(scope="module")
+def one_adapter(tmp_path_factory):
+    """An adapter's folder with its base, made once."""
+    folder = tmp_path_factory.mktemp("adapters")
+    make_robot_policy().save_pretrained(folder / "base")
+    adapted(folder / "base").save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+@pytest.fixture
+def adapter_folder(one_adapter, tmp_path):
+    return Path(shutil.copytree(one_adapter, tmp_path / "adapter"))
+
+
+def _as_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("field", ["r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern"])
+@pytest.mark.parametrize("value", ["8", None, [], {"a": "b"}, -1.5, True])
+def test_a_field_of_the_config_of_another_kind_is_refused_or_harmless(adapter_folder, field, value):
+    path = adapter_folder / "adapter_config.json"
+    fields = json.loads(path.read_text()) | {field: value}
+    path.write_text(json.dumps(fields))
+    before = _as_bytes(adapter_folder)
+    try:
+        vla.AutoPolicy.from_pretrained(adapter_folder)
+    except VlaError as error:
+        assert str(path) in str(error) or "adapter_model.safetensors" in str(error)
+    else:
+        assert field in ("lora_dropout", "target_modules", "rank_pattern")
+    assert _as_bytes(adapter_folder) == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_neither_read_nor_merged_nor_written(
+    adapter_folder, tmp_path, value
+):
+    file = adapter_folder / "adapter_model.safetensors"
+    policy = vla.AutoPolicy.from_pretrained(adapter_folder)
+    tensors = load_file(file)
+    key = sorted(tensors)[0]
+    tensors[key].view(-1)[3] = value
+    save_file(tensors, file)
+    before = _as_bytes(adapter_folder)
+    for read in (vla.load, lambda folder: merge(folder, tmp_path / "merged")):
+        with pytest.raises(
+            WeightsError, match=f"(?s){re.escape(key)}.*{value}.*first value that is not finite"
+        ):
+            read(adapter_folder)
+    assert not (tmp_path / "merged").exists()
+    with torch.no_grad():
+        next(one for one in policy.parameters() if one.requires_grad).view(-1)[0] = value
+    with pytest.raises(WeightsError, match="are not saved"):
+        policy.save_pretrained(adapter_folder)
+    assert _as_bytes(adapter_folder) == before

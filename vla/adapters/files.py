@@ -11,6 +11,7 @@ An adapter fits one base only, so the base's fingerprint is compared whenever an
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from vla.adapters.lora import (
 from vla.adapters.quantize import load_quantized
 from vla.atomic import atomic_folder, atomic_write, read_json
 from vla.checkpoints.module import LoadedFrom, PolicyModule
-from vla.errors import StatisticsError, VlaError, WeightsError
+from vla.checkpoints.savable import check_finite
+from vla.errors import StatisticsError, VlaError, WeightsError, misread, remedy
 from vla.transforms.named_pipelines import read_pipelines
 from vla.weights.dtypes import as_dtype
+from vla.weights.finite import refuse_not_finite
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
 from vla.weights.source import local_folder
 
@@ -55,7 +58,8 @@ def write_adapter(
         state_dict: The whole policy's tensors, where they were gathered from several processes.
 
     Raises:
-        WeightsError: The base was never saved as a checkpoint, so the adapter cannot refer to it.
+        WeightsError: The base was never saved as a checkpoint, so the adapter cannot refer to it; or a value
+            is not finite.
     """
     name, base = policy.adapter, policy.loaded_from
     assert name is not None
@@ -71,6 +75,8 @@ def write_adapter(
         policy, state_dict=state_dict, adapter_name=name, save_embedding_layers=False
     )
     tensors = {_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}
+    for key, tensor in tensors.items():
+        check_finite(key, tensor)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     fields = {
         key: sorted(value) if isinstance(value, set) else value for key, value in lora.to_dict().items()
@@ -122,7 +128,8 @@ def load_adapter(
         inject(policy, lora, name)
     except VlaError:
         raise
-    except ValueError as error:  # peft's error for a config that matches no module
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        # peft's, for a config that matches no module or has fields of another kind
         raise WeightsError(f"{folder / CONFIG_FILE} does not fit the policy: {error}") from error
     policy.trained_on[name] = said.get("quantize")
     if dtype is not None or policy.quantized is not None:
@@ -273,9 +280,20 @@ def _read_adapter(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     if fields.get("peft_type") != "LORA":
         raise WeightsError(f"{path} describes not a LoRA but '{fields.get('peft_type')}'.")
     fields["inference_mode"] = False
+    for field in ("r", "lora_alpha"):
+        value = fields.get(field)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise WeightsError(
+                f"{path} does not fit the policy: '{field}' must be a number above 0, got {value!r}; "
+                f"{remedy(path)}."
+            )
+    with misread(path, WeightsError):
+        config = peft.LoraConfig.from_peft_type(**fields)
+    file = folder / WEIGHTS_FILE
     try:
-        return peft.LoraConfig.from_peft_type(**fields), load_file(folder / WEIGHTS_FILE)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}.") from error
+        tensors = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{folder / WEIGHTS_FILE} cannot be read: {error}.") from error
+        raise WeightsError(f"{file} cannot be read: {error}.") from error
+    for key, tensor in tensors.items():
+        refuse_not_finite(tensor.contiguous(), key, file)
+    return config, tensors

@@ -32,6 +32,7 @@ from vla.checkpoints.keywords import (
 )
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.checkpoints.replace import finish_save, replacing_checkpoint
+from vla.checkpoints.savable import check_savable
 from vla.errors import ConfigError, WeightsError
 from vla.policies.auto_classes import register_classes
 from vla.policies.cacheable import Cacheable
@@ -278,7 +279,7 @@ class Policy(PolicyModule):
             SaveError: The folder is a checkpoint that a training run resumes from, or an adapter's base, or
                 the disk is full. Nothing was changed.
             WeightsError: It has an adapter, but its base came from no checkpoint; or it has none and is
-                quantised.
+                quantised; or its weights are not finite, or of dtypes that could not be opened again.
             ConfigError: An option that does not exist here.
         """
         check_only("save_pretrained", SAVING, others)
@@ -292,6 +293,10 @@ class Policy(PolicyModule):
             )
         if not is_main_process:
             return
+        if self.adapter is None:
+            known = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+            given = self.state_dict() if state_dict is None else state_dict
+            check_savable({name: tensor for name, tensor in given.items() if name in known})
         try:
             with replacing_checkpoint(save_directory) as folder:
                 if self.adapter is not None:

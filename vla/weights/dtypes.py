@@ -10,7 +10,7 @@ from vla.errors import ConfigError, WeightsError
 from vla.weights.keymap import split_index
 from vla.weights.tensors import Piece
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -22,10 +22,9 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is None or dtype == "auto":
         return None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    askable = (*FLOATS, torch.float64)
-    if found not in askable:
+    if found not in FLOATS:
         raise ConfigError(
-            f"dtype must be one of {', '.join(short_name(one) for one in askable)}, got {dtype!r}."
+            f"dtype must be one of {', '.join(short_name(one) for one in FLOATS)}, got {dtype!r}."
         )
     return found
 
@@ -42,11 +41,20 @@ def _sizes(pieces: Mapping[str, Piece]) -> Counter[torch.dtype]:
     return sizes
 
 
-def check_dtypes(folder: Path, pieces: Mapping[str, Piece]) -> None:
+CHANGED = "the file was changed after it was saved. Nothing was loaded."
+"""What follows where the dtypes of stored tensors do not fit each other."""
+
+
+def check_dtypes(folder: Path | str, pieces: Mapping[str, Piece], consequence: str = CHANGED) -> None:
     """Raise where a single tensor has another dtype than its kind.
 
-    Files are float32 throughout, or 16-bit with some parts kept in float32. All layers of one kind have the
-    same dtype.
+    Files are float32 throughout, or of another dtype with some parts kept in float32. All layers of one kind
+    have the same dtype.
+
+    Args:
+        folder: Where the tensors are, for the message.
+        pieces: How each is made, by our names.
+        consequence: End of the message where they do not fit each other.
 
     Raises:
         WeightsError: Names the tensor, its dtype and the one that was expected.
@@ -62,21 +70,25 @@ def check_dtypes(folder: Path, pieces: Mapping[str, Piece]) -> None:
     for kind in kinds.values():
         counts = Counter(piece.info.dtype for piece in kind)
         usual = counts.most_common(1)[0][0]
-        _refuse_odd(folder, kind, (usual,), "the other layers are")
+        _refuse_odd(folder, kind, (usual,), "the other layers are", consequence)
     if pieces:
         main = main_dtype(pieces)
         allowed = (main,) if main == torch.float32 else (main, torch.float32)
-        _refuse_odd(folder, pieces.values(), allowed, "most of the file is")
+        _refuse_odd(folder, pieces.values(), allowed, "most of the others are", consequence)
 
 
 def _refuse_odd(
-    folder: Path, pieces: Iterable[Piece], allowed: tuple[torch.dtype, ...], compared: str
+    folder: Path | str,
+    pieces: Iterable[Piece],
+    allowed: tuple[torch.dtype, ...],
+    compared: str,
+    consequence: str,
 ) -> None:
     for piece in pieces:
         if piece.info.dtype not in allowed:
             raise WeightsError(
                 f"{piece.stored} in {folder} is {short_name(piece.info.dtype)}, where {compared} "
-                f"{short_name(allowed[0])}: the file was changed after it was saved. Nothing was loaded."
+                f"{short_name(allowed[0])}: {consequence}"
             )
 
 
