@@ -47,6 +47,7 @@ def check_agreement(policy: Any, pipeline: Pipeline) -> None:
     """
     _check_widths(pipeline)
     _check_model(policy.config, pipeline)
+    _check_present(policy, pipeline)
     policy.check_pipeline(pipeline)
 
 
@@ -114,6 +115,22 @@ def _check_model(config: Any, pipeline: Pipeline) -> None:
         wanted = getattr(config, field, None)
         if wanted is not None and wanted != made:
             raise ConfigError(f"the pipeline makes {field} {made}, but config.json says {wanted}.")
+
+
+def _check_present(policy: Any, pipeline: Pipeline) -> None:
+    """Raise where no step makes what the policy reads, as far as the config says what that is."""
+    if not all(type(transform).__module__.startswith(_LIBRARY) for transform in pipeline.transforms):
+        return
+    config = policy.config
+    needed: dict[str, tuple[type[Transform], Any]] = {
+        "images": (ResizeImages, getattr(config, "image_size", None)),
+        "padded state and actions": (PadDimensions, getattr(config, "max_action_dim", None)),
+    }
+    for what, (kind, field) in needed.items():
+        if field is not None and pipeline.find(kind) is None:
+            raise ConfigError(
+                f"the pipeline makes no {what} for the policy: it lacks the step '{kind.name}'."
+            )
 
 
 def _made(pipeline: Pipeline) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from vla.checkpoints.agreement import check_agreement
 from vla.checkpoints.empty import empty_policy, parameter_shapes, reserve_memory
 from vla.checkpoints.keywords import config_fields
 from vla.checkpoints.module import LoadedFrom, PolicyModule
-from vla.checkpoints.pipelines import read_pipeline, read_tokenizer
+from vla.checkpoints.pipelines import check_asset, read_pipeline, read_tokenizer
 from vla.checkpoints.recognise import recognise, weights_module
 from vla.errors import ConfigError, StatisticsError, WeightsError, misread, remedied
 from vla.policies.registry import policy_entry
@@ -112,6 +112,7 @@ def _pipelines(
     """Return a checkpoint's pipelines, and the tokenizer for fine-tuning where it has no single one."""
     folder = stored.folder
     if fmt.name == "vla" and pipeline_names(folder):
+        check_asset(folder, fmt.name, asset_id)
         pipelines = read_pipelines(folder)
         return pipelines, next(iter(pipelines.values())).tokenizer
     options = {"stored_config": stored.config, "tokenizer": tokenizer}

@@ -75,11 +75,13 @@ def read_pipeline(
         WeightsError: LeRobot's files are damaged or do something that has no counterpart here.
         ConfigError: The folder's or the given tokenizer cannot be read, or a file of ours is damaged.
     """
+    read_its_own = getattr(policy_module(policy_name, "weights"), "read_pipeline", None)
+    if format_name == "vla" or read_its_own is None:
+        check_asset(folder, format_name, asset_id)
     if format_name == "vla":
         if (folder / STATISTICS_FILE).exists() and not (folder / PIPELINE_FILE).exists():
             raise ConfigError(f"{folder / PIPELINE_FILE} is missing, to which {STATISTICS_FILE} belongs.")
         return _own(folder, tokenizer)
-    read_its_own = getattr(policy_module(policy_name, "weights"), "read_pipeline", None)
     if read_its_own is not None:
         return read_its_own(
             folder, format_name, config, stored_config=stored_config, tokenizer=tokenizer, asset_id=asset_id
@@ -92,6 +94,19 @@ def read_pipeline(
     if format_name in ("openpi", "openpi-jax"):
         return _openpi(folder, config, make_pipeline, tokenizer, asset_id)
     raise _unknown(format_name)
+
+
+def check_asset(folder: Path, format_name: str, asset_id: str | None) -> None:
+    """Raise where the statistics of one of several robots are asked for, and the format has one robot's.
+
+    Raises:
+        StatisticsError: See above.
+    """
+    if asset_id is not None and not format_name.startswith("openpi"):
+        raise StatisticsError(
+            f"{folder} has no statistics of '{asset_id}': a checkpoint of the format '{format_name}' names "
+            "none, so leave out asset_id (`--asset-id`). A robot of several is chosen by pipeline=."
+        )
 
 
 def read_tokenizer(

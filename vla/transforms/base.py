@@ -29,8 +29,9 @@ from typing import Any, ClassVar, Self
 import torch
 
 from vla.atomic import atomic_write
-from vla.errors import ConfigError, MissingDependencyError, VlaError, did_you_mean, misread
+from vla.errors import ConfigError, MissingDependencyError, VlaError, did_you_mean, misread, remedy
 from vla.transforms.interface import RobotInterface
+from vla.transforms.statistics import STATISTICS_FILE
 from vla.types import Sample
 
 PIPELINE_FILE = "pipeline.json"
@@ -197,7 +198,8 @@ class Pipeline:
 
         Raises:
             ConfigError: `pipeline.json` is missing, is not JSON, names an unknown transform, or describes
-                its robot's interface otherwise than `RobotInterface` does.
+                its robot's interface otherwise than `RobotInterface` does; or has a step twice, or none that
+                uses the statistics next to it.
         """
         path = Path(folder) / PIPELINE_FILE
         if not path.exists():
@@ -218,6 +220,7 @@ class Pipeline:
             transforms.append(_rebuilt(Transform._registry[kind], values, path))
         with misread(f"{path}, 'interface',", ConfigError):
             interface = RobotInterface.from_json(read["interface"]) if "interface" in read else None
+        _check_steps(transforms, path)
         return cls(transforms, interface)
 
 
@@ -231,6 +234,26 @@ def _rebuilt(kind: type[Transform], values: dict[str, Any], path: Path) -> Trans
         if isinstance(error, MissingDependencyError) or str(path.parent) in str(error):
             raise
         raise type(error)(f"{where}: {error}") from error
+
+
+def _check_steps(transforms: Sequence[Transform], path: Path) -> None:
+    """Raise where the steps of a file are not those that were written: one occurs twice, or normalises not.
+
+    Several of one kind may follow each other (scaling other dimensions), but not twice the same.
+    """
+    seen: list[Transform] = []
+    for transform in transforms:
+        of_kind = [one for one in seen if type(one) is type(transform)]
+        is_single = any(hasattr(transform, field) for field in ("statistics", "tokenizer"))
+        if of_kind and (is_single or any(one.to_json() == transform.to_json() for one in of_kind)):
+            raise ConfigError(f"{path} has the step '{transform.name}' twice; {remedy(path)}.")
+        seen.append(transform)
+    statistics = path.parent / STATISTICS_FILE
+    if statistics.exists() and not any(_has(one, "statistics") for one in transforms):
+        raise ConfigError(
+            f"{path} has no step that normalises, although there is {statistics.name} next to it: actions "
+            f"would not be in the robot's units; {remedy(path)}."
+        )
 
 
 def _has(transform: Transform, name: str) -> bool:

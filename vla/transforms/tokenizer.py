@@ -5,6 +5,7 @@ transformers is imported only where a tokenizer is opened, so that importing thi
 
 import io
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.atomic import read_json
-from vla.errors import ConfigError
+from vla.errors import ConfigError, remedy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,7 @@ PALIGEMMA = "google/paligemma-3b-pt-224"
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
 VOCABULARY_FILE = "tokenizer.json"
+_ALSO_READ = ("special_tokens_map.json", "added_tokens.json")
 
 # Gemma's first ids. A newline is one token, as in Gemma, since it ends every prompt.
 _SPECIAL = {
@@ -58,6 +60,7 @@ def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerBase":
         if isinstance(source, Path) or not is_hub_id(source):
             raise ConfigError(f"{source} does not exist, so it holds no tokenizer.")
         return _open(source, is_local=False)
+    _refuse_no_files(path)
     if (path / CONFIG_FILE).exists():
         return _open(str(path), is_local=True)
     if (path / VOCABULARY_FILE).exists():
@@ -79,7 +82,7 @@ def is_hub_id(name: str) -> bool:
 
 def holds_tokenizer(folder: Path) -> bool:
     """Return whether a folder holds a tokenizer, or what is left of one, that `load_tokenizer` would open."""
-    return any((folder / name).exists() for name in (CONFIG_FILE, VOCABULARY_FILE, MODEL_FILE))
+    return any(os.path.lexists(folder / name) for name in (CONFIG_FILE, VOCABULARY_FILE, MODEL_FILE))
 
 
 class LazyTokenizer:
@@ -240,7 +243,7 @@ def _open(source: str, *, is_local: bool) -> "PreTrainedTokenizerBase":
     known = {"config": PretrainedConfig(), "local_files_only": True} if is_local else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **known)
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # tokenizers raises the base class itself
         if is_local:
             _refuse_damaged(Path(source))
         reason = str(error).strip().split("\n")[0]
@@ -254,8 +257,20 @@ def _open(source: str, *, is_local: bool) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def _refuse_no_files(folder: Path) -> None:
+    """Raise `ConfigError` where a tokenizer's file is a folder or a link to nothing.
+
+    transformers takes either for a file that is not there, and makes the tokenizer of the others.
+    """
+    for name in (CONFIG_FILE, VOCABULARY_FILE, MODEL_FILE, *_ALSO_READ):
+        path = folder / name
+        if os.path.lexists(path) and not path.is_file():
+            kind = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "not a file"
+            raise ConfigError(f"{path} is {kind}, where a tokenizer's file should be; {remedy(path)}.")
+
+
 def _refuse_damaged(folder: Path) -> None:
     """Raise `ConfigError` naming the file of a tokenizer that is not a JSON object."""
-    for name in (CONFIG_FILE, VOCABULARY_FILE, "special_tokens_map.json", "added_tokens.json"):
+    for name in (CONFIG_FILE, VOCABULARY_FILE, *_ALSO_READ):
         if (folder / name).exists():
             read_json(folder / name, ConfigError)
