@@ -244,7 +244,9 @@ def as_device(device: "torch.device | str | int | None") -> "torch.device | None
         if isinstance(error, torch.OutOfMemoryError):
             raise
         count = torch.cuda.device_count()
-        there = "no CUDA device" if not count else f"{count} CUDA device{'s' * (count > 1)}"
+        there = f"{count or 'no'} CUDA device{'s' * (count > 1)}"
+        if found.type != "cuda":
+            there = f"no device of the kind '{found.type}'"
         raise ConfigError(
             f"The device '{found}' cannot be used: PyTorch {torch.__version__} finds {there} on this "
             "machine. Use 'cpu', or another device that is there."

@@ -1,5 +1,7 @@
 """The memory prediction: parameters against the real policies, peaks against steps followed byte by byte."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -222,3 +224,14 @@ def test_fewer_cameras_and_words_take_less():
 def test_what_the_policy_does_not_take(options, said):
     with pytest.raises(ConfigError, match=said):
         memory_table(make_config("pi0", {}, "tiny"), **options)
+
+
+def test_a_policy_too_small_to_be_quantised_has_a_table(monkeypatch):
+    config = make_config("pi0", {}, "tiny")
+    small = [replace(one, quantized=False) for one in count_tensors(config)]  # no axis of 64 values
+    monkeypatch.setattr("vla.bench.memory.count_tensors", lambda config, text=False: small)
+    table = rows(config)
+    for precision in (MASTER, PURE):  # nothing is in 4 bits, so that all it adds over LoRA is gone
+        qlora, lora = (table[use, precision.name, "AdamW"] for use in ("QLoRA fine-tuning", LORA))
+        assert qlora.weights_gb <= lora.weights_gb * 1.001
+        assert 0 < qlora.total_gb < float("inf")

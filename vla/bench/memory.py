@@ -351,7 +351,8 @@ class TrainingPlan:
         """QLoRA turns one 4-bit matrix at a time into the compute dtype."""
         if self.use != QLORA:
             return 0.0
-        return max(tensor.size for tensor in self.tensors if tensor.quantized) * self.precision.compute
+        sizes = [tensor.size for tensor in self.tensors if tensor.quantized]  # none where all are small
+        return max(sizes, default=0) * self.precision.compute
 
 
 def _acting(config: Any, tensors: list[Tensor], load: Load, precision: Arithmetic) -> MemoryRow:

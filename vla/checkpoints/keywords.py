@@ -19,6 +19,8 @@ from transformers import PreTrainedConfig
 from vla.atomic import read_json
 from vla.errors import ConfigError, did_you_mean
 from vla.policies.registry import name_of, policy_entry, policy_names
+from vla.weights.run_folder import chosen_checkpoint
+from vla.weights.source import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -254,9 +256,10 @@ def read_config_of(config_class: Any, folder: str | Path) -> Any:
 
     Raises:
         ConfigError: There is none, or it is not of this class.
+        WeightsError: The folder is that of a training run without a checkpoint.
     """
-    path = Path(folder)
-    path = path / "config.json" if path.is_dir() else path
+    path = expanded(folder)
+    path = chosen_checkpoint(path) / "config.json" if path.is_dir() else path
     values = read_json(path, ConfigError)
     if values.get("model_type") != config_class.model_type:
         raise ConfigError(

@@ -58,9 +58,13 @@ def recognise(stored: Stored) -> tuple[str, Format]:
     _refuse_mixture(stored, best, candidates)
     _refuse_other_config(stored, best)
     if not best.format.claims(stored):
+        found = "its config.json is missing"
+        if stored.config:
+            said = {key: stored.config[key] for key in ("model_type", "type") if key in stored.config}
+            kind = " and ".join(f"{key} {value!r}" for key, value in said.items()) or "no model_type"
+            found = f"its config.json has {kind} and is not of that format"
         raise WeightsError(
-            f"The tensors in {stored.folder} have the names of the format '{best.format.name}', but its "
-            "config.json is missing or not of that format."
+            f"The tensors in {stored.folder} have the names of the format '{best.format.name}', but {found}."
         )
     return best.policy, best.format
 

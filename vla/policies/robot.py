@@ -10,7 +10,8 @@ remembers nothing, and `robot_policy.infer(observation)` is the same.
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -75,10 +76,15 @@ class RobotPolicy:
     Raises:
         StatisticsError: The policy has no pipeline.
         ConfigError: It has those of several robots, and `pipeline` names none of them; or the pipeline makes
-            something else than the policy reads.
+            something else than the policy reads; or `policy` is not one.
     """
 
     def __init__(self, policy: Policy, pipeline: str | None = None) -> None:
+        if not hasattr(policy, "pipeline_names"):
+            raise ConfigError(
+                f"RobotPolicy takes a policy, such as vla.AutoPolicy.from_pretrained returns, got a "
+                f"{type(policy).__name__}. A checkpoint's folder or hub id is opened by vla.load."
+            )
         chosen = pipeline_of(policy, pipeline)
         if chosen is None:
             raise StatisticsError(
@@ -185,10 +191,10 @@ class RobotPolicy:
         check_generators(generator, len(pairs), self.device)
         num_steps = None if num_steps is None else self._checked_steps(num_steps)
         frames = self._frames([observation for _, observation in pairs])
-        samples = [
-            self._forward(frame if session is None else session._with_past(frame))
-            for (session, _), frame in zip(pairs, frames, strict=True)
-        ]
+        samples = []
+        for place, ((session, _), frame) in enumerate(zip(pairs, frames, strict=True)):
+            with _naming(place, len(pairs)):
+                samples.append(self._forward(frame if session is None else session._with_past(frame)))
         batch = collate(samples).to(self.device)
         chunks = self._sample(batch, noise, generator, num_steps)
         results: list[dict[str, Any]] = []
@@ -229,13 +235,9 @@ class RobotPolicy:
     def _frames(self, observations: Sequence[Observation]) -> list[Sample]:
         """Return observations as samples without a past, checked."""
         frames = []
-        for place, observation in enumerate(observations, 1):
-            try:
+        for place, observation in enumerate(observations):
+            with _naming(place, len(observations)):
                 frames.append(self._guard.sample(observation))
-            except ObservationError as error:
-                if len(observations) == 1:
-                    raise
-                raise ObservationError(f"Observation {place} of {len(observations)}: {error}") from error
         return frames
 
     def _forward(self, frame: Sample) -> Sample:
@@ -268,7 +270,8 @@ class RobotPolicy:
         start = None
         if noise is not None:
             start = torch.from_numpy(noise).to(self.device)
-        return self.policy.sample_actions(**inputs, noise=start, generator=generator)
+        with nullcontext() if noise is None else _naming(0, 1):  # of which the policy knows the width
+            return self.policy.sample_actions(**inputs, noise=start, generator=generator)
 
     def _check(
         self,
@@ -372,6 +375,18 @@ class Session:
                 f"{before} (None: not there). After a change of the robot, begin another episode."
             )
         return torch.stack(tensors), torch.tensor([place < 0 for place in places])
+
+
+@contextmanager
+def _naming(place: int, count: int) -> Iterator[None]:
+    """Let what does not fit be an `ObservationError` that names the observation, where there are several."""
+    try:
+        yield
+    except ShapeError as error:
+        if count == 1 and isinstance(error, ObservationError):
+            raise
+        where = "" if count == 1 else f"Observation {place + 1} of {count}: "
+        raise ObservationError(f"{where}{error}") from error
 
 
 def _accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:

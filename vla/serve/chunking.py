@@ -1,5 +1,6 @@
 """Execute predicted chunks one action at a time; numpy only, so that it also runs on the robot's side."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,13 +75,19 @@ class ActionQueue:
             it.
 
     Raises:
-        ConfigError: `execute` is not positive.
+        ConfigError: `execute` is not a whole number above 0.
     """
 
     def __init__(self, execute: int) -> None:
-        if execute < 1:
+        try:
+            steps = None if isinstance(execute, bool) else operator.index(execute)
+        except TypeError:
+            steps = None
+        if steps is None:
+            raise ConfigError(f"execute must be a whole number of actions, got {execute!r}.")
+        if steps < 1:
             raise ConfigError(f"At least one action of each chunk must be executed, got execute={execute}.")
-        self.execute = execute
+        self.execute = steps
         self._left = self.tail = np.empty((0, 0), dtype=np.float32)
 
     def __len__(self) -> int:
@@ -126,10 +133,15 @@ class RecedingHorizon:
         prediction: The policy's last answer, or None before the first one.
 
     Raises:
-        ConfigError: `execute` is not positive.
+        ConfigError: `execute` is not a whole number above 0, or `policy` answers no observations.
     """
 
     def __init__(self, policy: ChunkPolicy, execute: int) -> None:
+        if not callable(getattr(policy, "infer", None)):
+            raise ConfigError(
+                "RecedingHorizon asks for chunks by infer(observation), as the result of vla.load and its "
+                f"sessions (start()) answer it; got a {type(policy).__name__}, which has no infer."
+            )
         self.policy = policy
         self.prediction: Mapping[str, Any] | None = None
         self._queue = ActionQueue(execute)

@@ -166,6 +166,11 @@ def load_robot(path: Path | str) -> Robot:
         ConfigError: The file is missing, or something in it is unknown, missing or does not fit; the message
             names the file, the key and, for a misspelt key, the nearest one.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigError(
+            f"A robot is described by a file (recipes/robots/<robot>.yaml), named by text or a Path, got the "
+            f"{type(path).__name__} {path!r}."
+        )
     path = Path(path)
     robot = Robot(path, read_robot_file(path))
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vla.atomic import read_json
-from vla.errors import ShapeError, WeightsError
+from vla.errors import ShapeError, WeightsError, remedy
 from vla.weights.files.open import open_tensors
 from vla.weights.files.row_shards import has_row_shards
 from vla.weights.keymap import KeyMapping, KeyTable, Spelling, respell
@@ -88,14 +88,28 @@ def _refuse_other_contents(folder: Path) -> None:
             f"{folder} holds a LoRA adapter (adapter_config.json), not a whole model: merge it into its base "
             "model first (peft: merge_and_unload, then save_pretrained), and open the result."
         )
+    for name in names:
+        # What is read passes over a link to nothing as if it were not there.
+        if name.endswith(_READ) and (folder / name).is_symlink() and not (folder / name).exists():
+            raise WeightsError(
+                f"{folder / name} is a link to {(folder / name).readlink()}, which is not there: copy the "
+                f"file itself; {remedy(folder / name)}."
+            )
     has_safetensors = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
-    pickles = [name for name in names if name.endswith(PICKLES)]
+    pickles = [name for name in names if name.endswith(PICKLES) and not _TRAINING_STATE.search(name)]
     is_tree = "_METADATA" in names or "manifest.ocdbt" in names or "params" in names
     if pickles and not has_safetensors and not is_tree and not has_row_shards(folder):
         raise WeightsError(
             f"{folder} holds pickled weights ({pickles[0]}), and opening a pickle can run any code: save "
             "them as safetensors where they come from."
         )
+
+
+_READ = (".safetensors", ".json", ".model")
+"""Endings of the files of a checkpoint that are read."""
+
+_TRAINING_STATE = re.compile(r"train(ing|er)?_(state|args)|optimizer|scheduler|scaler|rng_state")
+"""What lies next to the weights of a training run and never holds them."""
 
 
 def _read_config_file(path: Path) -> dict[str, Any]:

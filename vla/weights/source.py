@@ -67,8 +67,13 @@ def local_folder(
         WeightsError: Neither a folder nor a repository that can be reached and read, or one without a
             checkpoint that can be opened; the message says which and what to do.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise WeightsError(
+            "A checkpoint is named by its folder, its hub id owner/name or a short name of `vla info known`, "
+            f"as text or a Path, got the {type(name_or_path).__name__} {name_or_path!r}."
+        )
     path = expanded(name_or_path)
-    if path.is_dir() and str(name_or_path):
+    if os.path.isdir(path) and str(name_or_path):  # unlike Path, it takes names of any length
         if revision is not None:
             raise WeightsError(
                 f"{path} is a local folder, so revision '{revision}' means nothing: leave it out, or give "
@@ -77,9 +82,9 @@ def local_folder(
         if subfolder and not (path / subfolder).is_dir():
             raise WeightsError(f"{path} has no folder '{subfolder}'.")
         return chosen_checkpoint(path / (subfolder or ""))
-    if path.is_symlink():
+    if os.path.islink(path):
         raise WeightsError(f"{path} is a link to {path.readlink()}, which is not there or not a folder.")
-    if path.exists() and str(name_or_path):
+    if os.path.exists(path) and str(name_or_path):
         raise WeightsError(f"{path} is a file; give the folder that holds config.json and the weights.")
     name = hub_id(str(name_or_path))
     cache = None if cache_dir is None else str(cache_dir)
@@ -123,8 +128,8 @@ def hub_id(name: str) -> str:
         raise WeightsError(said if known is None else f"{name}: {said}")
     if not HUB_ID.fullmatch(id):
         raise WeightsError(
-            f"{name} is not a folder here, nor a hub id of the form owner/name, nor a short name of "
-            f"`vla info known`.{did_you_mean(name, known_checkpoints())}"
+            f"{name or repr(name)} is not a folder here, nor a hub id of the form owner/name, nor a short "
+            f"name of `vla info known`.{did_you_mean(name, known_checkpoints())}"
         )
     return id
 
