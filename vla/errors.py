@@ -73,11 +73,17 @@ def misread(what: Any, error: type[VlaError]) -> Iterator[None]:
     except VlaError:
         raise
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as cause:
-        said = " ".join(str(cause).split())
-        raise error(
-            f"{what} holds something of another kind than expected "
-            f"({type(cause).__name__}: {said.rstrip('.')})."
-        ) from cause
+        raise error(f"{what} holds something of another kind than expected ({in_words(cause)}).") from cause
+
+
+def in_words(cause: BaseException) -> str:
+    """Return what Python says of a field that is missing or unknown, without its words for arguments."""
+    said = " ".join(str(cause).split()).rstrip(".")
+    if unknown := re.search(r"unexpected keyword argument ('[^']+')", said):
+        return f"{unknown[1]} is not known there"
+    if missing := re.search(r"missing \d+ required .*?arguments?: (.+)", said):
+        return f"{missing[1]} is missing"
+    return f"{said} is missing" if isinstance(cause, KeyError) else said or type(cause).__name__
 
 
 def remedy(path: Path) -> str:

@@ -16,7 +16,6 @@ import vla
 from tests.checkpoints.test_damage import act, fingerprint, make_converted, make_ours
 from tests.policies.conftest import make_robot_policy, stats
 from vla.checkpoints.agreement import check_agreement, robot_widths
-from vla.checkpoints.convert import convert
 from vla.errors import ConfigError, StatisticsError, VlaError, WeightsError, remedy
 from vla.policies.bc.config import BCConfig
 from vla.policies.bc.pipeline import make_pipeline as make_bc
@@ -335,71 +334,3 @@ def test_a_device_that_is_not_there_is_one_sentence(originals, device, monkeypat
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), "cpu:0"], ids=str)
 def test_a_device_that_is_there_is_taken(originals, device):
     assert vla.load(originals / "vla", device=device).policy.device.type == "cpu"
-
-
-def steps_of(folder):
-    return json.loads((folder / "pipeline.json").read_text())["steps"]
-
-
-@pytest.mark.parametrize("name", ["vla", "openpi"])
-def test_every_step_of_a_pipeline_occurs_once(copy, name):
-    folder = copy(name)
-    steps = steps_of(folder)
-    assert {"resize_images", "normalize", "pad_dimensions"} <= {step["type"] for step in steps}
-    for place, step in enumerate(steps):
-        edit(folder / "pipeline.json", steps=[*steps[: place + 1], *steps[place:]])
-        assert f"has the step '{step['type']}' twice" in refused(folder, ConfigError)
-
-
-@pytest.mark.parametrize(
-    ("step", "said"),
-    [
-        ("normalize", "no step that normalises, although there is statistics.json"),
-        ("resize_images", "lacks the step 'resize_images'"),
-        ("pad_dimensions", "lacks the step 'pad_dimensions'"),
-        ("tokenize_prompt", "no tokenizer"),
-    ],
-)
-def test_a_step_that_the_policy_needs_is_missed(copy, step, said):
-    folder = copy("vla")
-    steps = steps_of(folder)
-    left = [one for one in steps if one["type"] != step]
-    assert len(left) == len(steps) - 1
-    edit(folder / "pipeline.json", steps=left)
-    assert said in refused(folder, ConfigError)
-
-
-@pytest.mark.parametrize("name", ["vla", "lerobot", "transformers"])
-def test_statistics_of_a_robot_that_no_file_names_are_refused(copy, name):
-    folder = copy(name)
-    for call in (
-        lambda: vla.load(folder, asset_id="droid"),
-        lambda: convert(folder, folder.parent / "made", "openpi", asset_id="droid"),
-    ):
-        with pytest.raises(StatisticsError, match=r"no statistics of 'droid'.*asset_id"):
-            call()
-    assert not (folder.parent / "made").exists()
-
-
-@pytest.mark.parametrize(
-    "file", ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"]
-)
-@pytest.mark.parametrize("kind", ["a folder", "a link to nothing"])
-def test_a_tokenizers_file_that_is_no_file_is_refused(copy, file, kind):
-    folder = copy("vla")
-    path = folder / file
-    path.unlink(missing_ok=True)
-    if kind == "a folder":
-        path.mkdir()
-    else:
-        path.symlink_to(folder / "gone")
-    assert f"{path} is {kind}" in refused(folder, ConfigError)
-
-
-def test_a_tokenizer_without_a_vocabulary_is_refused(copy):
-    folder = copy("vla")
-    path = folder / "tokenizer.json"
-    read = json.loads(path.read_text())
-    for vocabulary in ({}, [], None, "x", {"a": "b"}):
-        path.write_text(json.dumps(read | {"model": read["model"] | {"vocab": vocabulary}}))
-        assert "tokenizer" in refused(folder, VlaError)

@@ -6,7 +6,9 @@ import pytest
 
 from tests.rules.source import modules
 
-ALLOWED: dict[tuple[str, str], str] = {}
+ALLOWED: dict[tuple[str, str], str] = {
+    ("vla.transforms.tokenizer", "_open"): "tokenizers raises Exception itself over a damaged file",
+}
 """(module, function) -> why this one may catch everything."""
 
 CATCH_ALL = {"Exception", "BaseException"}

@@ -97,7 +97,7 @@ def test_save_and_load(tmp_path: Path):
     [
         ("{", "is not a pipeline"),
         ("[]", "is not a pipeline"),
-        ("{}", "is not a pipeline: KeyError: 'steps'"),
+        ("{}", "is not a pipeline: 'steps' is missing"),
         ('{"steps": 3}', "is not a pipeline"),
         ('{"steps": [3]}', "is not a pipeline"),
         ('{"steps": ["ab"]}', "is not a pipeline"),

@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from vla.atomic import atomic_write
-from vla.errors import ConfigError, MissingDependencyError, VlaError, did_you_mean, misread, remedy
+from vla.errors import ConfigError, MissingDependencyError, VlaError, did_you_mean, in_words, misread, remedy
 from vla.transforms.interface import RobotInterface
 from vla.transforms.statistics import STATISTICS_FILE
 from vla.types import Sample
@@ -210,7 +210,7 @@ class Pipeline:
             read = json.loads(path.read_text(encoding="utf-8"))
             steps = [dict(step) for step in read["steps"]]
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not a pipeline: {type(error).__name__}: {error}.") from error
+            raise ConfigError(f"{path} is not a pipeline: {in_words(error)}; {remedy(path)}.") from error
         transforms = []
         for values in steps:
             kind = values.pop("type", None)

@@ -92,7 +92,7 @@ def _refuse_other_contents(folder: Path) -> None:
         # What is read passes over a link to nothing as if it were not there.
         if name.endswith(_READ) and (folder / name).is_symlink() and not (folder / name).exists():
             raise WeightsError(
-                f"{folder / name} is a link to {(folder / name).readlink()}, which is not there: copy the "
+                f"{folder / name} is a link to nothing ({(folder / name).readlink()}): copy the "
                 f"file itself; {remedy(folder / name)}."
             )
     has_safetensors = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
