@@ -46,14 +46,14 @@ def _without_memory(module: nn.Module, name: str, parameter: nn.Parameter) -> nn
     """Move a parameter to the meta device as a module registers it; None leaves it as it is."""
     if not _building.active:
         return None
-    empty = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)  # type: ignore[call-arg]
+    empty: Any = type(parameter)(parameter.to("meta"), requires_grad=parameter.requires_grad)
     empty.__dict__.update(parameter.__dict__)
     return empty
 
 
 # accelerate's init_empty_weights replaces nn.Module.register_parameter for as long as it is active, in all
 # threads, and two at once never put the original back. This hook stays, and each thread decides for itself.
-register_module_parameter_registration_hook(_without_memory)
+register_module_parameter_registration_hook(_without_memory)  # type: ignore[arg-type]
 
 
 def parameter_shapes(policy: PolicyModule) -> dict[str, tuple[int, ...]]:
