@@ -116,7 +116,8 @@ def test_recipe_of_a_checkpoint_names_its_keys(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", [["--episodes", "2"], ["--env", "foo"], ["--condition", "left"], ["--film", "1"], ["--execute", "3"]]
+    "given",
+    [["--episodes", "2"], ["--env", "foo"], ["--condition", "left"], ["--film", "1"], ["--execute", "3"]],
 )
 def test_options_of_an_environment_are_refused_next_to_recordings(given, tmp_path, capsys):
     argv = ["eval", str(tmp_path), "--open-loop", "recordings", "--output", str(tmp_path / "out"), *given]
