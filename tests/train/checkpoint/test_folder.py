@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -36,6 +37,49 @@ def test_taken_folder_is_refused(tmp_path):
         RunFolder(tmp_path / "taken").check_free()
     with pytest.raises(TrainingError, match="is a file"):
         RunFolder(tmp_path / "taken" / "notes.txt").check_free()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [["recipe.yaml"], ["plots/fig.png"], ["tensorboard/old", "src/x"], ["metrics.jsonl"]],
+    ids="+".join,
+)
+def test_what_a_person_has_put_there_is_no_run(files, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(TrainingError, match="of another kind"):
+        RunFolder(tmp_path).check_free()
+    assert all((tmp_path / name).read_text() == "mine" for name in files)
+
+
+def test_records_of_a_run_without_steps_are_kept_as_well(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(recipe(), anew=True)
+    (folder.path / "mine.txt").write_text("mine")
+    (folder.plots).mkdir()
+    (folder.plots / "fig.png").write_text("a plot")
+    folder.check_free()
+    folder.create(recipe(), anew=True)
+    assert (folder.path / "earlier/1/plots/fig.png").read_text() == "a plot"
+    assert (folder.path / "mine.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_is_no_place_for_a_run(tmp_path):
+    made = folder_with_checkpoint(tmp_path / "run").checkpoints / "step-000005"
+    with pytest.raises(TrainingError, match="is a checkpoint; choose another output"):
+        RunFolder(made).check_free()
+    with pytest.raises(TrainingError, match="It is a checkpoint itself"):
+        RunFolder(made).checkpoint_to_resume(recipe())
+
+
+def test_last_as_a_folder_is_said_before_anything_is_trained(tmp_path):
+    folder = folder_with_checkpoint(tmp_path / "run")
+    last = folder.checkpoints / "last"
+    last.unlink()
+    shutil.copytree(folder.checkpoints / "step-000005", last)
+    with pytest.raises(TrainingError, match="Move it away, and --resume continues from step-000005"):
+        folder.checkpoint_to_resume(recipe())
 
 
 def test_created_folder_says_what_made_it(tmp_path):

@@ -59,6 +59,18 @@ def test_a_file_that_was_cut(tmp_path):
         kept.read(2)
 
 
+@pytest.mark.parametrize("name", ["about.json", "index.npy"])
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{", b"\x93NUMPY\x01\x00", None], ids=repr)
+def test_a_damaged_description(name, damage, tmp_path):
+    kept = written(tmp_path)
+    if damage is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(damage)
+    with pytest.raises(DatasetError, match=f"{name} is damaged or missing; remove the folder"):
+        kept.read(0)
+
+
 def test_what_fails_is_not_completed(tmp_path):
     def fail():
         with FrameWriter(tmp_path, 1, (1,), torch.float32) as writer:

@@ -16,7 +16,6 @@ runs/cube/
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from vla.atomic import atomic_write, remove_leftovers
 from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError
 from vla.train.checkpoint.claim import CLAIM_FILE, Claim, claimed
 from vla.train.checkpoint.on_disk import (
+    LAST,
     STATE_FILE,
     checkpoint_name,
     checkpoint_step,
@@ -103,6 +103,8 @@ class RunFolder:
                 f"{checkpoint_step(checkpoints[-1])}. Resume it (--resume), choose another output, or remove "
                 "the folder."
             )
+        if self._is_checkpoint(found):
+            raise TrainingError(f"The output folder {self.path} is a checkpoint; choose another output.")
         if not self._is_run(found):
             raise TrainingError(
                 f"The output folder {self.path} is not empty: it holds '{found[0].name}' of another kind. "
@@ -127,6 +129,8 @@ class RunFolder:
         found = list_checkpoints(self.checkpoints)
         if not found:
             why = "Start without resume."
+            if self._is_checkpoint(self._contents()):
+                why = "It is a checkpoint itself: output is the run's folder, which holds checkpoints/."
             if self._is_run(self._contents()):
                 why = (
                     "The run ended before its first checkpoint (train.save_every="
@@ -134,6 +138,12 @@ class RunFolder:
                 )
             raise TrainingError(
                 f"There is nothing to resume: {self.checkpoints} holds no complete checkpoint. {why}"
+            )
+        last = self.checkpoints / LAST
+        if last.is_dir() and not last.is_symlink():  # by a copy that followed links
+            raise TrainingError(
+                f"{last} is a folder, but must be a link to the newest checkpoint. Move it away, and "
+                f"--resume continues from {found[-1].name}."
             )
         newer = [
             one
@@ -207,33 +217,29 @@ class RunFolder:
         return [*texts, self.reproduce, self.metrics, self.tensorboard, self.plots]
 
     def _is_run(self, found: list[Path]) -> bool:
-        return any(path in found for path in (*self._records(), self.checkpoints))
+        """Whether a run has begun here: it leaves its versions, which only a checkpoint has as well."""
+        return self.path / VERSIONS_FILE in found and not self._is_checkpoint(found)
+
+    def _is_checkpoint(self, found: list[Path]) -> bool:
+        return any(path.name == STATE_FILE or path.suffix == ".safetensors" for path in found)
 
     def _put_aside(self) -> None:
-        """Make room for a new start: what a run without checkpoints recorded is moved; if empty, removed."""
+        """Make room for a new start: what a run without checkpoints recorded is moved, nothing is removed."""
         left = [path for path in self._records() if path.exists()]
         if not left:
             return
-        if self.metrics.exists() and self.metrics.stat().st_size:
-            earlier = self.path / "earlier"
-            numbers = [int(path.name) for path in earlier.glob("*") if path.name.isdecimal()]
-            target = earlier / str(1 + max(numbers, default=0))
-            target.mkdir(parents=True)
-            for path in left:
-                os.rename(path, target / path.name)
-            logger.warning(
-                "%s holds a run that ended before its first checkpoint: it is started anew; "
-                "its records are now in %s",
-                self.path,
-                target,
-            )
-            return
-        logger.warning("%s holds a run that ended before its first step: it is started anew", self.path)
+        earlier = self.path / "earlier"
+        numbers = [int(path.name) for path in earlier.glob("*") if path.name.isdecimal()]
+        target = earlier / str(1 + max(numbers, default=0))
+        target.mkdir(parents=True)
         for path in left:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            os.rename(path, target / path.name)
+        logger.warning(
+            "%s holds a run that ended before its first checkpoint: it is started anew; "
+            "its records are now in %s",
+            self.path,
+            target,
+        )
 
     def _instead_of(self, checkpoint: Path) -> str:
         older = [path for path in list_checkpoints(self.checkpoints) if path != checkpoint]
@@ -248,4 +254,4 @@ class RunFolder:
 def describe_run(recipe: Recipe) -> dict[str, str]:
     """Return the files, by name, that describe the origin of a run or a checkpoint."""
     versions = json.dumps(package_versions(), indent=2) + "\n"
-    return {RECIPE_FILE: recipe.to_yaml(), VERSIONS_FILE: versions}
+    return {VERSIONS_FILE: versions, RECIPE_FILE: recipe.to_yaml()}  # the first one tells a run by itself

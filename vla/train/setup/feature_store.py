@@ -72,7 +72,13 @@ class FeatureStore:
     @cached_property
     def about(self) -> dict[str, Any]:
         """Dtype and shape of a row, and what the maker has added."""
-        return json.loads((self.folder / _ABOUT).read_text())
+        try:
+            about = json.loads((self.folder / _ABOUT).read_text())
+        except (OSError, ValueError) as error:
+            raise self._damaged(_ABOUT) from error
+        if not isinstance(about, dict) or not {"row", "dtype"} <= about.keys():
+            raise self._damaged(_ABOUT)
+        return about
 
     @cached_property
     def longest(self) -> int:
@@ -95,4 +101,13 @@ class FeatureStore:
 
     @cached_property
     def _index(self) -> np.ndarray:
-        return np.load(self.folder / _INDEX)
+        try:
+            index = np.load(self.folder / _INDEX, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._damaged(_INDEX) from error
+        if index.ndim != 2 or index.shape[1] != 2 or index.dtype.kind not in "iu" or not len(index):
+            raise self._damaged(_INDEX)
+        return index
+
+    def _damaged(self, name: str) -> DatasetError:
+        return DatasetError(f"{self.folder / name} is damaged or missing; remove the folder {self.folder}.")
