@@ -219,8 +219,8 @@ def read_robot_file(path: Path) -> RobotFile:
     """Read and check a robot file.
 
     Raises:
-        ConfigError: The file is missing or not YAML, a key is given twice, a key is unknown (the nearest is named) or missing, or
-            a value does not fit.
+        ConfigError: The file is missing or not YAML, a key is given twice, is unknown (the nearest is named)
+            or missing, or a value does not fit.
     """
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ _PAD_SUFFIX = "_is_pad"
 _LONGEST_NAME = 200
 
 
-def check_camera_sizes(cameras: Any, codec: str, fps: int) -> dict[str, tuple[int, int]]:
+def camera_sizes(cameras: Any, codec: str, fps: int) -> dict[str, tuple[int, int]]:
     """Return the cameras' frame sizes as whole numbers.
 
     Raises:
@@ -38,7 +38,7 @@ def check_camera_sizes(cameras: Any, codec: str, fps: int) -> dict[str, tuple[in
     return sizes
 
 
-def check_dimension_names(key: str, names: Any, argument: str) -> dict[str, list[str]]:
+def dimension_names(key: str, names: Any, argument: str) -> dict[str, list[str]]:
     """Return the names of a vector's dimensions by the column that holds them.
 
     Args:
@@ -60,7 +60,7 @@ def check_dimension_names(key: str, names: Any, argument: str) -> dict[str, list
     return {column: [str(name) for name in own] for column, own in columns.items()}
 
 
-def check_extra_features(features: Any) -> dict[str, str]:
+def extra_features(features: Any) -> dict[str, str]:
     """Return the further columns' dtypes by name; None is none.
 
     Raises:
@@ -78,7 +78,7 @@ def check_extra_features(features: Any) -> dict[str, str]:
     return dict(features)
 
 
-def check_feature_names(names: Sequence[Any], sequences: Sequence[str]) -> None:
+def feature_names(names: Sequence[Any], sequences: Sequence[str]) -> None:
     """Check the names of all columns and cameras; a camera's name is that of a folder too.
 
     Args:
@@ -107,7 +107,7 @@ def check_feature_names(names: Sequence[Any], sequences: Sequence[str]) -> None:
         raise ConfigError(f"Datasets give something of their own under these feature names: {taken}.")
 
 
-def check_size_limit(value: Any, argument: str) -> float:
+def size_limit(value: Any, argument: str) -> float:
     """Return a file's size limit in MiB.
 
     Raises:
@@ -119,7 +119,7 @@ def check_size_limit(value: Any, argument: str) -> float:
     return value if isinstance(value, int | float) else float(value)
 
 
-def check_text(value: Any, what: str) -> str:
+def text(value: Any, what: str) -> str:
     """Return a text that every reader can decode.
 
     Raises:
@@ -136,7 +136,7 @@ def check_text(value: Any, what: str) -> str:
     return str(value)
 
 
-def check_scalar(value: Any, dtype: str, what: str) -> Scalar:
+def scalar(value: Any, dtype: str, what: str) -> Scalar:
     """Return a frame's value of an extra feature as a plain number, truth value or text.
 
     Args:
@@ -148,7 +148,7 @@ def check_scalar(value: Any, dtype: str, what: str) -> Scalar:
         DatasetError: The value does not have the dtype, is not finite or out of range.
     """
     if dtype == "string":
-        return check_text(value, what)
+        return text(value, what)
     wrong = DatasetError(f"{what} must be a single {dtype} value, got {value!r}.")
     array = _as_array(value)
     if array is None or array.shape not in ((), (1,)):
@@ -169,7 +169,7 @@ def check_scalar(value: Any, dtype: str, what: str) -> Scalar:
     return float(found)
 
 
-def check_vector(value: Any, width: int, key: str, where: str) -> np.ndarray:
+def vector(value: Any, width: int, key: str, where: str) -> np.ndarray:
     """Return a state or an action as its own float32 array `[width]`.
 
     Raises:
@@ -188,7 +188,7 @@ def check_vector(value: Any, width: int, key: str, where: str) -> np.ndarray:
     return values
 
 
-def check_image(value: Any, size: tuple[int, int], key: str) -> np.ndarray:
+def image(value: Any, size: tuple[int, int], key: str) -> np.ndarray:
     """Return a camera's image as its own uint8 array `[height, width, 3]`.
 
     Raises:

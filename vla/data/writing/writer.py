@@ -31,17 +31,7 @@ from vla.data.lerobot.layout_v30 import (
     make_info,
     tasks_table,
 )
-from vla.data.writing.checks import (
-    check_camera_sizes,
-    check_dimension_names,
-    check_extra_features,
-    check_feature_names,
-    check_image,
-    check_scalar,
-    check_size_limit,
-    check_text,
-    check_vector,
-)
+from vla.data.writing import checks
 from vla.data.writing.encoder import Codec, VideoEncoder, whole_rate
 from vla.data.writing.episode_stats import PixelHistogram, summarize
 from vla.errors import ConfigError, DatasetError
@@ -100,19 +90,19 @@ class LeRobotWriter:
             raise ConfigError(f"robot_type must be text, got {robot_type!r}.")
         self.fps = whole_rate(fps)
         self.robot_type = robot_type
-        self.cameras = check_camera_sizes(cameras, codec, self.fps)
+        self.cameras = checks.camera_sizes(cameras, codec, self.fps)
         self.codec: Codec = codec
-        self._extra = check_extra_features(extra_features)
-        states = check_dimension_names(STATE_KEY, state_names, "state_names")
-        actions = check_dimension_names(ACTION_KEY, action_names, "action_names")
+        self._extra = checks.extra_features(extra_features)
+        states = checks.dimension_names(STATE_KEY, state_names, "state_names")
+        actions = checks.dimension_names(ACTION_KEY, action_names, "action_names")
         self._names = states | actions
-        check_feature_names(
+        checks.feature_names(
             [*self.cameras, *states, *actions, *self._extra],
             [*self.cameras, *self._names, STATE_KEY, ACTION_KEY],
         )
         self._limits_mb = (
-            check_size_limit(data_file_mb, "data_file_mb"),
-            check_size_limit(video_file_mb, "video_file_mb"),
+            checks.size_limit(data_file_mb, "data_file_mb"),
+            checks.size_limit(video_file_mb, "video_file_mb"),
         )
         self._schema = self._make_schema()
         self._tasks: dict[str, int] = {}
@@ -163,10 +153,10 @@ class LeRobotWriter:
             raise DatasetError(f"A frame must hold {sorted(expected)}; missing {missing}, unknown {unknown}.")
         where = f"episode {len(self._episode_rows)}, frame {len(self._frames)}"
         row: dict[str, Any] = {
-            key: check_scalar(frame[key], dtype, f"{key} of {where}") for key, dtype in self._extra.items()
+            key: checks.scalar(frame[key], dtype, f"{key} of {where}") for key, dtype in self._extra.items()
         }
-        row |= {key: check_image(frame[key], size, key) for key, size in self.cameras.items()}
-        row |= {key: check_vector(frame[key], len(own), key, where) for key, own in self._names.items()}
+        row |= {key: checks.image(frame[key], size, key) for key, size in self.cameras.items()}
+        row |= {key: checks.vector(frame[key], len(own), key, where) for key, own in self._names.items()}
         self._frames.append(row)
 
     def discard_episode(self) -> None:
@@ -192,7 +182,7 @@ class LeRobotWriter:
         if not self._frames:
             raise DatasetError("The episode holds no frames: add_frame comes before save_episode.")
         index = len(self._episode_rows)
-        task = check_text(task, f"The task of episode {index}")
+        task = checks.text(task, f"The task of episode {index}")
         try:
             self._episode_rows.append(self._write_episode(index, task))
         except (OSError, av.FFmpegError) as error:
