@@ -194,10 +194,11 @@ def image(value: Any, size: tuple[int, int], key: str) -> np.ndarray:
     Raises:
         ShapeError: It is something else.
     """
-    array, expected = _as_array(value), [*size, 3]
+    expected = [*size, 3]
+    array = _as_array(value)
     if array is None or array.dtype != np.uint8 or list(array.shape) != expected:
-        is_array = array is not None and array.dtype != object
-        got = f"{array.dtype} {list(array.shape)}" if is_array else _shown(value)
+        is_plain = array is None or array.dtype == object
+        got = _shown(value) if is_plain else f"{array.dtype} {list(array.shape)}"
         raise ShapeError(f"{key} must be uint8 {expected}, got {got}.")
     return array.copy()  # environments may draw the next frame into the same buffer
 

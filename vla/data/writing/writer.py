@@ -10,7 +10,8 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -183,14 +184,8 @@ class LeRobotWriter:
             raise DatasetError("The episode holds no frames: add_frame comes before save_episode.")
         index = len(self._episode_rows)
         task = checks.text(task, f"The task of episode {index}")
-        try:
+        with self._removed_on_failure(f"Episode {index} could not be written to {self.folder}"):
             self._episode_rows.append(self._write_episode(index, task))
-        except (OSError, av.FFmpegError) as error:
-            self._close("failed")
-            raise DatasetError(f"Episode {index} could not be written to {self.folder}: {error}.") from error
-        except BaseException:  # half an episode may be in the files
-            self._close("failed")
-            raise
         self._num_frames += len(self._frames)
         self._frames = []
         return index
@@ -206,7 +201,7 @@ class LeRobotWriter:
         if self._closed == "finalised":
             return
         self._check_open()
-        try:
+        with self._removed_on_failure(f"{self.folder} could not be written"):
             if not self._episode_rows:
                 raise DatasetError(f"No episode was saved, so {self.folder} is not written.")
             if self._frames:
@@ -217,12 +212,6 @@ class LeRobotWriter:
                 raise DatasetError(f"{self.folder} was created while the dataset was recorded.")
             self._temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for the owner only
             os.replace(self._temporary, self.folder)
-        except (OSError, av.FFmpegError) as error:
-            self._close("failed")
-            raise DatasetError(f"{self.folder} could not be written: {error}.") from error
-        except BaseException:
-            self._close("failed")
-            raise
         self._closed = "finalised"
         _log.info(
             "Wrote %d episodes, %d frames to %s", len(self._episode_rows), self._num_frames, self.folder
@@ -232,6 +221,19 @@ class LeRobotWriter:
         """Remove everything written so far. Idempotent; does nothing after `finalize`."""
         if self._closed is None:
             self._close("abandoned")
+
+    @contextmanager
+    def _removed_on_failure(self, what: str) -> Iterator[None]:
+        """Remove the recording when the block fails, by whatever: half an episode may be in its files."""
+        is_done = False
+        try:
+            yield
+            is_done = True
+        except (OSError, av.FFmpegError) as error:
+            raise DatasetError(f"{what}: {error}.") from error
+        finally:
+            if not is_done:
+                self._close("failed")
 
     def _check_open(self) -> None:
         if self._closed is not None:
