@@ -197,8 +197,9 @@ def image(value: Any, size: tuple[int, int], key: str) -> np.ndarray:
     expected = [*size, 3]
     array = _as_array(value)
     if array is None or array.dtype != np.uint8 or list(array.shape) != expected:
-        is_plain = array is None or array.dtype == object
-        got = _shown(value) if is_plain else f"{array.dtype} {list(array.shape)}"
+        got = _shown(value)
+        if array is not None and array.dtype != object:
+            got = f"{array.dtype} {list(array.shape)}"
         raise ShapeError(f"{key} must be uint8 {expected}, got {got}.")
     return array.copy()  # environments may draw the next frame into the same buffer
 
