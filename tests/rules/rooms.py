@@ -32,7 +32,7 @@ BANNED_PACKAGES = (
 )
 """Nothing imports these: vla stands on its own feet, with one tensor library."""
 
-ALWAYS = ("errors", "types", "atomic", "signals", "terminal", "__version__")
+ALWAYS = ("errors", "types", "atomic", "plain_yaml", "signals", "terminal", "__version__")
 """Names of `vla` that are open to all."""
 
 ROOMS: dict[str, Room] = {
@@ -43,6 +43,7 @@ ROOMS: dict[str, Room] = {
     "errors": Room(),
     "types": Room(packages=("torch",)),
     "atomic": Room(),  # whole files and folders, or none
+    "plain_yaml": Room(packages=("yaml",)),
     "signals": Room(),
     "terminal": Room(packages=("rich",)),  # bars for a person, lines for a log
     "nn": Room(packages=("torch",)),

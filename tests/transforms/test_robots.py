@@ -149,7 +149,11 @@ def test_a_picture_s_name_says_whose_it_is(write):
         ({"cameras.wrist.robot": "wrist"}, "rotate and dataset_rotate differ"),
         ({"state.flip": ["j2"]}, "there is no dimension 'j2', only j0, j1, grip. Did you mean 'j1'?"),
         ({"state.flip": ["j1", "j1"]}, "'j1' is named twice"),
-        ({"state.dimensions": []}, "'state.dimensions' is []"),
+        ({"state.dimensions": []}, "'state.dimensions' is [], expected at least one entry."),
+        ({"state.dimensions": [{"kind": "joint", "unit": "rad", "names": ["a"], "range": [1, 0]}]},
+         "'state.dimensions.0.range': [1.0, 0.0] must be the lower and then the upper limit."),
+        ({"execution.clip": [1, -1]}, "'execution.clip': [1.0, -1.0] must be the lower and then"),
+        ({"execution.clip": [1, 1]}, "'execution.clip': [1.0, 1.0] must be the lower and then"),
         ({"state.scales": {"gripper": {"map": "linear", "robot": [0, 1], "policy": [1, 0]}}}, "'grip'?"),
         ({"state.scales.grip.map": "liner"}, "'state.scales.grip' is"),
         ({"state.scales.grip.robot": [1, 1]}, "linear_map, robot: two different finite numbers"),
@@ -161,7 +165,7 @@ def test_a_picture_s_name_says_whose_it_is(write):
         ({"state.dimensions": [{"kind": "joint", "unit": "rad", "names": ["j1"]}], "state.scales": {}},
          "action.delta: ['j1'] have no state of the same place"),
         ({"execution.steps": 3}, "unknown key 'execution.steps'"),
-        ({"default_prompt": ""}, "'default_prompt' is ''"),
+        ({"default_prompt": ""}, "'default_prompt' is '', expected text."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_file_and_key(write, changes, said):
@@ -187,6 +191,21 @@ def test_unreadable_files(tmp_path):
             load_robot(tmp_path / name)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_robot(tmp_path)
+    for value in (None, 5, b"arm.yaml", ["arm.yaml"]):
+        with pytest.raises(ConfigError, match=r"named by text or a Path, got the (NoneType|int|bytes|list) "):
+            load_robot(value)
+
+
+@pytest.mark.parametrize("key", ["name", "cameras", "robot", "key", "flip", "delta", "clip", "sources"])
+def test_a_key_given_twice_is_refused_at_every_depth(write, key):
+    path = write()
+    lines = path.read_text().splitlines()
+    number = next(n for n, line in enumerate(lines) if line.strip().startswith(f"{key}:"))
+    indent = lines[number][: len(lines[number]) - len(lines[number].lstrip())]
+    lines.insert(number, f"{indent}{key}: 1")
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=f"is not YAML: .* the key '{key}' is given twice"):
+        load_robot(path)
 
 
 def statistics(width, of=None):

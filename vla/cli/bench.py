@@ -136,9 +136,11 @@ def _policy(policy: str, preset: str | None) -> dict[str, Any]:
         return {"policy": policy, "preset": preset}
     import yaml
 
+    from vla.plain_yaml import load_yaml
+
     try:
-        values = yaml.safe_load(Path(policy).read_text())
-    except (OSError, yaml.YAMLError) as error:
+        values = load_yaml(Path(policy).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--policy {policy} could not be read: {error}") from error
     section = values.get("policy", values) if isinstance(values, dict) else values
     if not isinstance(section, dict) or not isinstance(section.get("config", {}), dict):

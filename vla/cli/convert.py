@@ -140,6 +140,8 @@ def _whole(src: str, base: str | None, hub: dict[str, Any]) -> "Iterator[tuple[s
 def _parse(fields: list[str]) -> dict[str, Any]:
     import yaml
 
+    from vla.plain_yaml import load_yaml
+
     values = {}
     for entry in fields:
         name, is_pair, text = entry.partition("=")
@@ -148,7 +150,7 @@ def _parse(fields: list[str]) -> dict[str, Any]:
         if name in values:
             raise ConfigError(f"--set gives {name} twice; give it once.")
         try:
-            values[name] = yaml.safe_load(text)
+            values[name] = load_yaml(text)
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"--set {entry}: the value cannot be read ({reason}).") from error

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from vla.errors import ConfigError, did_you_mean
+from vla.plain_yaml import load_yaml
 from vla.types import Columns, columns_of
 
 Angle = Literal[0, 90, 180, 270]
@@ -84,7 +85,12 @@ class Group(_Section):
     """In the robot's own terms: "rad", "deg", "m", "rad/s", "0 closed, 1 open"."""
     names: tuple[str, ...] = Field(min_length=1)
     range: tuple[float, float] | None = None
-    """Range of the values; null where unknown or unbounded."""
+    """Range of the values, lower first; null where unknown or unbounded."""
+
+    @field_validator("range")
+    @classmethod
+    def _range_ascends(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        return _ascending(value)
 
 
 class Vector(_Section):
@@ -154,7 +160,12 @@ class Execution(_Section):
     gripper_threshold: float | None = None
     """Gripper actions above become 1, the others 0."""
     clip: tuple[float, float] | None = None
-    """Every action is clipped to this range."""
+    """Every action is clipped to this range, lower first."""
+
+    @field_validator("clip")
+    @classmethod
+    def _clip_ascends(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        return _ascending(value)
 
 
 class RobotFile(_Section):
@@ -208,11 +219,11 @@ def read_robot_file(path: Path) -> RobotFile:
     """Read and check a robot file.
 
     Raises:
-        ConfigError: The file is missing or not YAML, a key is unknown (the nearest is named) or missing, or
-            a value does not fit.
+        ConfigError: The file is missing or not YAML, a key is given twice, is unknown (the nearest is named)
+            or missing, or a value does not fit.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no robot file {path}.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -244,8 +255,12 @@ def _explain(error: ValidationError) -> str:
             where = f"'{key}': " if key else ""
             message = problem["msg"].removeprefix("Value error, ")
             said[f"{where}{message}{'' if message[-1] in '.?' else '.'}"] = None
+        elif problem["type"] in ("too_short", "string_too_short"):
+            what = "text" if problem["type"] == "string_too_short" else "at least one entry"
+            said[f"'{key}' is {problem['input']!r}, expected {what}."] = None
         else:
             expected = problem["msg"].removeprefix("Input should be ").replace("an object", "a mapping")
+            expected = expected.replace("a valid array", "a list").replace("a valid list", "a list")
             said[f"'{key}' is {problem['input']!r}, expected {expected}."] = None
     return " ".join(said)
 
@@ -266,6 +281,13 @@ def _sections(kind: Any) -> Iterator[type[BaseModel]]:
         yield kind
     for part in get_args(kind):
         yield from _sections(part)
+
+
+def _ascending(limits: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return limits, or raise where no value lies between them."""
+    if limits is not None and limits[0] >= limits[1]:
+        raise ValueError(f"{list(limits)} must be the lower and then the upper limit")
+    return limits
 
 
 def _is_counted(delta: tuple[Any, ...]) -> bool:

@@ -163,8 +163,8 @@ def load_robot(path: Path | str) -> Robot:
     """Read a robot file.
 
     Raises:
-        ConfigError: The file is missing, or something in it is unknown, missing or does not fit; the message
-            names the file, the key and, for a misspelt key, the nearest one.
+        ConfigError: The argument is not a path, the file is missing, or something in it is unknown, missing
+            or does not fit; the message names the file, the key and, for a misspelt key, the nearest one.
     """
     if not isinstance(path, str | Path):
         raise ConfigError(

@@ -6,46 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.make import CAMERAS, draw_code, low_dim, make_dataset, read_code
-from vla.data import LeRobotDataset, LeRobotWriter
+from tests.data.writing.recording import frame, leftovers, make_writer, record
+from vla.data import LeRobotDataset
 from vla.data.writing import writer as writer_module
-from vla.errors import ConfigError, DatasetError, ShapeError
-
-
-def make_writer(folder, **options):
-    return LeRobotWriter(
-        folder,
-        **{
-            "fps": 10,
-            "cameras": {CAMERAS[0]: (32, 64)},
-            "state_names": ["x", "y"],
-            "action_names": ["dx", "dy", "grip"],
-            "extra_features": {"response": "string"},
-            **options,
-        },
-    )
-
-
-def frame(i=0, episode=0, **changes):
-    return {
-        CAMERAS[0]: draw_code(episode, i, 0),
-        "observation.state": [i, 0.5],
-        "action": np.array([i, 1, 2]),
-        "response": "left",
-        **changes,
-    }
-
-
-def leftovers(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def record(folder, lengths=(3, 5), **options):
-    with make_writer(folder, **options) as writer:
-        for episode, length in enumerate(lengths):
-            for i in range(length):
-                writer.add_frame(frame(i, episode))
-            assert writer.save_episode(f"task {episode % 2}") == episode
-    return folder
+from vla.errors import DatasetError
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -176,8 +140,53 @@ def test_nothing_is_there_before_finalize_nor_after_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="the robot fell over"), writer:
         raise RuntimeError("the robot fell over")
     assert leftovers(tmp_path) == []
-    writer.abort()
-    writer.finalize()  # both idempotent
+    writer.abort()  # idempotent
+    with pytest.raises(DatasetError, match="was given up and removed"):
+        writer.finalize()
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", ["complete", "given up", "failed"])
+def test_a_closed_recording_takes_nothing_more(tmp_path, how):
+    """What is added afterwards would be nowhere."""
+    writer = make_writer(tmp_path / "x")
+    writer.add_frame(frame())
+    if how != "failed":
+        writer.save_episode("task")
+    if how == "failed":
+        with pytest.raises(DatasetError, match="No episode was saved"):
+            writer.finalize()
+    else:
+        (writer.finalize if how == "complete" else writer.abort)()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    late = {
+        "add_frame": lambda: writer.add_frame(frame()),
+        "save_episode": lambda: writer.save_episode("task"),
+        "discard_episode": writer.discard_episode,
+        "finalize": writer.finalize,
+    }
+    if how == "complete":
+        late.pop("finalize")()  # idempotent
+    for call in late.values():
+        with pytest.raises(DatasetError, match=f"recording of .*x (is|was)? ?{how}.* new LeRobotWriter"):
+            call()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    assert bool(before) == (how == "complete")
+
+
+def test_a_failure_that_was_caught_is_told_at_the_end(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer_module.VideoEncoder, "append", full)
+    writer = make_writer(tmp_path / "x").__enter__()
+    writer.add_frame(frame())
+    with pytest.raises(DatasetError, match="No space left"):
+        writer.save_episode("task")
+    with pytest.raises(DatasetError, match="failed and was removed"):
+        writer.__exit__(None, None, None)
+    with make_writer(tmp_path / "x") as writer:  # given up on purpose: nothing to tell
+        writer.abort()
     assert leftovers(tmp_path) == []
 
 
@@ -205,48 +214,6 @@ def test_frames_are_copied(tmp_path):
     dataset = LeRobotDataset(tmp_path / "x", action_horizon=2)
     assert [read_code(dataset[i][CAMERAS[0]])[1] for i in range(3)] == [0, 1, 2]
     assert dataset.low_dim("observation.state")[:, 0].tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"other": 1}, DatasetError, r"unknown \['other'\]"),
-        ({CAMERAS[0]: np.zeros((32, 32, 3), np.uint8)}, ShapeError, r"must be uint8 \[32, 64, 3\]"),
-        ({CAMERAS[0]: np.zeros((32, 64, 3))}, ShapeError, "got float64"),
-        ({"action": [0.0, 0.0]}, ShapeError, r"action must have shape \[3\], got \[2\]"),
-        ({"action": [0.0, np.nan, 0.0]}, DatasetError, "action of episode 1, frame 1 is not finite"),
-    ],
-)
-def test_bad_frames(tmp_path, changes, error, message):
-    writer = make_writer(tmp_path / "x")
-    for _ in range(2):
-        writer.add_frame(frame())
-        if not writer._episode_rows:
-            writer.save_episode("task")
-    with pytest.raises(error, match=message):
-        writer.add_frame(frame(**changes))
-    incomplete = frame()
-    del incomplete["response"]
-    with pytest.raises(DatasetError, match=r"missing \['response'\]"):
-        writer.add_frame(incomplete)
-    writer.abort()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"extra_features": {"response": "text"}}, "extra_features must be one of"),
-        ({"extra_features": {"action": "float32"}}, r"used twice: \['action'\]"),
-        ({"cameras": {"top": (31, 64)}}, "even sizes"),
-        ({"codec": "vp9"}, "codec must be one of"),
-        ({"fps": 29.97}, "fps must be a whole number"),
-        ({"fps": 0, "cameras": {}}, "fps must be a whole number"),
-    ],
-)
-def test_bad_arguments(tmp_path, options, message):
-    with pytest.raises(ConfigError, match=message):
-        make_writer(tmp_path / "x", **options)
-    assert leftovers(tmp_path) == []
 
 
 def test_an_existing_folder_is_refused(tmp_path):

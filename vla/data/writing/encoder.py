@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -33,12 +33,26 @@ def check_video_format(codec: str, fps: float, height: int, width: int) -> None:
     """Raise `ConfigError` on an unknown codec, a fractional rate, or an odd size (yuv420p holds none)."""
     if codec not in _ENCODERS:
         raise ConfigError(f"codec must be one of {sorted(_ENCODERS)}, got '{codec}'.")
-    if fps < 1 or fps != int(fps):
-        raise ConfigError(f"fps must be a whole number of frames per second, got {fps}.")
+    whole_rate(fps)
     if height % 2 or width % 2 or height < 2 or width < 2:
         raise ConfigError(
             f"Video frames need even sizes, got {height}x{width}: crop or pad them by one pixel."
         )
+
+
+def whole_rate(fps: Any) -> int:
+    """Return a rate as a Python integer, whichever kind of number it is.
+
+    Raises:
+        ConfigError: It is not a whole number of at least 1.
+    """
+    try:
+        rate = 0 if isinstance(fps, bool | str | bytes) else int(fps)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # RuntimeError: a tensor of several
+        rate = 0
+    if rate < 1 or rate != fps:
+        raise ConfigError(f"fps must be a whole number of frames per second, got {fps!r}.")
+    return rate
 
 
 class VideoEncoder:
@@ -65,7 +79,7 @@ class VideoEncoder:
         self.num_frames = 0
         self.num_bytes = 0
         self._size = (height, width)
-        self._fps = fps
+        self._fps = fps = whole_rate(fps)
         name, options = _ENCODERS[codec]
         if codec == "av1":
             os.environ.setdefault("SVT_LOG", "1")  # silences the encoder's banner on stderr

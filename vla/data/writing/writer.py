@@ -10,10 +10,11 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import av
 import numpy as np
@@ -31,10 +32,11 @@ from vla.data.lerobot.layout_v30 import (
     make_info,
     tasks_table,
 )
-from vla.data.writing.encoder import Codec, VideoEncoder, check_video_format
+from vla.data.writing import checks
+from vla.data.writing.encoder import Codec, VideoEncoder, whole_rate
 from vla.data.writing.episode_stats import PixelHistogram, summarize
-from vla.errors import ConfigError, DatasetError, ShapeError
-from vla.types import ACTION_KEY, STATE_KEY, columns_of
+from vla.errors import ConfigError, DatasetError
+from vla.types import ACTION_KEY, STATE_KEY
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +64,8 @@ class LeRobotWriter:
 
     Raises:
         DatasetError: The folder exists already.
-        ConfigError: An unknown dtype, an unknown codec, an odd frame size, or a name used twice.
+        ConfigError: An argument of another kind, an unknown dtype, an unknown codec, an odd frame size, or a
+            name that is used twice, is taken by every dataset or cannot be that of a folder.
     """
 
     def __init__(
@@ -79,18 +82,29 @@ class LeRobotWriter:
         data_file_mb: float = 100,
         video_file_mb: float = 200,
     ) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise ConfigError(f"The folder of a recording must be a path, got {folder!r}.")
         self.folder = Path(folder).expanduser()
         if self.folder.exists():
             raise DatasetError(f"{self.folder} exists already: give another folder, or remove it first.")
-        self.fps = fps
+        if not isinstance(robot_type, str):
+            raise ConfigError(f"robot_type must be text, got {robot_type!r}.")
+        self.fps = whole_rate(fps)
         self.robot_type = robot_type
-        self.cameras = dict(cameras)
+        self.cameras = checks.camera_sizes(cameras, codec, self.fps)
         self.codec: Codec = codec
-        self._extra = dict(extra_features or {})
-        self._vectors = [_by_column(STATE_KEY, state_names), _by_column(ACTION_KEY, action_names)]
-        self._names = self._vectors[0] | self._vectors[1]
-        self._check_columns()
-        self._limits_mb = (data_file_mb, video_file_mb)
+        self._extra = checks.extra_features(extra_features)
+        states = checks.dimension_names(STATE_KEY, state_names, "state_names")
+        actions = checks.dimension_names(ACTION_KEY, action_names, "action_names")
+        self._names = states | actions
+        checks.feature_names(
+            [*self.cameras, *states, *actions, *self._extra],
+            [*self.cameras, *self._names, STATE_KEY, ACTION_KEY],
+        )
+        self._limits_mb = (
+            checks.size_limit(data_file_mb, "data_file_mb"),
+            checks.size_limit(video_file_mb, "video_file_mb"),
+        )
         self._schema = self._make_schema()
         self._tasks: dict[str, int] = {}
         self._episode_rows: list[dict[str, Any]] = []
@@ -99,11 +113,14 @@ class LeRobotWriter:
         self._pixels = {key: PixelHistogram() for key in self.cameras}
         self._data: tuple[Path, pq.ParquetWriter, int] | None = None
         self._videos: dict[str, tuple[VideoEncoder, int]] = {}
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = Path(
-            tempfile.mkdtemp(prefix=f".{self.folder.name}.", suffix=".partial", dir=self.folder.parent)
-        )
-        self._open = True
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary = Path(
+                tempfile.mkdtemp(prefix=f".{self.folder.name}.", suffix=".partial", dir=self.folder.parent)
+            )
+        except OSError as error:
+            raise DatasetError(f"{self.folder} cannot be written: {error}.") from error
+        self._closed: Literal["finalised", "abandoned", "failed"] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -111,10 +128,10 @@ class LeRobotWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.finalize()
-        else:
+        if kind is not None:
             self.abort()
+        elif self._closed != "abandoned":
+            self.finalize()
 
     def add_frame(self, frame: Mapping[str, Any]) -> None:
         """Add one frame to the episode being recorded.
@@ -124,33 +141,32 @@ class LeRobotWriter:
                 columns that they are recorded in, and every extra feature.
 
         Raises:
-            DatasetError: A key is missing or unknown, or a value is not finite.
-            ShapeError: A value has another shape or dtype than declared.
+            DatasetError: A key is missing or unknown, a value is not finite or does not have the declared
+                dtype, or the recording is closed.
+            ShapeError: An image, a state or an action has another shape or dtype than declared.
         """
+        self._check_open()
+        if not isinstance(frame, Mapping):
+            raise DatasetError(f"A frame must be a mapping from feature names to values, got {frame!r}.")
         expected = {*self.cameras, *self._names, *self._extra}
         if set(frame) != expected:
-            missing, unknown = sorted(expected - set(frame)), sorted(set(frame) - expected)
+            missing, unknown = sorted(expected - set(frame)), sorted(set(frame) - expected, key=str)
             raise DatasetError(f"A frame must hold {sorted(expected)}; missing {missing}, unknown {unknown}.")
-        row: dict[str, Any] = {key: frame[key] for key in self._extra}
-        for key, (height, width) in self.cameras.items():
-            pixels = np.asarray(frame[key])
-            if pixels.dtype != np.uint8 or pixels.shape != (height, width, 3):
-                raise ShapeError(
-                    f"{key} must be uint8 [{height}, {width}, 3], got {pixels.dtype} {list(pixels.shape)}."
-                )
-            row[key] = pixels.copy()  # environments may draw the next frame into the same buffer
-        for key, names in self._names.items():
-            values = np.array(frame[key], dtype=np.float32)
-            if values.shape != (len(names),):
-                raise ShapeError(f"{key} must have shape [{len(names)}], got {list(values.shape)}.")
-            if not np.isfinite(values).all():
-                where = f"episode {len(self._episode_rows)}, frame {len(self._frames)}"
-                raise DatasetError(f"{key} of {where} is not finite: {values.tolist()}.")
-            row[key] = values
+        where = f"episode {len(self._episode_rows)}, frame {len(self._frames)}"
+        row: dict[str, Any] = {
+            key: checks.scalar(frame[key], dtype, f"{key} of {where}") for key, dtype in self._extra.items()
+        }
+        row |= {key: checks.image(frame[key], size, key) for key, size in self.cameras.items()}
+        row |= {key: checks.vector(frame[key], len(own), key, where) for key, own in self._names.items()}
         self._frames.append(row)
 
     def discard_episode(self) -> None:
-        """Forget the frames added since the last `save_episode`."""
+        """Forget the frames added since the last `save_episode`.
+
+        Raises:
+            DatasetError: The recording is closed.
+        """
+        self._check_open()
         self._frames = []
 
     def save_episode(self, task: str) -> int:
@@ -160,16 +176,16 @@ class LeRobotWriter:
             task: The instruction given to the robot.
 
         Raises:
-            DatasetError: No frame was added, or the data could not be written (nothing is left behind then).
+            DatasetError: No frame was added, the task is not text, the recording is closed, or the data could
+                not be written (nothing is left behind then).
         """
+        self._check_open()
         if not self._frames:
             raise DatasetError("The episode holds no frames: add_frame comes before save_episode.")
         index = len(self._episode_rows)
-        try:
+        task = checks.text(task, f"The task of episode {index}")
+        with self._removed_on_failure(f"Episode {index} could not be written to {self.folder}"):
             self._episode_rows.append(self._write_episode(index, task))
-        except (OSError, av.FFmpegError) as error:
-            self.abort()
-            raise DatasetError(f"Episode {index} could not be written to {self.folder}: {error}.") from error
         self._num_frames += len(self._frames)
         self._frames = []
         return index
@@ -179,11 +195,13 @@ class LeRobotWriter:
 
         Raises:
             DatasetError: No episode was saved, frames were added but not saved, the destination was created
-                meanwhile, or the data could not be written. Nothing is left behind then.
+                meanwhile, or the data could not be written. Nothing is left behind then. Or the recording was
+                given up before.
         """
-        if not self._open:
+        if self._closed == "finalised":
             return
-        try:
+        self._check_open()
+        with self._removed_on_failure(f"{self.folder} could not be written"):
             if not self._episode_rows:
                 raise DatasetError(f"No episode was saved, so {self.folder} is not written.")
             if self._frames:
@@ -194,40 +212,50 @@ class LeRobotWriter:
                 raise DatasetError(f"{self.folder} was created while the dataset was recorded.")
             self._temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for the owner only
             os.replace(self._temporary, self.folder)
-        except (OSError, av.FFmpegError) as error:
-            self.abort()
-            raise DatasetError(f"{self.folder} could not be written: {error}.") from error
-        except DatasetError:
-            self.abort()
-            raise
-        self._open = False
+        self._closed = "finalised"
         _log.info(
             "Wrote %d episodes, %d frames to %s", len(self._episode_rows), self._num_frames, self.folder
         )
 
     def abort(self) -> None:
         """Remove everything written so far. Idempotent; does nothing after `finalize`."""
-        if not self._open:
-            return
-        self._open = False
+        if self._closed is None:
+            self._close("abandoned")
+
+    @contextmanager
+    def _removed_on_failure(self, what: str) -> Iterator[None]:
+        """Remove the recording when the block fails, by whatever: half an episode may be in its files."""
+        is_done = False
+        try:
+            yield
+            is_done = True
+        except (OSError, av.FFmpegError) as error:
+            raise DatasetError(f"{what}: {error}.") from error
+        finally:
+            if not is_done:
+                self._close("failed")
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            how = {
+                "finalised": "is complete",
+                "abandoned": "was given up and removed",
+                "failed": "failed and was removed",
+            }
+            raise DatasetError(
+                f"The recording of {self.folder} {how[self._closed]}: record more episodes with a new "
+                "LeRobotWriter, into a folder of their own."
+            )
+
+    def _close(self, how: Literal["abandoned", "failed"]) -> None:
+        """Remove everything written so far."""
+        self._closed = how
         self._frames = []
         try:
             self._close_files()
         except (OSError, av.FFmpegError, ValueError) as error:
             _log.debug("While removing %s: %s", self._temporary, error)
         shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _check_columns(self) -> None:
-        unknown = {name: dtype for name, dtype in self._extra.items() if dtype not in SCALARS}
-        if unknown:
-            raise ConfigError(f"extra_features must be one of {sorted(SCALARS)}, got {unknown}.")
-        vectors = [key for vector in self._vectors for key in vector]
-        names = [*self.cameras, *vectors, *self._extra, *DEFAULT_COLUMNS]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ConfigError(f"These feature names are used twice: {twice}.")
-        for size in self.cameras.values() or [(2, 2)]:  # without cameras the rate is still checked
-            check_video_format(self.codec, self.fps, *size)
 
     def _make_schema(self) -> pa.Schema:
         fields = [(key, pa.list_(pa.float32(), len(names))) for key, names in self._names.items()]
@@ -238,7 +266,11 @@ class LeRobotWriter:
         length, frames = len(self._frames), self._frames
         task_index = self._tasks.setdefault(task, len(self._tasks))
         columns: dict[str, Any] = {key: np.stack([f[key] for f in frames]) for key in self._names}
-        columns |= {key: np.array([f[key] for f in frames]) for key in self._extra}
+        columns |= {
+            # NumPy's own texts end before a trailing NUL.
+            key: np.array([f[key] for f in frames], dtype=object if dtype == "string" else None)
+            for key, dtype in self._extra.items()
+        }
         columns |= {
             "timestamp": (np.arange(length) / self.fps).astype(np.float32),
             "frame_index": np.arange(length),
@@ -264,7 +296,7 @@ class LeRobotWriter:
             histogram.add_episode(pixels)
             self._pixels[key].merge(histogram)
             stats[key] = histogram.summary()
-        stats |= {key: summarize(column) for key, column in columns.items() if column.dtype.kind != "U"}
+        stats |= {key: summarize(column) for key, column in columns.items() if column.dtype.kind != "O"}
         row |= {f"stats/{key}/{name}": v for key, summary in stats.items() for name, v in summary.items()}
         return {**row, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
 
@@ -353,13 +385,6 @@ class LeRobotWriter:
             values = np.concatenate(parts[field.name])
             stats[field.name] = summarize(values.reshape(self._num_frames, -1))
         return stats
-
-
-def _by_column(key: str, names: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return the names of a vector's dimensions by the column that holds them."""
-    columns = names if isinstance(names, Mapping) else {key: names}
-    columns_of(list(columns))
-    return {column: list(own) for column, own in columns.items()}
 
 
 def _umask() -> int:

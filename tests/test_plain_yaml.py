@@ -1,0 +1,41 @@
+import math
+
+import pytest
+import yaml
+
+from vla.plain_yaml import load_yaml
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 1\nb: [1, {c: 2}]",
+        "1",
+        "",
+        "null",
+        "a: &x {b: 1}\nc: {<<: *x, b: 2}",
+        "{1: a, 2: b}",
+        "1e-4",
+        "- .inf",
+    ],
+)
+def test_the_rest_is_read_as_by_yaml(text):
+    assert load_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\na: 1", "{a: {b: 1, b: 2}}", "- {1: a, '1': b}", "{true: 1, true: 2}"]
+)
+def test_a_key_given_twice(text):
+    assert yaml.safe_load(text)
+    with pytest.raises(yaml.YAMLError, match="is given twice"):
+        load_yaml(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "2020-13-45", "[" * 5000, "!!python/object:os.system {}", "{[a]: 1}"]
+)
+def test_what_cannot_be_read(text):
+    with pytest.raises(yaml.YAMLError):
+        load_yaml(text)
+    assert math.isnan(load_yaml(".nan"))
