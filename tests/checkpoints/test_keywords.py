@@ -23,7 +23,7 @@ from vla.policies.pi0 import Pi0Config, Pi0Policy
 
 def documented(method):
     """Keywords that a method's docstring lists, other than its own and those of any name."""
-    listed = re.findall(r"^ {12}`?(\w+)`?,? ?\(", inspect.getdoc(method) and method.__doc__, re.MULTILINE)
+    listed = re.findall(r"^ {4}`?(\w+)`?,? ?\(", inspect.getdoc(method) or "", re.MULTILINE)
     listed += [
         name
         for name, one in inspect.signature(method).parameters.items()
