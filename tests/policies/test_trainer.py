@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers.trainer
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -192,6 +193,8 @@ def test_the_trainer_pushes_to_the_hub(make, tmp_path, monkeypatch):
     policy, items = make("bc")
     with serving() as hub:
         speak_to(hub.url, monkeypatch, tmp_path / "cache")
+        if hasattr(transformers.trainer, "hf_api"):  # made once for all, maybe by an earlier test
+            monkeypatch.setattr(transformers.trainer.hf_api(), "endpoint", hub.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         one = trainer(policy, items, tmp_path / "out", max_steps=1, push_to_hub=True, hub_model_id="me/cup",
                       hub_token=TOKEN)  # fmt: skip

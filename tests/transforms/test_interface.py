@@ -34,8 +34,8 @@ def test_a_pipeline_of_before_has_none_and_stays_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cameras": ["top"]}, "AttributeError"),
-        ({"state": {"labels": ["x"]}}, "TypeError"),
+        ({"cameras": ["top"]}, "of another kind than expected"),
+        ({"state": {"labels": ["x"]}}, "is not known there"),
         ({"state": {"names": ["x"], "units": ["m", "m"]}}, "1 dimensions .x. needs as many units, got 2"),
     ],
 )

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -89,11 +90,24 @@ def rescued(
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
-        told = explained(error, recipe, step() + 1)
+        told = explained(_with_what_is_due(error), recipe, step() + 1)
         if told is None:
             raise
         predicted = predict() if isinstance(told, StepMemoryError) else None
         raise type(told)(" ".join(filter(None, (str(told), predicted, save())))) from error
+
+
+def _with_what_is_due(error: Exception) -> Exception:
+    """Return what torch says of a killed worker, where only the broken connection to it was seen so far.
+
+    Its signal handler raises in whatever runs when the signal arrives; without a wait, that may be anything.
+    """
+    if isinstance(error, ConnectionError | EOFError):
+        try:
+            time.sleep(1)
+        except RuntimeError as due:
+            return due
+    return error
 
 
 def _about_worker(error: BaseException, recipe: Recipe) -> str:
