@@ -135,9 +135,10 @@ def test_a_real_signal_during_the_set_up_leaves_nothing(dataset, tmp_path, numbe
         time.sleep(0.01)
     process.send_signal(number)
     process.communicate(timeout=120)
-    if process.returncode != 130 or (tmp_path / "run" / "checkpoints").exists():  # it was training already
-        assert list_checkpoints(tmp_path / "run" / "checkpoints")
+    if list_checkpoints(tmp_path / "run" / "checkpoints"):  # it was training already, and saved
+        assert process.returncode == 130
     else:
+        assert process.returncode == 128 + number
         assert not (tmp_path / "run").exists()
     assert not list(tmp_path.rglob("running.json"))
 
