@@ -32,10 +32,13 @@ from vla.data.lerobot.verify import (
     check_videos,
 )
 from vla.data.loading.file_order import Window as ShuffleWindow
+from vla.data.notices import say_once
 from vla.data.selection import (
     check_horizon,
+    check_item_keys,
     choose_cameras,
     frame_number,
+    made_keys,
     select_episodes,
     window_of,
     without_depth,
@@ -44,7 +47,7 @@ from vla.data.stream import FileStream
 from vla.data.video import OPEN_VIDEOS
 from vla.data.windows import window
 from vla.errors import ConfigError, DatasetError, did_you_mean
-from vla.types import ACTION_KEY, STATE_KEY, ProgressCallback, Window, columns_of, name_of
+from vla.types import ACTION_KEY, STATE_KEY, TASK_KEY, ProgressCallback, Window, columns_of, name_of
 
 if TYPE_CHECKING:
     import datasets
@@ -117,6 +120,8 @@ class LeRobotDataset:
         ConfigError: The horizon, the number of open videos or the disk space is not positive; neither horizon
             nor window is given, or they differ; or the window names a camera that the dataset lacks.
     """
+
+    _task_column: str | None = None  # the column that is the instruction, where it is one of text
 
     def __init__(
         self,
@@ -208,9 +213,9 @@ class LeRobotDataset:
         item[f"{self.action_key}_is_pad"] = torch.from_numpy(is_pad)
         for key, values in self._others.items():
             item[key] = values[row].clone()
-        for key, texts in self._columns.texts.items():
+        for key, texts in self._texts.items():
             item[key] = texts[row]
-        item["task"] = self.info.tasks[int(self._columns.numbers["task_index"][row])]
+        item[TASK_KEY] = self.info.tasks[int(self._columns.numbers["task_index"][row])]
         return item
 
     def _choose_vectors(self, state: str | Sequence[str], action: str | Sequence[str]) -> None:
@@ -244,6 +249,8 @@ class LeRobotDataset:
     def low_dim(self, key: str) -> np.ndarray:
         """Return a whole numeric column of the selected episodes, without touching any video.
 
+        It is the dataset's own array, and can only be read: `.copy()` gives one to change.
+
         Args:
             key: Column; the state and the actions are float32 `[n, d]`, scalars are `[n]`.
 
@@ -252,14 +259,14 @@ class LeRobotDataset:
         """
         special = {self.state_key: self._states, self.action_key: self._actions}
         if key in special:
-            return special[key]
+            return _locked(special[key])
         if key not in self._columns.numbers:
             self._check_left_out(key)
             options = sorted(self._columns.numbers)
             raise DatasetError(
                 f"There is no numeric column '{key}' in {options}.{did_you_mean(key, options)}"
             )
-        return self._columns.numbers[key]
+        return _locked(self._columns.numbers[key])
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Return the distinct texts of a string column of the selected episodes.
@@ -275,7 +282,7 @@ class LeRobotDataset:
         Raises:
             DatasetError: There is no such string column.
         """
-        return self._text(key).codes
+        return _locked(self._text(key).codes)
 
     def _text(self, key: str) -> TextColumn:
         if key not in self._columns.texts:
@@ -422,7 +429,9 @@ class LeRobotDataset:
 
     def _take_columns(self, columns: Columns) -> None:
         """Take the columns of the selected episodes over."""
-        self._columns, self.left_out, numbers = columns, columns.left_out, columns.numbers
+        self._columns, numbers = columns, columns.numbers
+        hidden = self._hidden(columns)
+        self.left_out = {**columns.left_out, **hidden}
         lengths = [episode.length for episode in self.episodes]
         ends = np.cumsum(lengths).tolist()
         self.episode_slices = [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
@@ -435,12 +444,33 @@ class LeRobotDataset:
         self._others = {
             key: torch.from_numpy(values)
             for key, values in numbers.items()
-            if key not in (self.state_key, self.action_key)
+            if key not in (self.state_key, self.action_key, *hidden)
         }
-        self.episodes = [
-            replace(episode, tasks=self._tasks_of(span))
-            for episode, span in zip(self.episodes, self.episode_slices, strict=True)
+        self._texts = {key: text for key, text in columns.texts.items() if key not in hidden}
+        seen = [self._tasks_of(span) for span in self.episode_slices]
+        other = [
+            e.index for e, own in zip(self.episodes, seen, strict=True) if e.tasks and {*e.tasks} != {*own}
         ]
+        if other:
+            say_once(
+                f"{self.root}: meta/episodes lists other tasks than the rows of {len(other)} episodes "
+                f"({other[:5]}) have: the rows count."
+            )
+        self.episodes = [replace(e, tasks=own) for e, own in zip(self.episodes, seen, strict=True)]
+
+    def _hidden(self, columns: Columns) -> dict[str, str]:
+        """Return why columns are not in the items, by key: the items hold something else there."""
+        vectors = (self.state_key, self.action_key)
+        check_item_keys(*vectors, self.cameras)
+        found = {
+            key: "an item holds a mask or the instruction under this key"
+            for key in made_keys([*vectors, *self.info.cameras])
+            if (key in columns.numbers or key in columns.texts) and key != self._task_column
+        }
+        found |= {key: "an item holds the joined vector there" for key in vectors if key in columns.texts}
+        for key, reason in sorted(found.items()):
+            say_once(f"{self.root}: the column '{key}' is not in the items: {reason}.")
+        return found
 
     def _check_times(self, tolerance_s: float | None) -> list[np.ndarray]:
         """Return the times of each episode's frames since its start, in seconds."""
@@ -448,6 +478,13 @@ class LeRobotDataset:
         times = _frame_times(numbers["timestamp"], numbers["frame_index"], self.info.fps)
         check_times(times, self.episode_slices, self.episodes, self.info.fps, tolerance_s)
         return [times[span] for span in self.episode_slices]
+
+
+def _locked(values: np.ndarray) -> np.ndarray:
+    """Return a view that cannot be written to: what it shows are the dataset's items."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def _as_vectors(columns: Sequence[np.ndarray]) -> np.ndarray:

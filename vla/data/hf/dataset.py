@@ -30,7 +30,7 @@ from vla.data.notices import say_once
 from vla.data.selection import check_horizon, choose_cameras, select_episodes, window_of, without_depth
 from vla.data.video import OPEN_VIDEOS
 from vla.errors import ConfigError, DatasetError
-from vla.types import ACTION_KEY, STATE_KEY, Window, columns_of, name_of
+from vla.types import ACTION_KEY, STATE_KEY, Window, as_texts, columns_of, name_of
 
 if TYPE_CHECKING:
     import datasets
@@ -100,6 +100,7 @@ class HuggingFaceDataset(LeRobotDataset):
         self.window = window_of(action_horizon, window)
         self.action_horizon = self.window.horizon
         self.options = options or TableOptions()
+        self._task_column = self.options.columns.task
         is_path = isinstance(table, str | Path)
         self._table = open_table(table, self.options, revision) if is_path else from_dataset(table)
         self.root, self.revision, self._stream = self._table.root, self._table.revision, None
@@ -321,6 +322,7 @@ def _choose(
             f"{columns.table.name}: the images of '{key}' cannot be read: {columns.left_out[key]} Name the "
             "cameras to be used, without it (data.cameras)."
         )
+    wanted = None if wanted is None else as_texts(wanted, "cameras")
     for key in wanted or ():
         if key in columns.left_out:
             raise DatasetError(f"{columns.table.name}: '{key}' cannot be a camera: {columns.left_out[key]}")
