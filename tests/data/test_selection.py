@@ -192,6 +192,45 @@ def test_a_task_number_has_one_text(tiny_datasets, tmp_path, version):
     assert files_of(root) == before
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%b\nsize 12345\n" % (b"0" * 64)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_every_file_that_is_a_pointer(tiny_datasets, tmp_path, version):
+    copied = shutil.copytree(tiny_datasets[version], tmp_path / "set")
+    LeRobotDataset(copied, action_horizon=H)
+    tried = 0
+    for path in sorted(copied.rglob("*.*")):
+        if not path.is_file() or "stats" in path.name:  # statistics of the dataset are not read
+            continue
+        content = path.read_bytes()
+        path.write_bytes(POINTER)
+        with pytest.raises(DatasetError, match=f"{path} is a Git LFS pointer, .*run `git lfs pull`"):
+            LeRobotDataset(copied, action_horizon=H)
+        path.write_bytes(content)
+        tried += 1
+    assert tried >= 6
+
+
+@pytest.mark.parametrize("key", ["action", "timestamp", "response"])
+def test_a_column_twice(tiny_datasets, tmp_path, key):
+    copied = shutil.copytree(tiny_datasets["v3.0"], tmp_path / "set")
+    edit_tables(copied, lambda table: table.append_column(key, table[key]))
+    with pytest.raises(DatasetError, match=rf"has two columns of one name, \['{key}'\]: rename or drop one"):
+        LeRobotDataset(copied, action_horizon=H, cameras=[])
+
+
+def test_rows_without_a_number_and_templates_in_messages(tiny_datasets, tmp_path):
+    copied = shutil.copytree(tiny_datasets["v3.0"], tmp_path / "set")
+    edit_info(copied, lambda info: info["features"].pop("index"))
+    dataset = LeRobotDataset(copied, action_horizon=H, cameras=[])
+    assert dataset.left_out["index"] == "meta/info.json does not list it; the rows are counted."
+    assert dataset.low_dim("index").tolist() == list(range(len(dataset)))
+    edit_info(copied, lambda info: info.update(data_path="data/{other}.parquet"))
+    with pytest.raises(DatasetError, match=r"data_path 'data/\{other\}.parquet' cannot be filled"):
+        LeRobotDataset(copied, action_horizon=H, cameras=[])
+
+
 def _append_task(root):
     table = pq.read_table(root / "meta/tasks.parquet").replace_schema_metadata(None)
     more = pa.table({"task_index": [1], "task": ["other"]}, schema=table.schema)

@@ -46,7 +46,7 @@ def long(tmp_path_factory):
 
 def open_with_outlier(folder, horizon):
     dataset = LeRobotDataset(folder, action_horizon=horizon)
-    actions = dataset.low_dim("action")
+    actions = dataset._actions
     actions[:] = np.sin(np.arange(len(actions)))[:, None]
     actions[150 + 20, 1] = 500.0
     actions[150 + 21, 1] = -400.0

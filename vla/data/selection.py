@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vla.data.lerobot.columns import Columns
 from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.fields import NAMED_DEPTH
 from vla.data.lerobot.schema import DatasetInfo, Feature
@@ -59,6 +60,44 @@ def made_keys(vectors_and_cameras: Sequence[str]) -> frozenset[str]:
         vectors_and_cameras: Keys of the state, the actions and the cameras.
     """
     return frozenset((TASK_KEY, *(f"{key}_is_pad" for key in vectors_and_cameras)))
+
+
+def hidden_columns(
+    name: str, columns: Columns, vectors: Sequence[str], made: frozenset[str]
+) -> dict[str, str]:
+    """Return why columns are not in the items, by key: the items hold something else there.
+
+    Args:
+        name: The dataset's, for the log.
+        columns: All that were read.
+        vectors: Keys of the state and the actions.
+        made: See `made_keys`.
+    """
+    found = {
+        key: "an item holds a mask or the instruction under this key"
+        for key in made
+        if key in columns.numbers or key in columns.texts
+    }
+    found |= {key: "an item holds the joined vector there" for key in vectors if key in columns.texts}
+    for key, reason in sorted(found.items()):
+        say_once(f"{name}: the column '{key}' is not in the items: {reason}.")
+    return found
+
+
+def say_other_tasks(name: str, episodes: Sequence[Episode], seen: Sequence[tuple[str, ...]]) -> None:
+    """Say where the list of episodes has other tasks than their rows, which count.
+
+    Args:
+        name: The dataset's.
+        episodes: As listed.
+        seen: The tasks of each one's rows.
+    """
+    other = [e.index for e, own in zip(episodes, seen, strict=True) if e.tasks and {*e.tasks} != {*own}]
+    if other:
+        say_once(
+            f"{name}: meta/episodes lists other tasks than the rows of {len(other)} episodes "
+            f"({other[:5]}) have: the rows count."
+        )
 
 
 def select_episodes(episodes: list[Episode], wanted: Iterable[int] | None) -> list[Episode]:

@@ -19,6 +19,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from vla.data.hub import refuse_pointer
 from vla.errors import DatasetError
 from vla.types import as_count
 
@@ -227,6 +228,7 @@ def check_container(path: Path) -> None:
         size = path.stat().st_size
         if size == 0:
             raise DatasetError(f"{path} is empty.")
+        refuse_pointer(path)
         if path.suffix.lower() not in _MP4_SUFFIXES:
             return
         kinds = _mp4_boxes(path, size)

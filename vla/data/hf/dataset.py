@@ -97,6 +97,7 @@ class HuggingFaceDataset(LeRobotDataset):
         cache_frames: bool = False,
         open_videos: int = OPEN_VIDEOS,
     ) -> None:
+        cameras = None if cameras is None else as_texts(cameras, "cameras")
         self.window = window_of(action_horizon, window)
         self.action_horizon = self.window.horizon
         self.options = options or TableOptions()
@@ -322,7 +323,6 @@ def _choose(
             f"{columns.table.name}: the images of '{key}' cannot be read: {columns.left_out[key]} Name the "
             "cameras to be used, without it (data.cameras)."
         )
-    wanted = None if wanted is None else as_texts(wanted, "cameras")
     for key in wanted or ():
         if key in columns.left_out:
             raise DatasetError(f"{columns.table.name}: '{key}' cannot be a camera: {columns.left_out[key]}")

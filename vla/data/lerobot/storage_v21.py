@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vla.data.hub import refuse_pointer
 from vla.data.lerobot.episodes import Episode, VideoSpan, add_task, check_totals, texts_of
 from vla.data.lerobot.fields import fill_template, present, shown, whole
 from vla.data.lerobot.schema import DatasetInfo
@@ -52,6 +53,7 @@ def metadata_files(root: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    refuse_pointer(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
