@@ -88,8 +88,8 @@ def say_other_tasks(name: str, episodes: Sequence[Episode], seen: Sequence[tuple
     """Say where the list of episodes has other tasks than their rows, which count.
 
     Args:
-        name: The dataset's.
-        episodes: As listed.
+        name: The dataset's, for the log.
+        episodes: With the tasks that `meta/episodes` lists.
         seen: The tasks of each one's rows.
     """
     other = [e.index for e, own in zip(episodes, seen, strict=True) if e.tasks and {*e.tasks} != {*own}]

@@ -101,7 +101,6 @@ class HuggingFaceDataset(LeRobotDataset):
         self.window = window_of(action_horizon, window)
         self.action_horizon = self.window.horizon
         self.options = options or TableOptions()
-        self._task_column = self.options.columns.task
         is_path = isinstance(table, str | Path)
         self._table = open_table(table, self.options, revision) if is_path else from_dataset(table)
         self.root, self.revision, self._stream = self._table.root, self._table.revision, None
@@ -206,6 +205,7 @@ class HuggingFaceDataset(LeRobotDataset):
         numbers[FRAME_KEY], numbers[_INDEX_KEY] = frames, index
         numbers[_EPISODE_KEY] = np.repeat([episode.index for episode in self.episodes], lengths)
         numbers[_TASK_KEY] = tasks.codes[index].astype(np.int64)
+        self._task_column = self.options.columns.task
         self._take_columns(Columns(numbers, texts, rows, left_out))
 
     def _fingerprint_of(self, columns: TableColumns) -> str:
