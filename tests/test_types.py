@@ -29,12 +29,17 @@ def test_cameras_under_other_names():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"horizon": 0}, "horizon of at least 1"),
+        ({"horizon": 0}, "A window's horizon must be at least 1, got 0"),
         ({"state": (0, -1)}, r"Offsets of state must ascend and end with 0.*got \(0, -1\)"),
         ({"images": ()}, "Offsets of images"),
         ({"cameras": {"wrist": (-2, -1)}}, "Offsets of camera 'wrist'"),
         ({"action_start": -1}, "first_executable must be at least 1"),
         ({"first_executable": 4}, "less than 4"),
+        *(({"horizon": value}, "horizon must be a whole number") for value in (3.0, "3", True, None, [3])),
+        *(({"state": value}, "Offsets of state must be a tuple") for value in (0, "0", None)),
+        ({"state": (-1.0, 0)}, "An offset of state must be a whole number, got -1.0"),
+        ({"cameras": ["wrist"]}, "cameras map camera slots to offsets"),
+        ({"action_start": "-1"}, "action_start must be a whole number"),
     ],
 )
 def test_windows_that_cannot_be(options, message):

@@ -5,8 +5,10 @@ k key/value head, e head dimension, d model width, a action step, m action or st
 n noise draw.
 """
 
+import math
+import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,9 @@ ACTION_KEY = "action"
 
 Columns = str | tuple[str, ...]
 """What holds a dataset's state or actions: one column, or several that are joined in this order."""
+
+TASK_KEY = "task"
+"""LeRobot's name of the instruction in an item."""
 
 IMAGE_PREFIX = "observation.images."
 """What LeRobot's names of cameras begin with."""
@@ -72,12 +77,15 @@ class Window:
     first_executable: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("horizon", "action_start", "first_executable"):
+            least = 1 if name == "horizon" else -(2**31)
+            object.__setattr__(self, name, as_count(getattr(self, name), f"A window's {name}", least))
+        if not isinstance(self.cameras, Mapping):
+            raise ConfigError(f"A window's cameras map camera slots to offsets, got {self.cameras!r}.")
         _check_offsets(self.state, "state")
         _check_offsets(self.images, "images")
         for name, offsets in self.cameras.items():
             _check_offsets(offsets, f"camera '{name}'")
-        if self.horizon < 1:
-            raise ConfigError(f"A window needs a horizon of at least 1 step, got {self.horizon}.")
         if not max(0, -self.action_start) <= self.first_executable < self.horizon:
             raise ConfigError(
                 f"A chunk of {self.horizon} steps that begins at offset {self.action_start} cannot be "
@@ -132,6 +140,71 @@ class Window:
         return replace(self, cameras={name: own for name, own in offsets.items() if own != self.images})
 
 
+def as_count(value: Any, name: str, at_least: int = 1) -> int:
+    """Return an argument that is a whole number, of Python, numpy or torch.
+
+    Args:
+        value: What was given.
+        name: The argument's, for the message.
+        at_least: The smallest number allowed.
+
+    Raises:
+        ConfigError: It is something else, a truth value included, or smaller.
+    """
+    try:
+        if "bool" in str(getattr(value, "dtype", type(value).__name__)):
+            raise TypeError("True and False do not count")
+        number = operator.index(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} must be a whole number, got {value!r}.") from error
+    if number < at_least:
+        raise ConfigError(f"{name} must be at least {at_least}, got {number}.")
+    return number
+
+
+def as_number(value: Any, name: str, at_least: float = -math.inf) -> float:
+    """Return an argument that is a finite number; raises `ConfigError` as `as_count` does."""
+    try:
+        is_other = isinstance(value, str | bytes) or "bool" in str(
+            getattr(value, "dtype", type(value).__name__)
+        )
+        number = math.nan if is_other else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"{name} must be a finite number, got {value!r}.")
+    if number < at_least:
+        raise ConfigError(f"{name} must be at least {at_least:g}, got {number:g}.")
+    return number
+
+
+def as_texts(value: Any, name: str) -> tuple[str, ...]:
+    """Return an argument that is a list of texts; raises `ConfigError` where it is one text, or others."""
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        texts = tuple(value)
+        if all(isinstance(text, str) for text in texts):
+            return texts
+    hint = f" For a single one: {name}=[{value!r}]." if isinstance(value, str) else ""
+    raise ConfigError(f"{name} must be a list of texts, got {value!r}.{hint}")
+
+
+def as_counts(value: Any, name: str) -> list[int]:
+    """Return an argument that is a list of whole numbers of at least 0: any iterable, array or tensor.
+
+    Raises:
+        ConfigError: It is something else, or one of its elements is, a truth value included.
+    """
+    numbers = None
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        try:
+            numbers = list(value)
+        except (TypeError, ValueError) as error:  # a 0-dimensional array
+            raise ConfigError(f"{name} must be a list of whole numbers, got {value!r}.") from error
+    if numbers is None:
+        raise ConfigError(f"{name} must be a list of whole numbers, such as range(0, 10), got {value!r}.")
+    return [as_count(number, f"Each of {name}", at_least=0) for number in numbers]
+
+
 def name_of(columns: str | Sequence[str], joined: str) -> str:
     """Return the key of a state or of actions in an item: their column's, or a name of several together.
 
@@ -165,6 +238,10 @@ def columns_of(columns: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_offsets(offsets: tuple[int, ...], what: str) -> None:
+    if not isinstance(offsets, list | tuple):
+        raise ConfigError(f"Offsets of {what} must be a tuple of whole numbers, got {offsets!r}.")
+    for offset in offsets:
+        as_count(offset, f"An offset of {what}", at_least=-(2**31))
     is_ascending = all(first < second for first, second in pairwise(offsets))
     if not offsets or offsets[-1] != 0 or not is_ascending:
         raise ConfigError(

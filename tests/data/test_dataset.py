@@ -13,7 +13,7 @@ import torch
 from tests.data.conftest import LENGTHS
 from tests.data.make import CAMERAS, low_dim, make_dataset, read_code, response_of, task_of, write_json
 from vla.data import LeRobotDataset
-from vla.data.dataset import _frame_times
+from vla.data.lerobot.vectors import frame_times
 from vla.errors import ConfigError, DatasetError
 from vla.types import Window
 
@@ -291,10 +291,10 @@ def test_long_recordings_outlast_float32_timestamps():
     index = np.arange(0, 30 * 3600, 7)
     stored = (index / 30).astype(np.float32)
     assert np.abs(stored - index / 30).max() > 1e-4
-    assert np.array_equal(_frame_times(stored, index, 30.0), index / 30)
+    assert np.array_equal(frame_times(stored, index, 30.0), index / 30)
     irregular = stored.copy()
     irregular[5] += 0.01  # a camera that really was late is left as recorded
-    assert _frame_times(irregular, index, 30.0)[5] == irregular[5]
+    assert frame_times(irregular, index, 30.0)[5] == irregular[5]
 
 
 def test_timestamps_out_of_step_with_the_video(tmp_path):

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from tests.data.make import make_dataset
 from tests.policies.conftest import make_robot_policy
@@ -72,3 +72,18 @@ def test_what_cannot_be_made_is_refused(policy, dataset):
         ConfigError, match=r"none of the policy's cameras: it has \[\], the policy reads \['top', 'wri"
     ):
         PolicyDataset(dataset.without_images(), policy.pipeline)
+
+
+def test_a_part_of_a_dataset(policy, dataset):
+    some = Subset(Subset(dataset, range(4, 9)), [3, 0])
+    whole, part = (PolicyDataset(items, policy.pipeline) for items in (dataset, some))
+    assert len(part) == 2
+    for index, other in ((0, 7), (1, 4)):
+        assert all(torch.equal(value, whole[other][name]) for name, value in part[index].items())
+
+
+def test_arguments_of_another_kind(policy, dataset):
+    with pytest.raises(ConfigError, match=r"dataset must be a LeRobotDataset.*got a Pipeline"):
+        PolicyDataset(policy.pipeline, policy.pipeline)
+    with pytest.raises(ConfigError, match=r"pipeline must be a policy's Pipeline.*got a str"):
+        PolicyDataset(dataset, "pipeline")

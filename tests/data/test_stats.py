@@ -107,7 +107,7 @@ def test_bits_sort_like_their_numbers(values):
 
 def test_constant_dimension(tiny, monkeypatch):
     dataset = LeRobotDataset(tiny, action_horizon=H)
-    dataset.low_dim("action")[:, 1] = 0.3
+    dataset._actions[:, 1] = 0.3
     feature = compute_statistics(dataset).features["actions"]
     assert feature.min[1] == feature.max[1] == feature.q01[1] == feature.q99[1] == np.float32(0.3)
     assert feature.std[1] < 1e-9
@@ -155,7 +155,7 @@ def test_threads_change_no_bit(tiny_datasets, threads, block):
 def test_an_error_in_a_thread_comes_out(tiny, monkeypatch):
     monkeypatch.setattr(stats, "_BLOCK", 12)
     dataset = LeRobotDataset(tiny, action_horizon=H)
-    dataset.low_dim("action")[-1, 2] = np.inf
+    dataset._actions[-1, 2] = np.inf
     with pytest.raises(DatasetError, match="Dimension 2 of actions is not finite"):
         compute_statistics(dataset, threads=3)
 

@@ -46,7 +46,7 @@ def long(tmp_path_factory):
 
 def open_with_outlier(folder, horizon):
     dataset = LeRobotDataset(folder, action_horizon=horizon)
-    actions = dataset.low_dim("action")
+    actions = dataset._actions
     actions[:] = np.sin(np.arange(len(actions)))[:, None]
     actions[150 + 20, 1] = 500.0
     actions[150 + 21, 1] = -400.0
@@ -87,8 +87,8 @@ def test_data_without_outliers_is_not_read_again(long, monkeypatch):
 
 def test_both_kinds_come_in_the_order_of_the_dimensions(long):
     dataset = open_with_outlier(long, horizon=1)
-    dataset.low_dim("action")[:, 0] = 0.25
-    dataset.low_dim("action")[:, 2] = 0.0
+    dataset._actions[:, 0] = 0.25
+    dataset._actions[:, 2] = 0.0
     found = warn_of_statistics(compute_statistics(dataset), dataset, names={"actions": ["a", "b", "gripper"]})
     assert [(w.dimension, w.kind) for w in found] == [
         (0, "constant"),

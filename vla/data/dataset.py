@@ -23,6 +23,7 @@ from vla.data.lerobot import storage_v21, storage_v30
 from vla.data.lerobot.columns import Columns, TextColumn, read_columns
 from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.schema import INFO_PATH, DatasetInfo, read_info
+from vla.data.lerobot.vectors import as_vectors, frame_times, locked
 from vla.data.lerobot.verify import (
     CheckedVideos,
     VideoPart,
@@ -34,8 +35,12 @@ from vla.data.lerobot.verify import (
 from vla.data.loading.file_order import Window as ShuffleWindow
 from vla.data.selection import (
     check_horizon,
+    check_item_keys,
     choose_cameras,
     frame_number,
+    hidden_columns,
+    made_keys,
+    say_other_tasks,
     select_episodes,
     window_of,
     without_depth,
@@ -44,7 +49,7 @@ from vla.data.stream import FileStream
 from vla.data.video import OPEN_VIDEOS
 from vla.data.windows import window
 from vla.errors import ConfigError, DatasetError, did_you_mean
-from vla.types import ACTION_KEY, STATE_KEY, ProgressCallback, Window, columns_of, name_of
+from vla.types import ACTION_KEY, STATE_KEY, TASK_KEY, ProgressCallback, Window, columns_of, name_of
 
 if TYPE_CHECKING:
     import datasets
@@ -117,6 +122,8 @@ class LeRobotDataset:
         ConfigError: The horizon, the number of open videos or the disk space is not positive; neither horizon
             nor window is given, or they differ; or the window names a camera that the dataset lacks.
     """
+
+    _task_column: str | None = None  # the column that is the instruction, where it is one of text
 
     def __init__(
         self,
@@ -208,9 +215,9 @@ class LeRobotDataset:
         item[f"{self.action_key}_is_pad"] = torch.from_numpy(is_pad)
         for key, values in self._others.items():
             item[key] = values[row].clone()
-        for key, texts in self._columns.texts.items():
+        for key, texts in self._texts.items():
             item[key] = texts[row]
-        item["task"] = self.info.tasks[int(self._columns.numbers["task_index"][row])]
+        item[TASK_KEY] = self.info.tasks[int(self._columns.numbers["task_index"][row])]
         return item
 
     def _choose_vectors(self, state: str | Sequence[str], action: str | Sequence[str]) -> None:
@@ -244,6 +251,8 @@ class LeRobotDataset:
     def low_dim(self, key: str) -> np.ndarray:
         """Return a whole numeric column of the selected episodes, without touching any video.
 
+        It is the dataset's own array, and can only be read: `.copy()` gives one to change.
+
         Args:
             key: Column; the state and the actions are float32 `[n, d]`, scalars are `[n]`.
 
@@ -252,14 +261,14 @@ class LeRobotDataset:
         """
         special = {self.state_key: self._states, self.action_key: self._actions}
         if key in special:
-            return special[key]
+            return locked(special[key])
         if key not in self._columns.numbers:
             self._check_left_out(key)
             options = sorted(self._columns.numbers)
             raise DatasetError(
                 f"There is no numeric column '{key}' in {options}.{did_you_mean(key, options)}"
             )
-        return self._columns.numbers[key]
+        return locked(self._columns.numbers[key])
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Return the distinct texts of a string column of the selected episodes.
@@ -275,7 +284,7 @@ class LeRobotDataset:
         Raises:
             DatasetError: There is no such string column.
         """
-        return self._text(key).codes
+        return locked(self._text(key).codes)
 
     def _text(self, key: str) -> TextColumn:
         if key not in self._columns.texts:
@@ -422,53 +431,32 @@ class LeRobotDataset:
 
     def _take_columns(self, columns: Columns) -> None:
         """Take the columns of the selected episodes over."""
-        self._columns, self.left_out, numbers = columns, columns.left_out, columns.numbers
+        self._columns, numbers = columns, columns.numbers
+        vectors = (self.state_key, self.action_key)
+        check_item_keys(*vectors, self.cameras)
+        made = made_keys([*vectors, *self.info.cameras]) - {self._task_column}
+        hidden = hidden_columns(str(self.root), columns, vectors, made)
+        self.left_out = {**columns.left_out, **hidden}
         lengths = [episode.length for episode in self.episodes]
         ends = np.cumsum(lengths).tolist()
         self.episode_slices = [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
         self._positions = np.repeat(np.arange(len(lengths)), lengths)
         self._states, self._actions = (
-            _as_vectors([numbers[key] for key in columns])
+            as_vectors([numbers[key] for key in columns])
             for columns in (self.state_columns, self.action_columns)
         )
         self.state_dim, self.action_dim = self._states.shape[1], self._actions.shape[1]
         self._others = {
-            key: torch.from_numpy(values)
-            for key, values in numbers.items()
-            if key not in (self.state_key, self.action_key)
+            key: torch.from_numpy(values) for key, values in numbers.items() if key not in (*vectors, *hidden)
         }
-        self.episodes = [
-            replace(episode, tasks=self._tasks_of(span))
-            for episode, span in zip(self.episodes, self.episode_slices, strict=True)
-        ]
+        self._texts = {key: text for key, text in columns.texts.items() if key not in hidden}
+        seen = [self._tasks_of(span) for span in self.episode_slices]
+        say_other_tasks(str(self.root), self.episodes, seen)
+        self.episodes = [replace(e, tasks=own) for e, own in zip(self.episodes, seen, strict=True)]
 
     def _check_times(self, tolerance_s: float | None) -> list[np.ndarray]:
         """Return the times of each episode's frames since its start, in seconds."""
         numbers = self._columns.numbers
-        times = _frame_times(numbers["timestamp"], numbers["frame_index"], self.info.fps)
+        times = frame_times(numbers["timestamp"], numbers["frame_index"], self.info.fps)
         check_times(times, self.episode_slices, self.episodes, self.info.fps, tolerance_s)
         return [times[span] for span in self.episode_slices]
-
-
-def _as_vectors(columns: Sequence[np.ndarray]) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        parts = [values.reshape(len(values), -1).astype(np.float32, copy=False) for values in columns]
-    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    if not np.isfinite(joined).all():  # finite as float64, as columns are checked when they are read
-        row, dimension = np.argwhere(~np.isfinite(joined))[0].tolist()
-        raise DatasetError(
-            f"The state or an action is too large for float32: frame {row} of the selected episodes, "
-            f"dimension {dimension}."
-        )
-    return joined
-
-
-def _frame_times(timestamps: np.ndarray, frame_index: np.ndarray, fps: float) -> np.ndarray:
-    """Return float64 times since the episode's start.
-
-    Timestamps are stored as float32, which after an hour is off by more than the video tolerance. Where
-    one is frame_index / fps up to that rounding, the exact quotient is taken instead.
-    """
-    exact = frame_index / fps
-    rounding = np.spacing(np.maximum(np.abs(exact), 1).astype(np.float32)).astype(np.float64)
-    return np.where(np.abs(timestamps - exact) <= 2 * rounding, exact, timestamps.astype(np.float64))

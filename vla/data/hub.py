@@ -11,6 +11,7 @@ from pathlib import Path
 from vla.errors import DatasetError
 from vla.types import COMMIT, HUB_ID
 
+_POINTER = b"version https://git-lfs"
 _MANY_FILES = 200  # beyond, matching every file against every pattern costs more than it saves
 
 
@@ -48,6 +49,24 @@ class DatasetLocation:
         if len(missing) > _MANY_FILES:
             missing = sorted({f"{file.rsplit('/', 1)[0]}/*" for file in missing})
         _download(self.repo_id, self.revision, missing)
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise `DatasetError` where a file is a Git LFS pointer: a clone without the files' content has those.
+
+    Args:
+        path: Any file; one that cannot be read is left to its own reader.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_POINTER))
+    except (OSError, ValueError):
+        return
+    if head == _POINTER:
+        raise DatasetError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in the dataset's folder, "
+            "or use `hf download --repo-type dataset`."
+        )
 
 
 def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetLocation:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from vla.data.hub import refuse_pointer
 from vla.errors import DatasetError
 
 _FIRST_BYTES = 1 << 16
@@ -88,11 +89,14 @@ def first_header(path: Path, key: str) -> tuple[tuple[int, int], str | None]:
                     f"{path} has no column '{key}' with the camera's images, as its dtype in "
                     "meta/info.json says."
                 )
+            if file.schema_arrow.names.count(key) > 1:
+                raise DatasetError(f"{path} has two columns of one name, ['{key}']: rename or drop one.")
             batch = next(file.iter_batches(1, columns=[key], use_threads=False), None)
             value = batch[key][0].as_py() if batch is not None and len(batch) else None
     except FileNotFoundError as error:
         raise DatasetError(f"{path} is missing: the dataset is incomplete.") from error
     except (pa.ArrowException, OSError) as error:
+        refuse_pointer(path)
         raise DatasetError(f"{path}: '{key}' cannot be read: {error}") from error
     return image_header(value, f"{path}, row 0: '{key}'")
 

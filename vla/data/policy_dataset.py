@@ -1,9 +1,10 @@
 """A dataset's items as a policy's tensors, for any loader of PyTorch or `transformers`."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from vla.data.dataset import LeRobotDataset
 from vla.data.sample import to_canonical
@@ -19,7 +20,8 @@ class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
     All items are alike, so that the default collation of a `DataLoader` or a `Trainer` stacks them.
 
     Args:
-        dataset: With the policy's window: `LeRobotDataset(..., window=policy.config.window)`.
+        dataset: With the policy's window: `LeRobotDataset(..., window=policy.config.window)`; or a
+            `torch.utils.data.Subset` of one.
         pipeline: The policy's (`policy.pipeline`), with the statistics of the robot.
         cameras: Camera slot of the policy to camera key of the dataset; by default the slots and cameras
             that the pipeline names and the dataset has under `observation.images.<name>`.
@@ -28,12 +30,13 @@ class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
             generator (which a `DataLoader` seeds in each worker).
 
     Raises:
-        ConfigError: There is no pipeline, or it reads images and the dataset has none of its cameras.
+        ConfigError: There is no pipeline, it reads images and the dataset has none of its cameras, or an
+            argument is something else.
     """
 
     def __init__(
         self,
-        dataset: LeRobotDataset,
+        dataset: LeRobotDataset | Subset[Any],
         pipeline: Pipeline | None,
         *,
         cameras: Mapping[str, str] | None = None,
@@ -45,21 +48,33 @@ class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
                 "The policy has no pipeline, which turns a dataset's items into its tensors: open one that "
                 "was trained (`vla train`), or make one with `make_pipeline` of the policy's package."
             )
+        if not callable(getattr(pipeline, "forward", None)):
+            raise ConfigError(
+                f"pipeline must be a policy's Pipeline, policy.pipeline, got a {type(pipeline).__name__}."
+            )
+        self._source: Any = dataset
+        while isinstance(self._source, Subset):
+            self._source = self._source.dataset
+        if not isinstance(self._source, LeRobotDataset):
+            raise ConfigError(
+                "dataset must be a LeRobotDataset, a table of datasets opened as one, or a Subset of either, "
+                f"got a {type(self._source).__name__}."
+            )
         self.dataset, self.pipeline, self.response_key, self.augment = (
             dataset,
             pipeline,
             response_key,
             augment,
         )
-        self.cameras = _cameras_of(pipeline, dataset) if cameras is None else dict(cameras)
+        self.cameras = _cameras_of(pipeline, self._source) if cameras is None else dict(cameras)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        dataset = self.dataset
+        source = self._source
         sample = to_canonical(
-            dataset[index], self.cameras, dataset.state_key, dataset.action_key, self.response_key
+            self.dataset[index], self.cameras, source.state_key, source.action_key, self.response_key
         )
         generator = None
         if self.augment:

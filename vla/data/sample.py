@@ -31,8 +31,12 @@ def to_canonical(
         `[o]`.
 
     Raises:
-        DatasetError: The item lacks one of the keys; the message names those it has.
+        DatasetError: The item is not a dictionary, or lacks one of the keys; the message names those it has.
     """
+    if not isinstance(item, Mapping):
+        raise DatasetError(
+            f"An item must be a dictionary, as of LeRobotDataset[i], got {type(item).__name__}."
+        )
     state_key, action_key = name_of(state_key, STATE_KEY), name_of(action_key, ACTION_KEY)
     wanted = [*cameras.values(), state_key, action_key, f"{action_key}_is_pad", "task"]
     missing = sorted(key for key in (*wanted, *([response_key] if response_key else [])) if key not in item)

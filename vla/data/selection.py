@@ -1,17 +1,18 @@
 """What of a dataset is used: episodes, cameras, frames around the present one, and a frame by its number."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vla.data.lerobot.columns import Columns
 from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.fields import NAMED_DEPTH
 from vla.data.lerobot.schema import DatasetInfo, Feature
 from vla.data.notices import say_once
 from vla.errors import ConfigError, DatasetError, did_you_mean
-from vla.types import Window
+from vla.types import TASK_KEY, Window, as_count, as_counts, as_texts
 
 
 def window_of(horizon: int | None, window: Window | None) -> Window:
@@ -23,9 +24,9 @@ def window_of(horizon: int | None, window: Window | None) -> Window:
     if window is None:
         if horizon is None:
             raise ConfigError("A dataset needs action_horizon, the steps of a chunk, or a window.")
-        if horizon < 1:
-            raise ConfigError(f"action_horizon must be at least 1, got {horizon}.")
-        return Window(horizon)
+        return Window(as_count(horizon, "action_horizon"))
+    if not isinstance(window, Window):
+        raise ConfigError(f"window must be a vla.types.Window, got {window!r}; for a chunk: action_horizon.")
     if horizon not in (None, window.horizon):
         raise ConfigError(
             f"action_horizon is {horizon}, but the window has a horizon of {window.horizon}: leave one out."
@@ -33,14 +34,82 @@ def window_of(horizon: int | None, window: Window | None) -> Window:
     return window
 
 
-def select_episodes(episodes: list[Episode], wanted: Sequence[int] | None) -> list[Episode]:
+def check_item_keys(state: str, action: str, cameras: Sequence[str]) -> None:
+    """Raise `ConfigError` where two things of an item would have one key, of which one would be lost.
+
+    Args:
+        state: The state's key in an item.
+        action: The key of the actions.
+        cameras: The cameras' keys.
+    """
+    keys = [state, action, *cameras]
+    own = made_keys(keys)
+    for place, key in enumerate(keys):
+        if key in own or key in keys[:place]:
+            what = "the instruction or a mask of padded steps" if key in own else "something else, too"
+            raise ConfigError(
+                f"'{key}' is named as the state, the actions or a camera, but in an item this key stands for "
+                f"{what}: rename the column."
+            )
+
+
+def made_keys(vectors_and_cameras: Sequence[str]) -> frozenset[str]:
+    """Return the keys that an item gets besides those of the dataset's columns: masks, and the instruction.
+
+    Args:
+        vectors_and_cameras: Keys of the state, the actions and the cameras.
+    """
+    return frozenset((TASK_KEY, *(f"{key}_is_pad" for key in vectors_and_cameras)))
+
+
+def hidden_columns(
+    name: str, columns: Columns, vectors: Sequence[str], made: frozenset[str]
+) -> dict[str, str]:
+    """Return why columns are not in the items, by key: the items hold something else there.
+
+    Args:
+        name: The dataset's, for the log.
+        columns: All that were read.
+        vectors: Keys of the state and the actions.
+        made: See `made_keys`.
+    """
+    found = {
+        key: "an item holds a mask or the instruction under this key"
+        for key in made
+        if key in columns.numbers or key in columns.texts
+    }
+    found |= {key: "an item holds the joined vector there" for key in vectors if key in columns.texts}
+    for key, reason in sorted(found.items()):
+        say_once(f"{name}: the column '{key}' is not in the items: {reason}.")
+    return found
+
+
+def say_other_tasks(name: str, episodes: Sequence[Episode], seen: Sequence[tuple[str, ...]]) -> None:
+    """Say where the list of episodes has other tasks than their rows, which count.
+
+    Args:
+        name: The dataset's, for the log.
+        episodes: With the tasks that `meta/episodes` lists.
+        seen: The tasks of each one's rows.
+    """
+    other = [e.index for e, own in zip(episodes, seen, strict=True) if e.tasks and {*e.tasks} != {*own}]
+    if other:
+        say_once(
+            f"{name}: meta/episodes lists other tasks than the rows of {len(other)} episodes "
+            f"({other[:5]}) have: the rows count."
+        )
+
+
+def select_episodes(episodes: list[Episode], wanted: Iterable[int] | None) -> list[Episode]:
     """Return the wanted episodes in their order, or all.
 
     Raises:
         DatasetError: None is wanted, one twice, or one that does not exist.
+        ConfigError: It is not a list of whole numbers.
     """
     if wanted is None:
         return episodes
+    wanted = as_counts(wanted, "episodes")
     by_index = {episode.index: episode for episode in episodes}
     unknown = [index for index in wanted if index not in by_index]
     if unknown or not len(wanted):
@@ -76,7 +145,7 @@ def choose_cameras(
     Raises:
         DatasetError: A camera is not there, sees distances instead of colours, or has no place in a video.
     """
-    cameras = info.cameras if wanted is None else tuple(wanted)
+    cameras = info.cameras if wanted is None else as_texts(wanted, "cameras")
     if wanted is None:
         for feature in info.features.values():
             if feature.is_image and feature.depth is not None:

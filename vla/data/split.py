@@ -1,11 +1,14 @@
 """Training and validation episodes: whole episodes, because frames of one episode resemble each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from vla.data.notices import say_once
 from vla.errors import ConfigError
+from vla.types import as_count, as_counts, as_number
+
+_MOST_EPISODES = 10**8  # their numbers are held in memory
 
 
 def split_episodes(
@@ -23,11 +26,21 @@ def split_episodes(
         Training and validation indices, each sorted; disjoint, and together all of them.
 
     Raises:
-        ConfigError: The fraction is outside [0, 1).
+        ConfigError: The fraction is outside [0, 1), or the episodes are not different whole numbers, or
+            their number is not in [1, 10^8].
     """
+    validation_fraction = as_number(validation_fraction, "validation_fraction")
     if not 0 <= validation_fraction < 1:
         raise ConfigError(f"validation_fraction must be in [0, 1), got {validation_fraction}.")
-    ids = list(range(episodes)) if isinstance(episodes, int) else list(episodes)
+    if isinstance(episodes, Iterable) and getattr(episodes, "ndim", 1):
+        ids = as_counts(episodes, "episodes")
+    else:
+        number = as_count(episodes, "The number of episodes")
+        if number > _MOST_EPISODES:
+            raise ConfigError(f"The number of episodes must be at most {_MOST_EPISODES}, got {number}.")
+        ids = list(range(number))
+    if len(set(ids)) < len(ids):
+        raise ConfigError(f"Some episodes are listed twice: {sorted(ids)}.")
     count = round(validation_fraction * len(ids))
     if validation_fraction > 0 and len(ids) == 1:
         count = 0
@@ -37,7 +50,7 @@ def split_episodes(
         )
     if validation_fraction > 0 and len(ids) >= 2:
         count = min(max(count, 1), len(ids) - 1)
-    order = np.random.default_rng(seed).permutation(len(ids)).tolist()
+    order = np.random.default_rng(as_count(seed, "seed", at_least=0)).permutation(len(ids)).tolist()
     chosen = set(order[:count])
     validation = [index for place, index in enumerate(ids) if place in chosen]
     return sorted(index for place, index in enumerate(ids) if place not in chosen), sorted(validation)

@@ -25,10 +25,10 @@ import torch
 
 from vla.data.dataset import LeRobotDataset
 from vla.data.windows import windows
-from vla.errors import DatasetError
+from vla.errors import ConfigError, DatasetError
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import FeatureStats, Statistics
-from vla.types import ProgressCallback
+from vla.types import ProgressCallback, as_count
 
 CONVENTION = (
     "state: every frame once; actions: every chunk step inside its episode, "
@@ -64,9 +64,21 @@ def compute_statistics(
         Statistics of `"state"` and `"actions"`; quantiles as `np.quantile(..., method="linear")`.
 
     Raises:
+        ConfigError: An argument is of another kind.
         DatasetError: A transform turned a value into one that is not finite.
     """
+    if not isinstance(dataset, LeRobotDataset):
+        raise ConfigError(
+            f"Statistics are those of whole episodes of a LeRobotDataset, got a {type(dataset).__name__}: "
+            "choose the episodes with LeRobotDataset(..., episodes=[...])."
+        )
+    threads = None if threads is None else as_count(threads, "threads")
     pipeline = pipeline_before_normalize or Pipeline(())
+    if not callable(getattr(pipeline, "forward", None)):
+        raise ConfigError(
+            f"pipeline_before_normalize must be a Pipeline, got a {type(pipeline).__name__}: see "
+            "policy.pipeline.before(Normalize)."
+        )
     blocks = split_into_blocks(dataset)
     shares = _shares(blocks, threads or _worthwhile_threads(dataset))
     tick = _Ticks(2 * len(blocks), progress)

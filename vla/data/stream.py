@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from vla.data.hub import DatasetLocation
 from vla.errors import ConfigError, DatasetError
+from vla.types import as_number
 from vla.weights.hub_errors import hub_errors
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class FileStream:
     """
 
     def __init__(self, source: DatasetLocation, disk_gb: float | None = None) -> None:
-        if disk_gb is not None and not disk_gb > 0:
+        if disk_gb is not None and as_number(disk_gb, "streaming_disk_gb") <= 0:
             raise ConfigError(f"The disk space for streamed files must be positive, got {disk_gb} GB.")
         if source.repo_id is None or source.revision is None:
             raise DatasetError(

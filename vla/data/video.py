@@ -19,7 +19,9 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from vla.errors import ConfigError, DatasetError
+from vla.data.hub import refuse_pointer
+from vla.errors import DatasetError
+from vla.types import as_count
 
 DEFAULT_TOLERANCE_S = 1e-4
 """LeRobot's. Frame times are exact fractions, so what remains is rounding: to the container's ticks
@@ -149,9 +151,7 @@ class VideoReaders:
     """
 
     def __init__(self, capacity: int = OPEN_VIDEOS, locate: Callable[[str], Path] = Path) -> None:
-        if capacity < 1:
-            raise ConfigError(f"open_videos must be at least 1, got {capacity}: a video is read while open.")
-        self._capacity, self._locate = capacity, locate
+        self._capacity, self._locate = as_count(capacity, "open_videos"), locate
         self._lock = Lock()
         self._idle: list[tuple[str, VideoReader]] = []  # the one that was used last at the end
         self._inherited: list[list[tuple[str, VideoReader]]] = []
@@ -228,6 +228,7 @@ def check_container(path: Path) -> None:
         size = path.stat().st_size
         if size == 0:
             raise DatasetError(f"{path} is empty.")
+        refuse_pointer(path)
         if path.suffix.lower() not in _MP4_SUFFIXES:
             return
         kinds = _mp4_boxes(path, size)

@@ -17,7 +17,7 @@ from tests.data.hf.tables import FPS, KEYS, LENGTHS, OPTIONS, encoded, frames, m
 from tests.data.make import draw_code, files_of, low_dim, read_code, task_of, write_mp4
 from tests.fuzzing import fuzz
 from vla.data import ColumnNames, HuggingFaceDataset, TableOptions
-from vla.errors import DatasetError, VlaError
+from vla.errors import ConfigError, DatasetError, VlaError
 
 H = 2
 
@@ -379,3 +379,25 @@ def test_fuzz_any_column_is_read_or_refused(column, values, kind):
     for item in items:
         for key in ("pose", "command"):
             assert np.isfinite(item[key].numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"episodes": [True]}, "Each of episodes must be a whole number"),
+        ({"cameras": 5}, "cameras must be a list of texts, got 5"),
+        ({"tolerance_s": float("nan")}, "tolerance_s must be a finite number"),
+        ({"open_videos": 1.5}, "open_videos must be a whole number"),
+    ],
+)
+def test_arguments_of_another_kind(options, message):
+    with pytest.raises(ConfigError, match=message):
+        opened(make_table(), **options)
+
+
+def test_a_column_never_takes_the_place_of_the_mask():
+    table = make_table()
+    key = f"{opened(table).action_key}_is_pad"
+    dataset = opened(table.add_column(key, [[True] * H] * len(table)))
+    check_items(dataset)
+    assert "mask or the instruction" in dataset.left_out[key]

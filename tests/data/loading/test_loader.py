@@ -264,9 +264,13 @@ def test_samples_that_cannot_be_cached():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"batch_size": 0}, ConfigError, "batch_size >= 1"),
-        ({"num_workers": -1}, ConfigError, "num_workers >= 0"),
-        ({"rank": 2, "world_size": 2}, ConfigError, "rank < world_size"),
+        ({"batch_size": 0}, ConfigError, "batch_size must be at least 1, got 0"),
+        ({"num_workers": -1}, ConfigError, "num_workers must be at least 0, got -1"),
+        ({"rank": 2, "world_size": 2}, ConfigError, "rank must be less than world_size, got rank=2"),
+        ({"batch_size": 2.5}, ConfigError, "batch_size must be a whole number, got 2.5"),
+        ({"seed": "a"}, ConfigError, "seed must be a whole number, got 'a'"),
+        ({"num_workers": True}, ConfigError, "num_workers must be a whole number, got True"),
+        ({"rank": None}, ConfigError, "rank must be a whole number"),
         ({"cache": "disk"}, ConfigError, "cache must be 'none' or 'samples'"),
         ({"cache": "samples", "augmented": True}, ConfigError, "would freeze the random augmentation"),
         ({"batch_size": 24}, DatasetError, "has 23 samples, fewer than one batch of 24 on each of 1"),

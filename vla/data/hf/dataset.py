@@ -30,7 +30,7 @@ from vla.data.notices import say_once
 from vla.data.selection import check_horizon, choose_cameras, select_episodes, window_of, without_depth
 from vla.data.video import OPEN_VIDEOS
 from vla.errors import ConfigError, DatasetError
-from vla.types import ACTION_KEY, STATE_KEY, Window, columns_of, name_of
+from vla.types import ACTION_KEY, STATE_KEY, Window, as_texts, columns_of, name_of
 
 if TYPE_CHECKING:
     import datasets
@@ -97,6 +97,7 @@ class HuggingFaceDataset(LeRobotDataset):
         cache_frames: bool = False,
         open_videos: int = OPEN_VIDEOS,
     ) -> None:
+        cameras = None if cameras is None else as_texts(cameras, "cameras")
         self.window = window_of(action_horizon, window)
         self.action_horizon = self.window.horizon
         self.options = options or TableOptions()
@@ -204,6 +205,7 @@ class HuggingFaceDataset(LeRobotDataset):
         numbers[FRAME_KEY], numbers[_INDEX_KEY] = frames, index
         numbers[_EPISODE_KEY] = np.repeat([episode.index for episode in self.episodes], lengths)
         numbers[_TASK_KEY] = tasks.codes[index].astype(np.int64)
+        self._task_column = self.options.columns.task
         self._take_columns(Columns(numbers, texts, rows, left_out))
 
     def _fingerprint_of(self, columns: TableColumns) -> str:

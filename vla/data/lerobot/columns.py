@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vla.data.hub import refuse_pointer
 from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.schema import DatasetInfo, Feature
 from vla.data.notices import say_once
@@ -114,7 +115,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, optional: Seque
         optional: Those that are read where it has them.
 
     Raises:
-        DatasetError: The file is missing or corrupt, or lacks a column.
+        DatasetError: The file is missing or corrupt, lacks a column, or has one twice.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -123,6 +124,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None, optional: Seque
             missing = sorted(set(columns or ()) - set(names))
             if missing:
                 raise DatasetError(f"{path} has no column {missing}; it has {names}.")
+            asked = names if columns is None else {*columns, *optional}
+            if twice := sorted({name for name in names if names.count(name) > 1 and name in asked}):
+                raise DatasetError(f"{path} has two columns of one name, {twice}: rename or drop one.")
             wanted = None if columns is None else [*columns, *(key for key in optional if key in names)]
             return file.read(wanted, use_threads=False)
     except FileNotFoundError as error:
@@ -131,6 +135,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, optional: Seque
             "or the episode_index, lead elsewhere."
         ) from error
     except (pa.ArrowException, OSError) as error:
+        refuse_pointer(path)
         raise DatasetError(f"{path} is not a readable parquet file: {_first_line(error)}") from error
 
 
@@ -332,7 +337,9 @@ def _count_rows(
     for position, episode in enumerate(episodes):
         expected = starts[episode.index] + np.arange(episode.length)
         recorded = parts[position].get("index")
-        if recorded is None or not np.array_equal(recorded, expected):
+        if recorded is None:
+            left_out.setdefault("index", "meta/info.json does not list it; the rows are counted.")
+        elif not np.array_equal(recorded, expected):
             left_out.setdefault("index", "it does not number the rows of the dataset; they are counted.")
         parts[position]["index"] = expected
 

@@ -72,6 +72,16 @@ def texts_of(value: Any) -> tuple[str, ...]:
     return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
 
 
+def add_task(tasks: dict[int, str], index: int, value: Any, source: str) -> None:
+    """Add an instruction; raises `DatasetError` where its number has another one already."""
+    text = task_text(value, index, source)
+    if tasks.setdefault(index, text) != text:
+        raise DatasetError(
+            f"{source}: task_index {index} is {shown(text)}, but {shown(tasks[index])} before: which of them "
+            "its frames show is not known."
+        )
+
+
 def task_text(value: Any, index: Any, source: str) -> str:
     """Return an instruction, which may be empty; raises `DatasetError` where it is not a text."""
     if not isinstance(value, str):

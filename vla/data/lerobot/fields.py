@@ -186,7 +186,7 @@ def fill_template(template: str, source: str, **values: int | str) -> str:
         path.encode()
     except ValueError as error:
         raise DatasetError(
-            f"meta/info.json: {source} '{shown(template)}' cannot be filled from {sorted(values)}: {error}."
+            f"meta/info.json: {source} {shown(template)} cannot be filled from {sorted(values)}: {error}."
         ) from error
     parts = path.split("/")
     if not path or path.startswith("/") or ".." in parts or "\0" in path or max(map(len, parts)) > 255:

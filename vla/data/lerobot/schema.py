@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vla.atomic import read_json
+from vla.data.hub import refuse_pointer
 from vla.data.lerobot import fields
 from vla.errors import DatasetError, did_you_mean
 from vla.types import IMAGE_PREFIX, columns_of, name_of
@@ -187,6 +188,7 @@ def read_info(root: Path) -> DatasetInfo:
         DatasetError: The file is missing, is not JSON, lacks a field, or is of an unknown version.
     """
     path = root / INFO_PATH
+    refuse_pointer(path)
     values = read_json(path, DatasetError, "a LeRobot dataset keeps its description there.")
     version = values.get("codebase_version")
     if version not in VERSIONS:

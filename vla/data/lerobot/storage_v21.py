@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, task_text, texts_of
+from vla.data.hub import refuse_pointer
+from vla.data.lerobot.episodes import Episode, VideoSpan, add_task, check_totals, texts_of
 from vla.data.lerobot.fields import fill_template, present, shown, whole
 from vla.data.lerobot.schema import DatasetInfo
 from vla.errors import DatasetError
@@ -16,10 +17,10 @@ EPISODES_PATH = "meta/episodes.jsonl"
 
 def read_tasks(root: Path) -> dict[int, str]:
     """Read instruction by task index from meta/tasks.jsonl; raises `DatasetError` on a bad line."""
-    tasks = {}
+    tasks: dict[int, str] = {}
     for where, line in _lines(root / TASKS_PATH):
         index = whole(present(line, "task_index", where), "task_index", where)
-        tasks[index] = task_text(present(line, "task", where), index, where)
+        add_task(tasks, index, present(line, "task", where), where)
     return tasks
 
 
@@ -52,6 +53,7 @@ def metadata_files(root: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    refuse_pointer(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

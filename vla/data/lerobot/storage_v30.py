@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.data.lerobot.columns import read_table
-from vla.data.lerobot.episodes import Episode, VideoSpan, check_totals, task_text, texts_of
+from vla.data.lerobot.episodes import Episode, VideoSpan, add_task, check_totals, texts_of
 from vla.data.lerobot.fields import fill_template, number, shown, whole
 from vla.data.lerobot.schema import DatasetInfo
 from vla.errors import DatasetError
@@ -31,10 +31,10 @@ def read_tasks(root: Path) -> dict[int, str]:
         raise DatasetError(f"{path} must have the columns task_index and task, got {table.column_names}.")
     indices, tasks = table["task_index"].to_pylist(), table[texts[0]].to_pylist()
     where = str(path)
-    return {
-        whole(index, "task_index", where): task_text(task, index, where)
-        for index, task in zip(indices, tasks, strict=True)
-    }
+    found: dict[int, str] = {}
+    for index, task in zip(indices, tasks, strict=True):
+        add_task(found, whole(index, "task_index", where), task, where)
+    return found
 
 
 def read_episodes(root: Path, info: DatasetInfo) -> list[Episode]:

@@ -28,6 +28,7 @@ from vla.data.lerobot.fields import grey_depth
 from vla.data.lerobot.schema import Feature
 from vla.data.video import DEFAULT_TOLERANCE_S, check_container
 from vla.errors import DatasetError
+from vla.types import as_number
 
 _DRIFT = 0.01  # of a step; frame rates of video (29.97 for 30) differ by less
 _READERS = 8  # threads; a v2.1 dataset has many small files, and opening one waits for the disk
@@ -68,8 +69,11 @@ def check_times(
 
     Raises:
         DatasetError: They do not; the message names episode, frame and `fps`.
+        ConfigError: The tolerance is not a number of at least 0.
     """
     period = 1 / fps
+    if tolerance_s is not None:
+        as_number(tolerance_s, "tolerance_s", at_least=0)
     allowed = max(period / 2, tolerance_s or 0)
     steps = np.diff(times)
     within = np.ones(len(steps), dtype=bool)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from vla.data.loading.order import Epochs, WholeDataset
 from vla.errors import ConfigError, DatasetError, VlaError
 from vla.transforms.batch import Collated, collate
-from vla.types import Batch, ProgressCallback, SampleIds
+from vla.types import Batch, ProgressCallback, SampleIds, as_count
 
 _Key = tuple[int, int]  # (epoch, index in the dataset)
 
@@ -80,10 +80,12 @@ class ResumableLoader:
         augmented: bool = False,
         progress: ProgressCallback | None = None,
     ) -> None:
-        if batch_size < 1 or num_workers < 0 or not 0 <= rank < world_size:
+        batch_size, seed = as_count(batch_size, "batch_size"), as_count(seed, "seed", at_least=0)
+        num_workers = as_count(num_workers, "num_workers", at_least=0)
+        rank, world_size = as_count(rank, "rank", at_least=0), as_count(world_size, "world_size")
+        if rank >= world_size:
             raise ConfigError(
-                f"A loader needs batch_size >= 1, num_workers >= 0 and 0 <= rank < world_size, got "
-                f"batch_size={batch_size}, num_workers={num_workers}, rank={rank}, world_size={world_size}."
+                f"rank must be less than world_size, got rank={rank} and world_size={world_size}."
             )
         if cache not in ("none", "samples"):
             raise ConfigError(f"cache must be 'none' or 'samples', got '{cache}'.")

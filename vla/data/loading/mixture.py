@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,8 @@ class Mixture:
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
+        if not isinstance(members, Sequence) or not all(isinstance(member, Member) for member in members):
+            raise ConfigError(f"A mixture is made of a list of Member, got {members!r}.")
         self.members = tuple(members)
         _check_members(self.members)
         self._ends = np.cumsum([len(member.dataset) for member in self.members])
@@ -232,10 +235,11 @@ def _check_members(members: Sequence[Member]) -> None:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"Two members of the mixture are called {twice}: give each its own name.")
     for member in members:
-        if not 0 < member.weight < math.inf:
+        is_number = isinstance(member.weight, Real) and not isinstance(member.weight, bool)
+        if not is_number or not 0 < member.weight < math.inf:
             raise ConfigError(
-                f"The weight of '{member.name}' in the mixture must be positive, got {member.weight}; leave "
-                "a dataset out that is not to be used."
+                f"The weight of '{member.name}' in the mixture must be positive, got {member.weight!r}; "
+                "leave a dataset out that is not to be used."
             )
         if len(member.dataset) == 0:
             raise DatasetError(f"'{member.name}', a member of the mixture, has no frames.")
