@@ -44,7 +44,8 @@ def add_column(root, key, values, type, entry):
 @pytest.mark.parametrize("window", [Window(H), Window(H, state=(-1, 0), images=(-1, 0))])
 def test_columns_never_take_the_place_of_masks_or_the_instruction(tmp_path, caplog, key, kind, window):
     say_once.cache_clear()
-    plain, odd = (make_dataset(tmp_path / name, episodes=1, length=5) for name in ("plain", "odd"))
+    plain, odd = make_dataset(tmp_path / "plain", episodes=1, length=5), tmp_path / "odd"
+    shutil.copytree(plain, odd)
     if kind == "mask":
         entry = {"dtype": "bool", "shape": [H], "names": None}
         add_column(odd, key, [True] * H, pa.list_(pa.bool_()), entry)

@@ -79,8 +79,6 @@ def read_pipeline(
     if format_name == "vla" or read_its_own is None:
         check_asset(folder, format_name, asset_id)
     if format_name == "vla":
-        if (folder / STATISTICS_FILE).exists() and not (folder / PIPELINE_FILE).exists():
-            raise ConfigError(f"{folder / PIPELINE_FILE} is missing, to which {STATISTICS_FILE} belongs.")
         return _own(folder, tokenizer)
     if read_its_own is not None:
         return read_its_own(
@@ -171,8 +169,10 @@ def write_pipeline(
 
 
 def _own(folder: Path, tokenizer: Any) -> Pipeline | None:
-    """Return the pipeline in our own files, if there are any."""
+    """Return the pipeline in our own files, if there are any; in any format's folder both or none of them."""
     if not (folder / PIPELINE_FILE).exists():
+        if (folder / STATISTICS_FILE).exists():
+            raise ConfigError(f"{folder / PIPELINE_FILE} is missing, to which {STATISTICS_FILE} belongs.")
         return None
     pipeline = Pipeline.load(folder)
     if tokenizer is None or not isinstance(pipeline.tokenizer, LazyTokenizer):
