@@ -218,7 +218,7 @@ def _openpi(
 def _disagreement(*paths: Path) -> StatisticsError:
     return StatisticsError(
         f"{' and '.join(map(str, paths))} and {PIPELINE_FILE} hold different statistics, so one of them "
-        f"was changed. Remove {PIPELINE_FILE} to use the other."
+        f"was changed. Remove {PIPELINE_FILE} and {STATISTICS_FILE} to use the other."
     )
 
 
