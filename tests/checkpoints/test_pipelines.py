@@ -148,7 +148,7 @@ def test_our_files_beside_openpis_count_while_they_agree(tmp_path, tokenizer):
     with pytest.raises(StatisticsError, match=r"droid.*pipeline\.json hold different statistics"):
         read(tmp_path, "openpi", "pi0")
     (tmp_path / "pipeline.json").unlink()
-    with pytest.raises(ConfigError, match="pipeline.json is missing, to which statistics.json belongs"):
+    with pytest.raises(ConfigError, match=r"pipeline\.json is missing, to which statistics\.json belongs"):
         read(tmp_path, "openpi", "pi0")
     (tmp_path / "statistics.json").unlink()
     assert read(tmp_path, "openpi", "pi0", asset_id="droid").find(Normalize).formula.name == "openpi"
@@ -237,7 +237,7 @@ def test_a_processor_without_statistics_and_one_that_was_changed(tmp_path, token
     with pytest.raises(StatisticsError, match=r"processor_config\.json and pipeline\.json hold different"):
         read(tmp_path, "transformers", "pi0")
     (tmp_path / "pipeline.json").unlink()
-    with pytest.raises(ConfigError, match="pipeline.json is missing, to which statistics.json belongs"):
+    with pytest.raises(ConfigError, match=r"pipeline\.json is missing, to which statistics\.json belongs"):
         read(tmp_path, "transformers", "pi0")
     (tmp_path / "statistics.json").unlink()
     path.write_text(json.dumps(values))
