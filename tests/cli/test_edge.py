@@ -144,10 +144,14 @@ def test_out_of_memory_says_what_is_needed(command, dataset, tmp_path, write_rec
         "bench": ["bench", "--policy", "pi0", "--preset", "tiny", "--batch", "4"],
         "train": ["train", write_recipe(tmp_path, dataset, tmp_path / "run")],
     }[command]
-    monkeypatch.setattr({"bench": "vla.bench.run_bench", "train": "vla.train.loop.train"}[command], full)
+    monkeypatch.setattr({"bench": "vla.bench.run_bench", "train": "vla.train.loop.set_up"}[command], full)
     assert main(argv) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
+    if command == "train":  # the steps are told in tests/train/test_rescue.py
+        assert error.startswith("vla: Setting up ran out of memory on the device")
+        assert "`vla info CHECKPOINT --memory` predicts what each takes" in error
+        return
     assert error.startswith(f"vla: {NO_MEMORY} With batches of 4, by precision and optimiser: inference ")
     assert "LoRA fine-tuning" in error
 

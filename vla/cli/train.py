@@ -2,14 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vla.cli.console import console, quiet_loading
-
-if TYPE_CHECKING:
-    from vla.train.recipe import Recipe
 
 
 def train(
@@ -36,35 +33,16 @@ def train(
 
     settings = load_recipe(recipe, overrides or [])
 
-    from vla.cli.info.memory import memory_explained
     from vla.cli.info.training_memory import predicted_for
     from vla.cli.recordings import plots_while_training, while_training
     from vla.train.loop import train as run
 
     quiet_loading()
-    with memory_explained(lambda: _config(settings), settings.train.batch_size):  # of the set-up; steps do so
-        result = run(
-            settings,
-            resume=resume,
-            open_loop=while_training,
-            plots=plots_while_training,
-            memory=predicted_for,
-        )
+    result = run(
+        settings, resume=resume, open_loop=while_training, plots=plots_while_training, memory=predicted_for
+    )
     if result.stopped_by_signal:
         console().print(f"stopped at step {result.step}; the same command with --resume continues")
         raise typer.Exit(130)
     if os.environ.get("RANK", "0") == "0":
         console().print(f"policy: {result.checkpoint}")
-
-
-def _config(recipe: "Recipe") -> Any:
-    """Return the config of the policy that a recipe trains; None where its checkpoint does not say."""
-    if recipe.policy.pretrained is not None:
-        from vla.cli.info.checkpoint import inspect
-        from vla.weights.headers import header_folder
-
-        with header_folder(recipe.policy.pretrained) as folder:
-            return inspect(folder).config
-    from vla.policies.registry import make_config
-
-    return make_config(recipe.policy.type, recipe.policy.config, recipe.policy.preset)
