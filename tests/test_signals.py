@@ -12,18 +12,19 @@ from vla.atomic import atomic_folder
 from vla.signals import ended_by_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_the_block_and_what_is_half_written_goes(tmp_path, number):
     def write():
         with ended_by_signals(), atomic_folder(tmp_path / "out") as folder:
             (folder / "half").touch()
             signal.raise_signal(number)
 
-    with pytest.raises(SystemExit) as caught:
+    before = signal.getsignal(number)
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
         write()
-    assert caught.value.code == 128 + number
+    assert caught.type is KeyboardInterrupt if number == signal.SIGINT else caught.value.code == 128 + number
     assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(number) == signal.SIG_DFL
+    assert signal.getsignal(number) == before in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def test_a_second_signal_does_not_interrupt_the_tidying_up():
@@ -35,12 +36,28 @@ def test_a_second_signal_does_not_interrupt_the_tidying_up():
                 signal.raise_signal(signal.SIGHUP)
             finally:
                 signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
                 signal.raise_signal(signal.SIGHUP)
                 tidied.append(True)
 
     with pytest.raises(SystemExit):
         end()
     assert tidied
+
+
+def test_one_that_comes_later_ends_what_hangs(monkeypatch):
+    monkeypatch.setattr("vla.signals.TIDYING_UP", 0.0)
+
+    def hang():
+        with ended_by_signals():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+                pytest.fail("it was not ended")
+
+    with pytest.raises(SystemExit):
+        hang()
 
 
 def test_what_is_ignored_or_handled_stays_so():

@@ -1,31 +1,47 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: what is half-written is removed on the way out."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command: what is half-written is removed on the way out."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
+TIDYING_UP = 10.0
+"""Seconds after a signal in which another one does not interrupt the tidying up."""
+
+_ENDING = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+"""The signals, and what Python does with them where nobody has asked for anything else."""
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP raise `SystemExit` with status 128 + number; later ones wait.
+    """Within the block SIGINT raises `KeyboardInterrupt`, SIGTERM and SIGHUP `SystemExit(128 + number)`.
 
     A batch system, a container or a closed terminal ends a command by these signals, which would otherwise
-    kill it before anything is tidied up. A signal that is ignored (`nohup`) or that the program around
-    handles itself stays as it is. Outside the main thread, where Python takes no signals, nothing changes.
+    kill it before anything is tidied up. Those that follow within `TIDYING_UP` seconds do nothing. A signal
+    that is ignored (`nohup`) or that the program around handles itself stays as it is. Outside the main
+    thread, where Python takes no signals, nothing changes.
     """
-    ours = []
+    ours: list[signal.Signals] = []
+    ended: float | None = None
 
     def end(number: int, frame: FrameType | None) -> None:
-        for one in ours:
-            signal.signal(one, signal.SIG_IGN)  # a second one must not interrupt the tidying up
+        nonlocal ended
+        now = time.monotonic()
+        if ended is not None and now - ended < TIDYING_UP:
+            return
+        ended = now
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
     try:
-        for number in _ENDING:
-            if signal.getsignal(number) == signal.SIG_DFL:
+        for number, default in _ENDING.items():
+            if signal.getsignal(number) == default:
                 signal.signal(number, end)
                 ours.append(number)
     except ValueError:
@@ -34,4 +50,4 @@ def ended_by_signals() -> Iterator[None]:
         yield
     finally:
         for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, _ENDING[number])

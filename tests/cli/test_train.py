@@ -1,10 +1,15 @@
 """`vla train` writes what it says, resumes, and its policy opens again."""
 
 import json
+import os
+import signal
+
+import pytest
 
 import vla
+from vla.atomic import atomic_folder
 from vla.cli import main
-from vla.train.signals import StopRequest
+from vla.train.loop import Loop, TrainResult
 
 
 def test_run_leaves_a_policy_that_acts(run, dataset):
@@ -42,12 +47,64 @@ def test_chunks_are_drawn_while_training(dataset, write_recipe, tmp_path):
     assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
 
 
-def test_stopped_run_says_how_to_go_on(dataset, write_recipe, tmp_path, capsys, monkeypatch):
-    def stop_at_once(self):
-        self.requested = True
-        return self
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_run_says_how_to_go_on(number, dataset, write_recipe, tmp_path, capsys, monkeypatch):
+    clip = Loop._clip
 
-    monkeypatch.setattr(StopRequest, "__enter__", stop_at_once)
-    assert main(["train", write_recipe(tmp_path, dataset, tmp_path / "run")]) == 130
-    assert "--resume" in capsys.readouterr().out
+    def clip_and_stop(self):
+        os.kill(os.getpid(), number)
+        return clip(self)
+
+    monkeypatch.setattr(Loop, "_clip", clip_and_stop)
+    assert main(["train", write_recipe(tmp_path, dataset, tmp_path / "run")]) == 128 + number
+    said = capsys.readouterr()
+    assert said.out == "stopped at step 1; the same command with --resume continues\n"
+    assert f"{number.name}: finishing the step and saving a checkpoint" in said.err
     assert (tmp_path / "run" / "checkpoints" / "step-000001").is_dir()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_says_what_is_lost_and_a_third_changes_nothing(
+    number, dataset, write_recipe, tmp_path, capsys, monkeypatch
+):
+    def interrupted(self):
+        state["saves"] += 1
+        if state["saves"] == 1:
+            return save(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            with atomic_folder(self.folder.checkpoints / "step-000002") as folder:
+                (folder / "half").touch()
+                os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    state, save = {"saves": 0}, Loop._save
+    monkeypatch.setattr(Loop, "_save", interrupted)
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    assert main(["train", recipe, "train.save_every=1"]) == 128 + number
+    said = capsys.readouterr().err
+    last = tmp_path / "run" / "checkpoints" / "step-000001"
+    assert f"step 2 is lost; --resume continues from {last}." in said
+    assert said.count("Aborted") == 1
+    assert sorted(path.name for path in last.parent.iterdir()) == ["last", "step-000001"]
+    assert not (tmp_path / "run" / "running.json").exists()
+    monkeypatch.undo()
+    assert main(["train", recipe, "train.save_every=1", "--resume"]) == 0
+
+
+def test_only_the_main_process_says_that_it_stopped(dataset, write_recipe, tmp_path, capsys, monkeypatch):
+    for rank, said in (("0", True), ("1", False)):
+        monkeypatch.setattr(
+            "vla.train.loop.train", lambda *_, **__: TrainResult(tmp_path, tmp_path, 3, {}, 15)
+        )
+        for name, value in (
+            ("WORLD_SIZE", "2"),
+            ("RANK", rank),
+            ("LOCAL_RANK", rank),
+            ("MASTER_ADDR", "localhost"),
+            ("MASTER_PORT", "1"),
+        ):
+            monkeypatch.setenv(name, value)
+        assert main(["train", write_recipe(tmp_path, dataset, tmp_path / "run")]) == 143
+        assert ("stopped at step 3" in capsys.readouterr().out) == said

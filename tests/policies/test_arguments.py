@@ -119,7 +119,7 @@ def refused(folder, said):
 def test_a_link_to_nothing_is_called_that(folder, file):
     (folder / file).unlink()
     (folder / file).symlink_to("gone")
-    refused(folder, f"{file} is a link to nothing \(gone\)")
+    refused(folder, rf"{file} is a link to nothing \(gone\)")
 
 
 def test_the_state_of_a_training_is_not_taken_for_weights(folder):

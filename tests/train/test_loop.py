@@ -182,7 +182,7 @@ def test_signal_finishes_the_step_and_saves(tiny):
 
     recipe = tiny("train.open_loop_every=3", "train.save_every=100")
     result = train(recipe, open_loop=open_loop, progress=False)
-    assert (result.step, result.stopped_by_signal) == (4, True)
+    assert (result.step, result.stopped_by_signal, result.stop_signal) == (4, True, signal.SIGTERM)
     assert result.checkpoint.name == "step-000004"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

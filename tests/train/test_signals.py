@@ -8,21 +8,44 @@ from vla.train.signals import StopRequest, signals_held
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_first_signal_is_a_request_the_second_acts(number):
+def test_first_signal_is_a_request_the_second_acts(number, caplog):
     heard = []
     outer = signal.signal(number, lambda *_: heard.append(number))
     try:
         with StopRequest() as stop:
-            assert not stop.requested
+            assert stop.number is None
             os.kill(os.getpid(), number)
-            assert stop.requested
-            assert heard == []
+            assert stop.number == number
+            assert (heard, stop.is_aborted) == ([], False)
+            again = {signal.SIGINT: "press Ctrl-C again", signal.SIGTERM: "send it again"}[number]
+            assert (
+                f"{number.name}: finishing the step and saving a checkpoint; {again} to abort" in caplog.text
+            )
             os.kill(os.getpid(), number)
-            assert heard == [number]
-        with StopRequest():
+            assert (heard, stop.is_aborted) == ([number], True)
+        with StopRequest(speaks=False):
             pass
         os.kill(os.getpid(), number)
         assert heard == [number, number]
+    finally:
+        signal.signal(number, outer)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_the_second_ends_where_nothing_else_would(number, raised):
+    outer = signal.signal(number, signal.SIG_IGN)
+
+    def twice():
+        with StopRequest(speaks=False):
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+
+    try:
+        with pytest.raises(raised):
+            twice()
+        assert signal.getsignal(number) == signal.SIG_IGN
     finally:
         signal.signal(number, outer)
 
@@ -31,8 +54,8 @@ def test_held_signals_arrive_afterwards():
     with StopRequest() as stop:
         with signals_held():
             signal.raise_signal(signal.SIGTERM)  # to this thread; os.kill lets the system choose one
-            assert not stop.requested
-        assert stop.requested
+            assert stop.number is None
+        assert stop.number == signal.SIGTERM
 
 
 def test_other_threads_take_no_signals():
@@ -40,9 +63,9 @@ def test_other_threads_take_no_signals():
 
     def enter():
         with StopRequest() as stop:
-            seen.append(stop.requested)
+            seen.append(stop.number)
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert seen == [False]
+    assert seen == [None]

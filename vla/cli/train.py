@@ -1,6 +1,5 @@
 """`vla train RECIPE [key=value ...] [--resume]`."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +23,8 @@ def train(
     """Train a policy as a recipe says.
 
     The run's folder is the recipe's `output`: its checkpoints are policy folders that `vla eval` and
-    `vla.load` read; its losses are in metrics.jsonl and TensorBoard. Ctrl-C, SIGTERM and SIGHUP save
-    and exit; `--resume` continues bit for bit.
+    `vla.load` read; its losses are in metrics.jsonl and TensorBoard. Ctrl-C, SIGTERM and SIGHUP finish
+    the step, save and exit (130, 143, 129), a second one exits at once; `--resume` continues bit for bit.
 
     Example: vla train recipes/bridge_mini.yaml data.path=bridge_mini_v3 train.steps=200 output=runs/first
     """
@@ -35,14 +34,17 @@ def train(
 
     from vla.cli.info.training_memory import predicted_for
     from vla.cli.recordings import plots_while_training, while_training
+    from vla.train.launch import Launch
     from vla.train.loop import train as run
 
     quiet_loading()
     result = run(
         settings, resume=resume, open_loop=while_training, plots=plots_while_training, memory=predicted_for
     )
-    if result.stopped_by_signal:
-        console().print(f"stopped at step {result.step}; the same command with --resume continues")
-        raise typer.Exit(130)
-    if os.environ.get("RANK", "0") == "0":
+    main = Launch.from_environment().is_main
+    if result.stop_signal is not None:
+        if main:
+            console().print(f"stopped at step {result.step}; the same command with --resume continues")
+        raise typer.Exit(128 + result.stop_signal)
+    if main:
         console().print(f"policy: {result.checkpoint}")

@@ -5,6 +5,7 @@ a running state, and the loader's position is two numbers. So a checkpoint and t
 step: a run that was killed and resumed has the same losses as one that was not, to the bit.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -41,8 +42,10 @@ from vla.train.resolve import resolve
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
 from vla.train.setup.robot import with_robot
 from vla.train.setup.run import TrainingSetup, set_up
-from vla.train.signals import StopRequest, signals_held
+from vla.train.signals import SIGNALS, StopRequest, signals_held
 from vla.types import Batch, SampleIds
+
+logger = logging.getLogger(__name__)
 
 OpenLoop = Callable[[Any, TrainingSetup], Mapping[str, float]]
 """Given the policy in evaluation mode and the job, returns numbers to record, by name."""
@@ -63,14 +66,20 @@ class TrainResult:
         checkpoint: The newest checkpoint, a policy folder.
         step: Optimiser steps done.
         metrics: The newest value of every metric that this call recorded.
-        stopped_by_signal: Whether SIGTERM, SIGINT or SIGHUP ended it early; it can be resumed.
+        stop_signal: The number of the SIGTERM, SIGINT or SIGHUP that ended it early, in whichever process it
+            came; None where the run is finished. It can be resumed.
     """
 
     folder: Path
     checkpoint: Path
     step: int
     metrics: dict[str, float]
-    stopped_by_signal: bool
+    stop_signal: int | None
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        """Whether a signal ended it early."""
+        return self.stop_signal is not None
 
 
 def train(
@@ -151,30 +160,34 @@ class Loop:
 
     def run(self, progress: bool, memory: Memory | None = None) -> TrainResult:
         """Take the steps that are left, see `train`."""
-        settings, stopped = self.settings, False
-        with self._reporting(progress) as (log, display), StopRequest() as stop, self._rescued(memory):
-            while self.step < settings.steps and not stopped:
+        settings, stopped = self.settings, None
+        with (
+            self._reporting(progress) as (log, display),
+            self._stoppable() as stop,
+            self._rescued(memory),
+        ):
+            while self.step < settings.steps and stopped is None:
                 values = self._take_step()
                 self.means.add(values)
                 self.is_whole = True
                 display.advance(self.step, values["loss"])
-                stopped = self._anywhere(stop.requested)
+                stopped = self._anywhere(stop.number)
                 finished = self.step == settings.steps
                 if self._is_logged(self.step):
                     values = display.report(
                         self.step, self.means.take() | self.data_wait.take() | self.flop_rate.take()
                     )
                     self._record(log, values | self.diagnostics.take())
-                if self._due(settings.validate_every) and not stopped:
+                if self._due(settings.validate_every) and stopped is None:
                     with self._averaged():
                         self._record(log, display.say(self.step, self._validate()))
-                if self._due(settings.open_loop_every) and not stopped:
+                if self._due(settings.open_loop_every) and stopped is None:
                     with self._averaged():
                         self._record(log, display.say(self.step, self._evaluate_open_loop()))
-                if self._due(settings.plot_every) and not stopped:
+                if self._due(settings.plot_every) and stopped is None:
                     with self._averaged():
                         self._plot()
-                if self._due(settings.save_every) or finished or stopped:
+                if self._due(settings.save_every) or finished or stopped is not None:
                     self._save()
         assert self.checkpoint is not None
         return TrainResult(self.folder.path, self.checkpoint, self.step, self.metrics, stopped)
@@ -301,12 +314,25 @@ class Loop:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
 
-    def _anywhere(self, flag: bool) -> bool:
-        """Return whether the flag is set in any process, so that all of them stop at the same step."""
+    def _anywhere(self, number: int | None) -> int | None:
+        """Return a signal that came in any process, so that all of them stop at the same step."""
         if self.world == 1:
-            return flag
-        total: Any = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum")
-        return bool(total)
+            return number
+        came = torch.tensor([float(number == one) for one in SIGNALS], device=self.accelerator.device)
+        total: Any = self.accelerator.reduce(came, "sum")
+        return next((int(one) for one, processes in zip(SIGNALS, total, strict=True) if processes), None)
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[StopRequest]:
+        """Take the first signal as a request to save and stop; say what a second one loses."""
+        main = self.accelerator.is_main_process
+        with StopRequest(speaks=main) as stop:
+            try:
+                yield stop
+            except (KeyboardInterrupt, SystemExit):
+                if stop.is_aborted and main:
+                    logger.warning(self.folder.lost_by_abort(self.step))
+                raise
 
     # -- the folder -----------------------------------------------------------------------------------
 

@@ -203,6 +203,15 @@ class RunFolder:
             return f"{failed}--resume continues from step {checkpoint_step(saved[-1])}, which is saved."
         return f"{failed}Nothing was saved: no checkpoint was reached."
 
+    def lost_by_abort(self, step: int) -> str:
+        """Return what is lost of a run that was aborted after `step` steps, and what can be resumed from."""
+        saved = list_checkpoints(self.checkpoints)
+        last = checkpoint_step(saved[-1]) if saved else 0
+        lost = f"steps {last + 1} to {step} are lost" if step > last else "no finished step is lost"
+        lost = f"step {step} is lost" if step == last + 1 else lost
+        onward = f"--resume continues from {saved[-1]}" if saved else "there is no checkpoint to resume from"
+        return f"Aborted without saving: {lost}; {onward}."
+
     def _contents(self) -> list[Path]:
         """Return what a run or a person has put into the folder, error files and half-written files aside."""
         if not self.path.is_dir():
