@@ -16,7 +16,7 @@ import torch
 from tests.contract import toy
 from vla.atomic import SaveError
 from vla.data.frames import FrameStore
-from vla.errors import ConfigError
+from vla.errors import ConfigError, DatasetError
 from vla.train.loop import train
 from vla.train.recipe_file import load_recipe
 from vla.train.setup import feature_cache
@@ -332,3 +332,24 @@ def test_of_two_that_want_the_same_one_computes_and_the_other_waits(tiny, tmp_pa
     assert len(computed) == 1
     assert first.store.folder == second.store.folder
     assert [path.name for path in (tmp_path / "features").iterdir()] == [first.store.folder.name]
+
+
+def test_what_was_changed_on_disk_is_refused(tiny, tmp_path):
+    recipe = tiny(*STILL, f"data.feature_cache={tmp_path / 'features'}", "train.steps=2")
+    job(recipe)
+    (kept,) = (path for path in (tmp_path / "features").iterdir() if path.is_dir())
+    whole = (kept / "rows.bin").read_bytes()
+    (kept / "rows.bin").write_bytes(bytes(255 - byte for byte in whole))
+    with pytest.raises(DatasetError, match=rf"{kept}/rows.bin holds other .*Remove the folder {kept}: its"):
+        train(recipe, progress=False)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    (kept / "rows.bin").write_bytes(whole)
+    renamed = kept.with_name("0" * 32)
+    other = tiny(*STILL, f"data.feature_cache={tmp_path / 'features'}", "train.seed=1")
+    shutil.move(kept, renamed)
+    job(other)
+    (second,) = (path for path in (tmp_path / "features").iterdir() if path.is_dir() and path != renamed)
+    shutil.rmtree(second)
+    shutil.move(renamed, second)
+    with pytest.raises(DatasetError, match="holds other features: it was renamed or copied"):
+        job(other)

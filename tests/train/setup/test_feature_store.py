@@ -46,7 +46,9 @@ def written(folder):
 def test_a_frame_that_is_not_there(tmp_path):
     kept = written(tmp_path)
     assert kept.read(2).dtype == torch.float32
-    with pytest.raises(DatasetError, match="lacks frame 1: it is damaged; remove it"):
+    with pytest.raises(
+        DatasetError, match=r"rows.bin lacks frame 1: it is damaged. Remove the folder .*computed anew"
+    ):
         kept.read(1)
 
 
@@ -57,6 +59,49 @@ def test_a_file_that_was_cut(tmp_path):
     assert torch.equal(kept.read(0), torch.ones(2, 2))
     with pytest.raises(DatasetError, match="lacks frame 2"):
         kept.read(2)
+    with pytest.raises(DatasetError, match="has 20 bytes, not 24"):
+        kept.check()
+
+
+def flip(path, at):
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_every_changed_bit_of_the_rows_is_found_when_they_are_read(tmp_path):
+    kept = written(tmp_path)
+    whole = (tmp_path / "rows.bin").read_bytes()
+    for at in range(len(whole)):
+        flip(tmp_path / "rows.bin", at)
+        kept.check()
+        frame = 0 if at < 16 else 2
+        with pytest.raises(DatasetError, match=f"other numbers for frame {frame} .*: it was changed. Remove"):
+            kept.read(frame)
+        (tmp_path / "rows.bin").write_bytes(whole)
+    assert torch.equal(kept.read(2), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("name", ["about.json", "index.npy"])
+def test_every_changed_bit_of_the_description_is_found_at_the_opening(name, tmp_path):
+    written(tmp_path).check()
+    whole = (tmp_path / name).read_bytes()
+    for at in (at for at, sign in enumerate(whole) if not bytes([sign]).isspace() or name == "index.npy"):
+        flip(tmp_path / name, at)
+        with pytest.raises(DatasetError, match="Remove the folder"):
+            FeatureStore(tmp_path).check()
+        (tmp_path / name).write_bytes(whole)
+
+
+def test_files_of_two_stores_do_not_fit_each_other(tmp_path):
+    for name, value in (("one", 1.0), ("other", 2.0)):
+        (tmp_path / name).mkdir()
+        with FrameWriter(tmp_path / name, 1, (2,), torch.float32) as writer:
+            writer.append(0, torch.full((1, 2), value))
+    (tmp_path / "one" / "index.npy").write_bytes((tmp_path / "other" / "index.npy").read_bytes())
+    with pytest.raises(DatasetError, match=r"index.npy or about.json next to it is damaged, or was changed"):
+        FeatureStore(tmp_path / "one").check()
 
 
 @pytest.mark.parametrize("name", ["about.json", "index.npy"])
@@ -67,7 +112,9 @@ def test_a_damaged_description(name, damage, tmp_path):
         (tmp_path / name).unlink()
     else:
         (tmp_path / name).write_bytes(damage)
-    with pytest.raises(DatasetError, match=f"{name} is damaged or missing; remove the folder"):
+    with pytest.raises(
+        DatasetError, match=r"(about.json|index.npy) .*damaged.*Remove the folder .*computed anew"
+    ):
         kept.read(0)
 
 

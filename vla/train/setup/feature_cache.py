@@ -36,7 +36,7 @@ from vla.types import Batch, Sample
 logger = logging.getLogger(__name__)
 
 _BATCH = 8
-_FORM = 3  # number of the files' layout; other layouts have other folders
+_FORM = 4  # number of the files' layout; other layouts have other folders
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ def cached_features(
     Raises:
         ConfigError: The policy has no such features, what makes them is trained, the images are augmented, or
             text is trained that the features do not hold.
+        DatasetError: What is kept was damaged or changed.
         SaveError: The disk is too small, or full; nothing is left behind.
     """
     features, pipeline = _choose(policy, of), policy.pipeline if pipeline is None else pipeline
@@ -146,11 +147,12 @@ def cached_features(
             _check_space(folder.parent, size)
             try:
                 with atomic_folder(folder) as made:
-                    _compute(made, features, source, dtype, torch.device(device))
+                    _compute(made, features, source, dtype, torch.device(device), folder.name)
             except SaveError:
                 if not folder.is_dir():  # else, without locks, another process was quicker
                     raise
     store = FeatureStore(folder)
+    store.check(folder.name)
     return FeatureCache(features, store, store.longest)
 
 
@@ -205,7 +207,12 @@ def _check_space(root: Path, size: int) -> None:
 
 @torch.no_grad()
 def _compute(
-    folder: Path, features: Cacheable, source: FrameSource, dtype: torch.dtype, device: torch.device
+    folder: Path,
+    features: Cacheable,
+    source: FrameSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    key: str,
 ) -> None:
     policy, modules = source.policy, features.modules(source.policy)
     for module in modules:
@@ -213,6 +220,7 @@ def _compute(
     frames = 1 + max(int(dataset.low_dim("index").max()) for dataset in source.datasets)
     every = source.samples(features.upstream(source.pipeline), source.cameras)
     writing = FrameWriter(folder, frames, features.row(source.config), dtype)
+    writing.about["key"] = key
     with writing as writer, progress("features") as show:
         samples, done = iter(every), 0
         while chunk := list(islice(samples, _BATCH)):
