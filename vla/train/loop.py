@@ -5,7 +5,6 @@ a running state, and the loader's position is two numbers. So a checkpoint and t
 step: a run that was killed and resumed has the same losses as one that was not, to the bit.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +22,8 @@ from vla.policies.registry import policy_entry
 from vla.signals import ended_by_signals
 from vla.train.checkpoint.checkpointer import Checkpointer
 from vla.train.checkpoint.folder import RunFolder
+from vla.train.checkpoint.on_disk import check_step
+from vla.train.checkpoint.same_run import OtherRunError
 from vla.train.ema import WeightAverage, decay_at
 from vla.train.engine import Engine, check_recipe, make_engine
 from vla.train.error_files import ErrorFiles
@@ -30,7 +31,7 @@ from vla.train.hints import say_hints
 from vla.train.launch import Launch
 from vla.train.monitor.diagnostics import Diagnostics, name_frames
 from vla.train.monitor.flop_rate import FlopRate
-from vla.train.monitor.means import ProcessMeans, RunningMeans, mean_by_name
+from vla.train.monitor.means import ProcessMeans, RunningMeans, mean_by_name, scalars_of
 from vla.train.monitor.metrics import DataWait, MetricsLog, ProgressDisplay
 from vla.train.monitor.reproduce import check_recorded_data, record_start, run_identity
 from vla.train.monitor.trackers import check_trackers, open_trackers
@@ -42,10 +43,8 @@ from vla.train.resolve import resolve
 from vla.train.seeds import TRAINING_LAYERS, TRAINING_NOISE, VALIDATION_NOISE, derive_seed
 from vla.train.setup.robot import with_robot
 from vla.train.setup.run import TrainingSetup, set_up
-from vla.train.signals import SIGNALS, StopRequest, signals_held
+from vla.train.signals import signals_held, stoppable_run
 from vla.types import Batch, SampleIds
-
-logger = logging.getLogger(__name__)
 
 OpenLoop = Callable[[Any, TrainingSetup], Mapping[str, float]]
 """Given the policy in evaluation mode and the job, returns numbers to record, by name."""
@@ -161,17 +160,14 @@ class Loop:
     def run(self, progress: bool, memory: Memory | None = None) -> TrainResult:
         """Take the steps that are left, see `train`."""
         settings, stopped = self.settings, None
-        with (
-            self._reporting(progress) as (log, display),
-            self._stoppable() as stop,
-            self._rescued(memory),
-        ):
+        stoppable = stoppable_run(self.accelerator, lambda: self.folder.lost_by_abort(self.step))
+        with self._reporting(progress) as (log, display), stoppable as stop, self._rescued(memory):
             while self.step < settings.steps and stopped is None:
                 values = self._take_step()
                 self.means.add(values)
                 self.is_whole = True
                 display.advance(self.step, values["loss"])
-                stopped = self._anywhere(stop.number)
+                stopped = stop.anywhere()
                 finished = self.step == settings.steps
                 if self._is_logged(self.step):
                     values = display.report(
@@ -204,7 +200,7 @@ class Loop:
             with self.accelerator.accumulate(self.model), self.flop_rate.measured():
                 output = self._forward(batch, micro)
                 self.accelerator.backward(output.loss)
-            reports.append(_scalars_of(output))
+            reports.append(scalars_of(output))
             samples.append(ids)
             if is_logged:
                 self.diagnostics.add(output, batch)
@@ -264,7 +260,7 @@ class Loop:
             generator = self._generator(VALIDATION_NOISE, number * self.world + self.rank, 0)
             with self.accelerator.autocast():
                 output = self.model(**self._to_device(batch), generator=generator)
-            reports.append(_scalars_of(output))
+            reports.append(scalars_of(output))
         means = self.validation_means(mean_by_name(reports))
         return {f"validation_{name}": value for name, value in means.items()}
 
@@ -313,26 +309,6 @@ class Loop:
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
-
-    def _anywhere(self, number: int | None) -> int | None:
-        """Return a signal that came in any process, so that all of them stop at the same step."""
-        if self.world == 1:
-            return number
-        came = torch.tensor([float(number == one) for one in SIGNALS], device=self.accelerator.device)
-        total: Any = self.accelerator.reduce(came, "sum")
-        return next((int(one) for one, processes in zip(SIGNALS, total, strict=True) if processes), None)
-
-    @contextmanager
-    def _stoppable(self) -> Iterator[StopRequest]:
-        """Take the first signal as a request to save and stop; say what a second one loses."""
-        main = self.accelerator.is_main_process
-        with StopRequest(speaks=main) as stop:
-            try:
-                yield stop
-            except (KeyboardInterrupt, SystemExit):
-                if stop.is_aborted and main:
-                    logger.warning(self.folder.lost_by_abort(self.step))
-                raise
 
     # -- the folder -----------------------------------------------------------------------------------
 
@@ -402,19 +378,14 @@ class Loop:
         state = self.snapshots.restore(checkpoint, self.optimizer, self.average)
         ours, theirs = self.settings.accumulation, state.get("accumulation", self.settings.accumulation)
         if theirs * state["processes"] != ours * self.world:
-            raise TrainingError(
+            raise OtherRunError(
                 f"{self.checkpoint} was trained by {state['processes']} processes x {theirs} accumulated "
                 f"batches, so steps of {theirs * state['processes']} batches, and cannot be resumed with "
                 f"{self.world} x {ours} = {self.world * ours}: the loss curve would break. Change "
                 "train.accumulation along with the number of processes."
             )
         check_recorded_data(self.folder.reproduce, self.job.fingerprints)
+        check_step(checkpoint, state)
         self.job.loader.load_state_dict(state["loader"])
         self.means.load_state_dict(state["means"])
         self.step = state["step"]
-
-
-def _scalars_of(output: PolicyOutput) -> dict[str, torch.Tensor]:
-    """Return the loss and the policy's metrics, by the names that the policy gives them."""
-    assert output.loss is not None
-    return {name: value.detach() for name, value in {"loss": output.loss, **output.metrics}.items()}

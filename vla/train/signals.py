@@ -2,10 +2,12 @@
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
+
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,43 @@ class StopRequest:
             raise KeyboardInterrupt
         else:
             raise SystemExit(128 + number)
+
+
+class RunStop(StopRequest):
+    """A request to any of a run's processes; the main one speaks.
+
+    Args:
+        accelerator: The run's `accelerate.Accelerator`.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        super().__init__(speaks=accelerator.is_main_process)
+        self._accelerator = accelerator
+
+    def anywhere(self) -> int | None:
+        """Return a signal that came in any process, so that all stop at the same step; a collective."""
+        if self._accelerator.num_processes == 1:
+            return self.number
+        came = torch.tensor([float(self.number == one) for one in SIGNALS], device=self._accelerator.device)
+        total = self._accelerator.reduce(came, "sum").tolist()
+        return next((int(one) for one, processes in zip(SIGNALS, total, strict=True) if processes), None)
+
+
+@contextmanager
+def stoppable_run(accelerator: Any, lost: Callable[[], str]) -> Iterator[RunStop]:
+    """Take the first signal as a request to save and stop; say what a second one loses.
+
+    Args:
+        accelerator: The run's `accelerate.Accelerator`.
+        lost: Returns the sentence.
+    """
+    with RunStop(accelerator) as stop:
+        try:
+            yield stop
+        except (KeyboardInterrupt, SystemExit):
+            if stop.is_aborted and accelerator.is_main_process:
+                logger.warning(lost())
+            raise
 
 
 @contextmanager

@@ -16,12 +16,13 @@ runs/cube/
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vla.atomic import atomic_write, remove_leftovers
-from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError
+from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError, remedy
 from vla.train.checkpoint.claim import CLAIM_FILE, Claim, claimed
 from vla.train.checkpoint.on_disk import (
     LAST,
@@ -29,6 +30,7 @@ from vla.train.checkpoint.on_disk import (
     checkpoint_name,
     checkpoint_step,
     damaged_checkpoints,
+    is_as_saved,
     list_checkpoints,
     point_last_at,
     remove_unfinished,
@@ -158,13 +160,24 @@ class RunFolder:
 
     @contextmanager
     def blaming(self, checkpoint: Path | None) -> Iterator[None]:
-        """Say in an error about a checkpoint's file from which older step the run can be resumed."""
+        """Say in an error about a checkpoint's damaged file from which older step the run can be resumed.
+
+        An error about a checkpoint that is as it was saved, or is another run's, stays what it is.
+        """
         try:
             yield
         except (ConfigError, StatisticsError, TrainingError, WeightsError) as error:
             if checkpoint is None or str(checkpoint) not in str(error) or isinstance(error, OtherRunError):
                 raise
-            raise TrainingError(f"{error} {self._instead_of(checkpoint)}") from error
+            of_recipe = str(checkpoint / RECIPE_FILE) in str(error)  # which has no fingerprint
+            advice = re.escape(remedy(checkpoint))  # what `vla.load` advises
+            if not of_recipe and is_as_saved(checkpoint):
+                said = re.sub(rf" If it is damaged: {advice}\.", "", str(error))
+                if said == str(error):
+                    raise
+                raise type(error)(said) from error
+            said = re.sub(rf"(\. If it is damaged:|[,;:]) {advice}\.?", ".", str(error))
+            raise TrainingError(f"{said} {self._instead_of(checkpoint)}") from error
 
     def create(self, recipe: Recipe, *, anew: bool = False) -> None:
         """Make the folder, or take over a killed run's, and write down the recipe and the versions.

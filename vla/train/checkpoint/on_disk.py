@@ -4,7 +4,7 @@
       step-000100/           a policy folder (`vla.load` takes it) plus what training needs to continue:
         training/              AdamW's moments; and, where the policy folder has averaged weights, those
                                that training continues with
-        training_state.pt      position in the data, running means, counts
+        training_state.pt      position in the data, running means, counts, fingerprints of the other files
         recipe.yaml            the recipe that wrote it
         versions.json          the packages that wrote it
       last -> step-000100    always the newest
@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 
 from vla.atomic import SaveError, atomic_folder, remove_leftovers
 from vla.errors import TrainingError
+from vla.train.checkpoint.fingerprints import FINGERPRINTS, check_fingerprints, fingerprints_of
 from vla.train.error_files import is_lost_connection
 from vla.train.rescue import is_lost_worker
 
@@ -100,6 +101,7 @@ def save_checkpoint(
 
 def write_rest(folder: Path, state: dict[str, Any], texts: dict[str, str]) -> None:
     """Write what a checkpoint holds besides the policy into its folder; see `save_checkpoint`."""
+    state = {**state, FINGERPRINTS: fingerprints_of(folder)}
     with open(folder / STATE_FILE, "wb") as file:  # given a path, torch would hide the cause
         torch.save(state, file)
     for name, text in texts.items():
@@ -141,7 +143,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def load_training_state(checkpoint: Path) -> dict[str, Any]:
-    """Return the `state` that `save_checkpoint` was given.
+    """Return the `state` that `save_checkpoint` was given, and the fingerprints of the files next to it.
 
     Raises:
         TrainingError: The file is missing or damaged.
@@ -150,10 +152,34 @@ def load_training_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        raise TrainingError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}).") from error
+        said = " ".join(str(error).split())[:200] or "it is empty, or ends too early"
+        raise TrainingError(f"{path} cannot be read ({said}).") from error
     if not isinstance(state, dict):
         raise TrainingError(f"{path} does not hold the state of a training, but a {type(state).__name__}.")
     return state
+
+
+def check_step(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Raise unless a checkpoint's name, its training state and its other files are of one step.
+
+    Raises:
+        TrainingError: They are of several, or a file was changed since.
+    """
+    if state["step"] != checkpoint_step(checkpoint):
+        raise TrainingError(
+            f"{checkpoint / STATE_FILE} is that of another checkpoint: of step {state['step']}."
+        )
+    check_fingerprints(checkpoint, state)
+
+
+def is_as_saved(checkpoint: Path) -> bool:
+    """Return whether it is certain that a checkpoint's files are those that were saved."""
+    try:
+        state = load_training_state(checkpoint)
+        check_step(checkpoint, state)
+    except (TrainingError, LookupError):
+        return False
+    return FINGERPRINTS in state
 
 
 def _write_error(error: BaseException) -> BaseException:

@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from vla.policies.base import PolicyOutput
+
 
 def mean_by_name(values: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Return the mean of each scalar over the mappings that hold it; names in the order of appearance."""
@@ -96,3 +98,9 @@ class RunningMeans:
 
 def _in_order(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
+
+
+def scalars_of(output: PolicyOutput) -> dict[str, torch.Tensor]:
+    """Return the loss and the policy's metrics, by the names that the policy gives them."""
+    assert output.loss is not None
+    return {name: value.detach() for name, value in {"loss": output.loss, **output.metrics}.items()}

@@ -20,8 +20,9 @@ from pathlib import Path
 from vla.data.dataset import LeRobotDataset
 from vla.data.hf.open import open_dataset
 from vla.data.split import split_episodes
-from vla.errors import ConfigError, TrainingError, VlaError, did_you_mean
+from vla.errors import ConfigError, VlaError, did_you_mean
 from vla.policies.base import Policy
+from vla.train.checkpoint.same_run import OtherRunError
 from vla.train.recipe import DataSection, MixtureMember, Recipe, member_name
 from vla.train.setup.robot import with_robot
 from vla.transforms.base import Pipeline
@@ -116,13 +117,13 @@ def member_recipes(recipe: Recipe) -> dict[str | None, Recipe]:
 
 
 def check_same_data(checkpoint: Path, pipeline: Pipeline | None, dataset: LeRobotDataset) -> None:
-    """Raise `TrainingError` unless the pipeline's statistics are of this very dataset.
+    """Raise `OtherRunError` unless the pipeline's statistics are of this very dataset.
 
     Statistics are all that a pipeline has of its dataset: without any, the dataset cannot be told.
     """
     statistics = None if pipeline is None else pipeline.statistics
     if pipeline is None or (statistics is not None and statistics.source != dataset.fingerprint):
-        raise TrainingError(
+        raise OtherRunError(
             f"{checkpoint} was trained on another state of the dataset: it has changed since. (A hub dataset "
             "is read as it was with data.revision=COMMIT, which the run's reproduce.json names.)"
         )

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vla.data.dataset import LeRobotDataset
-from vla.errors import ConfigError, TrainingError, did_you_mean
+from vla.errors import ConfigError, did_you_mean
+from vla.train.checkpoint.same_run import OtherRunError
 from vla.train.recipe import DataSection, Recipe
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.robots import Robot, load_robot
@@ -67,13 +68,13 @@ def check_same_robot(checkpoint: Path, pipeline: Pipeline | None, data: DataSect
     """Check that the robot file says what it said when a checkpoint was trained, wherever it lies now.
 
     Raises:
-        TrainingError: Its signs or scales are others than those of the checkpoint's pipeline.
+        OtherRunError: Its signs or scales are others than those of the checkpoint's pipeline.
     """
     if data.robot is None or pipeline is None:
         return
     now = [_described(one) for one in load_robot(data.robot).transforms()]
     if [_described(one) for one in pipeline.transforms[: len(now)]] != now:
-        raise TrainingError(
+        raise OtherRunError(
             f"{checkpoint} was trained with other signs or scales than {data.robot} says: the file has "
             "changed since, or is another robot's."
         )
