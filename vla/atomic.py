@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -187,5 +188,25 @@ def _sync(path: Path) -> None:
 def _readable(error: OSError, target: Path) -> SaveError:
     if isinstance(error, SaveError):
         return error
-    reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-    return SaveError(f"Could not write {target}: {reason}. Nothing was changed.")
+    return SaveError(f"Could not write {target}: {why_not_written(error, target)}. Nothing was changed.")
+
+
+def why_not_written(error: OSError, target: Path) -> str:
+    """Return the system's reason for not writing a file or folder, in words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full"
+    above = next((path for path in target.absolute().parents if path.exists()), None)
+    if error.errno in (errno.ENOENT, errno.EPERM) and above is not None and keeps_no_files(above):
+        return f"{above} is of the system, which keeps no files there"
+    return error.strerror or str(error)
+
+
+def keeps_no_files(folder: Path) -> bool:
+    """Return whether nothing can be made in a folder, as it lies in a file system without room (`/proc`)."""
+    if shutil.disk_usage(folder).total:
+        return False
+    try:  # one without a limit has no size either
+        os.rmdir(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder))
+    except OSError:
+        return True
+    return False

@@ -2,9 +2,12 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+from vla.atomic import SaveError
+from vla.checkpoints.convert import convert
 from vla.cli import main
 from vla.cli.paths import check_file, check_new_folder
 from vla.errors import ConfigError
@@ -42,6 +45,24 @@ def test_where_nothing_can_be_written(check, tmp_path, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: full)
     assert "the disk is full" in refusal(check, tmp_path / "new", "--output")
+
+
+@pytest.mark.parametrize("check", [check_new_folder, check_file])
+def test_a_disk_without_a_size(check, tmp_path, monkeypatch):
+    """`/proc` is one, where nothing can be made; a tmpfs without a limit is another."""
+    said = refusal(check, Path("/proc/x"), "--output")
+    assert said == "--output /proc/x: /proc is of the system, which keeps no files there."
+    none = shutil.disk_usage(tmp_path)._replace(total=0, free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: none)
+    check(tmp_path / "new", "--output")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_trained_or_saved_below_proc(dataset, write_recipe, run, tmp_path, capsys):
+    assert main(["train", write_recipe(tmp_path, dataset, "/proc/x")]) == 1
+    assert "/proc is of the system, which keeps no files there. Choose another" in capsys.readouterr().err
+    with pytest.raises(SaveError, match=r"Could not write /proc/x: /proc is of the system, which keeps no"):
+        convert(run / "checkpoints" / "last", "/proc/x", "lerobot")
 
 
 def test_home_is_expanded(dataset, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -108,3 +109,43 @@ def test_only_the_main_process_says_that_it_stopped(dataset, write_recipe, tmp_p
             monkeypatch.setenv(name, value)
         assert main(["train", write_recipe(tmp_path, dataset, tmp_path / "run")]) == 143
         assert ("stopped at step 3" in capsys.readouterr().out) == said
+
+
+def away(run):
+    os.rename(run, run.with_name("elsewhere"))
+
+
+def replaced(run):
+    away(run)
+    run.mkdir()
+
+
+@pytest.mark.parametrize("act", [away, replaced, shutil.rmtree])
+@pytest.mark.parametrize(
+    "extra", [["train.save_every=1"], ["train.plot_every=1"], ["train.tensorboard=true"]]
+)
+def test_a_run_whose_folder_is_moved_or_removed_says_so(
+    act, extra, dataset, write_recipe, tmp_path, capsys, monkeypatch
+):
+    clip, run, before = Loop._clip, tmp_path / "run", {}
+
+    def clip_and_act(self):
+        if self.step == 1:
+            act(run)
+            before.update({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")})
+        return clip(self)
+
+    monkeypatch.setattr(Loop, "_clip", clip_and_act)
+    monkeypatch.setattr("threading.excepthook", lambda *_: None)  # TensorBoard's own thread
+    recipe = write_recipe(tmp_path, dataset, run)
+    assert main(["train", recipe, "train.tensorboard=false", *extra]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        f"vla: The run's folder {run} is no longer there: it was moved, removed or replaced"
+    )
+    assert "Errno" not in said
+    assert set(tmp_path.rglob("*")) == before.keys()
+    if act is away and extra == ["train.save_every=1"]:
+        monkeypatch.undo()
+        os.rename(tmp_path / "elsewhere", run)
+        assert main(["train", recipe, "train.tensorboard=false", *extra, "--resume"]) == 0

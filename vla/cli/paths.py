@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from vla.atomic import keeps_no_files
 from vla.errors import ConfigError
 
 _SUFFIX = len(".12345678.tmp") + 1
@@ -58,7 +59,10 @@ def _check_place(path: Path, option: str) -> None:
     for name in path.absolute().relative_to(place).parts:
         if len(os.fsencode(name)) > longest:
             raise ConfigError(f"{option}: the name {name[:40]}... is too long, by more than {longest} bytes.")
-    if shutil.disk_usage(place).free == 0:
+    if keeps_no_files(place):
+        raise ConfigError(f"{option} {path}: {place} is of the system, which keeps no files there.")
+    usage = shutil.disk_usage(place)
+    if usage.total and not usage.free:
         raise ConfigError(f"{option} {path}: the disk is full.")
 
 

@@ -37,8 +37,10 @@ class ErrorFiles:
 
     def __init__(self, folder: Path, launch: Launch) -> None:
         self._folder, self._rank, self._world = folder, launch.rank, launch.world
+        self._had_place = False
 
     def __enter__(self) -> Self:
+        self._had_place = self._folder.parent.is_dir()
         if self._world > 1:
             with suppress(OSError):
                 self._file(self._rank).unlink()  # from an earlier start
@@ -55,7 +57,8 @@ class ErrorFiles:
         if self._world > 1:
             get_error_handler().record_exception(error)  # for the launcher, which may be on another machine
             with suppress(OSError):  # the error itself matters more
-                self._folder.mkdir(parents=True, exist_ok=True)
+                # A run's folder that was moved away must not come back.
+                self._folder.mkdir(parents=not self._had_place, exist_ok=True)
                 atomic_write(self._file(self._rank), f"{type(error).__name__}: {error}\n")
 
     def _file(self, rank: int) -> Path:

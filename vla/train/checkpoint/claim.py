@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from vla.atomic import missing_folders, remove_empty, temporary_name
+from vla.atomic import missing_folders, remove_empty, temporary_name, why_not_written
 from vla.errors import TrainingError
 from vla.train.launch import Launch
 
@@ -49,16 +49,20 @@ class Claim:
         path: Its file.
         said: What is in it.
         lock: Descriptor of the file, locked while the process lives; None where locks do not work.
+        inode: Number of the folder that it lies in.
     """
 
     path: Path
     said: dict[str, Any]
     lock: int | None
+    inode: int
 
     def check(self) -> None:
-        """Raise `TrainingError` where another process has taken the run over; renew a claim that is gone."""
+        """Raise `TrainingError` where the run was taken over, moved or removed; renew a lost claim."""
         said = _read(self.path)
         if said is None:
+            if self.is_lost():
+                raise lost_folder(self.path.parent)
             logger.warning("%s was removed while the run continues; it is written again", self.path)
             lock = _link(self.path, self.said)
             if lock is not False:
@@ -71,6 +75,13 @@ class Claim:
                 f"This process stops: the run {self.path.parent} was taken over by {_holder(said)}. What was "
                 "written before is whole."
             )
+
+    def is_lost(self) -> bool:
+        """Return whether the folder is no longer where it was."""
+        try:
+            return os.stat(self.path.parent).st_ino != self.inode
+        except OSError:
+            return True
 
     def release(self) -> None:
         """Remove the file, unless it is another process's by now."""
@@ -117,6 +128,15 @@ def claimed(folder: Path, launch: Launch) -> Iterator[Claim | None]:
         remove_empty(made)
 
 
+def lost_folder(folder: Path) -> TrainingError:
+    """Return the error where a run's folder is no longer where it was."""
+    return TrainingError(
+        f"The run's folder {folder} is no longer there: it was moved, removed or replaced while the run was "
+        "going on, so the run stops. Where it was moved, its checkpoints are whole: move it back, or give "
+        "its new place as output, and --resume continues."
+    )
+
+
 def _claim(folder: Path, launch: Launch, made: list[Path]) -> Claim:
     """Return the claim; `made` grows by the folders that were made for it."""
     path = folder / CLAIM_FILE
@@ -129,7 +149,7 @@ def _claim(folder: Path, launch: Launch, made: list[Path]) -> Claim:
             except FileNotFoundError:  # somebody removed the empty folder, or tidied up in it
                 continue
             if lock is not False:
-                return Claim(path, ours, lock)
+                return Claim(path, ours, lock, os.stat(folder).st_ino)
             said = _read(path)
             if said is None:  # released just now
                 continue
@@ -137,11 +157,9 @@ def _claim(folder: Path, launch: Launch, made: list[Path]) -> Claim:
                 raise _held(path, said)
             _discard(path, said)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full else f"{error.strerror or error}"
         raise TrainingError(
-            f"The output folder {folder} cannot be written: {reason}. Choose another output; nothing was "
-            "changed."
+            f"The output folder {folder} cannot be written: {why_not_written(error, folder)}. Choose another "
+            "output; nothing was changed."
         ) from error
     raise TrainingError(
         f"{path} comes and goes: other processes are starting and ending in {folder} right now. Try again "

@@ -13,6 +13,7 @@ runs/cube/
   earlier/           records of runs that ended before their first checkpoint, by number
 """
 
+import errno
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from vla.atomic import atomic_write, remove_leftovers
 from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError, remedy
-from vla.train.checkpoint.claim import CLAIM_FILE, Claim, claimed
+from vla.train.checkpoint.claim import CLAIM_FILE, Claim, claimed, lost_folder
 from vla.train.checkpoint.on_disk import (
     LAST,
     STATE_FILE,
@@ -65,11 +66,19 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, launch: Launch) -> Iterator[None]:
-        """Keep other processes out within the block; see `vla.train.checkpoint.claim.claimed`."""
+        """Keep other processes out within the block; see `vla.train.checkpoint.claim.claimed`.
+
+        Raises:
+            TrainingError: The folder was moved or removed in the meantime, so that something was not found.
+        """
         with claimed(self.path, launch) as claim:
             self.claim = claim
             try:
                 yield
+            except (OSError, TrainingError) as error:
+                if _is_not_found(error) and (not self.path.is_dir() if claim is None else claim.is_lost()):
+                    raise lost_folder(self.path) from error
+                raise
             finally:
                 self.claim = None
 
@@ -271,6 +280,15 @@ class RunFolder:
             f"Move {checkpoint} away, and --resume continues from step {checkpoint_step(older[-1])} "
             f"({older[-1].name})."
         )
+
+
+def _is_not_found(error: BaseException | None) -> bool:
+    """Return whether an error is, or comes of, the system's not finding a file or folder."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+            return True
+        error = error.__cause__
+    return False
 
 
 def describe_run(recipe: Recipe) -> dict[str, str]:

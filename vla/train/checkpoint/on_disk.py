@@ -118,9 +118,11 @@ def write_errors(final: Path) -> Iterator[None]:
         if is_lost_connection(error) or is_lost_worker(error):
             raise
         cause = _write_error(error)
-        said = "the disk is full" if "No space left" in str(cause) else str(cause).rstrip(".")
+        full = "No space left" in str(cause) or "the disk is full" in str(cause)
+        said = str(cause).rstrip(".") if isinstance(cause, SaveError) or not full else "the disk is full"
         said = said if isinstance(cause, SaveError) else f"{final} could not be written: {said}"
-        raise TrainingError(f"{said}. Earlier checkpoints are whole: make room, then resume.") from error
+        remedy = "make room" if full else "mend that"
+        raise TrainingError(f"{said}. Earlier checkpoints are whole: {remedy}, then resume.") from error
 
 
 def prune_checkpoints(folder: Path, keep_last: int | None) -> None:
