@@ -30,7 +30,7 @@ class DataWorkerError(TrainingError):
 
 def is_lost_worker(error: BaseException) -> bool:
     """Return whether an error is torch's report that a data worker has died, whatever it interrupted."""
-    return any(isinstance(one, RuntimeError) and _WORKER.search(str(one)) for one in _chain(error))
+    return any(isinstance(one, RuntimeError) and _WORKER.search(str(one)) for one in chain_of(error))
 
 
 def explained(error: BaseException, recipe: Recipe, step: int) -> TrainingError | None:
@@ -112,7 +112,7 @@ def _with_what_is_due(error: Exception) -> Exception:
 
 def _about_worker(error: BaseException, recipe: Recipe) -> str:
     workers = f"data.num_workers (now {recipe.data.num_workers})"
-    text = " ".join(str(one) for one in _chain(error))
+    text = " ".join(str(one) for one in chain_of(error))
     if any(sign in text for sign in _SHARED):
         size = shutil.disk_usage("/dev/shm").total / 1e9 if os.path.isdir("/dev/shm") else 0
         return (
@@ -135,7 +135,8 @@ def _is_full_shared_memory(error: BaseException) -> bool:
     )
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that it comes of."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:  # some libraries make a circle of it
         yield error

@@ -41,6 +41,7 @@ from vla.train.launch import Launch
 from vla.train.monitor.reproduce import package_versions
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import RECIPE_FILE, load_recipe
+from vla.train.rescue import chain_of
 
 logger = logging.getLogger(__name__)
 
@@ -282,13 +283,10 @@ class RunFolder:
         )
 
 
-def _is_not_found(error: BaseException | None) -> bool:
+def _is_not_found(error: BaseException) -> bool:
     """Return whether an error is, or comes of, the system's not finding a file or folder."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-            return True
-        error = error.__cause__
-    return False
+    missing = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+    return any(isinstance(one, OSError) and one.errno in missing for one in chain_of(error))
 
 
 def describe_run(recipe: Recipe) -> dict[str, str]:
