@@ -16,6 +16,7 @@ import vla
 from tests.checkpoints.test_damage import act, fingerprint, make_converted, make_ours
 from tests.policies.conftest import make_robot_policy, stats
 from vla.checkpoints.agreement import check_agreement, robot_widths
+from vla.checkpoints.convert import convert
 from vla.errors import ConfigError, StatisticsError, VlaError, WeightsError, remedy
 from vla.policies.bc.config import BCConfig
 from vla.policies.bc.pipeline import make_pipeline as make_bc
@@ -54,6 +55,9 @@ def edit(path, **values):
 
 def refused(folder, error=VlaError):
     before = fingerprint(folder)
+    with pytest.raises(error):
+        convert(folder, folder.parent / "made", "vla")
+    assert not (folder.parent / "made").exists()
     with pytest.raises(error) as caught:
         vla.load(folder)
     assert fingerprint(folder) == before

@@ -1,6 +1,7 @@
 """Conversions lose nothing, are read by the libraries whose formats they are, and leave nothing half done."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -218,6 +219,22 @@ def test_pipeline_travels_with_the_weights(robot_ready, tmp_path, to):
         assert written["input_features"]["observation.state"]["shape"] == [3]
         assert written["output_features"]["action"]["shape"] == [2]
         assert list(written["input_features"])[:2] == ["observation.images.top", "observation.images.wrist"]
+
+
+@pytest.mark.parametrize("to", ["vla", "lerobot", "transformers", "openpi"])
+def test_a_tokenizer_that_is_not_there_is_refused_needed_or_not(robot_ready, tmp_path, monkeypatch, to):
+    monkeypatch.chdir(tmp_path)
+    robot_ready.save_pretrained(tmp_path / "ours")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "noise.model").write_bytes(b"noise")
+    for path in ("gone", "./gone", "no/where", tmp_path / "gone", tmp_path / "empty", "noise.model"):
+        with pytest.raises(ConfigError, match=re.escape(str(path))):
+            convert(tmp_path / "ours", tmp_path / "out", to, tokenizer=path)
+    for path in ("./gone", tmp_path / "gone", tmp_path / "empty"):
+        with pytest.raises(ConfigError, match="holds no tokenizer"):
+            AutoPolicy.from_pretrained(tmp_path / "ours", tokenizer=path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "noise.model", "ours"]
+    AutoPolicy.from_pretrained(tmp_path / "ours", tokenizer=tmp_path / "ours")
 
 
 # -- bad input --------------------------------------------------------------------------------------------

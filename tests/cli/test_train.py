@@ -148,4 +148,18 @@ def test_a_run_whose_folder_is_moved_or_removed_says_so(
     if act is away and extra == ["train.save_every=1"]:
         monkeypatch.undo()
         os.rename(tmp_path / "elsewhere", run)
+        (run / "running.json").unlink()  # it is stale once its process ends, and that is this one
         assert main(["train", recipe, "train.tensorboard=false", *extra, "--resume"]) == 0
+
+
+def test_resuming_what_is_not_there_says_what_lies_near_it(dataset, write_recipe, tmp_path, capsys):
+    (tmp_path / "runs" / "cube").mkdir(parents=True)
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "runs" / "cubes")
+    before = set(tmp_path.rglob("*"))
+    assert main(["train", recipe, "--resume"]) == 1
+    assert (
+        f"looked for in {tmp_path / 'runs'}: in it is cube/. Did you mean 'cube'?" in capsys.readouterr().err
+    )
+    assert main(["train", recipe, "--resume", f"output={tmp_path}/run/cube/x"]) == 1
+    assert f"looked for in {tmp_path}: in it are recipe.yaml, runs/." in capsys.readouterr().err
+    assert set(tmp_path.rglob("*")) == before

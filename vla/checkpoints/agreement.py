@@ -1,10 +1,11 @@
 """Whether the parts of a checkpoint describe the same policy: config, pipeline, statistics, tokenizer.
 
 Each part can be right by itself, and all of them together a policy that acts wrongly or fails at the first
-observation. They are compared once, when a checkpoint is loaded, whatever its format.
+observation. They are compared once, when a checkpoint is loaded or converted, whatever its format.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from vla.errors import ConfigError, StatisticsError, VlaError
@@ -49,6 +50,22 @@ def check_agreement(policy: Any, pipeline: Pipeline) -> None:
     _check_model(policy.config, pipeline)
     _check_present(policy, pipeline)
     policy.check_pipeline(pipeline)
+
+
+def check_pipelines(policy: Any, pipelines: Mapping[str | None, Pipeline], folder: Path) -> None:
+    """Raise where a pipeline that came with a policy is not one that it can act by; see `check_agreement`.
+
+    Args:
+        policy: A policy module with its config.
+        pipelines: The pipelines by their names; under None where there is one.
+        folder: Where they come from.
+    """
+    for name, pipeline in pipelines.items():
+        where = str(folder) if name is None else f"{folder}, pipeline '{name}'"
+        try:
+            check_agreement(policy, pipeline)
+        except (ConfigError, StatisticsError) as error:
+            raise type(error)(f"{where} contradicts itself: {error}") from error
 
 
 def _claims(pipeline: Pipeline) -> Iterator[tuple[str, str, int]]:

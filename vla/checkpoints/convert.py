@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vla.atomic import atomic_folder, atomic_write
+from vla.checkpoints.agreement import check_pipelines
 from vla.checkpoints.empty import empty_policy, parameter_shapes
 from vla.checkpoints.pipelines import read_pipeline, write_pipeline
 from vla.checkpoints.recognise import format_of, recognise, weights_module
@@ -20,6 +21,7 @@ from vla.transforms.named_pipelines import (
     read_pipelines,
     write_pipelines,
 )
+from vla.transforms.tokenizer import load_tokenizer
 from vla.types import ProgressCallback
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import VLA_CONFIG, Format, open_stored
@@ -32,6 +34,8 @@ SINGLE_FILE_FORMATS = ("lerobot", "openpi")
 """The readers of these formats do not know shards."""
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
+
+_CANNOT_ACT = "It carries no statistics: it can be fine-tuned, but cannot act."
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,9 @@ def convert(
 
     Raises:
         WeightsError: The source is not exactly a policy's checkpoint.
-        ConfigError: There is no such format for this policy, or an argument does not fit it.
+        ConfigError: There is no such format for this policy, an argument does not fit it, the given tokenizer
+            cannot be read, or the source's pipeline makes something else than the policy reads.
+        StatisticsError: The source's statistics are of another width than the rest.
         SaveError: `dst` holds something already, or the disk is full. Nothing is left behind.
     """
     wanted_dtype, shard_bytes = as_dtype(dtype), _shard_bytes(max_shard_size, to)
@@ -108,7 +114,8 @@ def convert(
             check_choice(names, pipeline)
         module = weights_module(policy)
         settings = module.read_config(stored, source, config)
-        shapes = parameter_shapes(empty_policy(policy_entry(policy).policy, settings))
+        empty = empty_policy(policy_entry(policy).policy, settings)
+        shapes = parameter_shapes(empty)
         plan = plan_load(source, stored, shapes)
         written_dtype = wanted_dtype or main_dtype(plan.pieces)
         items = _items(plan_write(target, shapes, written_dtype), plan.pieces)
@@ -118,10 +125,11 @@ def convert(
             policy,
             settings,
             stored_config=stored.config,
-            tokenizer=tokenizer,
+            tokenizer=_opened(tokenizer),
             asset_id=asset_id,
         )
         robots = read_pipelines(stored.folder) if keeps_all else {}
+        check_pipelines(empty, robots if own is None else {**robots, None: own}, stored.folder)
         config_file = module.write_config(settings, target, written_dtype)
         with atomic_folder(dst) as folder:
             write_tensors(
@@ -138,10 +146,13 @@ def convert(
                 write_pipeline(own, folder, target.name, settings)
             write_pipelines(robots, folder)
             files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    notes = plan.notes
-    if own is None and not robots:
-        notes += ("It carries no statistics: it can be fine-tuned, but cannot act.",)
+    notes = plan.notes if own is not None or robots else (*plan.notes, _CANNOT_ACT)
     return _report(policy, source, target, items, wanted_dtype, files, plan.dropped, notes)
+
+
+def _opened(tokenizer: Any) -> Any:
+    """Return a tokenizer: one that cannot be read is refused, needed or not."""
+    return load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
 
 
 def _shard_bytes(size: str | int | None, to: str) -> int | None:

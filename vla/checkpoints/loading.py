@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vla.checkpoints.agreement import check_agreement
+from vla.checkpoints.agreement import check_pipelines
 from vla.checkpoints.empty import empty_policy, parameter_shapes, reserve_memory
 from vla.checkpoints.keywords import config_fields
 from vla.checkpoints.module import LoadedFrom, PolicyModule
@@ -21,6 +21,7 @@ from vla.errors import ConfigError, StatisticsError, WeightsError, misread, reme
 from vla.policies.registry import policy_entry
 from vla.transforms.base import Pipeline
 from vla.transforms.named_pipelines import pipeline_names, read_pipelines
+from vla.transforms.tokenizer import check_given
 from vla.weights.dtypes import as_dtype, main_dtype
 from vla.weights.formats import Format, Stored, open_stored
 from vla.weights.plan import plan_load
@@ -55,10 +56,11 @@ def load_policy(
         WeightsError: Not a policy, an adapter, not the expected policy, or not exactly its weights.
         StatisticsError: Its statistics are damaged, of another width than the rest, or several and none was
             chosen.
-        ConfigError: A field of `config` does not exist or contradicts the weights, or the pipeline makes
-            something else than the policy reads.
+        ConfigError: The tokenizer's path holds none, a field of `config` does not exist or contradicts the
+            weights, or the pipeline makes something else than the policy reads.
     """
     asked = as_dtype(dtype)
+    check_given(tokenizer)
     with ExitStack() as stack:
         with remedied(folder):
             stored = stack.enter_context(open_stored(folder))
@@ -79,7 +81,7 @@ def load_policy(
         plan = plan_load(fmt, stored, parameter_shapes(policy))
         policy.pipelines, policy.tokenizer = _pipelines(policy.config, name, stored, fmt, tokenizer, asset_id)
         if not overrides:  # with other fields it is to be trained, by a pipeline of its own
-            _check_agreement(folder, policy)
+            check_pipelines(policy, policy.pipelines, folder)
         policy.config.dtype = wanted = asked or main_dtype(plan.pieces)
         if load_weights:
             fill_module(policy, plan.pieces, stored.reader, dtype=wanted, device=device)
@@ -126,13 +128,3 @@ def _pipelines(
         if str(folder) in str(error):
             raise
         raise type(error)(f"{folder}: {error}") from error
-
-
-def _check_agreement(folder: Path, policy: PolicyModule) -> None:
-    """Raise where a pipeline that came with a policy is not one that it can act by."""
-    for name, pipeline in policy.pipelines.items():
-        where = str(folder) if name is None else f"{folder}, pipeline '{name}'"
-        try:
-            check_agreement(policy, pipeline)
-        except (ConfigError, StatisticsError) as error:
-            raise type(error)(f"{where} contradicts itself: {error}") from error

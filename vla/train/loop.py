@@ -274,6 +274,7 @@ class Loop:
 
     def _plot(self) -> None:
         if self.plots is not None and self.accelerator.is_main_process:
+            self.folder.check_claim()
             self.folder.plots.mkdir(exist_ok=True)
             with self._sampling():
                 drawn = self.plots(self.job.policy.eval(), self.job)

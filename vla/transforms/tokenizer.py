@@ -163,6 +163,17 @@ def find_tokenizer(folder: Path, given: Any = None, named: str = PALIGEMMA) -> A
     return load_tokenizer(folder / named) if holds_tokenizer(folder / named) else LazyTokenizer(named)
 
 
+def check_given(tokenizer: Any) -> None:
+    """Raise `ConfigError` where what is given as a tokenizer is a path that holds none, needed or not."""
+    if not isinstance(tokenizer, str | Path):
+        return
+    path = Path(tokenizer)
+    if not path.exists() and (isinstance(tokenizer, Path) or not is_hub_id(tokenizer)):
+        raise ConfigError(f"{tokenizer} does not exist, so it holds no tokenizer.")
+    if path.is_dir() and not holds_tokenizer(path):
+        raise ConfigError(f"{path} holds no tokenizer: neither {CONFIG_FILE} nor {MODEL_FILE} is there.")
+
+
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 512, folder: Path | str | None = None
 ) -> "PreTrainedTokenizerBase":

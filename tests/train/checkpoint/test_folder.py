@@ -116,3 +116,16 @@ def test_nothing_to_resume(tmp_path):
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(TrainingError, match="nothing to resume"):
             RunFolder(path).checkpoint_to_resume(recipe())
+
+
+def test_nothing_to_resume_says_what_was_looked_for_and_what_lies_there(tmp_path):
+    folder_with_checkpoint(tmp_path / "cube")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(TrainingError) as caught:
+        RunFolder(tmp_path / "cubes").checkpoint_to_resume(recipe())
+    said = str(caught.value)
+    assert f"the run's folder {tmp_path / 'cubes'} (output) is absent or empty" in said
+    assert f"looked for in {tmp_path}: in it are cube/, notes.txt. Did you mean 'cube'?" in said
+    with pytest.raises(TrainingError, match=r"in it are cube/, notes.txt\)\. Start without --resume"):
+        RunFolder(tmp_path).checkpoint_to_resume(recipe())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cube", "notes.txt"]

@@ -124,6 +124,8 @@ def claimed(folder: Path, launch: Launch) -> Iterator[Claim | None]:
             yield claim
         finally:
             claim.release()
+            if claim.is_lost():
+                made.clear()  # what lies there now is somebody else's
     finally:
         remove_empty(made)
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vla.atomic import atomic_write, remove_leftovers
-from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError, remedy
+from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError, did_you_mean, remedy
 from vla.train.checkpoint.claim import CLAIM_FILE, Claim, claimed, lost_folder
 from vla.train.checkpoint.on_disk import (
     LAST,
@@ -42,6 +42,7 @@ from vla.train.monitor.reproduce import package_versions
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import RECIPE_FILE, load_recipe
 from vla.train.rescue import chain_of
+from vla.weights.files.listing import listing
 
 logger = logging.getLogger(__name__)
 
@@ -140,17 +141,7 @@ class RunFolder:
         """
         found = list_checkpoints(self.checkpoints)
         if not found:
-            why = "Start without resume."
-            if self._is_checkpoint(self._contents()):
-                why = "It is a checkpoint itself: output is the run's folder, which holds checkpoints/."
-            if self._is_run(self._contents()):
-                why = (
-                    "The run ended before its first checkpoint (train.save_every="
-                    f"{recipe.train.save_every}): the same command without --resume starts it anew."
-                )
-            raise TrainingError(
-                f"There is nothing to resume: {self.checkpoints} holds no complete checkpoint. {why}"
-            )
+            raise self._nothing_to_resume(recipe)
         last = self.checkpoints / LAST
         if last.is_dir() and not last.is_symlink():  # by a copy that followed links
             raise TrainingError(
@@ -255,6 +246,31 @@ class RunFolder:
     def _is_checkpoint(self, found: list[Path]) -> bool:
         return any(path.name == STATE_FILE or path.suffix == ".safetensors" for path in found)
 
+    def _nothing_to_resume(self, recipe: Recipe) -> TrainingError:
+        """Return the error, which says what was looked for and what lies there."""
+        why = "Start without --resume."
+        if not self._contents():
+            below, above = self.path.absolute(), self.path.absolute().parent
+            while not above.is_dir() or (above != above.parent and not _others(above, below)):
+                below, above = above, above.parent  # the claim has made some of them just now
+            near = did_you_mean(below.name, [path.name for path in _others(above, below) if path.is_dir()])
+            return TrainingError(
+                f"There is nothing to resume: no complete checkpoint, as the run's folder {self.path} "
+                f"(output) is absent or empty. It was looked for in {above}: "
+                f"{listing(above, below.name)}.{near} {why}"
+            )
+        if self._is_checkpoint(self._contents()):
+            why = "It is a checkpoint itself: output is the run's folder, which holds checkpoints/."
+        elif self._is_run(self._contents()):
+            why = (
+                "The run ended before its first checkpoint (train.save_every="
+                f"{recipe.train.save_every}): the same command without --resume starts it anew."
+            )
+        return TrainingError(
+            f"There is nothing to resume: {self.checkpoints} holds no complete checkpoint "
+            f"({self.path}: {listing(self.path, CLAIM_FILE)}). {why}"
+        )
+
     def _put_aside(self) -> None:
         """Make room for a new start: what a run without checkpoints recorded is moved, nothing is removed."""
         left = [path for path in self._records() if path.exists()]
@@ -281,6 +297,11 @@ class RunFolder:
             f"Move {checkpoint} away, and --resume continues from step {checkpoint_step(older[-1])} "
             f"({older[-1].name})."
         )
+
+
+def _others(folder: Path, one: Path) -> list[Path]:
+    """Return what lies in a folder next to one path."""
+    return [path for path in folder.iterdir() if path != one]
 
 
 def _is_not_found(error: BaseException) -> bool:

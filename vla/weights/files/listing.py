@@ -5,9 +5,10 @@ from pathlib import Path
 _SHOWN = 6
 
 
-def listing(folder: Path) -> str:
-    """Return what lies in a folder, in words: "in it are a, b and 7 more"."""
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+def listing(folder: Path, leaving_out: str = "") -> str:
+    """Return what lies in a folder, but for one name, in words: "in it are a, b and 7 more"."""
+    inside = (path for path in folder.iterdir() if path.name != leaving_out)
+    names = sorted(path.name + "/" * path.is_dir() for path in inside)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     said = f"in it {'is' if len(names) == 1 else 'are'} {', '.join(names[:_SHOWN])}{more}"
     return said if names else "it is empty"
