@@ -55,7 +55,7 @@ class FrameWriter:
         kept = rows.to("cpu", self._dtype).contiguous()
         content = kept.reshape(-1).view(torch.uint8).numpy()
         self._file.write(content.data)
-        self._index[frame] = self._end, len(rows), zlib.crc32(content)
+        self._index[frame] = self._end, len(rows), zlib.crc32(content.data)
         self._end += len(rows)
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class FeatureStore:
             raise self._damaged(_ROWS) from error
         if number == 0 or len(found) < count:
             raise self._damaged(_ROWS, f"lacks frame {frame}: it is damaged")
-        if zlib.crc32(found) != checksum:
+        if zlib.crc32(found.data) != checksum:
             raise self._damaged(
                 _ROWS, f"holds other numbers for frame {frame} than were computed: it was changed"
             )
