@@ -68,9 +68,9 @@ def test_unknown_key_names_itself_and_its_nearest_neighbour(key, nearest):
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("train.steps=many", ["'train.steps' is 'many'", "integer"]),
-        ("train.steps=1.5", ["'train.steps' is 1.5", "integer"]),
-        ("train.batch_size=true", ["'train.batch_size' is True", "integer"]),
+        ("train.steps=many", ["'train.steps' is 'many'", "whole number"]),
+        ("train.steps=1.5", ["'train.steps' is 1.5", "whole number"]),
+        ("train.batch_size=true", ["'train.batch_size' is True", "whole number"]),
         ("train.steps=0", ["'train.steps' is 0", "greater than 0"]),
         ("train.learning_rate=.nan", ["'train.learning_rate' is nan", "finite"]),
         ("data.augment=perhaps", ["'data.augment' is 'perhaps'", "boolean"]),
@@ -78,12 +78,60 @@ def test_unknown_key_names_itself_and_its_nearest_neighbour(key, nearest):
         ("data.validation_fraction=1", ["'data.validation_fraction' is 1", "less than 1"]),
         ("data.cameras=top", ["'data.cameras' is 'top'", "mapping"]),
         ("train=3", ["'train' is 3", "mapping"]),
-        ("data.episodes=[0,a]", ["'data.episodes.1' is 'a'", "integer"]),
+        ("data.episodes=[0,a]", ["'data.episodes.1' is 'a'", "whole number"]),
     ],
 )
 def test_wrong_value_names_key_value_and_expectation(override, parts):
     said = complaint(override)
     assert all(part in said for part in parts), said
+
+
+@pytest.mark.parametrize(
+    ("written", "steps"),
+    [("1e3", 1000), ("1E+3", 1000), ("10_000", 10_000), ("1000.0", 1000), ("2.5e2", 250), ("1_0e2", 1000)],
+)
+def test_whole_numbers_in_other_spellings(written, steps):
+    recipe = load(f"train.steps={written}", f"train.warmup_steps={written}", f"data.episodes=[{written}]")
+    assert (recipe.train.steps, recipe.train.warmup_steps, recipe.data.episodes) == (steps, steps, (steps,))
+    assert type(recipe.train.steps) is int
+
+
+@pytest.mark.parametrize("written", ["10k", "1.5", "1e-3", "1,000", "'100'", "1e99", "true", ".5", "ten"])
+def test_what_is_no_whole_number(written):
+    for key in ("train.steps", "train.warmup_steps", "train.threads"):
+        said = complaint(f"{key}={written}")
+        assert said.startswith(f"Recipe: '{key}' is ")
+        assert said.endswith("expected a whole number, such as 10000 or 1e4.")
+
+
+MIXTURE = "data.mixture=[{path: a, weight: 1}, {path: b, weight: 2}]"
+
+
+@pytest.mark.parametrize("path", ["null", "", "~", "''", '""'])
+def test_a_path_gives_way_to_a_mixture(tmp_path, path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("data: {path: somewhere, augment: false}\noutput: o\n")
+    data = load_recipe(file, [f"data.path={path}", MIXTURE]).data
+    assert (data.path, [member.path for member in data.mixture], data.augment) == ("", ["a", "b"], False)
+    assert load_recipe(file, [MIXTURE, f"data.path={path}"]).data == data
+    back = load_recipe(file, [MIXTURE, f"data.path={path}", "data.mixture=", "data.path=c"]).data
+    assert (back.path, back.mixture) == ("c", None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([MIXTURE], "not both: data.path=null or data.mixture=null takes one away."),
+        (["data.path=null"], "'data.path' is missing; give it in the recipe or as data.path=..."),
+        (["data.path=", "data.mixture=[]"], "`mixture` is empty: list its datasets"),
+        (["data.path=", "data.mixture={path: a, weight: 1}"], "expected a list."),
+        (["data.path=", "data.mixture=[a]"], "'data.mixture.0' is 'a', expected a mapping."),
+        (["data.path=", "data.mixture=[{path: , weight: 1}]"], "'data.mixture.0.path' is None, expected text"),
+        (["data.path=", "data.mixture=[{path: a}]"], "'data.mixture.0.weight' is missing"),
+    ],
+)
+def test_a_mixture_in_place_of_a_path_says_what_is_wrong(overrides, said):
+    assert said in complaint(*overrides)
 
 
 @pytest.mark.parametrize("written", ["no", "'no'", "off", "false"])

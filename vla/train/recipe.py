@@ -25,7 +25,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
@@ -82,6 +81,14 @@ Text = Annotated[str, AfterValidator(_plain)]
 Location = Annotated[Text, AfterValidator(_expanded)]
 """A folder, a file, a hub id or a known name; `~` is the home folder."""
 
+def _whole(value: object) -> object:
+    """Return 1e3, which YAML reads as a float, as 1000."""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if is_whole else value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[WholeNumber, Field(gt=0)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -98,7 +105,7 @@ class AdapterSection(_Section):
     whole."""
     targets: Text | None = None
     """Instead of the preset: a regular expression that the full names of the linear layers match."""
-    rank: PositiveInt = 16
+    rank: Count = 16
     alpha: PositiveFloat = 16.0
     """The change is scaled by alpha / rank; with `rslora` by alpha / sqrt(rank)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -232,7 +239,7 @@ class MixtureMember(_Table):
     weight: PositiveFloat
     """Its share of the samples, relative to the other members', however many frames it has."""
     robot: Location | None = None
-    episodes: tuple[int, ...] | None = None
+    episodes: tuple[WholeNumber, ...] | None = None
     cameras: dict[str, str] | None = None
     response_key: Text | None = None
     """Null trains no text on this dataset."""
@@ -261,7 +268,7 @@ class DataSection(_Table):
     robot: Location | None = None
     """Robot file (recipes/robots/*.yaml): its signs and gripper scales come before normalisation, and it
     supplies cameras, wrist_cameras, delta_mask, state_key and action_key where the recipe gives none."""
-    episodes: tuple[int, ...] | None = None
+    episodes: tuple[WholeNumber, ...] | None = None
     """Episodes to use, the held-out ones included; null is all of them."""
     cameras: dict[str, str] | None = None
     """Camera slot of the policy -> camera key of the dataset. Null gives every camera of the dataset a slot
@@ -284,19 +291,19 @@ class DataSection(_Table):
     """Action dimensions learned relative to the state, one flag each, missing ones false; null is none."""
     augment: bool = True
     """Crop, rotate and recolour the training images, drawn anew for every sample."""
-    num_workers: int = Field(default=2, ge=0, le=1024)
+    num_workers: WholeNumber = Field(default=2, ge=0, le=1024)
     """Processes that read ahead; 0 reads in the training process. The samples are the same."""
     cache: Literal["none", "frames", "samples"] = "none"
     """Keep decoded frames, or finished samples (only without augmentation), in memory: for small datasets."""
     streaming: bool = False
     """Download each video of a hub dataset when it is first needed, and go through the files in an order that
     needs few at a time (`streaming_window`). A folder has its files already, and is read in that order."""
-    streaming_window: PositiveInt = 64
+    streaming_window: Count = 64
     """Episodes that are mixed with one another at any time, about, while streaming: more shuffle better, and
     need more files at once."""
     streaming_disk_gb: float | None = Field(default=None, gt=0)
     """Disk space for the streamed videos of a dataset on each machine, 10^9 bytes; null keeps all of them."""
-    open_videos: PositiveInt = 64
+    open_videos: Count = 64
     """Video files of a dataset that each process keeps open; where more are read at a time, they are opened
     over and over."""
     feature_cache: Location | None = None
@@ -314,7 +321,11 @@ class DataSection(_Table):
     @model_validator(mode="after")
     def _path_or_mixture(self) -> Self:
         if self.path and self.mixture is not None:
-            raise ValueError("give `path` or `mixture`, not both")
+            raise ValueError(
+                "give `path` or `mixture`, not both: data.path=null or data.mixture=null takes one away"
+            )
+        if self.mixture == ():
+            raise ValueError("`mixture` is empty: list its datasets, [{path: ..., weight: 1}, ...]")
         if not self.path and self.mixture is None:
             raise ValueError("give the dataset, `path`, or several of them, `mixture`")
         if self.revision is not None and self.mixture is not None:
@@ -350,17 +361,17 @@ class DataSection(_Table):
 class TrainSection(_Section):
     """How it is trained. A step is one optimiser step."""
 
-    steps: PositiveInt = 30_000
-    batch_size: PositiveInt = 32
+    steps: Count = 30_000
+    batch_size: Count = 32
     """Samples of one forward pass of one process."""
-    accumulation: PositiveInt = 1
+    accumulation: Count = 1
     """Forward passes per step."""
-    total_batch_size: PositiveInt | None = None
+    total_batch_size: Count | None = None
     """Samples of one step, checked to be batch_size x accumulation x processes; null leaves it unchecked."""
     learning_rate: PositiveFloat = 2.5e-5
-    warmup_steps: int = Field(default=1000, ge=0)
+    warmup_steps: WholeNumber = Field(default=1000, ge=0)
     final_learning_rate: float = Field(default=2.5e-6, ge=0)
-    decay_steps: PositiveInt | None = None
+    decay_steps: Count | None = None
     """Step at which the cosine reaches `final_learning_rate`; null is `steps`."""
     weight_decay: float = Field(default=1e-10, ge=0)
     betas: tuple[Ratio, Ratio] = (0.9, 0.95)
@@ -375,8 +386,8 @@ class TrainSection(_Section):
     peak_tflops: PositiveFloat | None = None
     """What one device can do at most at this precision, 10^12 operations per second, for `mfu`. Null takes
     the data sheet's value for GPUs that are known, and leaves `mfu` out for others."""
-    seed: int = Field(default=42, ge=0, lt=2**63)
-    draws_per_observation: PositiveInt | None = None
+    seed: WholeNumber = Field(default=42, ge=0, lt=2**63)
+    draws_per_observation: Count | None = None
     """Noise draws that share one observation in a training pass, for policies that draw noise; null is what
     the policy's config says. Held-out losses are measured with the config's."""
     activation_checkpointing: Literal["none", "all", "every_2"] = "none"
@@ -384,20 +395,20 @@ class TrainSection(_Section):
     a third more time; "every_2" is half of both. `gradient_checkpointing: true` is an older name of "all"."""
     compile: bool = False
     """Compile each layer by itself (torch.compile): minutes at the start, for less time per step on a GPU."""
-    log_every: PositiveInt = 100
-    validate_every: PositiveInt | None = 1000
+    log_every: Count = 100
+    validate_every: Count | None = 1000
     """Null never measures the held-out loss."""
-    validation_batches: PositiveInt = 20
+    validation_batches: Count = 20
     """At most so many batches of held-out samples, always the same ones."""
-    open_loop_every: PositiveInt | None = None
+    open_loop_every: Count | None = None
     """Null never runs the open-loop evaluation."""
-    plot_every: PositiveInt | None = None
+    plot_every: Count | None = None
     """Draws sampled chunks against recorded ones into the run's `plots/`; null never does."""
-    save_every: PositiveInt = 1000
+    save_every: Count = 1000
     checkpoints: Literal["gathered", "sharded"] = "gathered"
     """gathered: the main process writes whole weights and AdamW's state. sharded: every process writes its
     own rows of them, at the same time and without sending any; not under ZeRO."""
-    keep_last: PositiveInt | None = 3
+    keep_last: Count | None = 3
     """Checkpoints to keep; null keeps all."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of the average of the trained weights (openpi takes 0.99); null keeps none. Validation,
@@ -406,7 +417,7 @@ class TrainSection(_Section):
     ema_power: float | None = Field(default=None, gt=0)
     """Let the average forget its first weights: its decay begins at 0 and rises, `1 - step ** -ema_power`, up
     to `ema` (Diffusion Policy takes 0.75); null has `ema` from the first step."""
-    threads: Annotated[int, Field(gt=0, le=4096)] | None = None
+    threads: Annotated[Count, Field(le=4096)] | None = None
     """CPU threads of torch; null is torch's own choice."""
     tensorboard: bool = True
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()

@@ -24,6 +24,14 @@ from vla.train.recipe import (
 RECIPE_FILE = "recipe.yaml"
 """What the recipe of a run, or of a checkpoint, is called in its folder."""
 
+_EXPECTED = {
+    "an object": "a mapping",
+    "a valid array": "a list",
+    "a valid string": "text",
+    "a valid integer": "a whole number, such as 10000 or 1e4",
+}
+"""Words of pydantic, and those for what is written in YAML."""
+
 _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, RecursionError)
 
 
@@ -55,8 +63,7 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
         ) from error
     try:
         _check_plain(values)
-        if isinstance(values.get("data"), dict) and values["data"].get("mixture") is not None:
-            values["data"].setdefault("path", "")
+        _settle_path(values.get("data"))
         # By way of JSON, where a list is a fine tuple: in Python's own types, strict would refuse it.
         return Recipe.model_validate_json(json.dumps(_with_newer_names(values)))
     except (TypeError, ValueError, RecursionError) as error:
@@ -135,6 +142,14 @@ def _check_plain(values: Any, key: str = "") -> None:
         raise ConfigError(f"Recipe: '{key}' is {values}, expected a finite number.")
 
 
+def _settle_path(data: Any) -> None:
+    """Let `data.path` be absent where it is null, and empty where there is a mixture in its place."""
+    if isinstance(data, dict) and data.get("path") is None:
+        data.pop("path", None)
+        if data.get("mixture") is not None:
+            data["path"] = ""
+
+
 def _with_newer_names(values: Any) -> Any:
     """Return a recipe's values with `train.gradient_checkpointing` under the name that it has now."""
     train = values.get("train")
@@ -179,6 +194,8 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
         elif problem["type"] == "value_error":
             complaints.append(f"'{key}': {problem['msg'].removeprefix('Value error, ')}.")
         else:
-            expected = problem["msg"].removeprefix("Input should be ").replace("an object", "a mapping")
+            expected = problem["msg"].removeprefix("Input should be ")
+            for theirs, ours in _EXPECTED.items():
+                expected = expected.replace(theirs, ours)
             complaints.append(f"'{key}' is {problem['input']!r}, expected {expected}.")
     return f"Recipe{f' {path}' if path else ''}: {' '.join(complaints)}"
