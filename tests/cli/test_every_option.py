@@ -191,6 +191,17 @@ def test_wrong_number(one, refused):
         refused(words, parameter, value)
 
 
+def test_whole_numbers_are_spelled_as_in_a_recipe(refused):
+    for words, one in PARAMETERS:
+        if is_number(one) and one.name in ("episodes", "steps", "layouts", "batch_size"):
+            for value in ("1e3.", "10k", "1.5", "1e-1", "1,000"):
+                assert f"'{value}' is not a whole number" in refused(words, one, value)
+    stats = COMMANDS[("stats",)]
+    for value, meant in (("1e3", 1000), ("1_0", 10), ("25.0", 25), ("7", 7), ("1E+2", 100)):
+        context = stats.make_context("stats", ["somewhere", f"--action-horizon={value}"])
+        assert context.params["action_horizon"] == meant
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_unknown_option_twice_the_same_and_too_many_arguments(words, place, monkeypatch, capfd):
     monkeypatch.chdir(place)

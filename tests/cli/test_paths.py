@@ -69,9 +69,35 @@ def test_home_is_expanded(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "set").symlink_to(dataset)
     monkeypatch.chdir(tmp_path)
-    assert main(["stats", "~/set", "--output=~/statistics"]) == 0
-    assert (tmp_path / "statistics" / "statistics.json").is_file()
-    assert not (tmp_path / "~").exists()
+    monkeypatch.setenv("SETS", str(tmp_path))
+    for at, folder in (("~", "one"), ("$SETS", "two"), ("${SETS}", "three")):
+        assert main(["stats", f"{at}/set", f"--output={at}/{folder}"]) == 0
+        assert (tmp_path / folder / "statistics.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "set", "three", "two"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["stats", "set", "--output", "$NO_SUCH/x"],
+        ["stats", "$NO_SUCH/x"],
+        ["eval", "${NO_SUCH}/x", "--open-loop", "set"],
+        ["info", "$NO_SUCH"],
+        ["merge", "somewhere", "a/$NO_SUCH"],
+        ["train", "$NO_SUCH/recipe.yaml"],
+        ["train", "recipe.yaml", "output=$NO_SUCH/x"],
+        ["train", "recipe.yaml", "data.path=$NO_SUCH/x"],
+    ],
+)
+def test_a_variable_that_is_not_set(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    (tmp_path / "recipe.yaml").write_text("data: {path: d}\noutput: o\n")
+    assert main(argv) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "the environment variable NO_SUCH is not set" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
 def test_eval_and_convert_take_a_run_and_write_next_to_its_checkpoints(run, dataset, tmp_path, capsys):

@@ -32,7 +32,7 @@ BANNED_PACKAGES = (
 )
 """Nothing imports these: vla stands on its own feet, with one tensor library."""
 
-ALWAYS = ("errors", "types", "atomic", "plain_yaml", "signals", "terminal", "__version__")
+ALWAYS = ("errors", "types", "paths", "atomic", "plain_yaml", "signals", "terminal", "__version__")
 """Names of `vla` that are open to all."""
 
 ROOMS: dict[str, Room] = {
@@ -42,6 +42,7 @@ ROOMS: dict[str, Room] = {
     "__main__": Room(rooms=("cli",)),
     "errors": Room(),
     "types": Room(packages=("torch",)),
+    "paths": Room(),
     "atomic": Room(),  # whole files and folders, or none
     "plain_yaml": Room(packages=("yaml",)),
     "signals": Room(),

@@ -15,7 +15,7 @@ LONG_WALK = "## The long walk"
 _LINK = re.compile(r"\]\(\.\./(vla/[\w/]+\.py)\)")
 
 FLOORS = (
-    ("The ground", ("types", "errors", "atomic", "plain_yaml", "signals", "terminal")),
+    ("The ground", ("types", "errors", "paths", "atomic", "plain_yaml", "signals", "terminal")),
     ("The network's layers", ("nn",)),
     ("What is learned: paths and solvers", ("objectives",)),
     ("Tensors in files", ("weights",)),

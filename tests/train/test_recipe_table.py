@@ -152,6 +152,13 @@ def test_home_is_expanded(monkeypatch, tmp_path):
     assert (recipe.data.robot, recipe.policy.pretrained) == (f"{home}/r.yaml", f"{home}/p")
     (member,) = load_recipe(None, ["output=o", "data.mixture=[{path: ~/m, weight: 1}]"]).data.mixture
     assert member.path == f"{home}/m"
+    (tmp_path / "v.yaml").write_text("data: {path: $PLACE/d}\noutput: $PLACE/x\n")
+    monkeypatch.setenv("PLACE", "/there")
+    recipe = load_recipe("$HOME/v.yaml", ["policy.pretrained=$PLACE/p"])
+    assert (recipe.output, recipe.data.path, recipe.policy.pretrained) == ("/there/x", "/there/d", "/there/p")
+    assert load_recipe(None, ["output=o", "data.path=hf:$PLACE/d"]).data.path == "hf:/there/d"
+    with pytest.raises(ConfigError, match=r"'output': .NOT/x: the environment variable NOT is not set"):
+        load_recipe("$HOME/v.yaml", ["output=$NOT/x"])
 
 
 @pytest.mark.parametrize(

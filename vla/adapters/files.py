@@ -33,6 +33,7 @@ from vla.atomic import atomic_folder, atomic_write, read_json
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.checkpoints.savable import check_finite
 from vla.errors import StatisticsError, VlaError, WeightsError, misread, remedy
+from vla.paths import expanded
 from vla.transforms.named_pipelines import read_pipelines
 from vla.weights.dtypes import as_dtype
 from vla.weights.finite import refuse_not_finite
@@ -245,9 +246,9 @@ def merge(
         )  # fmt: skip
     fold_in(policy)
     policy = policy.to(as_dtype(dtype) or torch.float32)  # type: ignore[arg-type]
-    with atomic_folder(dst) as made:
+    with atomic_folder(expanded(dst)) as made:
         policy.save_pretrained(made)
-    policy.loaded_from = LoadedFrom.of_folder(Path(dst))
+    policy.loaded_from = LoadedFrom.of_folder(expanded(dst))
     return policy.eval()
 
 

@@ -10,12 +10,12 @@ from transformers.initialization import no_init_weights
 
 from vla.bench.options import DTYPES, BenchOptions
 from vla.errors import ConfigError
+from vla.paths import expanded
 from vla.policies.auto import AutoPolicy
 from vla.policies.base import Policy
 from vla.policies.registry import make_config, policy_entry, policy_names
 from vla.types import Batch
 from vla.weights.known import known_checkpoints
-from vla.weights.source import expanded
 
 _BLOCK = 1_000_003
 

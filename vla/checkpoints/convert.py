@@ -13,6 +13,7 @@ from vla.checkpoints.empty import empty_policy, parameter_shapes
 from vla.checkpoints.pipelines import read_pipeline, write_pipeline
 from vla.checkpoints.recognise import format_of, recognise, weights_module
 from vla.errors import ConfigError
+from vla.paths import expanded
 from vla.policies.registry import policy_entry
 from vla.transforms.named_pipelines import (
     PIPELINES_FOLDER,
@@ -131,7 +132,7 @@ def convert(
         robots = read_pipelines(stored.folder) if keeps_all else {}
         check_pipelines(empty, robots if own is None else {**robots, None: own}, stored.folder)
         config_file = module.write_config(settings, target, written_dtype)
-        with atomic_folder(dst) as folder:
+        with atomic_folder(expanded(dst)) as folder:
             write_tensors(
                 folder,
                 items,

@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig
 
 from vla.atomic import read_json
 from vla.errors import ConfigError, did_you_mean
+from vla.paths import expanded
 from vla.policies.registry import name_of, policy_entry, policy_names
 from vla.weights.run_folder import chosen_checkpoint
-from vla.weights.source import expanded
 
 logger = logging.getLogger(__name__)
 

@@ -1,26 +1,32 @@
 """Commands and groups that read their arguments strictly: what would be guessed at elsewhere is refused."""
 
 import math
-import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vla.errors import did_you_mean
+from vla.paths import expanded
 
 UsageError: Any = typer.BadParameter.__base__
 """Wrong usage of any kind; typer has no public name for it."""
 
 _LARGEST = 2**31 - 1
+_SCIENTIFIC = re.compile(r"[+-]?[\d_]+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
 
 class Command(TyperCommand):
     """A command whose options come once each, are not empty, and are numbers where numbers are wanted."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _read_alike(self)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: D102
         return _parse_strictly(self, super().parse_args, ctx, args)
@@ -28,6 +34,10 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """A group of commands, as strict."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _read_alike(self)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: D102
         return _parse_strictly(self, super().parse_args, ctx, args)
@@ -45,13 +55,49 @@ def given_options(context: typer.Context, names: Iterable[str]) -> list[str]:
     return [one.opts[0] for one in context.command.params if one.name in given]
 
 
+def _read_alike(command: Any) -> None:
+    """Let paths and whole numbers be read as in a recipe: `~`, `$NAME`, 1e3; before typer looks at them.
+
+    What is a path or a number is taken from the function, which every version of typer has alike.
+    """
+    hints = signature(command.callback).parameters if command.callback else {}
+    for parameter in command.params:
+        kinds = _kinds(hints[parameter.name].annotation) if parameter.name in hints else set()
+        read = expanded if Path in kinds else _in_digits if int in kinds else None
+        if read is not None:
+            parameter.process_value = _after(read, parameter.process_value)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    inside = [_kinds(one) for one in get_args(annotation)]
+    return {annotation} if not inside else set().union(*inside)
+
+
+def _after(read: Callable[[Any], Any], process: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def processed(ctx: Any, value: Any) -> Any:
+        return process(ctx, str(read(value)) if isinstance(value, str) and value else value)
+
+    return processed
+
+
+def _in_digits(text: str) -> int:
+    """Return a whole number, which may be spelled `1_000`, `1e3` or `1000.0`."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text) if _SCIENTIFIC.fullmatch(text.strip()) else math.nan
+    if not number.is_integer() or abs(number) >= 2**53:
+        raise typer.BadParameter(f"'{text}' is not a whole number, such as 10000 or 1e4.")
+    return int(number)
+
+
 def _parse_strictly(command: Any, parse: Any, ctx: Any, args: list[str]) -> list[str]:
-    """Parse as typer does, refuse what it would take without a word, and replace `~` in paths.
+    """Parse as typer does, and refuse what it would take without a word, where the line is complete.
 
     Raises:
         UsageError: An option is given twice or without a value, a number is not finite or too large.
     """
-    if not args and command.no_args_is_help:
+    if ctx.resilient_parsing or (not args and command.no_args_is_help):
         return parse(ctx, args)
     given, _, order = command.make_parser(ctx).parse_args(args=list(args))
     for parameter, times in Counter(order).items():
@@ -61,11 +107,9 @@ def _parse_strictly(command: Any, parse: Any, ctx: Any, args: list[str]) -> list
         _refuse_empty(parameter, given, ctx)
     rest = parse(ctx, args)
     for name, value in ctx.params.items():
-        if isinstance(value, Path):
-            ctx.params[name] = Path(os.path.expanduser(value))
-        elif isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{_named(command, name)} takes a finite number, got {value}.", ctx)
-        elif isinstance(value, int) and abs(value) > _LARGEST:
+        if isinstance(value, int) and abs(value) > _LARGEST:
             raise UsageError(f"{_named(command, name)} {value} is too large a number.", ctx)
     return rest
 

@@ -11,6 +11,7 @@ import typer
 from vla.cli.console import byte_bar, print_rows
 from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
+from vla.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,7 @@ def convert(
     check_new_folder(dst, "DST", empty=True)
 
     from vla.checkpoints.convert import convert as run
-    from vla.weights.source import expanded, local_folder
+    from vla.weights.source import local_folder
 
     if expanded(src).is_dir():
         src = str(local_folder(src, revision))
@@ -120,7 +121,7 @@ def convert(
 def _whole(src: str, base: str | None, hub: dict[str, Any]) -> "Iterator[tuple[str | Path, dict[str, Any]]]":
     """Yield where a whole checkpoint lies, with options of the hub: an adapter's is made for the time."""
     from vla.weights.formats import BASE_FILE
-    from vla.weights.source import expanded, local_folder
+    from vla.weights.source import local_folder
 
     folder = local_folder(src, **hub) if base is not None or expanded(src).is_dir() else None
     if folder is None or not (folder / BASE_FILE).is_file():

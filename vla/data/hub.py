@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla.errors import DatasetError
+from vla.paths import expanded
 from vla.types import COMMIT, HUB_ID
 
 _POINTER = b"version https://git-lfs"
@@ -80,7 +81,7 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetL
         DatasetError: There is no such folder or hub dataset, it cannot be reached, or a revision is given
             for a folder.
     """
-    path = expanded(path_or_repo_id)
+    path = dataset_path(path_or_repo_id)
     if path.exists():
         if revision is not None:
             raise DatasetError(
@@ -110,13 +111,14 @@ def download_all(repo_id: str, revision: str | None = None) -> Path:
     return _download(repo_id, revision, ["*"])
 
 
-def expanded(path: str | Path) -> Path:
-    """Return a path with the home folder in the place of `~`; raises `DatasetError` where none can be so."""
+def dataset_path(path: str | Path) -> Path:
+    """Return a path as `vla.paths.expanded` does; raises `DatasetError` where it can be no dataset's."""
     try:
-        found = Path(path).expanduser()
+        found = expanded(path)
         found.exists()
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
-        raise DatasetError(f"{path!r} cannot be a dataset's folder: {error}.") from error
+    except (OSError, ValueError, TypeError) as error:
+        said = str(error).rstrip(".")
+        raise DatasetError(f"{path!r} cannot be a dataset's folder: {said}.") from error
     return found
 
 

@@ -34,6 +34,7 @@ from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.checkpoints.replace import finish_save, replacing_checkpoint
 from vla.checkpoints.savable import check_savable
 from vla.errors import ConfigError, WeightsError
+from vla.paths import expanded
 from vla.policies.auto_classes import register_classes
 from vla.policies.cacheable import Cacheable
 from vla.policies.config import PolicyConfig
@@ -293,6 +294,7 @@ class Policy(PolicyModule):
             )
         if not is_main_process:
             return
+        save_directory = expanded(save_directory)
         if self.adapter is None:
             known = {name for name, _ in self.named_parameters(remove_duplicate=False)}
             given = self.state_dict() if state_dict is None else state_dict
@@ -307,7 +309,7 @@ class Policy(PolicyModule):
         except SafetensorError as error:  # what becomes of a full disk in there
             raise SaveError(f"Could not write {save_directory}: {error}. Nothing was changed.") from error
         if push_to_hub:
-            repo_id = others.pop("repo_id", None) or own_repository(Path(save_directory), others.get("token"))
+            repo_id = others.pop("repo_id", None) or own_repository(save_directory, others.get("token"))
             self.push_to_hub(repo_id, max_shard_size=max_shard_size, **others)
 
     @classmethod

@@ -13,7 +13,6 @@ own where it wants others (`Policy.training_defaults`), and `vla.train.resolve` 
 only a policy can name (`policy.freeze`, presets) are strings here, and checked there.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -32,6 +31,7 @@ from pydantic import (
 from vla.data.hf.options import ColumnNames, TableOptions
 from vla.data.hf.source import PREFIX, is_table
 from vla.errors import ConfigError
+from vla.paths import expanded_text
 from vla.types import ACTION_KEY, STATE_KEY, Columns, columns_of
 
 Mode = Literal["zscore", "quantile", "minmax", "identity"]
@@ -65,11 +65,6 @@ JoinedColumns = Annotated[Columns, BeforeValidator(_named_columns)]
 Normalization = Annotated[Mode | dict[str, Mode] | None, BeforeValidator(_known_modes)]
 
 
-def _expanded(value: str) -> str:
-    """Return a path or hub id with a leading `~` replaced by the home folder, as a shell would."""
-    return os.path.expanduser(value)
-
-
 def _plain(value: str) -> str:
     """Refuse what no file, hub or text can hold."""
     if any(one == "\0" or "\ud800" <= one <= "\udfff" for one in value):
@@ -78,8 +73,9 @@ def _plain(value: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_plain)]
-Location = Annotated[Text, AfterValidator(_expanded)]
-"""A folder, a file, a hub id or a known name; `~` is the home folder."""
+Location = Annotated[Text, AfterValidator(expanded_text)]
+"""A folder, a file, a hub id or a known name; `~` is the home folder, `$NAME` an environment variable."""
+
 
 def _whole(value: object) -> object:
     """Return 1e3, which YAML reads as a float, as 1000."""

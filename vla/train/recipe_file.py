@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from vla.errors import ConfigError, did_you_mean
+from vla.paths import expanded
 from vla.train.recipe import (
     AdapterSection,
     DataSection,
@@ -80,7 +81,7 @@ def _read(path: Path | str | None) -> Any:
     if path is None:
         return OmegaConf.create()
     try:
-        read = OmegaConf.load(Path(path).expanduser())
+        read = OmegaConf.load(expanded(path))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no recipe {path}.") from error
     except IsADirectoryError as error:
@@ -192,7 +193,7 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
                 f"'{key}' is missing; give it in the recipe or as {key}=... on the command line."
             )
         elif problem["type"] == "value_error":
-            complaints.append(f"'{key}': {problem['msg'].removeprefix('Value error, ')}.")
+            complaints.append(f"'{key}': {problem['msg'].removeprefix('Value error, ').rstrip('.')}.")
         else:
             expected = problem["msg"].removeprefix("Input should be ")
             for theirs, ours in _EXPECTED.items():

@@ -30,6 +30,7 @@ import torch
 
 from vla.atomic import atomic_write
 from vla.errors import ConfigError, MissingDependencyError, VlaError, did_you_mean, in_words, misread, remedy
+from vla.paths import expanded
 from vla.transforms.interface import RobotInterface
 from vla.transforms.statistics import STATISTICS_FILE
 from vla.types import Sample
@@ -183,7 +184,7 @@ class Pipeline:
 
     def save(self, folder: Path | str) -> None:
         """Write `pipeline.json` and the transforms' own files into an existing folder."""
-        folder = Path(folder)
+        folder = expanded(folder)
         steps = [{"type": transform.name, **transform.to_json()} for transform in self.transforms]
         for transform in self.transforms:
             transform.save_files(folder)
@@ -201,7 +202,7 @@ class Pipeline:
                 its robot's interface otherwise than `RobotInterface` does; or has a step twice, or none that
                 uses the statistics next to it.
         """
-        path = Path(folder) / PIPELINE_FILE
+        path = expanded(folder) / PIPELINE_FILE
         if not path.exists():
             raise ConfigError(
                 f"{path} is missing: the folder holds no pipeline, so actions cannot be denormalised."

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vla.errors import ConfigError, StatisticsError, did_you_mean
+from vla.paths import expanded
 from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.cameras import RenameCameras, RotateImages
@@ -171,7 +172,7 @@ def load_robot(path: Path | str) -> Robot:
             f"A robot is described by a file (recipes/robots/<robot>.yaml), named by text or a Path, got the "
             f"{type(path).__name__} {path!r}."
         )
-    path = Path(path)
+    path = expanded(path)
     robot = Robot(path, read_robot_file(path))
     try:
         robot.transforms()

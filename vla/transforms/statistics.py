@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from vla.atomic import atomic_write, read_json
 from vla.errors import StatisticsError
+from vla.paths import expanded
 
 STATISTICS_FILE = "statistics.json"
 
@@ -110,7 +111,7 @@ class Statistics:
 
     def save(self, folder: Path | str) -> None:
         """Write `statistics.json` into an existing folder, whole or not at all."""
-        atomic_write(Path(folder) / STATISTICS_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        atomic_write(expanded(folder) / STATISTICS_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -119,7 +120,7 @@ class Statistics:
         Raises:
             StatisticsError: The file is missing, is not JSON, or does not hold statistics.
         """
-        path = Path(folder) / STATISTICS_FILE
+        path = expanded(folder) / STATISTICS_FILE
         if not path.exists():
             raise StatisticsError(
                 f"{path} is missing: without the statistics a policy was trained with, its actions have no "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla.atomic import read_json
 from vla.errors import ConfigError, remedy
+from vla.paths import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +54,7 @@ def load_tokenizer(source: Path | str) -> "PreTrainedTokenizerBase":
     Raises:
         ConfigError: There is no tokenizer at `source`, or it cannot be read.
     """
-    path = Path(source)
+    path = expanded(source)
     if path.is_file():
         return _from_sentencepiece(path)
     if not path.is_dir():
@@ -75,7 +76,7 @@ def is_hub_id(name: str) -> bool:
     return (
         bool(name)
         and name.count("/") <= 1
-        and not name.startswith((".", "/", "~"))
+        and not name.startswith((".", "/", "~", "$"))
         and not Path(name).exists()
     )
 

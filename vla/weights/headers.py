@@ -11,8 +11,9 @@ import torch
 from huggingface_hub import HfApi, constants
 
 from vla.errors import WeightsError
+from vla.paths import expanded
 from vla.weights.hub_errors import hub_errors
-from vla.weights.source import NEVER, expanded, hub_id, local_folder
+from vla.weights.source import NEVER, hub_id, local_folder
 from vla.weights.tensors import TensorReader
 
 # All small files; the headers of the weights come one by one.

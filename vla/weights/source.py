@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 
 from vla.errors import WeightsError, did_you_mean
+from vla.paths import expanded
 from vla.types import COMMIT, HUB_ID
 from vla.weights.hub_errors import hub_errors
 from vla.weights.known import known_checkpoints
@@ -110,11 +111,6 @@ def _at(inside: str, patterns: Iterable[str]) -> list[str]:
     return [inside + pattern for pattern in patterns]
 
 
-def expanded(path: str | Path) -> Path:
-    """Return a path with the home folder in place of `~`; of a user who does not exist, as it is."""
-    return Path(os.path.expanduser(path))  # Path's own raises for such a user
-
-
 def hub_id(name: str) -> str:
     """Return the hub id that a name stands for: itself, or that of a published checkpoint's short name.
 
@@ -180,7 +176,7 @@ def _how_to_fetch(scheme: str, rest: str) -> str:
         hint = f" For a repository on the hub, give {'/'.join(parts[:2])}." if len(parts) > 1 else ""
         return f"{url} is an address, not a folder or a hub id.{hint}"
     name = rest.rpartition("/")[2]
-    cached = Path(os.environ.get("OPENPI_DATA_HOME", "~/.cache/openpi")).expanduser() / rest
+    cached = expanded(os.environ.get("OPENPI_DATA_HOME", "~/.cache/openpi")) / rest
     if cached.is_dir():
         return f"{url} lies in a bucket, but openpi seems to have downloaded it already: give {cached}."
     return (

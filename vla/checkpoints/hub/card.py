@@ -15,11 +15,11 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError
+from vla.paths import expanded
 from vla.transforms.base import Pipeline
 from vla.types import HUB_ID, IMAGE_PREFIX, STATE_KEY
 from vla.weights.known import known_by_id
 from vla.weights.run_folder import list_steps
-from vla.weights.source import expanded
 
 BEGIN = "<!-- vla:begin -->"
 END = "<!-- vla:end -->"

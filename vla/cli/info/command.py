@@ -18,6 +18,7 @@ from vla.cli.info.table_options import (
 )
 from vla.cli.logs import json_alone
 from vla.errors import ConfigError, DatasetError, WeightsError
+from vla.paths import expanded
 
 if TYPE_CHECKING:
     from vla.data.hf.options import TableOptions
@@ -209,7 +210,6 @@ def _checkpoint_here(what: str) -> Path | str | None:
     """
     from vla.weights.files.listing import listing
     from vla.weights.run_folder import PICKLES, chosen_checkpoint, holds_checkpoint
-    from vla.weights.source import expanded
 
     folder = expanded(what)
     if not what or not folder.is_dir():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from vla.data.hf.options import TableOptions
-from vla.data.hub import download_all, expanded
+from vla.data.hub import dataset_path, download_all
 from vla.errors import DatasetError, did_you_mean
 from vla.types import COMMIT, HUB_ID
 
@@ -62,7 +62,7 @@ def open_table(name: str | Path, options: TableOptions, revision: str | None = N
         DatasetError: It is not there, cannot be read, has no such split or subset, or is a LeRobot dataset.
     """
     bare = str(name).removeprefix(PREFIX)
-    path = expanded(bare)
+    path = dataset_path(bare)
     if not bare or not path.exists():
         if not HUB_ID.fullmatch(bare):
             raise DatasetError(

@@ -36,6 +36,7 @@ from vla.data.writing import checks
 from vla.data.writing.encoder import Codec, VideoEncoder, whole_rate
 from vla.data.writing.episode_stats import PixelHistogram, summarize
 from vla.errors import ConfigError, DatasetError
+from vla.paths import expanded
 from vla.types import ACTION_KEY, STATE_KEY
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class LeRobotWriter:
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise ConfigError(f"The folder of a recording must be a path, got {folder!r}.")
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         if self.folder.exists():
             raise DatasetError(f"{self.folder} exists already: give another folder, or remove it first.")
         if not isinstance(robot_type, str):

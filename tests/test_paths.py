@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+
+from vla.errors import ConfigError
+from vla.paths import expanded, expanded_text
+
+
+@pytest.fixture(autouse=True)
+def _names(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/data")
+    monkeypatch.delenv("NO_SUCH", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("~", "/home/me"),
+        ("~/x", "/home/me/x"),
+        ("$DATA/x", "/data/x"),
+        ("${DATA}/x", "/data/x"),
+        ("a/$DATA.b", "a//data.b"),
+        ("~no_such_user/x", "~no_such_user/x"),
+        ("owner/name", "owner/name"),
+        ("hf:$DATA/x", "hf:/data/x"),
+        ("costs 5$", "costs 5$"),
+        ("", ""),
+    ],
+)
+def test_as_a_shell_would(written, meant):
+    assert expanded_text(written) == meant
+    assert expanded(written) == expanded(Path(written)) == Path(meant)
+
+
+@pytest.mark.parametrize("written", ["$NO_SUCH", "$NO_SUCH/x", "~/${NO_SUCH}", "a/$NO_SUCH.b/x"])
+def test_what_is_not_set_is_refused(written):
+    with pytest.raises(ConfigError, match=r"the environment variable NO_SUCH is not set\. Set it, or give"):
+        expanded(written)
+
+
+def test_a_dollar_in_a_name_that_is_there(tmp_path):
+    (tmp_path / "$NO_SUCH").mkdir()
+    assert expanded(tmp_path / "$NO_SUCH" / "new") == tmp_path / "$NO_SUCH" / "new"
+    with pytest.raises(ConfigError):
+        expanded(tmp_path / "$NO_SUCHER" / "new")

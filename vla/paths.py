@@ -1,0 +1,38 @@
+"""Paths as users write them, on every way in: `~` and `$NAME` stand for what a shell puts in their place."""
+
+import os
+import re
+from pathlib import Path
+
+from vla.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder in place of `~`, and environment variables in that of their names.
+
+    The home folder of a user who does not exist stays `~name`; so does `$name` in the name of something that
+    is there.
+
+    Raises:
+        ConfigError: No environment variable of that name is set.
+    """
+    return Path(expanded_text(os.fspath(path)))
+
+
+def expanded_text(text: str) -> str:
+    """Return what may be a path or a name on the hub, expanded as `expanded` does, and otherwise as it is."""
+    whole = os.path.expanduser(text)  # Path's own raises for a user who does not exist
+    if "$" not in whole:
+        return whole
+    for found in _VARIABLE.finditer(whole):
+        name = found[1] or found[2]
+        if name in os.environ:
+            continue
+        upto = whole.find("/", found.end())
+        if not os.path.lexists(whole if upto < 0 else whole[:upto]):
+            raise ConfigError(
+                f"{text}: the environment variable {name} is not set. Set it, or give the path in full."
+            )
+    return os.path.expandvars(whole)
