@@ -128,7 +128,13 @@ def read_table(path: Path, columns: Sequence[str] | None = None, optional: Seque
             if twice := sorted({name for name in names if names.count(name) > 1 and name in asked}):
                 raise DatasetError(f"{path} has two columns of one name, {twice}: rename or drop one.")
             wanted = None if columns is None else [*columns, *(key for key in optional if key in names)]
-            return file.read(wanted, use_threads=False)
+            try:
+                return file.read(wanted, use_threads=False)
+            except (pa.ArrowException, OSError) as error:
+                unreadable = _unreadable(file, names if wanted is None else wanted)
+                raise DatasetError(
+                    f"{path} is not a readable parquet file{unreadable}: {_first_line(error)}"
+                ) from error
     except FileNotFoundError as error:
         raise DatasetError(
             f"{path} is missing: the dataset is incomplete, or data_path and chunks_size of meta/info.json, "
@@ -137,6 +143,17 @@ def read_table(path: Path, columns: Sequence[str] | None = None, optional: Seque
     except (pa.ArrowException, OSError) as error:
         refuse_pointer(path)
         raise DatasetError(f"{path} is not a readable parquet file: {_first_line(error)}") from error
+
+
+def _unreadable(file: pq.ParquetFile, columns: Sequence[str]) -> str:
+    """Return which columns cannot be read, for a message; nothing where it is not about a column."""
+    broken = []
+    for key in columns:
+        try:
+            file.read([key], use_threads=False)
+        except (pa.ArrowException, OSError):
+            broken.append(key)
+    return f" (columns {broken})" if broken and len(broken) < len(columns) else ""
 
 
 def _readable(info: DatasetInfo) -> tuple[dict[str, Feature], dict[str, str]]:
