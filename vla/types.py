@@ -188,6 +188,23 @@ def as_texts(value: Any, name: str) -> tuple[str, ...]:
     raise ConfigError(f"{name} must be a list of texts, got {value!r}.{hint}")
 
 
+def as_targets(value: Any) -> str | tuple[str, ...]:
+    """Return an adapter's targets: one text, or several.
+
+    Raises:
+        ConfigError: It is something else, or empty.
+    """
+    several = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+    if isinstance(value, set):  # as `peft` keeps them
+        several = tuple(sorted(value, key=str))
+    if not several or not all(isinstance(one, str) and one.strip() for one in several):
+        raise ConfigError(
+            "An adapter's targets are an expression for the names of linear layers, or how these end, as in "
+            f"[q_proj, v_proj]; got {value!r}."
+        )
+    return value if isinstance(value, str) else several
+
+
 def as_counts(value: Any, name: str) -> list[int]:
     """Return an argument that is a list of whole numbers of at least 0: any iterable, array or tensor.
 

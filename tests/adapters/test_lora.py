@@ -237,8 +237,16 @@ def test_unreachable_base_is_named(base, tmp_path):
     [
         ({"preset": "exprt"}, "no adapter preset 'exprt'.*Did you mean 'expert'"),
         ({"targets": r"model\.expert\.layers\.0\.mlp\.upproj"}, "match no linear layer.*mlp.up_proj"),
-        ({"targets": "x"}, "match no linear layer.*There are, say, model"),
+        (
+            {"targets": "x"},
+            "match no linear layer.*There are .*q_proj, .*fc1, .*such as model",
+        ),
         ({"targets": "("}, "not a valid expression"),
+        ({"targets": ["q_proj", "qproj"]}, "targets 'qproj' match no linear layer.*Did you mean 'q_proj'"),
+        ({"targets": "action_out_proj"}, "trained whole next to an adapter as it is: leave it out"),
+        ({"targets": ""}, "as in .q_proj, v_proj.; got ''"),
+        ({"targets": []}, "as in .q_proj, v_proj.; got .."),
+        ({"targets": ["q_proj", 3]}, "as in .q_proj, v_proj.; got"),
         ({"rank": 0}, "rank must be"),
         ({"alpha": 0}, "alpha must be"),
         ({"dropout": 1.0}, "dropout must be"),
@@ -253,6 +261,26 @@ def test_wrong_configs_are_refused(policy, config, said):
 def test_an_expression_may_match_blocks_too(policy):
     add_adapter(policy, AdapterConfig(targets=r"model\.expert\.layers\.0\..*"))
     assert len(adapted_maps(policy)) == 7
+
+
+@pytest.mark.parametrize(
+    "targets", ["q_proj", "q_proj,v_proj", ["q_proj", "v_proj"], ["self_attn.q_proj", "fc1"], {"up_proj"}]
+)
+def test_targets_are_those_of_peft(base, policy, targets):
+    add_adapter(policy, AdapterConfig(rank=2, targets=targets))
+    listed = targets.split(",") if isinstance(targets, str) else list(targets)
+    theirs = vla.AutoPolicy.from_pretrained(base)
+    peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=listed))
+    assert adapted_maps(policy) == adapted_maps(theirs) != set()
+
+
+def test_all_linear_layers(base, policy):
+    add_adapter(policy, AdapterConfig(rank=2, targets="all-linear"))
+    other = vla.AutoPolicy.from_pretrained(base)
+    add_adapter(other, AdapterConfig(rank=2, preset="all-linear"))
+    assert adapted_maps(policy) == adapted_maps(other) != set()
+    with pytest.raises(ConfigError, match=r"takes an AdapterConfig.*LoraConfig is for peft.get_peft_model"):
+        add_adapter(other, peft.LoraConfig(target_modules=["q_proj"]), name="theirs")
 
 
 def test_wrong_names_and_choices_are_refused(policy):

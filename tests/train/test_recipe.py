@@ -104,6 +104,26 @@ def test_what_is_no_whole_number(written):
         assert said.endswith("expected a whole number, such as 10000 or 1e4.")
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("q_proj", "q_proj"),
+        ("[q_proj, v_proj]", ("q_proj", "v_proj")),
+        ("all-linear", "all-linear"),
+        ("", None),
+    ],
+)
+def test_targets_of_an_adapter(tmp_path, written, meant):
+    recipe = load("policy.pretrained=p", f"policy.adapter.targets={written}", "policy.adapter.rank=2")
+    assert recipe.policy.adapter.targets == meant
+    (tmp_path / "r.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+    for wrong in ("[]", "''", "3", "[q_proj, 3]", "{a: b}"):
+        said = complaint("policy.pretrained=p", f"policy.adapter.targets={wrong}")
+        assert "'policy.adapter.targets': An adapter's targets are" in said
+        assert "as in [q_proj, v_proj]; got" in said
+
+
 MIXTURE = "data.mixture=[{path: a, weight: 1}, {path: b, weight: 2}]"
 
 

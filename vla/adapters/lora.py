@@ -10,6 +10,7 @@ may hold several adapters; one of them, with its own pipeline, is active.
 import hashlib
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -19,9 +20,13 @@ from torch import nn
 
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError, MissingDependencyError, did_you_mean
+from vla.types import as_targets
 
 DEFAULT_NAME = "default"
 """Name of an adapter inside a policy where none is given."""
+
+ALL_LINEAR = "all-linear"
+"""What `peft` calls every linear layer."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SAMPLES = 64
@@ -35,7 +40,8 @@ class AdapterConfig:
     Attributes:
         preset: Which linear layers, by the policy's names ("expert"); None: the policy's default.
         targets: In place of the preset: a regular expression that matches the full names of the linear
-            layers.
+            layers; or, as `peft` takes them, how their names end ("q_proj", ["q_proj", "v_proj"]), or
+            "all-linear".
         rank: Rank of the update.
         alpha: The update is scaled by `alpha / rank`, or `alpha / sqrt(rank)` with `rslora`.
         dropout: Dropout on the update's input, in training.
@@ -44,7 +50,7 @@ class AdapterConfig:
     """
 
     preset: str | None = None
-    targets: str | None = None
+    targets: str | Sequence[str] | None = None
     rank: int = 16
     alpha: float = 16
     dropout: float = 0.0
@@ -52,6 +58,8 @@ class AdapterConfig:
     rslora: bool = False
 
     def __post_init__(self) -> None:
+        if self.targets is not None:
+            object.__setattr__(self, "targets", as_targets(self.targets))
         if self.rank < 1:
             raise ConfigError(f"An adapter's rank must be at least 1, got {self.rank}.")
         if self.alpha <= 0:
@@ -87,20 +95,25 @@ def add_adapter(policy: PolicyModule, config: AdapterConfig | None = None, name:
         name: Name of the adapter inside the policy.
 
     Raises:
-        ConfigError: The targets match no linear layer (names the nearest modules), or the policy offers no
-            adapter.
+        ConfigError: A target matches no linear layer (says what there is), or the policy offers no adapter.
         MissingDependencyError: `peft` is not installed.
     """
-    config = config or AdapterConfig()
+    config = AdapterConfig() if config is None else config
+    if not isinstance(config, AdapterConfig):
+        raise ConfigError(
+            f"add_adapter takes an AdapterConfig(rank=..., targets=...), got the {type(config).__name__}; a "
+            "LoraConfig is for peft.get_peft_model(policy, config)."
+        )
     peft: Any = import_peft()
-    expression = config.targets or policy.parts.adapter_targets(config.preset)
+    targets = config.targets
+    targets = policy.parts.adapter_targets(config.preset) if targets is None else as_targets(targets)
     lora = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         use_dora=config.dora,
         use_rslora=config.rslora,
-        target_modules=_matching(policy, expression),
+        target_modules=_matching(policy, targets),
         modules_to_save=modules_to_save(policy),
     )
     inject(policy, lora, name)
@@ -272,31 +285,55 @@ def fingerprint(policy: PolicyModule) -> str:
     return digest.hexdigest()[:16]
 
 
-def _matching(policy: PolicyModule, expression: str) -> str:
-    """Return the expression for `peft`; raise where it matches no linear layer."""
+def _matching(policy: PolicyModule, targets: str | tuple[str, ...]) -> str:
+    """Return the expression for `peft`; raise where a target matches no linear layer."""
+    plain = {name.replace(".base_layer", ""): module for name, module in policy.named_modules()}
+    linear = [
+        name for name, module in plain.items() if isinstance(module, nn.Linear) and ".lora_" not in name
+    ]
+    whole = tuple(modules_to_save(policy))
+    linear = [name for name in linear if not name.startswith(whole)]
+    if isinstance(targets, str) and (found := _matched(targets, linear)):
+        others = [name for name, module in plain.items() if name not in linear]
+        if not _matched(targets, others):
+            return targets
+        # `peft` refuses an expression that also matches blocks and norms; the names of the layers do not.
+        return "|".join(re.escape(name) for name in found)
+    named: set[str] = set()
+    for target in targets.split(",") if isinstance(targets, str) else targets:
+        named |= set(_named(policy, target.strip(), linear))
+    return "|".join(re.escape(name) for name in linear if name in named)
+
+
+def _matched(expression: str, names: list[str]) -> list[str]:
+    """Return the names that an expression matches from start to end."""
     try:
         pattern = re.compile(expression)
     except re.error as error:
         raise ConfigError(
             f"The adapter's targets '{expression}' are not a valid expression: {error}."
         ) from error
-    plain = {name.replace(".base_layer", ""): module for name, module in policy.named_modules()}
-    linear = [
-        name for name, module in plain.items() if isinstance(module, nn.Linear) and ".lora_" not in name
-    ]
-    whole = modules_to_save(policy)
-    linear = [name for name in linear if not name.startswith(tuple(whole))]
-    found = [name for name in linear if pattern.fullmatch(name)]
-    if not found:
-        hint = (
-            did_you_mean(expression.replace("\\", ""), linear) or f" There are, say, {', '.join(linear[:2])}."
-        )
-        raise ConfigError(f"The adapter's targets '{expression}' match no linear layer of the policy.{hint}")
-    others = [name for name, module in plain.items() if pattern.fullmatch(name) and name not in linear]
-    if not others:
-        return expression
-    # `peft` refuses an expression that also matches blocks and norms; the names of the layers do not.
-    return "|".join(re.escape(name) for name in found)
+    return [name for name in names if pattern.fullmatch(name)]
+
+
+def _named(policy: PolicyModule, target: str, linear: list[str]) -> list[str]:
+    """Return the layers that one target means as in `peft`: by the end of their names, or all of them."""
+    if target == ALL_LINEAR:
+        preset = policy.parts.adapter_presets.get(ALL_LINEAR)
+        return linear if preset is None else _matched(preset, linear)
+    found = [name for name in linear if name == target or name.endswith(f".{target}")]
+    if found := found or _matched(target, linear):
+        return found
+    ends = [end for end in dict.fromkeys(name.rpartition(".")[2] for name in linear) if not end.isdecimal()]
+    hint = did_you_mean(target.replace("\\", ""), [*ends, *linear] if "." in target else ends)
+    if target in modules_to_save(policy) or target in {
+        one.rpartition(".")[2] for one in modules_to_save(policy)
+    }:
+        hint = " It is trained whole next to an adapter as it is: leave it out."
+    raise ConfigError(
+        f"The adapter's targets '{target}' match no linear layer of the policy.{hint} There are "
+        f"{', '.join(ends)}, and by their full names such as {linear[0]}."
+    )
 
 
 def _replace(policy: PolicyModule, path: str, module: nn.Module) -> None:

@@ -32,7 +32,7 @@ from vla.data.hf.options import ColumnNames, TableOptions
 from vla.data.hf.source import PREFIX, is_table
 from vla.errors import ConfigError
 from vla.paths import expanded_text
-from vla.types import ACTION_KEY, STATE_KEY, Columns, columns_of
+from vla.types import ACTION_KEY, STATE_KEY, Columns, as_targets, columns_of
 
 Mode = Literal["zscore", "quantile", "minmax", "identity"]
 """Ways to normalise a feature; see `vla.transforms.normalize`."""
@@ -58,6 +58,11 @@ def _named_columns(value: object) -> object:
     except ConfigError as error:
         raise ValueError(str(error).rstrip(".")) from error
     return columns
+
+
+def _targets(value: object) -> object:
+    """Say in one sentence what they may be, where pydantic would report each alternative."""
+    return None if value is None else as_targets(value)
 
 
 JoinedColumns = Annotated[Columns, BeforeValidator(_named_columns)]
@@ -99,8 +104,9 @@ class AdapterSection(_Section):
     """Which linear layers are adapted, by a name that the policy offers (pi-0: "expert", "vlm+expert",
     "attention", "all-linear"); null is its first. Small layers that are new for every robot are trained
     whole."""
-    targets: Text | None = None
-    """Instead of the preset: a regular expression that the full names of the linear layers match."""
+    targets: Annotated[Text | tuple[Text, ...] | None, BeforeValidator(_targets)] = None
+    """Instead of the preset: a regular expression that the full names of the linear layers match; or, as
+    `peft` takes them, how their names end, `q_proj`, `[q_proj, v_proj]`, or `all-linear`."""
     rank: Count = 16
     alpha: PositiveFloat = 16.0
     """The change is scaled by alpha / rank; with `rslora` by alpha / sqrt(rank)."""
