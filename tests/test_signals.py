@@ -87,6 +87,34 @@ def test_outside_the_main_thread_nothing_changes():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_import_is_not_interrupted(tmp_path, monkeypatch, number):
+    lines = ["import signal", "try:", f"    signal.raise_signal({int(number)})"]
+    lines += ["except BaseException:", "    raise ImportError"]
+    (tmp_path / "slow_to_import.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_to_import", raising=False)
+
+    def work():
+        with ended_by_signals():
+            import slow_to_import  # noqa: F401 # pyright: ignore[reportMissingImports]
+
+            threading.Event().wait(5)
+
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        work()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert "slow_to_import" in sys.modules
+
+
+def test_a_signal_that_comes_too_late_for_the_block_is_dropped(tmp_path, monkeypatch):
+    (tmp_path / "late_import.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with ended_by_signals():
+        import late_import  # noqa: F401 # pyright: ignore[reportMissingImports]
+    threading.Event().wait(0.1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_every_command_passes_through_it(tmp_path, number):
     program = (

@@ -124,7 +124,7 @@ def one_at_a_time(target: Path | str) -> Iterator[None]:
     lock = target.parent / f".{target.name}.lock"
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")  # noqa: SIM115 (closed below, which ends the lock)
+        file = open(lock, "w", encoding="utf-8")  # noqa: SIM115 (closed below, which ends the lock)
     except OSError as error:
         raise _readable(error, target) from error
     with file:

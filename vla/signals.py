@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP end a command: what is half-written is removed on the way out."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,9 @@ from types import FrameType
 
 TIDYING_UP = 10.0
 """Seconds after a signal in which another one does not interrupt the tidying up."""
+
+_WAIT = 0.01
+"""Seconds after which it is seen again whether an import is done."""
 
 _ENDING = {
     signal.SIGINT: signal.default_int_handler,
@@ -25,12 +29,19 @@ def ended_by_signals() -> Iterator[None]:
     kill it before anything is tidied up. Those that follow within `TIDYING_UP` seconds do nothing. A signal
     that is ignored (`nohup`) or that the program around handles itself stays as it is. Outside the main
     thread, where Python takes no signals, nothing changes.
+
+    During an import each of them waits until that is done: another library's initialisation would turn the
+    exception into one of its own, or abort the process.
     """
+    waiting: list[threading.Timer] = []
     ours: list[signal.Signals] = []
     ended: float | None = None
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal ended
+        if _importing(frame):
+            waiting.append(_again_soon(number))
+            return
         now = time.monotonic()
         if ended is not None and now - ended < TIDYING_UP:
             return
@@ -49,5 +60,24 @@ def ended_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        for one in waiting:
+            one.cancel()
         for number in ours:
             signal.signal(number, _ENDING[number])
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _again_soon(number: int) -> threading.Timer:
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(_WAIT, signal.pthread_kill, (main, number))
+    timer.daemon = True
+    timer.start()
+    return timer

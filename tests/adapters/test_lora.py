@@ -263,26 +263,6 @@ def test_an_expression_may_match_blocks_too(policy):
     assert len(adapted_maps(policy)) == 7
 
 
-@pytest.mark.parametrize(
-    "targets", ["q_proj", "q_proj,v_proj", ["q_proj", "v_proj"], ["self_attn.q_proj", "fc1"], {"up_proj"}]
-)
-def test_targets_are_those_of_peft(base, policy, targets):
-    add_adapter(policy, AdapterConfig(rank=2, targets=targets))
-    listed = targets.split(",") if isinstance(targets, str) else list(targets)
-    theirs = vla.AutoPolicy.from_pretrained(base)
-    peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=listed))
-    assert adapted_maps(policy) == adapted_maps(theirs) != set()
-
-
-def test_all_linear_layers(base, policy):
-    add_adapter(policy, AdapterConfig(rank=2, targets="all-linear"))
-    other = vla.AutoPolicy.from_pretrained(base)
-    add_adapter(other, AdapterConfig(rank=2, preset="all-linear"))
-    assert adapted_maps(policy) == adapted_maps(other) != set()
-    with pytest.raises(ConfigError, match=r"takes an AdapterConfig.*LoraConfig is for peft.get_peft_model"):
-        add_adapter(other, peft.LoraConfig(target_modules=["q_proj"]), name="theirs")
-
-
 def test_wrong_names_and_choices_are_refused(policy):
     add_adapter(policy, name="cube")
     with pytest.raises(ConfigError, match="has an adapter 'cube' already"):

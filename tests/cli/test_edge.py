@@ -74,12 +74,23 @@ def test_own_fault_keeps_its_traceback(failing, error):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt(), 130), (typer.Abort(), 130), (typer.Exit(3), 3)]
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "vla: interrupted.\n"),
+        (typer.Abort(), 130, "vla: aborted.\n"),
+        (typer.Exit(3), 3, ""),
+        (EOFError(), 1, "vla: The input, or a file, ended where more was expected.\n"),
+        (
+            EOFError("EOF when reading a line"),
+            1,
+            "vla: The input, or a file, ended where more was expected: EOF when reading a line.\n",
+        ),
+    ],
 )
-def test_status(failing, capsys, error, status):
+def test_status(failing, capsys, error, status, said):
     failing.append(error)
     assert main(["fail"]) == status
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == said
 
 
 def test_file_that_is_not_text_is_named(tmp_path, capsys):
@@ -96,6 +107,20 @@ def vla(*argv, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "vla", *argv], env=environment, stderr=subprocess.PIPE, **options
     )
+
+
+def test_interrupted_before_the_command_is_imported():
+    program = (
+        "import signal, sys, vla.__main__\n"
+        "class Find:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'vla.cli': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Find())\n"
+        "sys.exit(vla.__main__.run())"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"vla: interrupted.\n")
 
 
 def test_nobody_reads_on():
@@ -123,6 +148,19 @@ def test_terminal_that_knows_ascii_alone():
     assert done.stderr.startswith(b"vla: No such command 'caf")
     assert done.stderr.count(b"\n") == 1
     assert done.returncode == 2
+
+
+def test_locale_that_knows_ascii_alone(tmp_path):
+    (tmp_path / "größe.yaml").write_text("data: {path: sätze}\n", encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "LC_ALL": "C", "PYTHONUTF8": "0"}
+    argv = [sys.executable, "-m", "vla", "train", "größe.yaml", "train.sätze=1"]
+    done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 1
+    said = done.stderr.decode()
+    assert said.startswith("vla: Recipe größe.yaml: ")
+    assert "'output' is missing" in said
+    assert "unknown key 'train.sätze'" in said
+    assert said.count("\n") == 1
 
 
 def test_environment_that_is_no_robot(run, tmp_path, capsys):

@@ -102,5 +102,5 @@ def _processor() -> str:
 def _fields(path: str) -> list[tuple[str, str]]:
     if not Path(path).is_file():
         return []
-    lines = (line.partition(":") for line in Path(path).read_text().splitlines())
+    lines = (line.partition(":") for line in Path(path).read_text(encoding="utf-8").splitlines())
     return [(name.strip(), value.strip()) for name, _, value in lines]

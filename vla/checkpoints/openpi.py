@@ -77,7 +77,7 @@ def read_norm_stats(path: Path) -> Statistics:
         StatisticsError: It is not JSON, lacks the state or the actions, or holds impossible numbers.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         values = values.get("norm_stats", values)
         given = {name: values[name] for name in _FEATURES}
         vectors = {

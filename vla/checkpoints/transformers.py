@@ -38,7 +38,7 @@ def read_processor(folder: Path) -> Statistics | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         given = {
             f"{name}_{vector}": values.get(f"{name}_{vector}") for name in _FEATURES for vector in _VECTORS
         }

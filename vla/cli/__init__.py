@@ -14,7 +14,7 @@ import typer
 
 from vla.cli.bench import bench
 from vla.cli.bench_learning import draws, features
-from vla.cli.commands import Command, Group, UsageError, usage_in_one_line
+from vla.cli.commands import Command, Group, Interrupted, UsageError, usage_in_one_line
 from vla.cli.convert import convert
 from vla.cli.demo import demo
 from vla.cli.edge import SYSTEM_ERRORS, in_one_line
@@ -33,7 +33,6 @@ app = typer.Typer(
     cls=Group,
     help="pi-0-style vision-language-action policies: train one, trust it, run it on a robot.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -102,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _say(usage_in_one_line(error))
         return 2
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, Interrupted, typer.Abort) as error:
+        _say("aborted." if isinstance(error, typer.Abort) else "interrupted.")
         return INTERRUPTED
     except BrokenPipeError:
         return _close_pipe()
@@ -123,7 +123,7 @@ def _say(line: str) -> None:
 
 def _close_pipe() -> int:
     """Let nothing be written any more to a reader that has gone (`vla info x | head -1`)."""
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "wb") as nowhere:
         for stream in (sys.stdout, sys.stderr):
             try:
                 os.dup2(nowhere.fileno(), stream.fileno())

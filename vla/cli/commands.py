@@ -11,7 +11,8 @@ from typing import Any, get_args
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vla.errors import did_you_mean
+from vla.cli.edge import in_one_line
+from vla.errors import VlaError, did_you_mean
 from vla.paths import expanded
 
 UsageError: Any = typer.BadParameter.__base__
@@ -32,8 +33,21 @@ class Command(TyperCommand):
         return _parse_strictly(self, super().parse_args, ctx, args)
 
 
+class Interrupted(BaseException):
+    """Ctrl-C on its way through typer, which would make a bare exit status of it."""
+
+
 class Group(TyperGroup):
     """A group of commands, as strict."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; what typer would end without a word is told by who called."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
+        except EOFError as error:
+            raise VlaError(in_one_line(error)) from error
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from vla.errors import VlaError
 
-SYSTEM_ERRORS = (VlaError, OSError, UnicodeError, MemoryError, RuntimeError)
+SYSTEM_ERRORS = (VlaError, OSError, UnicodeError, MemoryError, RuntimeError, EOFError)
 """What `in_one_line` may have words for."""
 
 _ADVICE = {
@@ -50,6 +50,8 @@ def in_one_line(error: BaseException) -> str | None:
         said = f"A text cannot be written or sent: {error}."
     elif isinstance(error, OSError):
         said = _of_the_system(error)
+    elif isinstance(error, EOFError):
+        said = "The input, or a file, ended where more was expected" + (f": {error}." if str(error) else ".")
     else:
         return None
     return " ".join(said.split())

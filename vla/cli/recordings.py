@@ -225,4 +225,4 @@ def write_comparison(
     lead = f"Predictions of {acting} at the recorded frames of {dataset}; {_sentence(result)}."
     write_report(folder / "report.html", Report("Predicted against recorded actions", lead, blocks=blocks))
     numbers = {"checkpoint": checkpoint, "pipeline": pipeline, "dataset": dataset, **result.to_json()}
-    (folder / "open_loop.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (folder / "open_loop.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

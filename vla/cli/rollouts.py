@@ -160,7 +160,7 @@ def write_results(
         "execute": plan.execute,
         "conditions": {name: one.to_json() for name, one in summaries.items()},
     }
-    (folder / "summary.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    (folder / "summary.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
 def _film(results: "dict[str, list[EpisodeResult]]") -> bytes:

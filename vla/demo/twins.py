@@ -84,7 +84,7 @@ def _log_of(recipe: Recipe) -> Path:
 def _start(recipe: Recipe, threads: int) -> "subprocess.Popen[bytes]":
     path = Path(f"{recipe.output}.yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(recipe.to_yaml())
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
     command = [sys.executable, "-m", "vla", "train", str(path), f"train.threads={threads}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     with _log_of(recipe).open("wb") as log:
@@ -97,7 +97,7 @@ def _raise_if_failed(name: str, status: int, recipe: Recipe) -> None:
     if status == 0:
         return
     log = _log_of(recipe)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     last = lines[-1] if lines else f"it ended with status {status} and no message"
     raise TrainingError(f"Training '{name}' failed: {last.removeprefix('vla: ')} (see {log})")
 

@@ -235,7 +235,7 @@ def _processor() -> str:
     """Return the processor's name; Python's own answer is empty on Linux."""
     listing = Path("/proc/cpuinfo")
     if listing.exists():
-        for line in listing.read_text().splitlines():
+        for line in listing.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "model name":
                 return value.strip()

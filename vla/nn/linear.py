@@ -58,7 +58,7 @@ def _machine_prefers_onednn() -> bool:
     ):
         return False
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text()
+    return cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8")
 
 
 def _onednn_is_faster(x: torch.Tensor, weight: torch.Tensor) -> bool:

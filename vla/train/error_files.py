@@ -68,7 +68,9 @@ class ErrorFiles:
         reasons = []
         for rank in range(self._world):
             with suppress(OSError):
-                reasons.append(f"process {rank}: {' '.join(self._file(rank).read_text().split())}")
+                reasons.append(
+                    f"process {rank}: {' '.join(self._file(rank).read_text(encoding='utf-8').split())}"
+                )
         if not reasons:
             return (
                 "Another process of this run has died or cannot be reached, so this one stops; the reason "

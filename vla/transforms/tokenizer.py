@@ -238,7 +238,9 @@ def _from_sentencepiece(path: Path) -> "PreTrainedTokenizerBase":
         raise ConfigError(f"{path} is not a SentencePiece model: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(path, Path(folder) / MODEL_FILE)
-        (Path(folder) / CONFIG_FILE).write_text(json.dumps({"tokenizer_class": "GemmaTokenizer"}))
+        (Path(folder) / CONFIG_FILE).write_text(
+            json.dumps({"tokenizer_class": "GemmaTokenizer"}), encoding="utf-8"
+        )
         tokenizer = _open(folder, is_local=True)
     # The conversion treats every model as a byte-pair one of Gemma's kind, without a warning where it is not.
     if tokenizer.encode(_PROBE, add_special_tokens=False) != truth.encode(_PROBE):

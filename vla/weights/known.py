@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import yaml
+from vla.plain_yaml import load_yaml
 
 TABLE_FILE = "known.yaml"
 
@@ -46,7 +46,7 @@ class KnownCheckpoint:
 def known_checkpoints() -> dict[str, KnownCheckpoint]:
     """Return the table, by short name, in the order of the file."""
     text = files("vla.weights").joinpath(TABLE_FILE).read_text(encoding="utf-8")
-    return {name: KnownCheckpoint(name=name, **values) for name, values in yaml.safe_load(text).items()}
+    return {name: KnownCheckpoint(name=name, **values) for name, values in load_yaml(text).items()}
 
 
 def known_by_id(repo_id: str) -> KnownCheckpoint | None:

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError
 from vla.paths import expanded
+from vla.plain_yaml import load_yaml
 from vla.transforms.base import Pipeline
 from vla.types import HUB_ID, IMAGE_PREFIX, STATE_KEY
 from vla.weights.known import known_by_id
@@ -64,7 +65,7 @@ def read_origin(folder: Path | str) -> Origin:
     recipe = folder / RECIPE_FILE
     try:
         text = recipe.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
+        values = load_yaml(text)
         policy, data = values.get("policy") or {}, values["data"]
         base = policy.get("pretrained")
         datasets = tuple(str(one["path"]) for one in data.get("mixture") or (data,))

@@ -226,7 +226,7 @@ def read_steps(path: Path, known: Iterable[str]) -> Steps:
     if not path.is_file():
         raise WeightsError(f"{path} is missing, while its counterpart is present: LeRobot writes both.")
     try:
-        entries = [dict(entry) for entry in json.loads(path.read_text())["steps"]]
+        entries = [dict(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["steps"]]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path} is not a list of LeRobot's steps: {type(error).__name__}: {error}."

@@ -81,7 +81,7 @@ def write_lerobot(pipeline: Pipeline, folder: Path, config: PolicyConfig) -> Non
         )
     path = folder / "config.json"
     if path.exists():
-        fields = {**json.loads(path.read_text()), **config_fields(pipeline)}
+        fields = {**json.loads(path.read_text(encoding="utf-8")), **config_fields(pipeline)}
         atomic_write(path, json.dumps(fields, indent=2) + "\n")
 
 

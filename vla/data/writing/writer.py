@@ -368,8 +368,8 @@ class LeRobotWriter:
             totals=(len(self._episode_rows), self._num_frames, len(self._tasks)),
             limits_mb=self._limits_mb,
         )
-        (meta / "info.json").write_text(json.dumps(info, indent=4) + "\n")
-        (meta / "stats.json").write_text(json.dumps(self._stats(), indent=4) + "\n")
+        (meta / "info.json").write_text(json.dumps(info, indent=4) + "\n", encoding="utf-8")
+        (meta / "stats.json").write_text(json.dumps(self._stats(), indent=4) + "\n", encoding="utf-8")
 
     def _stats(self) -> dict[str, Any]:
         """Statistics over every frame, read back column by column, so that quantiles are exact."""

@@ -227,8 +227,10 @@ def _take_name(temporary: Path, path: Path) -> bool:
         if error.errno not in _NO_HARD_LINKS:
             raise
         try:  # no hard links: a file that must be new, which is empty for a moment, and has no lock
-            with open(path, "x") as file:
-                json.dump(json.loads(temporary.read_text()) | {"locked": False}, file, indent=2)
+            with open(path, "x", encoding="utf-8") as file:
+                json.dump(
+                    json.loads(temporary.read_text(encoding="utf-8")) | {"locked": False}, file, indent=2
+                )
         except FileExistsError:
             return False
     return True
@@ -301,7 +303,7 @@ def _lives(pid: Any, started: Any) -> bool:
 def _started(pid: int) -> str | None:
     """Return when a process started, in ticks of the system; None where that cannot be read."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return "gone" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError, ValueError):
         return None
@@ -320,7 +322,7 @@ def _pids() -> str | None:
 
 def _line(path: str) -> str | None:
     with suppress(OSError, ValueError):
-        return Path(path).read_text().strip() or None
+        return Path(path).read_text(encoding="utf-8").strip() or None
     return None
 
 

@@ -105,7 +105,7 @@ def write_rest(folder: Path, state: dict[str, Any], texts: dict[str, str]) -> No
     with open(folder / STATE_FILE, "wb") as file:  # given a path, torch would hide the cause
         torch.save(state, file)
     for name, text in texts.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -85,7 +85,7 @@ class MetricsLog:
         kept = [record for record in read_metrics(path) if record["step"] <= start_step]
         atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = path
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._tensorboard = None
         if tensorboard:
             # Imported here: it takes a second, and not everybody wants it.

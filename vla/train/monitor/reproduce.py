@@ -137,7 +137,9 @@ def git_state(package: Path) -> dict[str, Any] | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     """Return the output of git; None where it fails or is not installed."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, encoding="utf-8", errors="replace"
+        )
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -63,7 +63,7 @@ class FrameWriter:
         self._file.close()
         np.save(self._folder / _INDEX, self._index)
         self.about[_SUM] = _checksum(self.about, (self._folder / _INDEX).read_bytes())
-        (self._folder / _ABOUT).write_text(json.dumps(self.about, indent=2) + "\n")
+        (self._folder / _ABOUT).write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +141,7 @@ class FeatureStore:
     def _described(self) -> tuple[dict[str, Any], np.ndarray]:
         """What is said of the rows, and the index: as they were written, or refused."""
         try:
-            about = json.loads((self.folder / _ABOUT).read_text())
+            about = json.loads((self.folder / _ABOUT).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise self._damaged(_ABOUT) from error
         if not isinstance(about, dict) or not {"row", "dtype", _SUM} <= about.keys():

@@ -104,7 +104,7 @@ def write_shapes(folder: Path, tensors: Mapping[str, Any]) -> None:
     """Write down what the files in `folder` hold together: the last step of writing them."""
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    (folder / SHAPES_FILE).write_text(json.dumps({"files": files, "shapes": shapes}))
+    (folder / SHAPES_FILE).write_text(json.dumps({"files": files, "shapes": shapes}), encoding="utf-8")
 
 
 def _read_shapes(path: Path) -> dict[str, Any]:
