@@ -3,8 +3,9 @@
     python .ci/check_wheel.py [--constraints FILE] [--full-demo]
 
 The environment gets what the wheel asks for, no extras. Then: `vla --version`, `vla info known`, `vla demo`
-(cut short unless --full-demo), and the Python of the README, over the demo's policy and demonstrations. Run
-from a folder that is not the checkout, so that nothing of the checkout can be imported by accident.
+(cut short unless --full-demo), `vla recipes` and a training with one of them, and the Python of the README,
+over the demo's policy and demonstrations. Run from a folder that is not the checkout, so that nothing of the
+checkout can be imported by accident.
 """
 
 import argparse
@@ -62,6 +63,12 @@ def main() -> None:
         run(outside, vla, "info", "known")
         run(outside, vla, "demo", "--output", "demo_run", *(() if options.full_demo else SHORT_DEMO))
         run(outside, vla, "info", "demo_run/flow/checkpoints/last")
+        run(outside, vla, "recipes")
+        shipped = {path.relative_to(ROOT / "vla") for path in (ROOT / "vla/recipes").rglob("*.yaml")}
+        if absent := [str(path) for path in shipped if not (outside / path).is_file()]:
+            sys.exit(f"the wheel lacks {absent}")
+        data = ("data.path=demo_run/demonstrations", "output=runs/first", "train.steps=2")
+        run(outside, vla, "train", "recipes/bridge_mini.yaml", *data)
         readme(outside, python)
     print("the wheel works outside the checkout")  # noqa: T201
 
@@ -83,10 +90,10 @@ def install(folder: Path, constraints: Path) -> Path:
 
 def readme(outside: Path, python: Path) -> None:
     """Run the first block of Python in the README over what the demo left."""
-    (outside / "runs").mkdir()
+    (outside / "runs").mkdir(exist_ok=True)
     (outside / "runs/mine").symlink_to(outside / "demo_run/flow")
     (outside / "my_dataset").symlink_to(outside / "demo_run/demonstrations")
-    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
     robot, network = block.split("network = vla.AutoPolicy", maxsplit=1)
     script = outside / "readme.py"
     script.write_text(

@@ -70,7 +70,9 @@ def said(one):
 
 
 def test_every_parameter_is_of_a_kind_that_is_tried():
-    assert {"demo", "train", "stats", "info", "convert", "merge", "eval", "bench"} == {w[0] for w in COMMANDS}
+    assert {"demo", "train", "recipes", "stats", "info", "convert", "merge", "eval", "bench"} == {
+        w[0] for w in COMMANDS
+    }
     unknown = [
         said(one)
         for one in PARAMETERS

@@ -6,7 +6,7 @@ import vla.cli
 from vla.cli import app, main
 from vla.errors import DatasetError
 
-COMMANDS = ("demo", "train", "stats", "info", "convert", "eval", "bench")
+COMMANDS = ("demo", "train", "recipes", "stats", "info", "convert", "eval", "bench")
 
 
 @pytest.fixture(autouse=True)

@@ -29,3 +29,19 @@ def test_real_data_runs_as_it_stands(version, shared_dir: Path, tmp_path, capsys
     assert main(["train", recipe, f"data.path={data}", f"output={out}", "train.steps=1"]) == 0
     first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] > 0
+
+
+def test_recipes_are_written_for_who_has_no_clone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes"]) == 0
+    shipped = {path.relative_to(ROOT / "vla"): path for path in (ROOT / "vla/recipes").rglob("*.yaml")}
+    assert set(capsys.readouterr().out.split()) == {str(path) for path in shipped}
+    assert len(shipped) > 12
+    assert all((tmp_path / path).read_bytes() == source.read_bytes() for path, source in shipped.items())
+    assert (ROOT / "recipes").resolve() == ROOT / "vla" / "recipes"
+    (tmp_path / "recipes" / "finetune.yaml").write_text("mine")
+    assert main(["recipes"]) == 1
+    assert "recipes is already there" in capsys.readouterr().err
+    assert (tmp_path / "recipes" / "finetune.yaml").read_text() == "mine"
+    assert main(["train", "nowhere/finetune.yaml"]) == 1
+    assert "`vla recipes` writes those that vla brings" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from vla.cli.info.command import info
 from vla.cli.logs import QuietOption, VerboseOption, ask_before_command, with_verbosity
 from vla.cli.merge import merge
 from vla.cli.stats import stats
-from vla.cli.train import train
+from vla.cli.train import recipes, train
 from vla.signals import ended_by_signals
 
 INTERRUPTED, NOBODY_READS = 130, 141  # as a shell says of SIGINT and SIGPIPE
@@ -47,6 +47,7 @@ def _help(function: Callable[..., None]) -> str:
 for _name, _function in {
     "demo": demo,
     "train": train,
+    "recipes": recipes,
     "stats": stats,
     "info": info,
     "convert": convert,

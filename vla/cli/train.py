@@ -1,16 +1,22 @@
-"""`vla train RECIPE [key=value ...] [--resume]`."""
+"""`vla train RECIPE [key=value ...] [--resume]`, and `vla recipes`, which brings recipes to start from."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vla.atomic import atomic_folder
 from vla.cli.console import console, quiet_loading
+from vla.cli.paths import check_new_folder
+
+_RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def train(
     recipe: Annotated[
-        Path, typer.Argument(help="YAML recipe; see recipes/.", metavar="RECIPE", show_default=False)
+        Path,
+        typer.Argument(help="YAML recipe; `vla recipes` brings some.", metavar="RECIPE", show_default=False),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -48,3 +54,22 @@ def train(
         raise typer.Exit(128 + result.stop_signal)
     if main:
         console().print(f"policy: {result.checkpoint}")
+
+
+def recipes(
+    dst: Annotated[
+        Path, typer.Argument(help="New folder to write into.", metavar="DST", show_default="recipes")
+    ] = Path("recipes"),
+) -> None:
+    """Write the recipes that vla brings into a folder: to train with, to copy, and for robots.
+
+    DST/*.yaml are for `vla train`, DST/robots/*.yaml for `data.robot` and `vla.load(robot=...)`, and
+    DST/accelerate/*.yaml for `accelerate launch --config_file`. A clone of the repository has them already.
+
+    Example: vla recipes my_recipes
+    """
+    check_new_folder(dst, "DST", empty=True)
+    with atomic_folder(dst) as folder:
+        shutil.copytree(_RECIPES, folder, dirs_exist_ok=True)
+    for path in sorted(dst.rglob("*.yaml")):
+        console().print(str(path))

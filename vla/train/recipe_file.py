@@ -83,7 +83,9 @@ def _read(path: Path | str | None) -> Any:
     try:
         read = OmegaConf.load(expanded(path))
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no recipe {path}.") from error
+        raise ConfigError(
+            f"There is no recipe {path}; `vla recipes` writes those that vla brings into recipes/."
+        ) from error
     except IsADirectoryError as error:
         raise ConfigError(f"The recipe {path} is a folder; name the YAML file in it.") from error
     except UnicodeDecodeError as error:

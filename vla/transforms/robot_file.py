@@ -225,7 +225,9 @@ def read_robot_file(path: Path) -> RobotFile:
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no robot file {path}.") from error
+        raise ConfigError(
+            f"There is no robot file {path}; `vla recipes` writes those that vla brings into recipes/robots."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The robot file {path} cannot be read: {error}.") from error
     except yaml.YAMLError as error:
