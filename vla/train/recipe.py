@@ -84,8 +84,9 @@ Location = Annotated[Text, AfterValidator(expanded_text)]
 
 def _whole(value: object) -> object:
     """Return 1e3, which YAML reads as a float, as 1000."""
-    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
-    return int(value) if is_whole else value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return value
 
 
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
