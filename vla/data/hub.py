@@ -62,9 +62,14 @@ def refuse_pointer(path: Path) -> None:
             head = file.read(len(_POINTER))
     except (OSError, ValueError):
         return
-    if head == _POINTER:
+    refuse_pointer_content(head, str(path))
+
+
+def refuse_pointer_content(content: bytes, what: str) -> None:
+    """Raise `DatasetError` where the content of `what` is a Git LFS pointer's; its beginning is enough."""
+    if content[: len(_POINTER)] == _POINTER:
         raise DatasetError(
-            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in the dataset's folder, "
+            f"{what} is a Git LFS pointer, not the file itself: run `git lfs pull` in the dataset's folder, "
             "or use `hf download --repo-type dataset`."
         )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from vla.data.hf.options import TableOptions
-from vla.data.hub import download_all, expanded
+from vla.data.hub import download_all, expanded, refuse_pointer
 from vla.errors import DatasetError, did_you_mean
 from vla.types import COMMIT, HUB_ID
 
@@ -59,7 +59,8 @@ def open_table(name: str | Path, options: TableOptions, revision: str | None = N
         revision: Branch, tag or commit of a hub dataset.
 
     Raises:
-        DatasetError: It is not there, cannot be read, has no such split or subset, or is a LeRobot dataset.
+        DatasetError: It is not there, cannot be read, has no such split or subset, is a LeRobot dataset, or a
+            file of it is a Git LFS pointer.
     """
     bare = str(name).removeprefix(PREFIX)
     path = expanded(bare)
@@ -78,6 +79,9 @@ def open_table(name: str | Path, options: TableOptions, revision: str | None = N
             f"{bare} is a LeRobot dataset, whose videos and episodes are described in meta/: leave out "
             f"'{PREFIX}'."
         )
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.suffix.lower() in _BUILDERS:  # a pointer is a text file, which csv and json might take
+            refuse_pointer(file)
     shown = f"{PREFIX}{bare}"
     table = _choose_split(_load(path, shown, options), shown, options)
     if not len(table):
