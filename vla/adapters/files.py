@@ -61,13 +61,8 @@ def write_adapter(
         WeightsError: The base was never saved as a checkpoint, so the adapter cannot refer to it; or a value
             is not finite.
     """
-    name, base = policy.adapter, policy.loaded_from
+    name, base = policy.adapter, base_of(policy)
     assert name is not None
-    if base is None:
-        raise WeightsError(
-            "This adapter's base was never saved, so the adapter alone would be of no use: save the base "
-            "with save_pretrained before an adapter is added, and load it from there."
-        )
     peft: Any = import_peft()
     lora: Any = policy.peft_config[name]  # type: ignore[index]
     lora.base_model_name_or_path, lora.revision = base.name, base.revision
@@ -82,6 +77,13 @@ def write_adapter(
         key: sorted(value) if isinstance(value, set) else value for key, value in lora.to_dict().items()
     } | {"inference_mode": True}
     atomic_write(folder / CONFIG_FILE, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    write_base(policy, folder)
+
+
+def write_base(policy: PolicyModule, folder: Path) -> None:
+    """Write what the active adapter's folder says of its base; raises `WeightsError` as `base_of` does."""
+    base, name = base_of(policy), policy.adapter
+    assert name is not None
     said = {
         "name": base.name,
         "revision": base.revision,
@@ -91,6 +93,21 @@ def write_adapter(
         "quantize": policy.trained_on[name],
     }
     atomic_write(folder / BASE_FILE, json.dumps(said, indent=2) + "\n")
+
+
+def base_of(policy: PolicyModule) -> LoadedFrom:
+    """Return the checkpoint that an adapter's base was loaded from.
+
+    Raises:
+        WeightsError: The base was never saved.
+    """
+    if policy.loaded_from is None:
+        raise WeightsError(
+            "This adapter's base was never saved, so the adapter alone would be of no use: save the base "
+            "with save_pretrained before an adapter is added, and load it from there; or make one policy of "
+            "both with vla.adapters.lora.fold_in, and save that."
+        )
+    return policy.loaded_from
 
 
 def load_adapter(

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import ModelOutput
 
-from vla.adapters.files import load_with_base, write_adapter
+from vla.adapters.files import base_of, load_with_base, write_adapter
 from vla.adapters.quantize import load_quantized
 from vla.atomic import SaveError
 from vla.checkpoints.hub.push import own_repository, push
@@ -31,13 +31,13 @@ from vla.checkpoints.keywords import (
     translate,
 )
 from vla.checkpoints.module import LoadedFrom, PolicyModule
-from vla.checkpoints.replace import finish_save, replacing_checkpoint
+from vla.checkpoints.replace import check_replaceable, finish_save, replacing_checkpoint
 from vla.checkpoints.savable import check_savable
 from vla.errors import ConfigError, WeightsError
 from vla.policies.auto_classes import register_classes
 from vla.policies.cacheable import Cacheable
 from vla.policies.config import PolicyConfig
-from vla.policies.trainer import LossWithoutLabels
+from vla.policies.trainer import LossWithoutLabels, refuse_raw_items
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import NormalizationMode
 from vla.types import Batch, as_device
@@ -132,6 +132,11 @@ class Policy(PolicyModule):
             getattr(config_class, "model_type", "") and not inherited
         ):  # neither of several policies nor a variant
             register_classes(cls)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """Compute the loss: `forward`, with a word to whoever gives a dataset's items as they are."""
+        refuse_raw_items(inputs)
+        return super().__call__(*args, **inputs)
 
     # -- acting ----------------------------------------------------------------------------------------
 
@@ -286,11 +291,7 @@ class Policy(PolicyModule):
         others.pop("save_function", None)  # accelerate's, where weights may not be safetensors
         if unknown := sorted(others.keys() - {"token"}) if not push_to_hub else ():
             raise ConfigError(f"save_pretrained has no {', '.join(unknown)} (without push_to_hub=True).")
-        if self.quantized is not None and self.adapter is None:
-            raise WeightsError(
-                f"This policy's weights are stored in {self.quantized}, which no checkpoint holds: they lie "
-                "where they were loaded from, in full, and only an adapter next to them can be saved."
-            )
+        self._check_has_a_form_to_save()
         if not is_main_process:
             return
         if self.adapter is None:
@@ -309,6 +310,28 @@ class Policy(PolicyModule):
         if push_to_hub:
             repo_id = others.pop("repo_id", None) or own_repository(Path(save_directory), others.get("token"))
             self.push_to_hub(repo_id, max_shard_size=max_shard_size, **others)
+
+    def check_saving(self, save_directory: str | Path) -> None:
+        """Raise what `save_pretrained` would, as far as it is known before the training; changes nothing.
+
+        Args:
+            save_directory: Where the policy is to be saved.
+
+        Raises:
+            SaveError: The folder is a checkpoint that must not be replaced, or a file.
+            WeightsError: There is nothing that a checkpoint could hold: see `save_pretrained`.
+        """
+        self._check_has_a_form_to_save()
+        if self.adapter is not None:
+            base_of(self)
+        check_replaceable(Path(save_directory), is_adapter=self.adapter is not None)
+
+    def _check_has_a_form_to_save(self) -> None:
+        if self.quantized is not None and self.adapter is None:
+            raise WeightsError(
+                f"This policy's weights are stored in {self.quantized}, which no checkpoint holds: they lie "
+                "where they were loaded from, in full, and only an adapter next to them can be saved."
+            )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
