@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla.errors import DatasetError
-from vla.types import COMMIT, HUB_ID
+from vla.types import COMMIT, HUB_ID, as_text
 
 _POINTER = b"version https://git-lfs"
 _MANY_FILES = 200  # beyond, matching every file against every pattern costs more than it saves
@@ -85,6 +85,7 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetL
         DatasetError: There is no such folder or hub dataset, it cannot be reached, or a revision is given
             for a folder.
     """
+    revision = None if revision is None else as_text(revision, "revision")
     path = expanded(path_or_repo_id)
     if path.exists():
         if revision is not None:

@@ -134,7 +134,7 @@ class Policy(PolicyModule):
             register_classes(cls)
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """Compute the loss: `forward`, with a word to whoever gives a dataset's items as they are."""
+        """Compute the loss: `forward`, with a word to those who give a dataset's items as they are."""
         refuse_raw_items(inputs)
         return super().__call__(*args, **inputs)
 

@@ -15,8 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from vla.adapters.files import write_base
 from vla.adapters.lora import adapter_parameters
 from vla.atomic import atomic_write
+from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError
-from vla.policies.base import Policy
 
 _WEIGHTS = "model.safetensors"
 
@@ -34,15 +34,16 @@ class PolicyCallback(TrainerCallback):
             WeightsError: See there.
             ConfigError: A dataset's items are not a policy's tensors.
         """
-        policy = kwargs.get("model")
-        if not isinstance(policy, Policy):
+        policy: Any = kwargs.get("model")
+        if not isinstance(policy, PolicyModule):
             return
         for loader in (kwargs.get("train_dataloader"), kwargs.get("eval_dataloader")):
             refuse_raw_dataset(getattr(loader, "dataset", None))
         output = Path(str(args.output_dir))
-        policy.check_saving(output)
+        check_saving: Any = policy.check_saving  # `Policy`'s, which this file does not import
+        check_saving(output)
         for folder in output.glob("checkpoint-*") if str(args.save_strategy) != "no" else ():
-            policy.check_saving(folder)
+            check_saving(folder)
         if args.push_to_hub and str(args.hub_strategy) != "end" and args.should_save:
             # With each save the Trainer pushes weights and config, and what else lies in the folder.
             output.mkdir(parents=True, exist_ok=True)
@@ -54,8 +55,8 @@ class PolicyCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the tensors of an adapter where the Trainer will look for them."""
-        policy = kwargs.get("model")
-        if not isinstance(policy, Policy) or policy.adapter is None or not args.should_save:
+        policy: Any = kwargs.get("model")
+        if not isinstance(policy, PolicyModule) or policy.adapter is None or not args.should_save:
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if folder.is_dir() and not args.fsdp and not args.deepspeed:

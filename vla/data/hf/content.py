@@ -5,6 +5,7 @@ counts with its length and an equal share of its bytes, in pieces from its begin
 is noticed, while a single byte that differs between two pieces is not.
 """
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from vla.data.hf.columns import TableColumns, local_path
 from vla.data.hub import refuse_pointer, refuse_pointer_content
+from vla.data.lerobot.columns import Columns
 from vla.data.lerobot.schema import Feature
 from vla.errors import DatasetError
 
@@ -30,6 +32,41 @@ class Digest(Protocol):
     def update(self, data: Any, /) -> None:
         """Add bytes."""
         ...
+
+
+def table_fingerprint(dataset: Any, read: Columns, columns: TableColumns) -> str:
+    """Return the fingerprint of a `HuggingFaceDataset`: a hash of all that its items are made of.
+
+    Args:
+        dataset: The dataset, whose columns, episodes and cameras are settled.
+        read: Its numbers and texts, of the selected episodes.
+        columns: The table's columns.
+
+    Raises:
+        DatasetError: See `add_images` and `add_videos`.
+    """
+    digest = hashlib.sha256(f"{dataset.info.fps} {dataset.info.total_frames} {dataset.tasks}".encode())
+    digest.update(repr([episode.index for episode in dataset.episodes]).encode())
+    for chosen in (dataset.state_columns, dataset.action_columns):
+        if len(chosen) > 1:
+            digest.update(repr(chosen).encode())
+    for key, values in sorted(read.numbers.items()):
+        digest.update(f"{key} {values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    for key, text in sorted(read.texts.items()):
+        digest.update(f"{key} {text.texts}".encode())
+        digest.update(text.codes.tobytes())
+    for camera in dataset.cameras:
+        digest.update(camera.encode())
+        if dataset.info.features[camera].dtype == "image":
+            add_images(digest, columns, camera, read.file_rows)
+        else:  # by their content: their names depend on where they are
+            parts = [episode.videos[camera] for episode in dataset.episodes]
+            files = [part.path for part in parts]
+            places = {file: place for place, file in enumerate(dict.fromkeys(files))}
+            digest.update(repr([(places[part.path], part.start) for part in parts]).encode())
+            add_videos(digest, [Path(file) for file in files])
+    return digest.hexdigest()[:32]
 
 
 def add_images(digest: Digest, columns: TableColumns, key: str, rows: np.ndarray) -> None:

@@ -5,7 +5,6 @@ rows into episodes, `images` decodes on demand. What comes after is the same for
 windows, statistics, splits, loaders.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ import numpy as np
 from vla.data.dataset import LeRobotDataset
 from vla.data.frames import FrameStore
 from vla.data.hf.columns import TableColumns
-from vla.data.hf.content import add_images, add_videos
+from vla.data.hf.content import table_fingerprint
 from vla.data.hf.export import START_SUFFIX, Videos
 from vla.data.hf.images import TableImages, video_spans
 from vla.data.hf.options import TableOptions
@@ -104,7 +103,7 @@ class HuggingFaceDataset(LeRobotDataset):
         self.action_horizon = self.window.horizon
         self.options = options or TableOptions()
         is_path = isinstance(table, str | Path)
-        self._table = open_table(table, self.options, revision) if is_path else from_dataset(table)
+        self._table = open_table(table, self.options, revision) if is_path else from_dataset(table, revision)
         self.root, self.revision, self._stream = self._table.root, self._table.revision, None
         self.action_key, self.state_key = name_of(action_key, ACTION_KEY), name_of(state_key, STATE_KEY)
         columns = TableColumns(self._table)
@@ -131,8 +130,7 @@ class HuggingFaceDataset(LeRobotDataset):
         seen = {camera: self.info.features[camera] for camera in self.cameras}
         self._images = TableImages(columns, {k: f for k, f in seen.items() if f.dtype == "image"})
         self._decode_some()
-        self.fingerprint = self._fingerprint_of(columns)
-        self._cache_frames = cache_frames
+        self.fingerprint, self._cache_frames = table_fingerprint(self, self._columns, columns), cache_frames
         self._frames = FrameStore(
             self.root,
             self.episodes,
@@ -210,30 +208,6 @@ class HuggingFaceDataset(LeRobotDataset):
         numbers[_TASK_KEY] = tasks.codes[index].astype(np.int64)
         self._task_column = self.options.columns.task
         self._take_columns(Columns(numbers, texts, rows, left_out))
-
-    def _fingerprint_of(self, columns: TableColumns) -> str:
-        digest = hashlib.sha256(f"{self.info.fps} {self.info.total_frames} {self.tasks}".encode())
-        digest.update(repr([episode.index for episode in self.episodes]).encode())
-        for chosen in (self.state_columns, self.action_columns):
-            if len(chosen) > 1:
-                digest.update(repr(chosen).encode())
-        for key, values in sorted(self._columns.numbers.items()):
-            digest.update(f"{key} {values.dtype} {values.shape}".encode())
-            digest.update(np.ascontiguousarray(values).tobytes())
-        for key, text in sorted(self._columns.texts.items()):
-            digest.update(f"{key} {text.texts}".encode())
-            digest.update(text.codes.tobytes())
-        for camera in self.cameras:
-            digest.update(camera.encode())
-            if self.info.features[camera].dtype == "image":
-                add_images(digest, columns, camera, self._columns.file_rows)
-            else:  # by their content: their names depend on where they are
-                parts = [episode.videos[camera] for episode in self.episodes]
-                files = [part.path for part in parts]
-                places = {file: place for place, file in enumerate(dict.fromkeys(files))}
-                digest.update(repr([(places[part.path], part.start) for part in parts]).encode())
-                add_videos(digest, [Path(file) for file in files])
-        return digest.hexdigest()[:32]
 
     def _decode_some(self) -> None:
         """Raise `DatasetError` where the first image of an episode is damaged; of many episodes, of some."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from vla.data.hf.options import TableOptions
 from vla.data.hub import download_all, expanded, refuse_pointer
 from vla.errors import DatasetError, did_you_mean
-from vla.types import COMMIT, HUB_ID
+from vla.types import COMMIT, HUB_ID, as_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,6 +62,7 @@ def open_table(name: str | Path, options: TableOptions, revision: str | None = N
         DatasetError: It is not there, cannot be read, has no such split or subset, is a LeRobot dataset, or a
             file of it is a Git LFS pointer.
     """
+    revision = None if revision is None else as_text(revision, "revision")
     bare = str(name).removeprefix(PREFIX)
     path = expanded(bare)
     if not bare or not path.exists():
@@ -89,14 +90,18 @@ def open_table(name: str | Path, options: TableOptions, revision: str | None = N
     return Table(_undecoded(table), path if path.is_dir() else path.parent, revision, shown)
 
 
-def from_dataset(table: "Dataset") -> Table:
+def from_dataset(table: "Dataset", revision: str | None = None) -> Table:
     """Wrap a table that is open already.
 
     Raises:
-        DatasetError: It is something else, or empty.
+        DatasetError: It is something else, or empty; or a revision is given, which means nothing here.
     """
     import datasets
 
+    if revision is not None:
+        raise DatasetError(
+            f"The table is open already, so revision={revision!r} means nothing: leave it out."
+        )
     if not isinstance(table, datasets.Dataset):
         raise DatasetError(
             f"Expected a datasets.Dataset, got {type(table).__name__}: of a DatasetDict give one split; an "

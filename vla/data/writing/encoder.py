@@ -18,6 +18,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from vla.errors import ConfigError, ShapeError
+from vla.types import as_number
 
 Codec = Literal["h264", "av1"]
 
@@ -47,12 +48,12 @@ def whole_rate(fps: Any) -> int:
         ConfigError: It is not a whole number of at least 1.
     """
     try:
-        rate = 0 if isinstance(fps, bool | str | bytes) else int(fps)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # RuntimeError: a tensor of several
+        rate = as_number(fps, "fps")
+    except ConfigError:
         rate = 0
-    if rate < 1 or rate != fps:
+    if rate < 1 or rate != int(rate):
         raise ConfigError(f"fps must be a whole number of frames per second, got {fps!r}.")
-    return rate
+    return int(rate)
 
 
 class VideoEncoder:
