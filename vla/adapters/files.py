@@ -31,6 +31,7 @@ from vla.adapters.lora import (
 from vla.adapters.quantize import load_quantized
 from vla.atomic import atomic_folder, atomic_write, read_json
 from vla.checkpoints.module import LoadedFrom, PolicyModule
+from vla.checkpoints.replace import check_replaceable
 from vla.checkpoints.savable import check_finite
 from vla.errors import StatisticsError, VlaError, WeightsError, misread, remedy
 from vla.transforms.named_pipelines import read_pipelines
@@ -45,6 +46,28 @@ _, CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES
 
 _PREFIX = "base_model.model."
 """What `peft` puts before every name in its files."""
+
+
+def check_saving(policy: PolicyModule, folder: Path) -> None:
+    """Raise what saving a policy into a folder would, as far as it is known before it is trained.
+
+    Raises:
+        SaveError: The folder is a checkpoint that must not be replaced, or a file.
+        WeightsError: There is nothing that a checkpoint could hold: see `Policy.save_pretrained`.
+    """
+    check_storable(policy)
+    if policy.adapter is not None:
+        base_of(policy)
+    check_replaceable(folder, is_adapter=policy.adapter is not None)
+
+
+def check_storable(policy: PolicyModule) -> None:
+    """Raise `WeightsError` where a policy is a quantised base alone."""
+    if policy.quantized is not None and policy.adapter is None:
+        raise WeightsError(
+            f"This policy's weights are stored in {policy.quantized}, which no checkpoint holds: they lie "
+            "where they were loaded from, in full, and only an adapter next to them can be saved."
+        )
 
 
 def write_adapter(

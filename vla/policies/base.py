@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import ModelOutput
 
-from vla.adapters.files import base_of, load_with_base, write_adapter
+from vla.adapters.files import check_storable, load_with_base, write_adapter
 from vla.adapters.quantize import load_quantized
 from vla.atomic import SaveError
+from vla.checkpoints.empty import measured
 from vla.checkpoints.hub.push import own_repository, push
 from vla.checkpoints.keywords import (
     SAVING,
@@ -31,9 +32,9 @@ from vla.checkpoints.keywords import (
     translate,
 )
 from vla.checkpoints.module import LoadedFrom, PolicyModule
-from vla.checkpoints.replace import check_replaceable, finish_save, replacing_checkpoint
+from vla.checkpoints.replace import finish_save, replacing_checkpoint
 from vla.checkpoints.savable import check_savable
-from vla.errors import ConfigError, WeightsError
+from vla.errors import ConfigError
 from vla.policies.auto_classes import register_classes
 from vla.policies.cacheable import Cacheable
 from vla.policies.config import PolicyConfig
@@ -124,6 +125,8 @@ class Policy(PolicyModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = measured(cls.__init__)  # type: ignore[method-assign]
         if "forward" in vars(cls):
             cls.forward = LossWithoutLabels(cls.forward)  # type: ignore[method-assign]
         config_class = vars(cls).get("config_class")
@@ -291,7 +294,7 @@ class Policy(PolicyModule):
         others.pop("save_function", None)  # accelerate's, where weights may not be safetensors
         if unknown := sorted(others.keys() - {"token"}) if not push_to_hub else ():
             raise ConfigError(f"save_pretrained has no {', '.join(unknown)} (without push_to_hub=True).")
-        self._check_has_a_form_to_save()
+        check_storable(self)
         if not is_main_process:
             return
         if self.adapter is None:
@@ -310,28 +313,6 @@ class Policy(PolicyModule):
         if push_to_hub:
             repo_id = others.pop("repo_id", None) or own_repository(Path(save_directory), others.get("token"))
             self.push_to_hub(repo_id, max_shard_size=max_shard_size, **others)
-
-    def check_saving(self, save_directory: str | Path) -> None:
-        """Raise what `save_pretrained` would, as far as it is known before the training; changes nothing.
-
-        Args:
-            save_directory: Where the policy is to be saved.
-
-        Raises:
-            SaveError: The folder is a checkpoint that must not be replaced, or a file.
-            WeightsError: There is nothing that a checkpoint could hold: see `save_pretrained`.
-        """
-        self._check_has_a_form_to_save()
-        if self.adapter is not None:
-            base_of(self)
-        check_replaceable(Path(save_directory), is_adapter=self.adapter is not None)
-
-    def _check_has_a_form_to_save(self) -> None:
-        if self.quantized is not None and self.adapter is None:
-            raise WeightsError(
-                f"This policy's weights are stored in {self.quantized}, which no checkpoint holds: they lie "
-                "where they were loaded from, in full, and only an adapter next to them can be saved."
-            )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch.utils.data import ConcatDataset, Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vla.adapters.files import write_base
+from vla.adapters.files import check_saving, write_base
 from vla.adapters.lora import adapter_parameters
 from vla.atomic import atomic_write
 from vla.checkpoints.module import PolicyModule
@@ -30,20 +30,19 @@ class PolicyCallback(TrainerCallback):
         """Refuse a folder that the policy cannot be saved into, and datasets of raw items; prepare pushes.
 
         Raises:
-            SaveError: See `Policy.check_saving`.
+            SaveError: See `check_saving`.
             WeightsError: See there.
             ConfigError: A dataset's items are not a policy's tensors.
         """
-        policy: Any = kwargs.get("model")
+        policy = kwargs.get("model")
         if not isinstance(policy, PolicyModule):
             return
         for loader in (kwargs.get("train_dataloader"), kwargs.get("eval_dataloader")):
             refuse_raw_dataset(getattr(loader, "dataset", None))
         output = Path(str(args.output_dir))
-        check_saving: Any = policy.check_saving  # `Policy`'s, which this file does not import
-        check_saving(output)
+        check_saving(policy, output)
         for folder in output.glob("checkpoint-*") if str(args.save_strategy) != "no" else ():
-            check_saving(folder)
+            check_saving(policy, folder)
         if args.push_to_hub and str(args.hub_strategy) != "end" and args.should_save:
             # With each save the Trainer pushes weights and config, and what else lies in the folder.
             output.mkdir(parents=True, exist_ok=True)
@@ -55,7 +54,7 @@ class PolicyCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the tensors of an adapter where the Trainer will look for them."""
-        policy: Any = kwargs.get("model")
+        policy = kwargs.get("model")
         if not isinstance(policy, PolicyModule) or policy.adapter is None or not args.should_save:
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
