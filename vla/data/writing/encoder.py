@@ -32,7 +32,7 @@ _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
 
 def check_video_format(codec: str, fps: float, height: int, width: int) -> None:
     """Raise `ConfigError` on an unknown codec, a fractional rate, or an odd size (yuv420p holds none)."""
-    if codec not in _ENCODERS:
+    if not isinstance(codec, str) or codec not in _ENCODERS:
         raise ConfigError(f"codec must be one of {sorted(_ENCODERS)}, got '{codec}'.")
     whole_rate(fps)
     if height % 2 or width % 2 or height < 2 or width < 2:
