@@ -178,6 +178,23 @@ def as_number(value: Any, name: str, at_least: float = -math.inf) -> float:
     return number
 
 
+def as_flag(value: Any, name: str) -> bool:
+    """Return an argument that is True or False, of Python, numpy or torch.
+
+    Anything else has a truth value, too, but "false" has that of True: it raises `ConfigError`.
+    """
+    if "bool" in str(getattr(value, "dtype", type(value).__name__)) and not getattr(value, "ndim", 0):
+        return bool(value)
+    raise ConfigError(f"{name} must be True or False, got {value!r}.")
+
+
+def as_text(value: Any, name: str) -> str:
+    """Return an argument that is text and not empty; raises `ConfigError` where it is something else."""
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name} must be text, got {value!r}.")
+    return value
+
+
 def as_texts(value: Any, name: str) -> tuple[str, ...]:
     """Return an argument that is a list of texts; raises `ConfigError` where it is one text, or others."""
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):

@@ -174,7 +174,7 @@ def test_functions_say_what_they_are_for(root):
     with pytest.raises(ConfigError, match="A mixture is made of a list of Member"):
         Mixture(member)
     for weight in ("1", True, None):
-        with pytest.raises(ConfigError, match="weight of 'one' in the mixture must be positive"):
+        with pytest.raises(ConfigError, match="weight of 'one' in the mixture must be a finite number"):
             Mixture([Member("one", dataset, weight, member.transform)])
 
 

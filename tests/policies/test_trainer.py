@@ -1,17 +1,23 @@
 """`transformers.Trainer` trains every policy as any other model: from start to `save_model`, and back."""
 
+import logging
+import shutil
+
 import pytest
 import torch
 import transformers.trainer
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 from transformers import Trainer, TrainingArguments
 from transformers.utils.generic import can_return_loss, find_labels
 
 import vla
-from tests.data.make import make_dataset
+from tests.data.make import files_of, make_dataset
 from tests.hub_server import TOKEN, serving, speak_to
+from vla.adapters.lora import AdapterConfig, adapter_parameters, add_adapter, fold_in
+from vla.atomic import SaveError
 from vla.data import LeRobotDataset, PolicyDataset, compute_statistics
+from vla.errors import ConfigError, ShapeError, WeightsError
 from vla.policies.registry import make_config, policy_entry
 from vla.transforms.tokenizer import train_tokenizer
 
@@ -189,6 +195,22 @@ def test_peft_trains_saves_loads_and_merges(make, tmp_path):
         assert float(policy.eval()(**batch, **fixed).loss) != pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_what_the_trainer_pushes_on_the_way_opens(make, adapt, adapted, tmp_path, monkeypatch):
+    policy, items = adapt() if adapted else make("bc")
+    with serving() as hub:
+        speak_to(hub.url, monkeypatch, tmp_path / "cache")
+        if hasattr(transformers.trainer, "hf_api"):
+            monkeypatch.setattr(transformers.trainer.hf_api(), "endpoint", hub.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        one = trainer(policy, items, tmp_path / "out", max_steps=1, push_to_hub=True, hub_model_id="me/cup",
+                      hub_token=TOKEN, save_strategy="steps", save_steps=1, hub_always_push=True)  # fmt: skip
+        one.train()
+        assert_same(policy, vla.load("me/cup").policy)
+        one.push_to_hub()
+        assert_same(policy, vla.load("me/cup").policy)
+
+
 def test_the_trainer_pushes_to_the_hub(make, tmp_path, monkeypatch):
     policy, items = make("bc")
     with serving() as hub:
@@ -203,3 +225,103 @@ def test_the_trainer_pushes_to_the_hub(make, tmp_path, monkeypatch):
         files = hub.repos["me/cup"].branches["main"]
     assert {"config.json", "model.safetensors", "pipeline.json", "statistics.json"} <= set(files)
     assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def adapt(make, tmp_path):
+    """Make the same adapted policy again and again, with its base in `base`, and its training items."""
+
+    def made():
+        policy, items = make("pi0")
+        if not (tmp_path / "base").exists():
+            policy.save_pretrained(tmp_path / "base")
+        adapted = vla.AutoPolicy.from_pretrained(tmp_path / "base")
+        torch.manual_seed(0)
+        add_adapter(adapted, AdapterConfig(rank=2))
+        return adapted, items
+
+    return made
+
+
+def test_our_adapters_from_start_to_the_best_and_resumed(make, adapt, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    policy, items = adapt()
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    base = files_of(tmp_path / "base")
+    options = {**SAVING, "bf16": False, "gradient_checkpointing": False}
+    one = trainer(policy, items, tmp_path / "out", **options)
+    one.train()
+    losses = [entry["eval_loss"] for entry in one.state.log_history if "eval_loss" in entry]
+    assert one.state.best_metric == min(losses)
+    best = one.state.best_model_checkpoint
+    assert_same(policy, vla.AutoPolicy.from_pretrained(best))
+    assert_same(policy, vla.load(best).policy)
+    changed = {name for name, tensor in policy.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == set(adapter_parameters(policy))
+    one.save_model()
+    assert_same(policy, vla.AutoPolicy.from_pretrained(tmp_path / "out"))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+    whole = {
+        key: tensor.clone()
+        for key, tensor in vla.load(tmp_path / "out" / "checkpoint-4").policy.state_dict().items()
+    }
+    again, items = adapt()
+    two = trainer(again, items, tmp_path / "out", **{**options, "load_best_model_at_end": False})
+    two.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert [e["loss"] for e in two.state.log_history if "loss" in e] == [
+        e["loss"] for e in one.state.log_history if "loss" in e
+    ]
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in again.state_dict().items())
+    assert "missing keys" not in caplog.text
+    assert files_of(tmp_path / "base") == base
+
+
+def test_a_policy_that_was_merged_is_saved_whole(adapt, tmp_path):
+    policy, items = adapt()
+    trainer(policy, items, tmp_path / "out", max_steps=1).train()
+    fold_in(policy)
+    policy.save_pretrained(tmp_path / "merged")
+    assert_same(policy, vla.AutoPolicy.from_pretrained(tmp_path / "merged"))
+
+
+@pytest.mark.parametrize("wrong", ["base", "older checkpoint", "run", "never saved"])
+def test_what_cannot_be_saved_is_refused_before_the_training(make, adapt, wrong, tmp_path):
+    policy, items = adapt()
+    output, options, kind = tmp_path / "out", {}, SaveError
+    if wrong == "base":
+        output, message = tmp_path / "base", "base holds a whole policy, which an adapter does not replace"
+    elif wrong == "older checkpoint":
+        shutil.copytree(tmp_path / "base", output / "checkpoint-2")
+        options, message = {"save_strategy": "steps", "save_steps": 2}, "checkpoint-2 holds a whole policy"
+    elif wrong == "run":
+        policy, _ = make("pi0")
+        shutil.copytree(tmp_path / "base", output)
+        (output / "training_state.pt").write_bytes(b"")
+        message = "is a checkpoint that a training run resumes from"
+    else:
+        policy, _ = make("pi0")
+        add_adapter(policy)
+        kind, message = WeightsError, "This adapter's base was never saved"
+    one = trainer(policy, items, output, **options)
+    before = files_of(tmp_path)
+    with pytest.raises(kind, match=message):
+        one.train()
+    assert one.state.global_step == 0
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("unread_too", [True, False])
+def test_a_dataset_of_raw_frames_is_told_of_policy_dataset(make, name, unread_too, tmp_path):
+    policy, items = make(name)
+    keep = {"remove_unused_columns": unread_too}
+    for raw in (items.dataset, Subset(items.dataset, range(4)), ConcatDataset([items.dataset] * 2)):
+        with pytest.raises(ConfigError, match=r"cannot train on a LeRobotDataset.*PolicyDataset\(dataset"):
+            trainer(policy, raw, tmp_path / "out", **keep).train()
+    one = trainer(policy, items, tmp_path / "out", **keep)
+    with pytest.raises((ConfigError, ShapeError), match="PolicyDataset"):
+        one.evaluate(items.dataset)
+    batch = {key: value for key, value in items.dataset[0].items() if isinstance(value, torch.Tensor)}
+    with pytest.raises(ConfigError, match=r"was given action, observation.state as a dataset holds them"):
+        policy(**batch)

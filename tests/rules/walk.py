@@ -29,6 +29,7 @@ FLOORS = (
             "policies.config",
             "policies.cacheable",
             "policies.auto_classes",
+            "policies.trainer_callback",
             "policies.trainer",
             "policies.base",
         ),

@@ -31,6 +31,7 @@ from vla.adapters.lora import (
 from vla.adapters.quantize import load_quantized
 from vla.atomic import atomic_folder, atomic_write, read_json
 from vla.checkpoints.module import LoadedFrom, PolicyModule
+from vla.checkpoints.replace import check_replaceable
 from vla.checkpoints.savable import check_finite
 from vla.errors import StatisticsError, VlaError, WeightsError, misread, remedy
 from vla.paths import expanded
@@ -48,6 +49,28 @@ _PREFIX = "base_model.model."
 """What `peft` puts before every name in its files."""
 
 
+def check_saving(policy: PolicyModule, folder: Path) -> None:
+    """Raise what saving a policy into a folder would, as far as it is known before it is trained.
+
+    Raises:
+        SaveError: The folder is a checkpoint that must not be replaced, or a file.
+        WeightsError: There is nothing that a checkpoint could hold: see `Policy.save_pretrained`.
+    """
+    check_storable(policy)
+    if policy.adapter is not None:
+        base_of(policy)
+    check_replaceable(folder, is_adapter=policy.adapter is not None)
+
+
+def check_storable(policy: PolicyModule) -> None:
+    """Raise `WeightsError` where a policy is a quantised base alone."""
+    if policy.quantized is not None and policy.adapter is None:
+        raise WeightsError(
+            f"This policy's weights are stored in {policy.quantized}, which no checkpoint holds: they lie "
+            "where they were loaded from, in full, and only an adapter next to them can be saved."
+        )
+
+
 def write_adapter(
     policy: PolicyModule, folder: Path, state_dict: dict[str, torch.Tensor] | None = None
 ) -> None:
@@ -62,13 +85,8 @@ def write_adapter(
         WeightsError: The base was never saved as a checkpoint, so the adapter cannot refer to it; or a value
             is not finite.
     """
-    name, base = policy.adapter, policy.loaded_from
+    name, base = policy.adapter, base_of(policy)
     assert name is not None
-    if base is None:
-        raise WeightsError(
-            "This adapter's base was never saved, so the adapter alone would be of no use: save the base "
-            "with save_pretrained before an adapter is added, and load it from there."
-        )
     peft: Any = import_peft()
     lora: Any = policy.peft_config[name]  # type: ignore[index]
     lora.base_model_name_or_path, lora.revision = base.name, base.revision
@@ -83,6 +101,13 @@ def write_adapter(
         key: sorted(value) if isinstance(value, set) else value for key, value in lora.to_dict().items()
     } | {"inference_mode": True}
     atomic_write(folder / CONFIG_FILE, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    write_base(policy, folder)
+
+
+def write_base(policy: PolicyModule, folder: Path) -> None:
+    """Write what the active adapter's folder says of its base; raises `WeightsError` as `base_of` does."""
+    base, name = base_of(policy), policy.adapter
+    assert name is not None
     said = {
         "name": base.name,
         "revision": base.revision,
@@ -92,6 +117,21 @@ def write_adapter(
         "quantize": policy.trained_on[name],
     }
     atomic_write(folder / BASE_FILE, json.dumps(said, indent=2) + "\n")
+
+
+def base_of(policy: PolicyModule) -> LoadedFrom:
+    """Return the checkpoint that an adapter's base was loaded from.
+
+    Raises:
+        WeightsError: The base was never saved.
+    """
+    if policy.loaded_from is None:
+        raise WeightsError(
+            "This adapter's base was never saved, so the adapter alone would be of no use: save the base "
+            "with save_pretrained before an adapter is added, and load it from there; or make one policy of "
+            "both with vla.adapters.lora.fold_in, and save that."
+        )
+    return policy.loaded_from
 
 
 def load_adapter(

@@ -179,14 +179,16 @@ def set_adapter(policy: PolicyModule, name: str | None) -> None:
 
 def train_adapter_only(policy: PolicyModule) -> None:
     """Let only the active adapter require gradients."""
-    marks = (
-        f".lora_A.{policy.adapter}.",
-        f".lora_B.{policy.adapter}.",
-        f".modules_to_save.{policy.adapter}.",
-    )
-    marks += (f".lora_magnitude_vector.{policy.adapter}.",)
-    for name, parameter in policy.named_parameters():
-        parameter.requires_grad_(any(mark in name for mark in marks))
+    policy.requires_grad_(False)
+    for parameter in adapter_parameters(policy).values():
+        parameter.requires_grad_(True)
+
+
+def adapter_parameters(policy: PolicyModule) -> dict[str, nn.Parameter]:
+    """Return the parameters of the active adapter by their names in the policy; none without one."""
+    kinds = ("lora_A", "lora_B", "modules_to_save", "lora_magnitude_vector")
+    marks = [f".{kind}.{policy.adapter}." for kind in kinds]
+    return {name: one for name, one in policy.named_parameters() if any(mark in name for mark in marks)}
 
 
 def cast_trained(policy: PolicyModule, dtype: torch.dtype) -> None:

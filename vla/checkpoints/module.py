@@ -77,6 +77,21 @@ class PolicyModule(PreTrainedModel):
         """Every adapter's `pipelines`; the base's under None."""
 
     @property
+    def _keys_to_ignore_on_save(self) -> set[str]:  # type: ignore[override]
+        """Names of `state_dict` that no checkpoint of this policy holds; with an adapter, all but its own.
+
+        `transformers` warns of others that are missing when a checkpoint is loaded into a policy.
+        """
+        never: set[str] = vars(self).get("_never_saved", set())
+        if vars(self).get("adapter") is None:
+            return never
+        return never | {name for name in self.state_dict() if f".{self.adapter}." not in name}
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, names: set[str] | list[str] | None) -> None:
+        vars(self)["_never_saved"] = set(names or ())
+
+    @property
     def pipeline(self) -> Pipeline | None:
         """The pipeline of a policy of one robot; None until fitted to a dataset, and for several robots.
 

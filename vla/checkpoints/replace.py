@@ -53,25 +53,36 @@ def replacing_checkpoint(target: Path | str) -> Iterator[Path]:
         with atomic_folder(target) as folder:
             yield folder
         return
-    if not target.is_dir():
-        raise SaveError(f"{target} is a file; give a folder to save the policy into.")
+    check_replaceable(target)
     finish_save(target)
+    with atomic_folder(target / READY) as made:
+        yield made
+        new = [path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()]
+        check_replaceable(target, is_adapter=BASE_FILE in new)
+        old = [name for name in _own_files(target) if name not in new]
+        atomic_write(made / _MOVES, json.dumps({"new": new, "old": old}))
+    finish_save(target)
+
+
+def check_replaceable(target: Path, is_adapter: bool = False) -> None:
+    """Raise `SaveError` where a policy cannot be saved into `target`, whatever it is; changes nothing.
+
+    Args:
+        target: Where the policy would go.
+        is_adapter: Whether an adapter is to be saved, rather than a whole policy.
+    """
+    if target.exists() and not target.is_dir():
+        raise SaveError(f"{target} is a file; give a folder to save the policy into.")
     if (target / _TRAINING_STATE).exists():
         raise SaveError(
             f"{target} is a checkpoint that a training run resumes from, and other weights would break it: "
             "choose another folder."
         )
-    with atomic_folder(target / READY) as made:
-        yield made
-        new = [path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()]
-        if BASE_FILE in new and (target / "config.json").exists():
-            raise SaveError(
-                f"{target} holds a whole policy, which an adapter does not replace (it may be the adapter's "
-                "own base): choose another folder."
-            )
-        old = [name for name in _own_files(target) if name not in new]
-        atomic_write(made / _MOVES, json.dumps({"new": new, "old": old}))
-    finish_save(target)
+    if is_adapter and (target / "config.json").exists():
+        raise SaveError(
+            f"{target} holds a whole policy, which an adapter does not replace (it may be the adapter's "
+            "own base): choose another folder."
+        )
 
 
 def finish_save(target: Path) -> None:

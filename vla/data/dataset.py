@@ -45,11 +45,11 @@ from vla.data.selection import (
     window_of,
     without_depth,
 )
-from vla.data.stream import FileStream
+from vla.data.stream import stream_of
 from vla.data.video import OPEN_VIDEOS
 from vla.data.windows import window
 from vla.errors import ConfigError, DatasetError, did_you_mean
-from vla.types import ACTION_KEY, STATE_KEY, TASK_KEY, ProgressCallback, Window, columns_of, name_of
+from vla.types import ACTION_KEY, STATE_KEY, TASK_KEY, ProgressCallback, Window, as_count, columns_of, name_of
 
 if TYPE_CHECKING:
     import datasets
@@ -146,8 +146,7 @@ class LeRobotDataset:
         self.action_horizon = self.window.horizon
         source = locate(path_or_repo_id, revision)
         self.root, self.revision = source.root, source.revision
-        is_streamed = streaming and source.repo_id is not None
-        self._stream = FileStream(source, streaming_disk_gb) if is_streamed else None
+        self._stream = stream_of(source, streaming, streaming_disk_gb)
         self.action_key, self.state_key = name_of(action_key, ACTION_KEY), name_of(state_key, STATE_KEY)
         info = read_info(self.root)
         storage = _STORAGES[info.version]
@@ -353,6 +352,7 @@ class LeRobotDataset:
         Raises:
             ConfigError: The disk space for streamed files may not hold those of the window.
         """
+        episodes = as_count(episodes, "The number of episodes to shuffle among")
         files = [tuple(e.videos[c].path for c in self.cameras if c in e.videos) for e in self.episodes]
         numbers = {group: number for number, group in enumerate(dict.fromkeys(files))}
         size = max(2, math.ceil(episodes * len(numbers) / len(files)))

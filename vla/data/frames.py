@@ -11,7 +11,7 @@ from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.schema import Feature
 from vla.data.video import OPEN_VIDEOS, VideoReaders
 from vla.errors import DatasetError
-from vla.types import ProgressCallback
+from vla.types import ProgressCallback, as_flag
 
 
 class FrameStore:
@@ -50,7 +50,7 @@ class FrameStore:
         self._times = times
         self._file_rows = file_rows
         self._tolerance_s = tolerance_s
-        self._kept: dict[tuple[int, str], np.ndarray] | None = {} if cache else None
+        self._kept: dict[tuple[int, str], np.ndarray] | None = {} if as_flag(cache, "cache_frames") else None
         self._videos = VideoReaders(open_videos, locate or root.joinpath)
         self._images = ParquetImages() if images is None else images
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vla.errors import DatasetError
 from vla.paths import expanded
-from vla.types import COMMIT, HUB_ID
+from vla.types import COMMIT, HUB_ID, as_text
 
 _POINTER = b"version https://git-lfs"
 _MANY_FILES = 200  # beyond, matching every file against every pattern costs more than it saves
@@ -63,9 +63,14 @@ def refuse_pointer(path: Path) -> None:
             head = file.read(len(_POINTER))
     except (OSError, ValueError):
         return
-    if head == _POINTER:
+    refuse_pointer_content(head, str(path))
+
+
+def refuse_pointer_content(content: bytes, what: str) -> None:
+    """Raise `DatasetError` where the content of `what` is a Git LFS pointer's; its beginning is enough."""
+    if content[: len(_POINTER)] == _POINTER:
         raise DatasetError(
-            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in the dataset's folder, "
+            f"{what} is a Git LFS pointer, not the file itself: run `git lfs pull` in the dataset's folder, "
             "or use `hf download --repo-type dataset`."
         )
 
@@ -81,6 +86,7 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetL
         DatasetError: There is no such folder or hub dataset, it cannot be reached, or a revision is given
             for a folder.
     """
+    revision = None if revision is None else as_text(revision, "revision")
     path = dataset_path(path_or_repo_id)
     if path.exists():
         if revision is not None:

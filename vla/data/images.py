@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from vla.data.hub import refuse_pointer
+from vla.data.hub import refuse_pointer, refuse_pointer_content
 from vla.errors import DatasetError
 
 _FIRST_BYTES = 1 << 16
@@ -132,6 +132,7 @@ def _opened(value: Any, what: str) -> Iterator[Image.Image]:
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise DatasetError(f"{what} holds no image (bytes are missing).")
+    refuse_pointer_content(data, what)
     try:
         with Image.open(io.BytesIO(data)) as image:
             yield image

@@ -11,7 +11,7 @@ from vla.data.sample import to_canonical
 from vla.errors import ConfigError
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import camera_slots
-from vla.types import IMAGE_PREFIX
+from vla.types import IMAGE_PREFIX, as_flag
 
 
 class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
@@ -64,7 +64,7 @@ class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
             dataset,
             pipeline,
             response_key,
-            augment,
+            as_flag(augment, "augment"),
         )
         self.cameras = _cameras_of(pipeline, self._source) if cameras is None else dict(cameras)
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from vla.data.hub import DatasetLocation
 from vla.errors import ConfigError, DatasetError
-from vla.types import as_number
+from vla.types import as_flag, as_number
 from vla.weights.hub_errors import hub_errors
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,23 @@ _IN_USE_S = 60.0
 """A file that was requested so recently is not removed: a process may be about to open it."""
 
 _FOLDER = "streamed"
+
+
+def stream_of(source: DatasetLocation, streaming: bool, disk_gb: float | None) -> "FileStream | None":
+    """Return what downloads a dataset's videos when they are needed; None for those of a folder, or unasked.
+
+    Raises:
+        ConfigError: `streaming` is not True or False, or `disk_gb` is not positive.
+        DatasetError: See `FileStream`.
+    """
+    is_streamed = as_flag(streaming, "streaming") and source.repo_id is not None
+    _check_disk_space(disk_gb)
+    return FileStream(source, disk_gb) if is_streamed else None
+
+
+def _check_disk_space(disk_gb: float | None) -> None:
+    if disk_gb is not None and as_number(disk_gb, "streaming_disk_gb") <= 0:
+        raise ConfigError(f"The disk space for streamed files must be positive, got {disk_gb} GB.")
 
 
 class FileStream:
@@ -46,8 +63,7 @@ class FileStream:
     """
 
     def __init__(self, source: DatasetLocation, disk_gb: float | None = None) -> None:
-        if disk_gb is not None and as_number(disk_gb, "streaming_disk_gb") <= 0:
-            raise ConfigError(f"The disk space for streamed files must be positive, got {disk_gb} GB.")
+        _check_disk_space(disk_gb)
         if source.repo_id is None or source.revision is None:
             raise DatasetError(
                 f"{source.root} is not a snapshot of a commit of a hub dataset: read it unstreamed."

@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import ModelOutput
 
-from vla.adapters.files import load_with_base, write_adapter
+from vla.adapters.files import check_storable, load_with_base, write_adapter
 from vla.adapters.quantize import load_quantized
 from vla.atomic import SaveError
+from vla.checkpoints.empty import measured
 from vla.checkpoints.hub.push import own_repository, push
 from vla.checkpoints.keywords import (
     SAVING,
@@ -33,12 +34,12 @@ from vla.checkpoints.keywords import (
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.checkpoints.replace import finish_save, replacing_checkpoint
 from vla.checkpoints.savable import check_savable
-from vla.errors import ConfigError, WeightsError
+from vla.errors import ConfigError
 from vla.paths import expanded
 from vla.policies.auto_classes import register_classes
 from vla.policies.cacheable import Cacheable
 from vla.policies.config import PolicyConfig
-from vla.policies.trainer import LossWithoutLabels
+from vla.policies.trainer import LossWithoutLabels, refuse_raw_items
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import NormalizationMode
 from vla.types import Batch, as_device
@@ -125,6 +126,8 @@ class Policy(PolicyModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = measured(cls.__init__)  # type: ignore[method-assign]
         if "forward" in vars(cls):
             cls.forward = LossWithoutLabels(cls.forward)  # type: ignore[method-assign]
         config_class = vars(cls).get("config_class")
@@ -133,6 +136,11 @@ class Policy(PolicyModule):
             getattr(config_class, "model_type", "") and not inherited
         ):  # neither of several policies nor a variant
             register_classes(cls)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """Compute the loss: `forward`, with a word to those who give a dataset's items as they are."""
+        refuse_raw_items(inputs)
+        return super().__call__(*args, **inputs)
 
     # -- acting ----------------------------------------------------------------------------------------
 
@@ -287,11 +295,7 @@ class Policy(PolicyModule):
         others.pop("save_function", None)  # accelerate's, where weights may not be safetensors
         if unknown := sorted(others.keys() - {"token"}) if not push_to_hub else ():
             raise ConfigError(f"save_pretrained has no {', '.join(unknown)} (without push_to_hub=True).")
-        if self.quantized is not None and self.adapter is None:
-            raise WeightsError(
-                f"This policy's weights are stored in {self.quantized}, which no checkpoint holds: they lie "
-                "where they were loaded from, in full, and only an adapter next to them can be saved."
-            )
+        check_storable(self)
         if not is_main_process:
             return
         save_directory = expanded(save_directory)

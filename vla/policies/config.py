@@ -8,6 +8,10 @@ from transformers import PretrainedConfig
 from vla.errors import ConfigError
 from vla.types import DatasetFacts, Window
 
+_LARGEST = {"image_size": 2**14, "action_horizon": 2**16, "num_inference_steps": 2**16}
+_LARGEST_ELSE = 2**24
+"""Whole numbers in a config are at most so large, whatever the policy."""
+
 
 class PolicyConfig(PretrainedConfig):
     """Base of the policies' configs.
@@ -33,6 +37,20 @@ class PolicyConfig(PretrainedConfig):
                     )
                 setattr(self, new, value)
         super().__post_init__(**kwargs)
+        self._check_largest()
+
+    def _check_largest(self) -> None:
+        """Raise `ConfigError` for numbers that no policy has: a typing error, or a damaged file."""
+        own = [one for one in type(self).__mro__ if issubclass(one, PolicyConfig)]
+        for name in dict.fromkeys(name for one in own for name in vars(one).get("__annotations__", ())):
+            value = getattr(self, name, None)
+            parts = value if isinstance(value, Mapping) else {name: value}
+            for part, held in parts.items():
+                for number in held if isinstance(held, list | tuple) else (held,):
+                    most = _LARGEST.get(part, _LARGEST_ELSE)
+                    if isinstance(number, int) and number > most:
+                        where = name if part == name else f"{name}.{part}"
+                        raise ConfigError(f"{where} must be at most {most}, got {number}.")
 
     @classmethod
     def renamed(cls, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,22 @@ The Trainer reads the signature of a class's `forward` to learn how the model gi
 its labels, or by `return_loss=True`, which says that it needs none. A policy's loss is that of actions, with
 or without `labels` (text to be predicted), so the class says the second; the method of an instance, by which
 the Trainer learns which tensors of a sample are read, keeps its own signature.
+
+That look at the class also makes `TrainerCallback`, with what only the Trainer's events allow, one of its
+callbacks (`vla.policies.trainer_callback`).
 """
 
 import functools
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
+
+from vla.errors import ConfigError
+from vla.types import ACTION_KEY, STATE_KEY, TASK_KEY
+
+_RAW_KEYS = {STATE_KEY, ACTION_KEY, TASK_KEY}
 
 
 class LossWithoutLabels:
@@ -37,4 +46,19 @@ class LossWithoutLabels:
         self._of_class = of_class
 
     def __get__(self, policy: Any, policy_class: type[Any] | None = None) -> Callable[..., Any]:
-        return self._of_class if policy is None else MethodType(self.forward, policy)
+        if policy is not None:
+            return MethodType(self.forward, policy)
+        if "transformers.trainer" in sys.modules:
+            from vla.policies.trainer_callback import install
+
+            install()
+        return self._of_class
+
+
+def refuse_raw_items(inputs: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where a policy is given what a dataset's items hold, and not tensors of its own."""
+    if raw := sorted(_RAW_KEYS & inputs.keys()):
+        raise ConfigError(
+            f"The policy was given {', '.join(raw)} as a dataset holds them; its own tensors are made by its "
+            "pipeline: vla.data.PolicyDataset(dataset, policy.pipeline) in the place of the dataset."
+        )

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from tests.data.make import draw_code, low_dim, task_of
+from tests.data.make import draw_code, low_dim, task_of, write_mp4
 from vla.data import ColumnNames, TableOptions
 
 LENGTHS = (5, 12, 3)
@@ -68,3 +68,14 @@ def make_table(
     whole = datasets.Dataset.from_dict({key: column for key, column in values.items() if key not in types})
     chosen = {key: types[key] for key in values if key in types}
     return datasets.Dataset.from_dict(values, features=datasets.Features({**whole.features, **chosen}))
+
+
+def make_videos(folder):
+    """A video for each episode, the first of which begins after two frames that belong to none."""
+    paths = []
+    for episode, length in enumerate(LENGTHS):
+        codes = [draw_code(episode, frame, 0) for frame in range(length)]
+        write_mp4(folder / f"{episode}.mp4", [draw_code(9, 9, 0)] * 2 * (episode == 0) + codes, FPS)
+        paths += [str(folder / f"{episode}.mp4")] * length
+    starts = [0.2 if episode == 0 else 0.0 for episode, _ in frames()]
+    return {"view": paths, "view.from_timestamp": starts}, {"view": datasets.Video()}

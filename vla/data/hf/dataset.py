@@ -5,7 +5,6 @@ rows into episodes, `images` decodes on demand. What comes after is the same for
 windows, statistics, splits, loaders.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,8 +16,9 @@ import numpy as np
 from vla.data.dataset import LeRobotDataset
 from vla.data.frames import FrameStore
 from vla.data.hf.columns import TableColumns
+from vla.data.hf.content import table_fingerprint
 from vla.data.hf.export import START_SUFFIX, Videos
-from vla.data.hf.images import TableImages, image_sizes, video_spans
+from vla.data.hf.images import TableImages, video_spans
 from vla.data.hf.options import TableOptions
 from vla.data.hf.order import FRAME_KEY, TIMESTAMP_KEY, EpisodeRows, order_rows, scalar_column
 from vla.data.hf.source import from_dataset, open_table
@@ -42,7 +42,7 @@ _EPISODE_KEY, _INDEX_KEY, _TASK_KEY = "episode_index", "index", "task_index"
 _BASE = (FRAME_KEY, TIMESTAMP_KEY, _EPISODE_KEY, _INDEX_KEY, _TASK_KEY)
 """Columns that every dataset has here; they are made from those that the table's options name."""
 
-_LOOKED_AT = 32  # episodes whose first images are part of the fingerprint
+_LOOKED_AT = 32  # episodes whose first images are decoded when a table is opened
 
 
 class HuggingFaceDataset(LeRobotDataset):
@@ -71,8 +71,9 @@ class HuggingFaceDataset(LeRobotDataset):
         open_videos: Video files that each process keeps open.
 
     Attributes:
-        fingerprint: Hash of the numbers and texts of the selected episodes, and of the sizes of their images
-            and videos: the same wherever the table is, and in whichever format.
+        fingerprint: Hash of the numbers and texts of the selected episodes, and of their images and videos as
+            they are stored: the same wherever the table is, and in whichever format. Of a camera of more
+            than 1 GiB, each image or video counts with a part of its bytes (`vla.data.hf.content`).
 
     Raises:
         DatasetError: The table is missing, damaged or empty; a column is missing or of a kind that does not
@@ -102,7 +103,7 @@ class HuggingFaceDataset(LeRobotDataset):
         self.action_horizon = self.window.horizon
         self.options = options or TableOptions()
         is_path = isinstance(table, str | Path)
-        self._table = open_table(table, self.options, revision) if is_path else from_dataset(table)
+        self._table = open_table(table, self.options, revision) if is_path else from_dataset(table, revision)
         self.root, self.revision, self._stream = self._table.root, self._table.revision, None
         self.action_key, self.state_key = name_of(action_key, ACTION_KEY), name_of(state_key, STATE_KEY)
         columns = TableColumns(self._table)
@@ -128,8 +129,8 @@ class HuggingFaceDataset(LeRobotDataset):
         self._set_window(self.window)
         seen = {camera: self.info.features[camera] for camera in self.cameras}
         self._images = TableImages(columns, {k: f for k, f in seen.items() if f.dtype == "image"})
-        self.fingerprint = self._fingerprint_of(columns)
-        self._cache_frames = cache_frames
+        self._decode_some()
+        self.fingerprint, self._cache_frames = table_fingerprint(self, self._columns, columns), cache_frames
         self._frames = FrameStore(
             self.root,
             self.episodes,
@@ -208,31 +209,13 @@ class HuggingFaceDataset(LeRobotDataset):
         self._task_column = self.options.columns.task
         self._take_columns(Columns(numbers, texts, rows, left_out))
 
-    def _fingerprint_of(self, columns: TableColumns) -> str:
-        digest = hashlib.sha256(f"{self.info.fps} {self.info.total_frames} {self.tasks}".encode())
-        digest.update(repr([episode.index for episode in self.episodes]).encode())
-        for chosen in (self.state_columns, self.action_columns):
-            if len(chosen) > 1:
-                digest.update(repr(chosen).encode())
-        for key, values in sorted(self._columns.numbers.items()):
-            digest.update(f"{key} {values.dtype} {values.shape}".encode())
-            digest.update(np.ascontiguousarray(values).tobytes())
-        for key, text in sorted(self._columns.texts.items()):
-            digest.update(f"{key} {text.texts}".encode())
-            digest.update(text.codes.tobytes())
+    def _decode_some(self) -> None:
+        """Raise `DatasetError` where the first image of an episode is damaged; of many episodes, of some."""
         step = -(-len(self.episode_slices) // _LOOKED_AT)
         for camera in self.cameras:
             if self.info.features[camera].dtype == "image":
-                sizes = image_sizes(columns, camera)[self._columns.file_rows]
-                digest.update(camera.encode() + sizes.tobytes())
                 for span in self.episode_slices[::step]:
-                    row = int(self._columns.file_rows[span.start])
-                    digest.update(self._images.read(self.root, row, camera).tobytes())
-            else:  # the content of a video is known by its size; its name depends on where it is
-                for episode in self.episodes:
-                    part = episode.videos[camera]
-                    digest.update(f"{camera} {part.start} {Path(part.path).stat().st_size}\n".encode())
-        return digest.hexdigest()[:32]
+                    self._images.read(self.root, int(self._columns.file_rows[span.start]), camera)
 
 
 def _check_one_frame(columns: TableColumns, *vectors: tuple[str, ...]) -> None:

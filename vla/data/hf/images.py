@@ -62,19 +62,6 @@ class TableImages:
         return np.ascontiguousarray(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3)))
 
 
-def image_sizes(columns: TableColumns, key: str) -> np.ndarray:
-    """Return how many bytes the image of each row of the table takes, int64 `[n]`; nothing is decoded.
-
-    Raises:
-        DatasetError: A row has no image.
-    """
-    sizes = [_bytes_of(part) for part in _batches(columns, key)]
-    found = np.concatenate(sizes)
-    if len(empty := np.flatnonzero(found < 0)):
-        raise DatasetError(f"{columns.table.name}, row {empty[0]}: '{key}' holds no image.")
-    return found
-
-
 def video_spans(columns: TableColumns, key: str, episodes: Sequence[EpisodeRows]) -> list[VideoSpan]:
     """Return where each episode is in the videos of a camera.
 
@@ -107,23 +94,6 @@ def _batches(columns: TableColumns, key: str) -> Iterator[pa.Array]:
     rows = columns.table.rows.select_columns([key]).with_format("arrow")
     for start in range(0, len(rows), _BATCH):
         yield pa.concat_arrays(rows[start : start + _BATCH][key].chunks)
-
-
-def _bytes_of(part: pa.Array) -> np.ndarray:
-    """Return the bytes of each image, or of its path; -1 where there is none."""
-    sizes = np.full(len(part), -1, dtype=np.int64)
-    if pa.types.is_struct(part.type):
-        stored = [part.field(name) for name in ("bytes", "path") if part.type.get_field_index(name) >= 0]
-    elif pa.types.is_binary(part.type) or pa.types.is_large_binary(part.type):
-        stored = [part]
-    else:
-        sizes[part.is_valid().to_numpy(zero_copy_only=False)] = 1  # arrays are all of one size
-        return sizes
-    for own in stored:
-        lengths = pc.call_function("binary_length", [own]).fill_null(0).to_numpy(zero_copy_only=False)
-        sizes = np.where((sizes < 0) & (lengths > 0), lengths, sizes)
-    sizes[part.is_null().to_numpy(zero_copy_only=False)] = -1
-    return sizes
 
 
 def _video_names(part: pa.Array) -> np.ndarray:

@@ -8,6 +8,7 @@ from vla.data.hf.dataset import HuggingFaceDataset
 from vla.data.hf.options import TableOptions
 from vla.data.hf.source import PREFIX, is_table
 from vla.errors import ConfigError
+from vla.types import as_flag
 
 
 def open_dataset(
@@ -32,6 +33,7 @@ def open_dataset(
         DatasetError: See the two classes.
         ConfigError: A table is to be streamed; or see the two classes.
     """
+    as_flag(streaming, "streaming")
     if not is_table(path):
         return LeRobotDataset(path, streaming=streaming, streaming_disk_gb=streaming_disk_gb, **reading)
     if streaming:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from vla.errors import ConfigError
+from vla.types import as_number, as_text
+
 
 @dataclass(frozen=True)
 class ColumnNames:
@@ -21,6 +24,13 @@ class ColumnNames:
     frame: str | None = None
     timestamp: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("task", "episode"):
+            as_text(getattr(self, name), f"The column of the {name}")
+        for name in ("frame", "timestamp"):
+            if getattr(self, name) is not None:
+                as_text(getattr(self, name), f"The column of the {name}")
+
 
 @dataclass(frozen=True)
 class TableOptions:
@@ -37,3 +47,14 @@ class TableOptions:
     split: str | None = None
     subset: str | None = None
     fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.columns, ColumnNames):
+            raise ConfigError(f"The columns of a table are ColumnNames(task=..., ...), got {self.columns!r}.")
+        for name in ("split", "subset"):
+            if getattr(self, name) is not None:
+                as_text(getattr(self, name), f"The {name} of a table")
+        if self.fps is not None:
+            object.__setattr__(self, "fps", as_number(self.fps, "fps"))
+            if self.fps <= 0:
+                raise ConfigError(f"fps must be above 0, got {self.fps:g}.")

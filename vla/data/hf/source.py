@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from vla.data.hf.options import TableOptions
-from vla.data.hub import dataset_path, download_all
+from vla.data.hub import dataset_path, download_all, refuse_pointer
 from vla.errors import DatasetError, did_you_mean
-from vla.types import COMMIT, HUB_ID
+from vla.types import COMMIT, HUB_ID, as_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,8 +59,10 @@ def open_table(name: str | Path, options: TableOptions, revision: str | None = N
         revision: Branch, tag or commit of a hub dataset.
 
     Raises:
-        DatasetError: It is not there, cannot be read, has no such split or subset, or is a LeRobot dataset.
+        DatasetError: It is not there, cannot be read, has no such split or subset, is a LeRobot dataset, or a
+            file of it is a Git LFS pointer.
     """
+    revision = None if revision is None else as_text(revision, "revision")
     bare = str(name).removeprefix(PREFIX)
     path = dataset_path(bare)
     if not bare or not path.exists():
@@ -78,6 +80,9 @@ def open_table(name: str | Path, options: TableOptions, revision: str | None = N
             f"{bare} is a LeRobot dataset, whose videos and episodes are described in meta/: leave out "
             f"'{PREFIX}'."
         )
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.suffix.lower() in _BUILDERS:  # a pointer is a text file, which csv and json might take
+            refuse_pointer(file)
     shown = f"{PREFIX}{bare}"
     table = _choose_split(_load(path, shown, options), shown, options)
     if not len(table):
@@ -85,14 +90,18 @@ def open_table(name: str | Path, options: TableOptions, revision: str | None = N
     return Table(_undecoded(table), path if path.is_dir() else path.parent, revision, shown)
 
 
-def from_dataset(table: "Dataset") -> Table:
+def from_dataset(table: "Dataset", revision: str | None = None) -> Table:
     """Wrap a table that is open already.
 
     Raises:
-        DatasetError: It is something else, or empty.
+        DatasetError: It is something else, or empty; or a revision is given, which means nothing here.
     """
     import datasets
 
+    if revision is not None:
+        raise DatasetError(
+            f"The table is open already, so revision={revision!r} means nothing: leave it out."
+        )
     if not isinstance(table, datasets.Dataset):
         raise DatasetError(
             f"Expected a datasets.Dataset, got {type(table).__name__}: of a DatasetDict give one split; an "

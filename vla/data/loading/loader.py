@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from vla.data.loading.order import Epochs, WholeDataset
 from vla.errors import ConfigError, DatasetError, VlaError
 from vla.transforms.batch import Collated, collate
-from vla.types import Batch, ProgressCallback, SampleIds, as_count
+from vla.types import Batch, ProgressCallback, SampleIds, as_count, as_flag
 
 _Key = tuple[int, int]  # (epoch, index in the dataset)
 
@@ -82,6 +82,8 @@ class ResumableLoader:
     ) -> None:
         batch_size, seed = as_count(batch_size, "batch_size"), as_count(seed, "seed", at_least=0)
         num_workers = as_count(num_workers, "num_workers", at_least=0)
+        shuffle, drop_last = as_flag(shuffle, "shuffle"), as_flag(drop_last, "drop_last")
+        augmented = as_flag(augmented, "augmented")
         rank, world_size = as_count(rank, "rank", at_least=0), as_count(world_size, "world_size")
         if rank >= world_size:
             raise ConfigError(

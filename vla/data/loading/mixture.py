@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from vla.data.loading.file_order import Window
 from vla.data.loading.loader import MapDataset
 from vla.data.selection import whole_number
 from vla.errors import ConfigError, DatasetError
-from vla.types import Batch
+from vla.types import Batch, as_count, as_number, as_text
 
 MEMBER_KEY = "member"
 """Key of an item's member: its number in the mixture."""
@@ -96,6 +95,7 @@ class Mixture:
         """Return which frames each epoch holds, in which order, for batches of `batch_size`.
 
         Raises:
+            ConfigError: The seed or the batch size is not a whole number, or too small.
             DatasetError: An epoch would be shorter than a batch.
         """
         return WeightedEpochs(
@@ -157,6 +157,8 @@ class WeightedEpochs:
         names: Sequence[str],
         windows: Sequence[Window | None] = (),
     ) -> None:
+        seed, batch_size = as_count(seed, "seed", at_least=0), as_count(batch_size, "batch_size")
+        weights = [as_number(weight, "The weight of a mixture's member") for weight in weights]
         total = sum(map(Fraction, weights))
         shares = [Fraction(weight) / total for weight in weights]  # exact, so that their sum is 1
         rounds = [length / share for length, share in zip(lengths, shares, strict=True)]
@@ -231,12 +233,11 @@ def _walk(rng: np.random.Generator, length: int, window: Window | None) -> np.nd
 def _check_members(members: Sequence[Member]) -> None:
     if not members:
         raise ConfigError("A mixture needs at least one dataset.")
-    names = [member.name for member in members]
+    names = [as_text(member.name, "The name of a mixture's member") for member in members]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"Two members of the mixture are called {twice}: give each its own name.")
     for member in members:
-        is_number = isinstance(member.weight, Real) and not isinstance(member.weight, bool)
-        if not is_number or not 0 < member.weight < math.inf:
+        if as_number(member.weight, f"The weight of '{member.name}' in the mixture") <= 0:
             raise ConfigError(
                 f"The weight of '{member.name}' in the mixture must be positive, got {member.weight!r}; "
                 "leave a dataset out that is not to be used."

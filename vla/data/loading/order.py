@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vla.errors import ConfigError
+from vla.types import as_count, as_flag
 
 _BATCHES = 2**31  # purpose of a random number, in place of another order's epoch: no run reaches it
 
@@ -27,7 +27,8 @@ class WholeDataset:
     """Every sample once per epoch, in a new order each time or in the dataset's order."""
 
     def __init__(self, length: int, seed: int, shuffle: bool = True) -> None:
-        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.length, self.seed = as_count(length, "length", 0), as_count(seed, "seed", 0)
+        self.shuffle = as_flag(shuffle, "shuffle")
 
     def order(self, epoch: int) -> np.ndarray:
         """Return an epoch's samples, long `[length]`."""
@@ -55,7 +56,7 @@ class ByLength:
         window: Steps that are sorted together.
 
     Raises:
-        ConfigError: A size is not positive.
+        ConfigError: A size is not a positive whole number.
     """
 
     def __init__(
@@ -68,13 +69,10 @@ class ByLength:
         batches_per_step: int = 1,
         window: int = 32,
     ) -> None:
-        if min(batch_size, batches_per_step, window) < 1:
-            raise ConfigError(
-                f"Batches by length need positive sizes, got batch_size={batch_size}, "
-                f"batches_per_step={batches_per_step}, window={window}."
-            )
-        self.epochs, self.lengths, self.seed = epochs, np.asarray(lengths), seed
-        self.batch_size, self.batches_per_step, self.window = batch_size, batches_per_step, window
+        self.epochs, self.lengths, self.seed = epochs, np.asarray(lengths), as_count(seed, "seed", 0)
+        self.batch_size = as_count(batch_size, "batch_size")
+        self.batches_per_step = as_count(batches_per_step, "batches_per_step")
+        self.window = as_count(window, "window")
 
     @property
     def length(self) -> int:

@@ -18,6 +18,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from vla.errors import ConfigError, ShapeError
+from vla.types import as_number
 
 Codec = Literal["h264", "av1"]
 
@@ -31,7 +32,7 @@ _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
 
 def check_video_format(codec: str, fps: float, height: int, width: int) -> None:
     """Raise `ConfigError` on an unknown codec, a fractional rate, or an odd size (yuv420p holds none)."""
-    if codec not in _ENCODERS:
+    if not isinstance(codec, str) or codec not in _ENCODERS:
         raise ConfigError(f"codec must be one of {sorted(_ENCODERS)}, got '{codec}'.")
     whole_rate(fps)
     if height % 2 or width % 2 or height < 2 or width < 2:
@@ -47,12 +48,12 @@ def whole_rate(fps: Any) -> int:
         ConfigError: It is not a whole number of at least 1.
     """
     try:
-        rate = 0 if isinstance(fps, bool | str | bytes) else int(fps)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError):  # RuntimeError: a tensor of several
+        rate = as_number(fps, "fps")
+    except ConfigError:
         rate = 0
-    if rate < 1 or rate != fps:
+    if rate < 1 or rate != int(rate):
         raise ConfigError(f"fps must be a whole number of frames per second, got {fps!r}.")
-    return rate
+    return int(rate)
 
 
 class VideoEncoder:

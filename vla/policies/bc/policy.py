@@ -122,7 +122,10 @@ class BCPolicy(Policy):
             ShapeError: A tensor is missing or does not have its documented shape.
         """
         if pixel_values is None or pixel_mask is None or state is None or actions is None:
-            raise ShapeError("The loss needs pixel_values, pixel_mask, state and actions.")
+            raise ShapeError(
+                "The loss needs pixel_values, pixel_mask, state and actions. Of a dataset's items they are "
+                "made by vla.data.PolicyDataset."
+            )
         config = self.config
         check_shape(actions, "b a m", "actions", a=config.action_horizon, m=config.action_dim)
         chunk = self._predict(pixel_values, pixel_mask, state)

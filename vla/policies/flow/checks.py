@@ -57,7 +57,8 @@ def check_observation(
     if pixel_values is None or pixel_mask is None or input_ids is None or attention_mask is None:
         raise ShapeError(
             "An observation is pixel_values, pixel_mask, input_ids and attention_mask, all four of them; or, "
-            "where their prefix was stored, prefix_keys_values and prefix_mask."
+            "where their prefix was stored, prefix_keys_values and prefix_mask. Of a dataset's items they "
+            "are made by vla.data.PolicyDataset."
         )
     size = config.image_size
     check_shape(pixel_values, f"b v 3 {size} {size}", "pixel_values", b=input_ids.shape[0])

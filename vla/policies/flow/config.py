@@ -144,6 +144,12 @@ class FlowConfig(PolicyConfig):
             raise ConfigError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})."
             )
+        vision = self.vision or {}
+        if vision["hidden_size"] % max(heads := vision["num_attention_heads"], 1):
+            raise ConfigError(
+                f"vision.hidden_size ({vision['hidden_size']}) must be a multiple of "
+                f"vision.num_attention_heads ({heads})."
+            )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
         if self.expert_gemma.width % 2:

@@ -1,0 +1,103 @@
+"""Sizes that no policy has are refused in a sentence, before memory is touched and before layers are made."""
+
+import json
+import time
+
+import pytest
+import torch
+
+import vla
+from tests.data.make import files_of
+from vla.checkpoints import empty
+from vla.errors import ConfigError, VlaError
+from vla.policies.registry import make_config, policy_entry
+
+NAMES = ("pi0", "pi05", "bc")
+
+
+def numbers_of(config):
+    """Every whole number of a config, as the path to it."""
+    for key, value in config.to_dict().items():
+        parts = (
+            value.items()
+            if isinstance(value, dict)
+            else enumerate(value)
+            if isinstance(value, tuple | list)
+            else ()
+        )
+        for part, number in parts:
+            if type(number) is int:
+                yield key, part
+        if type(value) is int:
+            yield key, None
+
+
+def changed(said, key, part, number):
+    if part is None:
+        return {**said, key: number}
+    if isinstance(said[key], dict):
+        return {**said, key: {**said[key], part: number}}
+    return {**said, key: [number if place == part else one for place, one in enumerate(said[key])]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_number_of_a_config_exhausts_the_machine(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(empty, "_MOST_MODULES", 500)  # for the seconds that 20,000 of them take
+    entry = policy_entry(name)
+    config = make_config(name, {}, "tiny")
+    entry.policy(config).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    own = {
+        key: value
+        for key, value in said.items()
+        if key not in ("architectures", "model_type", "transformers_version", "dtype")
+    }
+    tried = 0
+    for key, part in numbers_of(config):
+        if key not in own:
+            continue
+        for number in (10**9, 16 * 10**11):
+            wrong = changed(own, key, part, number)
+            (tmp_path / "config.json").write_text(json.dumps({**said, **wrong}))
+            before, began = files_of(tmp_path), time.monotonic()
+            with pytest.raises(VlaError):
+                vla.AutoPolicy.from_pretrained(tmp_path)
+            with pytest.raises(VlaError):
+                entry.policy(entry.config(**wrong))
+            assert time.monotonic() - began < 5, (key, part, number)
+            assert files_of(tmp_path) == before
+            tried += 1
+    assert tried >= 20
+
+
+@pytest.mark.parametrize(("name", "field"), [("bc", "depths"), ("pi0", "depth"), ("pi0", "vision")])
+def test_layers_without_end_are_refused(name, field, monkeypatch):
+    monkeypatch.setattr(empty, "_MOST_MODULES", 500)
+    value = {"depths": [10**6, 1, 1, 1], "depth": 10**6, "vision": {"num_hidden_layers": 10**6}}[field]
+    sizes = make_config(name, {}, "tiny").to_dict()
+    given = {**sizes[field], **value} if isinstance(value, dict) else value
+    config = make_config(name, {field: given}, "tiny")
+    with pytest.raises(
+        ConfigError, match="has more than 500 modules, so that making it would take very long"
+    ):
+        policy_entry(name).policy(config)
+    with pytest.raises(ConfigError, match="has more than 500 modules"):
+        empty.empty_policy(policy_entry(name).policy, config)
+
+
+def test_weights_larger_than_the_memory_are_refused_before_it_is_touched(monkeypatch):
+    config = make_config("pi0", {}, "tiny")
+    weights = sum(one.numel() * one.element_size() for one in policy_entry("pi0").policy(config).parameters())
+    monkeypatch.setattr(empty, "machine_memory", lambda: weights - 1)
+    with pytest.raises(
+        ConfigError, match=r"weights take more than .* GB, and the machine has .* GB of memory"
+    ):
+        policy_entry("pi0").policy(config)
+    assert empty.empty_policy(policy_entry("pi0").policy, config).device.type == "meta"  # which takes none
+    monkeypatch.setattr(empty, "machine_memory", lambda: weights)
+    assert policy_entry("pi0").policy(config)
+
+
+def test_what_a_policy_is_made_next_to_does_not_count(monkeypatch):
+    monkeypatch.setattr(empty, "_MOST_MODULES", 0)
+    assert len(torch.nn.Sequential(torch.nn.Linear(2, 2))) == 1

@@ -1,0 +1,89 @@
+"""What `transformers.Trainer` is told by its own events: what cannot be saved or read, before it trains.
+
+And the weights of an adapter of `vla.adapters`, once more: in a checkpoint of a Trainer it looks for
+`model.safetensors` to resume from and to take the best of, unless a policy is wrapped by PEFT.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import transformers.trainer
+from safetensors.torch import save
+from torch.utils.data import ConcatDataset, Subset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vla.adapters.files import check_saving, write_base
+from vla.adapters.lora import adapter_parameters
+from vla.atomic import atomic_write
+from vla.checkpoints.module import PolicyModule
+from vla.errors import ConfigError
+
+_WEIGHTS = "model.safetensors"
+
+
+class PolicyCallback(TrainerCallback):
+    """One of the default callbacks of every Trainer; without effect on models that are not policies."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse a folder that the policy cannot be saved into, and datasets of raw items; prepare pushes.
+
+        Raises:
+            SaveError: See `check_saving`.
+            WeightsError: See there.
+            ConfigError: A dataset's items are not a policy's tensors.
+        """
+        policy = kwargs.get("model")
+        if not isinstance(policy, PolicyModule):
+            return
+        for loader in (kwargs.get("train_dataloader"), kwargs.get("eval_dataloader")):
+            refuse_raw_dataset(getattr(loader, "dataset", None))
+        output = Path(str(args.output_dir))
+        check_saving(policy, output)
+        for folder in output.glob("checkpoint-*") if str(args.save_strategy) != "no" else ():
+            check_saving(policy, folder)
+        if args.push_to_hub and str(args.hub_strategy) != "end" and args.should_save:
+            # With each save the Trainer pushes weights and config, and what else lies in the folder.
+            output.mkdir(parents=True, exist_ok=True)
+            policy.save_pipelines(output)
+            if policy.adapter is not None:
+                write_base(policy, output)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the tensors of an adapter where the Trainer will look for them."""
+        policy = kwargs.get("model")
+        if not isinstance(policy, PolicyModule) or policy.adapter is None or not args.should_save:
+            return
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if folder.is_dir() and not args.fsdp and not args.deepspeed:
+            tensors = {
+                name: one.detach().cpu().contiguous() for name, one in adapter_parameters(policy).items()
+            }
+            atomic_write(folder / _WEIGHTS, save(tensors, metadata={"format": "pt"}))
+
+
+def install() -> None:
+    """Make the callback one of the Trainer's defaults, once."""
+    defaults: list[Any] = transformers.trainer.DEFAULT_CALLBACKS
+    if PolicyCallback not in defaults:
+        defaults.append(PolicyCallback)
+
+
+def refuse_raw_dataset(dataset: Any) -> None:
+    """Raise `ConfigError` where a dataset's items are frames as they were recorded.
+
+    Recognised by the window of frames that such a dataset has: this room knows none of their classes.
+    """
+    if isinstance(dataset, ConcatDataset):
+        for one in dataset.datasets:
+            refuse_raw_dataset(one)
+    elif isinstance(dataset, Subset):
+        refuse_raw_dataset(dataset.dataset)
+    elif hasattr(dataset, "episode_slices"):
+        raise ConfigError(
+            f"A Trainer cannot train on a {type(dataset).__name__}, whose items are frames in robot units: "
+            "give it vla.data.PolicyDataset(dataset, policy.pipeline), whose items are the policy's tensors."
+        )
