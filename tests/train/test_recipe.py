@@ -143,7 +143,7 @@ def test_a_path_gives_way_to_a_mixture(tmp_path, path):
     [
         ([MIXTURE], "not both: data.path=null or data.mixture=null takes one away."),
         (["data.path=null"], "'data.path' is missing; give it in the recipe or as data.path=..."),
-        (["data.path=", "data.mixture=[]"], "`mixture` is empty: list its datasets"),
+        (["data.path=", "data.mixture=[]"], "data.mixture is empty: list its datasets"),
         (["data.path=", "data.mixture={path: a, weight: 1}"], "expected a list."),
         (["data.path=", "data.mixture=[a]"], "'data.mixture.0' is 'a', expected a mapping."),
         (

@@ -328,7 +328,7 @@ class DataSection(_Table):
                 "give `path` or `mixture`, not both: data.path=null or data.mixture=null takes one away"
             )
         if self.mixture == ():
-            raise ValueError("`mixture` is empty: list its datasets, [{path: ..., weight: 1}, ...]")
+            raise ValueError("data.mixture is empty: list its datasets, [{path: ..., weight: 1}, ...]")
         if not self.path and self.mixture is None:
             raise ValueError("give the dataset, `path`, or several of them, `mixture`")
         if self.revision is not None and self.mixture is not None:
