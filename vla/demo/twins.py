@@ -126,11 +126,13 @@ class _Bars:
         }
 
     def __enter__(self) -> "_Bars":
-        self._progress.start()
+        if not self._progress.disable:
+            self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if not self._progress.disable:  # which would end in an empty line all the same (rich 14.0)
+            self._progress.stop()
 
     def show(self, name: str, records: list[dict[str, float]]) -> None:
         """Update one bar to the newest record, or say it in a line from time to time."""

@@ -156,11 +156,13 @@ class ProgressDisplay:
         self._first, self._start = done, self._clock
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if not self._bar.disable:
+            self._bar.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # what never moved would still end in an empty line (rich 14.0)
+            self._bar.stop()
 
     def advance(self, step: int, loss: float) -> None:
         """Move the bar to `step`."""
