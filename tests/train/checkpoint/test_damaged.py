@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.folders import contents_of
 from tests.train.conftest import numbers
 from vla.errors import VlaError
 from vla.train import train
@@ -12,10 +13,6 @@ from vla.train import train
 STEPS = ["train.save_every=1", "train.validate_every=null", "data.validation_fraction=0"]
 HARMLESS = ("versions.json", "README.md", "generation_config.json")
 """Files that resuming does not read."""
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +45,7 @@ def check(run, name, how, tiny, tmp_path):
     shutil.copytree(run, tmp_path / how / "run", symlinks=True)
     copied = tmp_path / how / "run"
     damage(copied / "checkpoints" / "step-000002" / name, how)
-    before = contents(copied)
+    before = contents_of(copied)
     overrides = [*STEPS, "train.steps=3", f"output={copied}"]
     try:
         train(tiny(*overrides), resume=True, progress=False)
@@ -60,7 +57,7 @@ def check(run, name, how, tiny, tmp_path):
         return
     assert "\n" not in said
     assert "step-000002 away, and --resume continues from step 1 (step-000001)." in said, (name, how)
-    assert contents(copied) == before
+    assert contents_of(copied) == before
     shutil.rmtree(copied / "checkpoints" / "step-000002")
     if how == "cut":  # what was said works
         train(tiny(*overrides), resume=True, progress=False)
