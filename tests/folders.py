@@ -1,8 +1,14 @@
 """What lies in a folder, to compare before and after something that must change nothing there."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vla.policies import base
 
 
 def files_of(root: Path) -> dict[str, tuple[int, bytes]]:
@@ -42,3 +48,18 @@ def untouched(folder: Path) -> Iterator[None]:
 def _stated(folder: Path) -> dict[str, tuple[int, int]]:
     found = {str(path): path.lstat() for path in folder.rglob("*")}
     return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in found.items()}
+
+
+def guard_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assert of every checkpoint folder that is loaded from here on, well or not, that it stays as it was."""
+
+    def guarded(load: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(load)
+        def loaded(folder: Path, *args: Any, **kwargs: Any) -> Any:
+            with untouched(Path(folder)):
+                return load(folder, *args, **kwargs)
+
+        return loaded
+
+    for name in ("load_quantized", "load_with_base"):
+        monkeypatch.setattr(base, name, guarded(getattr(base, name)))

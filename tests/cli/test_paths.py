@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.folders import unchanged
 from vla.cli import main
 from vla.cli.paths import check_file, check_new_folder
 from vla.errors import ConfigError
@@ -58,7 +59,8 @@ def test_eval_and_convert_take_a_run_and_write_next_to_its_checkpoints(run, data
     newest = tmp_path / "run" / "checkpoints" / "step-000002"
     for argv in (["convert", tmp_path / "run", newest / "x", "--to", "openpi"],
                  ["eval", tmp_path / "run", "--open-loop", dataset, "--output", newest / "x"]):  # fmt: skip
-        assert main([str(one) for one in argv]) == 1
+        with unchanged(tmp_path):
+            assert main([str(one) for one in argv]) == 1
         assert f"lies inside {newest}" in capsys.readouterr().err.splitlines()[-1]
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "run" / "theirs"), "--to", "openpi"]) == 0
     assert not (newest / "x").exists()
