@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vla
+from tests.folders import contents_of
 from tests.parity.transformers_pi0 import make_batch, perturb
 from tests.policies.conftest import make_robot_policy
 from vla.adapters.files import load_adapter, load_with_base, merge
@@ -347,10 +348,10 @@ def test_nothing_is_overwritten(base, tmp_path):
     adapted(base).save_pretrained(tmp_path / "adapter")
     with pytest.raises(SaveError, match="not empty"):
         merge(tmp_path / "adapter", base)
-    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    before = contents_of(base)
     with pytest.raises(SaveError, match="holds a whole policy, which an adapter does not replace"):
         adapted(base).save_pretrained(base)
-    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before
+    assert contents_of(base) == before
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vla
-from tests.checkpoints.test_damage import act, fingerprint, make_converted, make_ours
+from tests.checkpoints.test_damage import act, make_converted, make_ours
+from tests.folders import contents_of
 from tests.policies.conftest import make_robot_policy, stats
 from vla.checkpoints.agreement import check_agreement, robot_widths
 from vla.checkpoints.convert import convert
@@ -54,13 +55,13 @@ def edit(path, **values):
 
 
 def refused(folder, error=VlaError):
-    before = fingerprint(folder)
+    before = contents_of(folder)
     with pytest.raises(error):
         convert(folder, folder.parent / "made", "vla")
     assert not (folder.parent / "made").exists()
     with pytest.raises(error) as caught:
         vla.load(folder)
-    assert fingerprint(folder) == before
+    assert contents_of(folder) == before
     assert str(folder) in str(caught.value)
     return str(caught.value)
 
@@ -287,12 +288,12 @@ class TestRun:
     def test_a_damaged_file_names_the_older_checkpoint(self, run, name, way):
         path = run / "step-000010" / name
         path.write_bytes(path.read_bytes()[:20])
-        before = fingerprint(run)
+        before = contents_of(run)
         with pytest.raises(VlaError) as caught:
             vla.load(run / way)
         assert f"remove {run / 'step-000010'} to resume from {run / 'step-000004'}" in str(caught.value)
         assert "download" not in str(caught.value)
-        assert fingerprint(run) == before
+        assert contents_of(run) == before
 
     def test_the_first_one_has_none_before_it(self, run):
         assert "no older checkpoint" in remedy(run / "step-000002" / "model.safetensors")

@@ -5,7 +5,6 @@ sentence that names it, or the file was not needed and the policy is exactly wha
 disk is changed.
 """
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import vla
+from tests.folders import contents_of
 from tests.policies.conftest import make_robot_policy
 from tests.weights.orbax_tree import write_tree
 from tests.weights.published import as_jax
@@ -123,14 +123,6 @@ def chunk_of(robot):
     return robot.infer({**seen, "observation.state": state, "task": "left"}, noise=NOISE)["actions"]
 
 
-def fingerprint(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def damages(content: bytes, name: str):
     """What becomes of a file, by name; None: it is gone."""
     random = np.random.default_rng(len(content))
@@ -181,7 +173,7 @@ def test_every_file_is_whole_or_the_checkpoint_is_refused(made, name):
 
 def check(checkpoint, ways=None):
     """Damage one file after the other; the first that is told wrongly of is shown with all others."""
-    expected, before, wrong = act(checkpoint), fingerprint(checkpoint), []
+    expected, before, wrong = act(checkpoint), contents_of(checkpoint), []
     for inside in files_of(checkpoint):
         path = checkpoint / inside
         content = path.read_bytes()
@@ -191,7 +183,7 @@ def check(checkpoint, ways=None):
             path.unlink()
             if damaged is not None:
                 path.write_bytes(damaged)
-            there = fingerprint(checkpoint)
+            there = contents_of(checkpoint)
             try:
                 try:
                     again = act(checkpoint)
@@ -201,11 +193,11 @@ def check(checkpoint, ways=None):
                 else:
                     if not np.array_equal(again, expected):
                         wrong.append(f"{inside} {what}: it acts otherwise")
-                if fingerprint(checkpoint) != there:
+                if contents_of(checkpoint) != there:
                     wrong.append(f"{inside} {what}: files were changed")
             except Exception as error:  # noqa: BLE001 (it is what this is about: one that is not ours)
                 wrong.append(f"{inside} {what}: {type(error).__name__}: {error}")
             finally:
                 path.write_bytes(content)
-    assert fingerprint(checkpoint) == before
+    assert contents_of(checkpoint) == before
     assert not wrong, "\n".join(wrong)

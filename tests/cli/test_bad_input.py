@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import vla.atomic
 from tests.cli.conftest import CAMERA
 from tests.data.make import make_dataset
+from tests.folders import contents_of, unchanged
 from vla.cli import main
 
 
@@ -40,14 +41,13 @@ def refused(tmp_path, capfd):
     """Run the command, check that it fails cleanly, and return its line."""
 
     def run(argv):
-        before = sorted(tmp_path.rglob("*"))
         capfd.readouterr()
-        status = main([str(one) for one in argv])
+        with unchanged(tmp_path):
+            status = main([str(one) for one in argv])
         error = capfd.readouterr().err
         assert status == 1
         assert error.count("\n") == 1, error
         assert error.startswith("vla: ")
-        assert sorted(tmp_path.rglob("*")) == before
         return error
 
     return run
@@ -355,11 +355,11 @@ class TestAdapter:
     )
     def test_resuming_another_recipe(self, adapted, adapt, refused, more, key):
         folder = adapted / "lora"
-        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        before = contents_of(folder)
         error = refused([*adapt(*more), f"output={folder}", "--resume"])
         assert "another recipe" in error
         assert key in error
-        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        assert contents_of(folder) == before
 
 
 def test_prompt_longer_than_the_limit_warns_with_the_lost_text(tmp_path, write_recipe, capfd, caplog):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import vla
 from tests.cli.info.test_checkpoint import make_policy
 from tests.cli.info_rows import rows
+from tests.folders import unchanged
 from tests.hub_server import TOKEN, serving, speak_to
 from tests.policies.conftest import make_robot_policy
 from tests.weights.published import renamed
@@ -117,9 +118,8 @@ class TestRefusals:
     def test_damaged_source_leaves_nothing(self, src, tmp_path, capsys):
         weights = src / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-4])
-        before = sorted(tmp_path.rglob("*"))
-        assert "model.safetensors" in failure(["convert", src, tmp_path / "dst", "--to", "vla"], capsys)
-        assert sorted(tmp_path.rglob("*")) == before
+        with unchanged(tmp_path):
+            assert "model.safetensors" in failure(["convert", src, tmp_path / "dst", "--to", "vla"], capsys)
 
     def test_format_that_does_not_exist(self, src, tmp_path, capsys):
         error = failure(["convert", src, tmp_path / "dst", "--to", "onnx"], capsys, status=2)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.folders import unchanged
 from vla.atomic import SaveError
 from vla.checkpoints.convert import convert
 from vla.cli import main
@@ -105,7 +106,8 @@ def test_eval_and_convert_take_a_run_and_write_next_to_its_checkpoints(run, data
     newest = tmp_path / "run" / "checkpoints" / "step-000002"
     for argv in (["convert", tmp_path / "run", newest / "x", "--to", "openpi"],
                  ["eval", tmp_path / "run", "--open-loop", dataset, "--output", newest / "x"]):  # fmt: skip
-        assert main([str(one) for one in argv]) == 1
+        with unchanged(tmp_path):
+            assert main([str(one) for one in argv]) == 1
         assert f"lies inside {newest}" in capsys.readouterr().err.splitlines()[-1]
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "run" / "theirs"), "--to", "openpi"]) == 0
     assert not (newest / "x").exists()

@@ -1,6 +1,13 @@
+import functools
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 
 from tests.data.make import make_dataset
+from tests.folders import untouched
+from vla.data import HuggingFaceDataset, LeRobotDataset
 
 LENGTHS = (5, 12, 3, 9)
 
@@ -19,3 +26,22 @@ def tiny_datasets(tmp_path_factory):
 def tiny(request, tiny_datasets):
     """A tiny dataset of either version. Read only."""
     return tiny_datasets[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _opening_changes_no_file(monkeypatch):
+    """Whatever a test opens, whether it opens or not, its folder is afterwards as it was."""
+
+    def guarded(kind):
+        make = kind.__init__
+
+        @functools.wraps(make)
+        def made(self, *args, **kwargs):
+            given = str(next(iter((*args, *kwargs.values())), "")).removeprefix("hf:")
+            with untouched(Path(given)) if os.path.isdir(given) else nullcontext():
+                make(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "__init__", made)
+
+    guarded(LeRobotDataset)
+    guarded(HuggingFaceDataset)

@@ -209,15 +209,6 @@ def _write_v21(folder, rows, cameras, height, width, fps, response, codec):
     )
 
 
-def files_of(root: Path) -> dict[str, tuple[int, bytes]]:
-    """Time of change and content of every file: equal before and after something that writes nothing."""
-    return {
-        str(path.relative_to(root)): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
-
-
 def edit_info(root: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     """Change info.json in place."""
     info = json.loads((root / "meta/info.json").read_text())

@@ -12,15 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Subset
 
-from tests.data.make import (
-    CAMERAS,
-    edit_info,
-    edit_tables,
-    files_of,
-    make_dataset,
-    task_of,
-    write_jsonl,
-)
+from tests.data.make import CAMERAS, edit_info, edit_tables, make_dataset, task_of, write_jsonl
+from tests.folders import files_of
 from tests.fuzzing import fuzz
 from vla.data import LeRobotDataset, compute_statistics, split_episodes, to_canonical
 from vla.data.loading.mixture import Member, Mixture

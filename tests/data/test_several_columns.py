@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from tests.data.conftest import LENGTHS
-from tests.data.make import CAMERAS, files_of, low_dim, make_dataset, split_columns
+from tests.data.make import CAMERAS, low_dim, make_dataset, split_columns
+from tests.folders import files_of
 from vla.cli import main
 from vla.data import LeRobotDataset
 from vla.data.interface import interface_of

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.folders import guard_loading
 from tests.parity.transformers_pi0 import perturb
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.pipeline import make_pipeline
@@ -43,3 +44,8 @@ def make_robot_policy(**overrides) -> Pi0Policy:
 @pytest.fixture
 def robot_ready() -> Pi0Policy:
     return make_robot_policy()
+
+
+@pytest.fixture(autouse=True)
+def _loading_changes_no_file(monkeypatch):
+    guard_loading(monkeypatch)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import vla
-from tests.checkpoints.test_damage import chunk_of, fingerprint
+from tests.checkpoints.test_damage import chunk_of
+from tests.folders import contents_of
 from tests.policies.conftest import make_robot_policy
 from vla.errors import ConfigError, ObservationError, VlaError, WeightsError
 from vla.policies.robot import RobotPolicy
@@ -108,10 +109,10 @@ def test_a_device_that_is_not_there_is_called_by_its_kind(kind):
 
 
 def refused(folder, said):
-    before = fingerprint(folder)
+    before = contents_of(folder)
     with pytest.raises(VlaError, match=said) as caught:
         vla.load(folder)
-    assert fingerprint(folder) == before
+    assert contents_of(folder) == before
     return str(caught.value)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vla
-from tests.data.make import files_of
+from tests.folders import files_of
 from vla.checkpoints import empty
 from vla.errors import ConfigError, VlaError
 from vla.policies.registry import make_config, policy_entry

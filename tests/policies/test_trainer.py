@@ -12,7 +12,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils.generic import can_return_loss, find_labels
 
 import vla
-from tests.data.make import files_of, make_dataset
+from tests.data.make import make_dataset
+from tests.folders import files_of
 from tests.hub_server import TOKEN, serving, speak_to
 from vla.adapters.lora import AdapterConfig, adapter_parameters, add_adapter, fold_in
 from vla.atomic import SaveError

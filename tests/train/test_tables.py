@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from tests.data.make import files_of
+from tests.folders import files_of
 from tests.train.conftest import CAMERA, numbers
 from vla.data import LeRobotDataset
 from vla.errors import ConfigError, DatasetError, TrainingError

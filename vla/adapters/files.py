@@ -45,6 +45,16 @@ logger = logging.getLogger(__name__)
 
 _, CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES
 
+_BASE_FIELDS: dict[str, Any] = {
+    "name": str,
+    "revision": str | None,
+    "config": dict,
+    "asset_id": str | None,
+    "fingerprint": str,
+    "quantize": str | None,
+}
+"""What `adapter_base.json` holds."""
+
 _PREFIX = "base_model.model."
 """What `peft` puts before every name in its files."""
 
@@ -302,6 +312,9 @@ def read_base(folder: Path) -> dict[str, Any]:
     said = _read(path)
     if said.keys() - {"quantize"} != {"name", "revision", "config", "asset_id", "fingerprint"}:
         raise WeightsError(f"{path} does not describe an adapter's base: its keys are {sorted(said)}.")
+    for key, kinds in _BASE_FIELDS.items():
+        if not isinstance(said.get(key), kinds):
+            raise WeightsError(f"{path} does not describe an adapter's base: '{key}' is {said.get(key)!r}.")
     return said
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.checkpoints.test_fuzz_files import VALUES, changed, places
-from tests.data.make import files_of
+from tests.folders import files_of
 from tests.fuzzing import fuzz
 from tests.policies.conftest import make_robot_policy
 from vla.adapters.lora import AdapterConfig, add_adapter

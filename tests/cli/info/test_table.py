@@ -5,7 +5,8 @@ import json
 import datasets
 import pytest
 
-from tests.data.make import files_of, make_dataset
+from tests.data.make import make_dataset
+from tests.folders import files_of
 from tests.policies.conftest import make_robot_policy
 from vla.cli import main
 from vla.cli.info.table_options import table_options

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.data.hf.tables import KEYS, OPTIONS, encoded, frames, make_table, make_videos
-from tests.data.make import draw_code, files_of
+from tests.data.make import draw_code
+from tests.folders import files_of
 from vla.data import HuggingFaceDataset
 from vla.data.hf import content
 from vla.errors import DatasetError

@@ -24,7 +24,8 @@ from tests.data.hf.tables import (
     make_table,
     make_videos,
 )
-from tests.data.make import draw_code, files_of, low_dim, read_code, task_of
+from tests.data.make import draw_code, low_dim, read_code, task_of
+from tests.folders import files_of
 from tests.fuzzing import fuzz
 from vla.data import ColumnNames, HuggingFaceDataset, TableOptions
 from vla.errors import ConfigError, DatasetError, VlaError

@@ -7,16 +7,8 @@ import torch
 
 from tests.data.conftest import LENGTHS
 from tests.data.hf.images import store_images
-from tests.data.make import (
-    CAMERAS,
-    files_of,
-    low_dim,
-    make_dataset,
-    read_code,
-    response_of,
-    split_columns,
-    task_of,
-)
+from tests.data.make import CAMERAS, low_dim, make_dataset, read_code, response_of, split_columns, task_of
+from tests.folders import files_of
 from vla.data import HuggingFaceDataset, LeRobotDataset, compute_statistics, open_dataset
 from vla.errors import ConfigError, DatasetError
 from vla.types import Window

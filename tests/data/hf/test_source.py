@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from tests.data.hf.tables import KEYS, OPTIONS, make_table
-from tests.data.make import files_of
+from tests.folders import files_of
 from tests.hub_server import serving, speak_to
 from vla.data import HuggingFaceDataset, TableOptions, open_dataset
 from vla.data.hf.source import is_table, open_table

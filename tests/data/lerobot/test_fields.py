@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tests.data.make import (
     CAMERAS,
     edit_info,
-    files_of,
     low_dim,
     make_dataset,
     read_code,
@@ -21,6 +20,7 @@ from tests.data.make import (
     write_json,
     write_jsonl,
 )
+from tests.folders import files_of
 from tests.fuzzing import fuzz
 from vla.data import LeRobotDataset
 from vla.data.lerobot import fields

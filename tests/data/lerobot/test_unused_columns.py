@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.data.lerobot.test_columns import FIRST, change, opened
-from tests.data.make import edit_info, edit_tables, files_of, low_dim, set_column, task_of
+from tests.data.make import edit_info, edit_tables, low_dim, set_column, task_of
+from tests.folders import files_of
 from vla.data import LeRobotDataset
 from vla.errors import DatasetError
 

@@ -18,12 +18,12 @@ from tests.data.make import (
     draw_code,
     edit_info,
     edit_tables,
-    files_of,
     make_dataset,
     read_code,
     set_column,
     write_mp4,
 )
+from tests.folders import files_of
 from vla.data import LeRobotDataset
 from vla.data.lerobot.fields import NAMED_DEPTH
 from vla.errors import DatasetError

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.data.make import make_dataset
+from tests.folders import contents_of
 from tests.train.conftest import CAMERA, numbers
 from vla.errors import TrainingError, VlaError
 from vla.train import train
@@ -19,10 +20,6 @@ from vla.weights.files.row_shards import write_shapes
 STEPS = ["train.save_every=1", "train.validate_every=null", "data.validation_fraction=0"]
 HARMLESS = ("versions.json", "README.md", "generation_config.json")
 """Files that resuming does not read."""
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def halved(folder):
@@ -78,7 +75,7 @@ def check(run, name, how, tiny, tmp_path):
     shutil.copytree(run, tmp_path / how / "run", symlinks=True)
     copied = tmp_path / how / "run"
     damage(copied / "checkpoints" / "step-000002" / name, how)
-    before = contents(copied)
+    before = contents_of(copied)
     overrides = [*STEPS, "train.steps=3", f"output={copied}"]
     try:
         train(tiny(*overrides), resume=True, progress=False)
@@ -90,7 +87,7 @@ def check(run, name, how, tiny, tmp_path):
         return
     assert "\n" not in said
     assert "step-000002 away, and --resume continues from step 1 (step-000001)." in said, (name, how)
-    assert contents(copied) == before
+    assert contents_of(copied) == before
     shutil.rmtree(copied / "checkpoints" / "step-000002")
     if how == "cut":  # what was said works
         train(tiny(*overrides), resume=True, progress=False)
@@ -129,7 +126,7 @@ def test_files_of_another_step_are_not_mixed_in(run, tiny, tmp_path):
     for name in [*large(run), "training_state.pt"]:
         kept = (two / name).read_bytes()
         shutil.copy(one / name, two / name)
-        before = contents(copied)
+        before = contents_of(copied)
         with pytest.raises(TrainingError) as caught:
             train(tiny(*STEPS, "train.steps=3"), resume=True, progress=False)
         said = str(caught.value)
@@ -138,7 +135,7 @@ def test_files_of_another_step_are_not_mixed_in(run, tiny, tmp_path):
         else:
             assert f"its training state of step 2 was not saved with this {name}. Move {two} away" in said
         assert said.count("away, and --resume continues from step 1") == 1
-        assert contents(copied) == before
+        assert contents_of(copied) == before
         (two / name).write_bytes(kept)
     train(tiny(*STEPS, "train.steps=3"), resume=True, progress=False)
 
@@ -165,7 +162,7 @@ def test_a_checkpoint_of_before_fingerprints_resumes(run, tiny, tmp_path):
 def test_what_is_not_damaged_is_not_to_be_moved_away(run, dataset, tiny, tmp_path):
     copied = shutil.copytree(run, tmp_path / "run", symlinks=True)
     other = make_dataset(tmp_path / "other", length=13, cameras=[CAMERA], response=True)
-    before = contents(copied)
+    before = contents_of(copied)
     for overrides, said in (
         ([f"data.path={other}"], "was trained on another state of the dataset"),
         (["train.accumulation=2"], "with 1 x 2 = 2"),
@@ -175,7 +172,7 @@ def test_what_is_not_damaged_is_not_to_be_moved_away(run, dataset, tiny, tmp_pat
             train(tiny(*STEPS, *overrides), resume=True, progress=False)
         assert " away" not in str(caught.value)
         assert "If it is damaged" not in str(caught.value)
-    assert contents(copied) == before
+    assert contents_of(copied) == before
 
 
 def test_advice_is_given_once(run, tiny, tmp_path):

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 
+from tests.folders import unchanged
 from vla.errors import TrainingError
 from vla.train.checkpoint.folder import RunFolder, describe_run
 from vla.train.checkpoint.on_disk import save_checkpoint
@@ -33,9 +34,9 @@ def test_absent_and_empty_folders_are_free(tmp_path):
 def test_taken_folder_is_refused(tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").touch()
-    with pytest.raises(TrainingError, match="not empty"):
+    with unchanged(tmp_path), pytest.raises(TrainingError, match="not empty"):
         RunFolder(tmp_path / "taken").check_free()
-    with pytest.raises(TrainingError, match="is a file"):
+    with unchanged(tmp_path), pytest.raises(TrainingError, match="is a file"):
         RunFolder(tmp_path / "taken" / "notes.txt").check_free()
 
 
@@ -48,9 +49,8 @@ def test_what_a_person_has_put_there_is_no_run(files, tmp_path):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
-    with pytest.raises(TrainingError, match="of another kind"):
+    with unchanged(tmp_path), pytest.raises(TrainingError, match="of another kind"):
         RunFolder(tmp_path).check_free()
-    assert all((tmp_path / name).read_text() == "mine" for name in files)
 
 
 def test_records_of_a_run_without_steps_are_kept_as_well(tmp_path):
@@ -67,9 +67,9 @@ def test_records_of_a_run_without_steps_are_kept_as_well(tmp_path):
 
 def test_a_checkpoint_is_no_place_for_a_run(tmp_path):
     made = folder_with_checkpoint(tmp_path / "run").checkpoints / "step-000005"
-    with pytest.raises(TrainingError, match="is a checkpoint; choose another output"):
+    with unchanged(tmp_path), pytest.raises(TrainingError, match="is a checkpoint; choose another output"):
         RunFolder(made).check_free()
-    with pytest.raises(TrainingError, match="It is a checkpoint itself"):
+    with unchanged(tmp_path), pytest.raises(TrainingError, match="It is a checkpoint itself"):
         RunFolder(made).checkpoint_to_resume(recipe())
 
 
@@ -103,7 +103,7 @@ def test_what_does_not_change_a_loss_may_change(tmp_path):
 
 def test_other_recipe_is_refused_with_the_keys_that_differ(tmp_path):
     folder = folder_with_checkpoint(tmp_path / "run", recipe("policy.config.depth=3"))
-    with pytest.raises(TrainingError) as caught:
+    with unchanged(tmp_path), pytest.raises(TrainingError) as caught:
         folder.checkpoint_to_resume(recipe("train.seed=1", "data.augment=false", "train.steps=5"))
     said = str(caught.value)
     assert "train.seed (was 42, now 1)" in said

@@ -17,7 +17,7 @@ from vla.errors import ConfigError, WeightsError, did_you_mean
 from vla.policies.flow.config import FlowConfig, renamed_sizes
 from vla.policies.flow.formats import NUMERICS
 from vla.policies.flow.sizes import Side, most_common, read_sizes
-from vla.types import IMAGE_PREFIX
+from vla.types import IMAGE_PREFIX, as_count
 from vla.weights.formats import VLA_CONFIG, Format, Names, Stored
 
 logger = logging.getLogger(__name__)
@@ -271,6 +271,9 @@ def _heads(stored: Stored, shown: Mapping[str, int], known: Mapping[str, Any]) -
 
     That rule: one key/value head in either stack, 16 heads in the vision tower.
     """
+    for name in ("num_kv_heads", "head_dim", "num_heads", "vision.num_attention_heads"):
+        if name in known:
+            as_count(known[name], f"{name} of the config of {stored.folder}")
     heads: dict[str, int] = {}
     if "query_width" in shown and "key_width" in shown:
         queries, keys = shown["query_width"], shown["key_width"]
