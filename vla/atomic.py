@@ -164,7 +164,7 @@ def read_json(path: Path, error: type[VlaError], missing: str = "there is no suc
         VlaError: The given class of error: the file is missing, cannot be read, or holds something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark in front
     except FileNotFoundError as cause:
         raise error(f"{path} is missing: {missing}") from cause
     except (json.JSONDecodeError, UnicodeDecodeError) as cause:

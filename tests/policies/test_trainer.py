@@ -326,3 +326,15 @@ def test_a_dataset_of_raw_frames_is_told_of_policy_dataset(make, name, unread_to
     batch = {key: value for key, value in items.dataset[0].items() if isinstance(value, torch.Tensor)}
     with pytest.raises(ConfigError, match=r"was given action, observation.state as a dataset holds them"):
         policy(**batch)
+
+
+@pytest.mark.parametrize("option", ["label_smoothing_factor", "neftune_noise_alpha"])
+def test_options_of_language_models_are_refused_by_name(make, option, tmp_path):
+    policy, items = make("pi0")
+    with pytest.raises(ConfigError, match=f"{option}=0.5 is not for policies"):
+        trainer(policy, items, tmp_path / "out", **{option: 0.5})
+
+
+def test_the_token_table_is_not_resized(make):
+    with pytest.raises(ConfigError, match="as many rows as its weights"):
+        make("pi0")[0].resize_token_embeddings(600)

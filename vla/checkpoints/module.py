@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from transformers import PreTrainedModel
 
 from vla.checkpoints.parts import Parts
+from vla.errors import ConfigError
 from vla.transforms.base import Pipeline
 from vla.transforms.named_pipelines import write_pipelines
 
@@ -107,6 +108,17 @@ class PolicyModule(PreTrainedModel):
     def pipeline_names(self) -> tuple[str, ...]:
         """Names of the robots of a policy that was trained on several; none for all others."""
         return tuple(name for name in self.pipelines if name is not None)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Is not for policies.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(
+            "A policy's token table has as many rows as its weights: vocab_size in the config of a fresh "
+            "policy says how many. The table of a pretrained one is not resized."
+        )
 
     def save_description(self, folder: Path) -> None:
         """Write everything but the weights into a folder that exists: config, pipelines, tokenizer."""

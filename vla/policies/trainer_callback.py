@@ -19,10 +19,28 @@ from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError
 
 _WEIGHTS = "model.safetensors"
+_OF_LANGUAGE_MODELS = {
+    "label_smoothing_factor": "their loss is computed by the policy, of actions first of all",
+    "neftune_noise_alpha": "noise on images and states is PolicyDataset(..., augment=True)",
+}
 
 
 class PolicyCallback(TrainerCallback):
     """One of the default callbacks of every Trainer; without effect on models that are not policies."""
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse options of language models.
+
+        Raises:
+            ConfigError: One of them is set.
+        """
+        if not isinstance(kwargs.get("model"), PolicyModule):
+            return
+        for option, reason in _OF_LANGUAGE_MODELS.items():
+            if getattr(args, option, None):
+                raise ConfigError(f"{option}={getattr(args, option)} is not for policies: {reason}.")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.data.make import write_json
+from tests.data.make import make_dataset, write_json
 from vla.data.lerobot.schema import read_info
 from vla.errors import DatasetError
 
@@ -109,3 +109,11 @@ def test_unknown_feature_names_its_neighbour(tmp_path):
     write_json(tmp_path / "meta/info.json", info())
     with pytest.raises(DatasetError, match=r"no 'actions' for the actions.*Did you mean 'action'"):
         read_info(tmp_path).feature("actions", "the actions")
+
+
+def test_a_mark_that_editors_put_in_front_is_passed_over(tmp_path):
+    make_dataset(tmp_path / "set", episodes=1, length=3)
+    path = tmp_path / "set" / "meta" / "info.json"
+    expected = read_info(tmp_path / "set")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_info(tmp_path / "set") == expected

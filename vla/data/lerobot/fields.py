@@ -116,8 +116,9 @@ def dimension_names(key: str, names: Any, sizes: tuple[int, ...], source: str) -
         return None
     width = math.prod(sizes)
     if isinstance(names, Mapping) and all(_is_place(place) for place in names.values()):
-        ordered = sorted(names, key=lambda name: names[name])
-        found = tuple(ordered) if sorted(names.values()) == list(range(len(names))) else ()
+        places = {name: float(place) for name, place in names.items()}
+        ordered = sorted(places, key=lambda name: places[name])
+        found = tuple(ordered) if sorted(places.values()) == list(range(len(names))) else ()
     else:
         found = flat(names)
     if len(found) == width:
@@ -219,4 +220,7 @@ def whole(value: Any, what: str, source: str) -> int:
 
 
 def _is_place(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether a value is a number, also as text: where {name: value} says places, all values are."""
+    if isinstance(value, str):
+        return value.isdecimal() and value.isascii()
+    return isinstance(value, int | float) and not isinstance(value, bool)
