@@ -9,7 +9,9 @@ import threading
 import pytest
 
 from vla.atomic import atomic_folder
-from vla.signals import ended_by_signals
+from vla.signals import ended_at_once, ended_by_signals
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -74,6 +76,19 @@ def test_what_is_ignored_or_handled_stays_so():
     finally:
         signal.signal(signal.SIGHUP, before[0])
         signal.signal(signal.SIGTERM, before[1])
+
+
+def test_a_wait_inside_a_library_is_ended_at_once():
+    with ended_by_signals():
+        ours = [signal.getsignal(number) for number in ENDING]
+        with ended_at_once():
+            assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_DFL] * 3
+        assert [signal.getsignal(number) for number in ENDING] == ours
+        kept = signal.signal(signal.SIGTERM, lambda *_: None)
+        handler = signal.getsignal(signal.SIGTERM)
+        with ended_at_once():
+            assert signal.getsignal(signal.SIGTERM) is handler  # the program around handles it itself
+        signal.signal(signal.SIGTERM, kept)
 
 
 def test_outside_the_main_thread_nothing_changes():

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 TIDYING_UP = 10.0
 """Seconds after a signal in which another one does not interrupt the tidying up."""
@@ -19,6 +20,9 @@ _ENDING = {
     signal.SIGHUP: signal.SIG_DFL,
 }
 """The signals, and what Python does with them where nobody has asked for anything else."""
+
+_handlers: list[Any] = []
+"""The handlers that are in place."""
 
 
 @contextmanager
@@ -50,6 +54,7 @@ def ended_by_signals() -> Iterator[None]:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
+    _handlers.append(end)
     try:
         for number, default in _ENDING.items():
             if signal.getsignal(number) == default:
@@ -64,6 +69,30 @@ def ended_by_signals() -> Iterator[None]:
             one.cancel()
         for number in ours:
             signal.signal(number, _ENDING[number])
+        _handlers.remove(end)
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Within the block the same signals end the process at once, without a word.
+
+    For a wait inside a library that does not come back to Python, such as that for the other processes of a
+    launch: a handler of Python's would not be called until it is over. Nothing may be half-written there. A
+    signal that the program around handles itself stays as it is.
+    """
+    before: dict[int, Any] = {}
+    try:
+        for number, default in _ENDING.items():
+            handler = signal.getsignal(number)
+            if handler == default or handler in _handlers:
+                before[number] = signal.signal(number, signal.SIG_DFL)
+    except ValueError:
+        pass  # not the main thread
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _importing(frame: FrameType | None) -> bool:

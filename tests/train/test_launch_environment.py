@@ -20,6 +20,7 @@ PAIR = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", **MEETING}
 def test_launchers_are_understood():
     assert Launch.from_environment({}) == Launch()
     assert Launch.from_environment({"WORLD_SIZE": "1", "SLURM_NTASKS": "2"}) == Launch()
+    assert Launch.from_environment({"WORLD_SIZE": "1", "LOCAL_RANK": "-1"}) == Launch()
     assert Launch.from_environment(PAIR) == Launch(1, 2, "h:29500")
     assert Launch.from_environment(PAIR | {"SLURM_NTASKS": "2"}) == Launch(1, 2, "h:29500")
     assert Launch.from_environment({"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1"}) == Launch()
@@ -43,6 +44,10 @@ def test_what_processes_need_to_meet_is_named(missing):
         (PAIR | {"WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is not a number"),
         (PAIR | {"WORLD_SIZE": "0"}, "WORLD_SIZE=0, which is not a number of at least 1"),
         (PAIR | {"RANK": "2"}, "RANK=2 is not among 2"),
+        (PAIR | {"WORLD_SIZE": "1"}, "RANK=1 is not among 1"),
+        ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK=1 is not among 1"),
+        ({"LOCAL_RANK": "0"}, "but WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT is not set. Unset LOCAL_RANK"),
+        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, "but MASTER_ADDR, MASTER_PORT is not set"),
         (PAIR | {"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is not a port"),
     ],
 )

@@ -30,6 +30,7 @@ from accelerate.utils import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from vla.errors import ConfigError, MissingDependencyError, TrainingError
+from vla.signals import ended_at_once
 from vla.train.launch import Launch
 from vla.train.recipe import Recipe, TrainSection
 
@@ -76,13 +77,14 @@ def make_engine(train: TrainSection) -> Engine:
     # One process may train twice in a row, at different precision; accelerate would keep the first one's.
     AcceleratorState._reset_state()
     asked = _asked_for()
-    accelerator = Accelerator(
-        # Without it, several processes on a machine without accelerators would each train alone. DeepSpeed
-        # finds the processor by itself, and is left out where it is told to use it.
-        cpu=not torch.accelerator.is_available() and asked != "deepspeed",
-        gradient_accumulation_steps=train.accumulation,
-        **_options(asked, train),
-    )
+    with ended_at_once():  # while it waits for the other processes
+        accelerator = Accelerator(
+            # Without it, several processes on a machine without accelerators would each train alone.
+            # DeepSpeed finds the processor by itself, and is left out where it is told to use it.
+            cpu=not torch.accelerator.is_available() and asked != "deepspeed",
+            gradient_accumulation_steps=train.accumulation,
+            **_options(asked, train),
+        )
     engine = Engine(_running(accelerator), accelerator)
     _check_is_what_was_launched(engine, asked)
     _check_total_batch_size(train, accelerator.num_processes)

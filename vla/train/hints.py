@@ -34,7 +34,7 @@ def at_the_start(train: TrainSection) -> Iterator[str]:
         train: How it is trained.
     """
     steps, warmup = train.steps, train.warmup_steps
-    if 2 * warmup > steps:
+    if 2 * warmup > steps and warmup > max(1, steps // 20):
         most = max(learning_rate_at(step, train) for step in {min(warmup, steps - 1), steps - 1})
         yield (
             f"train.warmup_steps={warmup} is more than half of train.steps={steps}: the learning rate "

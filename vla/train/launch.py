@@ -51,9 +51,14 @@ class Launch:
                     if _number(given, size, 1) > 1:
                         return cls(_number(given, rank, 0), _number(given, size, 1), _meeting(given))
             _check_not_alone_among_others(given)
+            _check_not_half_launched(given)
             return cls()
         world = _number(given, "WORLD_SIZE", 1, least=1)
+        rank = _number(given, "RANK", 0)
+        if rank >= world:  # they would wait for one another for ever
+            raise TrainingError(f"RANK={rank} is not among {world} processes (WORLD_SIZE), counted from 0.")
         if world == 1:
+            _check_not_half_launched(given)
             return cls()
         missing = [
             name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not given.get(name)
@@ -64,10 +69,7 @@ class Launch:
                 "is not set, so that they cannot meet. Start them with `accelerate launch` or `torchrun`, "
                 "which set all of it, or unset WORLD_SIZE to train alone."
             )
-        rank = _number(given, "RANK", 0)
         _number(given, "LOCAL_RANK", 0)
-        if rank >= world:
-            raise TrainingError(f"RANK={rank} is not among {world} processes (WORLD_SIZE), counted from 0.")
         if not 0 < _number(given, "MASTER_PORT", 0) < 65536:
             raise TrainingError(f"MASTER_PORT={given['MASTER_PORT']} is not a port: give 1 to 65535.")
         return cls(rank, world, _meeting(given))
@@ -95,6 +97,19 @@ def _check_not_alone_among_others(given: Mapping[str, str]) -> None:
             "which would train alone: its simple launcher, which --cpu chooses, starts one process whatever "
             "--num_processes says. Launch with --config_file recipes/accelerate/ddp.yaml, which also runs on "
             f"CPUs, or with --num_processes 1. {_ALONE}"
+        )
+
+
+def _check_not_half_launched(given: Mapping[str, str]) -> None:
+    """Raise where accelerate would take this process for a launched one (LOCAL_RANK), which it is not."""
+    if given.get("LOCAL_RANK", "").strip() in ("", "-1"):
+        return
+    missing = [name for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT") if not given.get(name)]
+    if missing:
+        raise TrainingError(
+            f"LOCAL_RANK={given['LOCAL_RANK']} says that a launcher started this process, but "
+            f"{', '.join(missing)} is not set. Unset LOCAL_RANK to train alone, or start with `accelerate "
+            "launch` or `torchrun`, which set all of it."
         )
 
 
