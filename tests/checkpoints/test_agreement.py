@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import vla
 from tests.checkpoints.test_damage import act, make_converted, make_ours
-from tests.folders import contents_of
+from tests.folders import contents_of, unchanged
 from tests.policies.conftest import make_robot_policy, stats
 from vla.checkpoints.agreement import check_agreement, robot_widths
 from vla.checkpoints.convert import convert
@@ -228,8 +228,11 @@ def test_every_policys_config_must_be_that_of_its_pipeline(tmp_path, field):
     widths = {"state_dim": other.state_dim, "action_dim": other.action_dim}
     statistics = Statistics({"state": stats(other.state_dim, 1.0), "actions": stats(other.action_dim, 1.0)})
     modes = {"state": "zscore", "actions": "minmax"}
-    policy.pipeline = make_bc(other, statistics=statistics, normalization=modes, **widths)
     policy.save_pretrained(tmp_path / "bc")
+    policy.pipeline = make_bc(other, statistics=statistics, normalization=modes, **widths)
+    with unchanged(tmp_path), pytest.raises(ConfigError, match="policy to be saved contradicts itself"):
+        policy.save_pretrained(tmp_path / "bc")
+    policy.pipeline.save(tmp_path / "bc")
     assert "contradicts itself" in refused(tmp_path / "bc", ConfigError)
 
 

@@ -8,6 +8,7 @@ import vla
 from tests.checkpoints.test_agreement import copy, edit, originals, refused
 from vla.checkpoints.convert import convert
 from vla.errors import ConfigError, StatisticsError, VlaError
+from vla.transforms.normalize import Normalize
 
 __all__ = ["copy", "originals"]
 
@@ -104,3 +105,16 @@ def test_a_field_of_a_step_that_is_missing_or_unknown_is_named_without_pythons_w
         assert said in message
         assert not any(word in message for word in ("Error", "argument", "__init__"))
         edit(path, steps=steps)
+
+
+@pytest.mark.parametrize("feature", ["state", "actions"])
+def test_a_feature_without_a_mode_is_refused_and_identity_is_one(copy, feature):
+    folder = copy("vla")
+    steps = steps_of(folder)
+    modes = next(step for step in steps if step["type"] == "normalize")["modes"]
+    modes[feature] = "identity"
+    edit(folder / "pipeline.json", steps=steps)
+    assert vla.load(folder).pipeline.find(Normalize).modes[feature] == "identity"
+    del modes[feature]
+    edit(folder / "pipeline.json", steps=steps)
+    assert f"'normalize' gives no mode for {feature}" in refused(folder, ConfigError)

@@ -6,8 +6,9 @@ import sys
 import pytest
 from transformers import AutoConfig, AutoModel
 
+from tests.folders import unchanged
 from vla.adapters.lora import AdapterConfig, add_adapter
-from vla.errors import WeightsError
+from vla.errors import ConfigError, WeightsError
 from vla.policies.registry import make_policy, policy_entry
 
 CHECK = """
@@ -68,3 +69,15 @@ def test_an_adapter_opens_with_its_base(robot_ready, tmp_path):
     (tmp_path / "adapter" / "adapter_base.json").unlink()  # as of another library
     with pytest.raises(WeightsError, match="holds a LoRA adapter"):
         AutoModel.from_pretrained(tmp_path / "adapter")
+
+
+def test_auto_model_takes_fields_as_keywords_and_one_attention_alone(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "policy")
+    assert AutoModel.from_pretrained(tmp_path / "policy", action_horizon=3).config.action_horizon == 3
+    AutoModel.from_pretrained(tmp_path / "policy", attn_implementation="sdpa")
+    for other in ("eager", "flash_attention_2", "bogus"):
+        with (
+            unchanged(tmp_path),
+            pytest.raises(ConfigError, match=rf"attn_implementation='{other}'.*leave it out"),
+        ):
+            AutoModel.from_pretrained(tmp_path / "policy", attn_implementation=other)

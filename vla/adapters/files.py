@@ -32,7 +32,7 @@ from vla.adapters.quantize import load_quantized
 from vla.atomic import atomic_folder, atomic_write, read_json
 from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.checkpoints.replace import check_replaceable
-from vla.checkpoints.savable import check_finite
+from vla.checkpoints.savable import check_finite, check_same_names, check_tensors
 from vla.errors import StatisticsError, VlaError, WeightsError, misread, remedy
 from vla.paths import expanded
 from vla.transforms.named_pipelines import read_pipelines
@@ -93,16 +93,25 @@ def write_adapter(
 
     Raises:
         WeightsError: The base was never saved as a checkpoint, so the adapter cannot refer to it; or a value
-            is not finite.
+            is not finite; or `state_dict` does not hold the adapter.
     """
     name, base = policy.adapter, base_of(policy)
     assert name is not None
     peft: Any = import_peft()
+    if state_dict is not None:
+        check_tensors(state_dict)
     lora: Any = policy.peft_config[name]  # type: ignore[index]
     lora.base_model_name_or_path, lora.revision = base.name, base.revision
-    stored = peft.get_peft_model_state_dict(
-        policy, state_dict=state_dict, adapter_name=name, save_embedding_layers=False
-    )
+    options = {"adapter_name": name, "save_embedding_layers": False}
+    own = peft.get_peft_model_state_dict(policy, **options)
+    stored = own
+    if state_dict is not None:
+        with misread("state_dict", WeightsError):
+            stored = peft.get_peft_model_state_dict(policy, state_dict=state_dict, **options)
+        # DeepSpeed leaves an empty tensor where it holds a parameter in parts, and its shape here.
+        shapes = {key: tuple(getattr(one, "ds_shape", one.shape)) for key, one in own.items()}
+        check_same_names([(frozenset({key}), shape) for key, shape in shapes.items()], stored, "state_dict")
+    check_tensors(stored)
     tensors = {_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in stored.items()}
     for key, tensor in tensors.items():
         check_finite(key, tensor)

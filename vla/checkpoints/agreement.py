@@ -52,13 +52,13 @@ def check_agreement(policy: Any, pipeline: Pipeline) -> None:
     policy.check_pipeline(pipeline)
 
 
-def check_pipelines(policy: Any, pipelines: Mapping[str | None, Pipeline], folder: Path) -> None:
+def check_pipelines(policy: Any, pipelines: Mapping[str | None, Pipeline], folder: Path | str) -> None:
     """Raise where a pipeline that came with a policy is not one that it can act by; see `check_agreement`.
 
     Args:
         policy: A policy module with its config.
         pipelines: The pipelines by their names; under None where there is one.
-        folder: Where they come from.
+        folder: Where they come from, or what they belong to.
     """
     for name, pipeline in pipelines.items():
         where = str(folder) if name is None else f"{folder}, pipeline '{name}'"
@@ -148,6 +148,13 @@ def _check_present(policy: Any, pipeline: Pipeline) -> None:
             raise ConfigError(
                 f"the pipeline makes no {what} for the policy: it lacks the step '{kind.name}'."
             )
+    steps = [transform for transform in pipeline.transforms if isinstance(transform, Normalize)]
+    said = {feature for step in steps for feature in step.modes}
+    if steps and (missing := [feature for feature in policy.normalization if feature not in said]):
+        raise ConfigError(
+            f"the step '{Normalize.name}' gives no mode for {' and '.join(missing)}, so the robot would get the "
+            'model\'s numbers. Where values are to stay as they are, the mode is "identity".'
+        )
 
 
 def _made(pipeline: Pipeline) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ says what to give instead. Nothing is accepted and then forgotten, but for what 
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -137,6 +138,20 @@ def check_types(**options: Any) -> None:
             raise ConfigError(f"from_pretrained({name}={_shown(value)}): it must be {said}.")
 
 
+def check_shard_size(size: Any) -> None:
+    """Raise `ConfigError` unless the largest size of a file is a number of bytes, or such as "5GB"."""
+    is_number = isinstance(size, int) and not isinstance(size, bool) and size > 0
+    found = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*[KMGT]B\s*", size, re.IGNORECASE)
+        if isinstance(size, str)
+        else None
+    )
+    if not is_number and not (found and float(found[1]) > 0):
+        raise ConfigError(
+            f'max_shard_size is a number of bytes above 0, or text such as "5GB" or "200MB", got {_shown(size)}.'
+        )
+
+
 def check_only(method: str, table: Mapping[str, _Only], options: dict[str, Any]) -> None:
     """Take the keywords of a table out of `options`.
 
@@ -227,6 +242,12 @@ def config_with(config: Any, fields: Mapping[str, Any], policy_class: type[Any])
             "in the config."
         )
     return {**(config or {}), **fields}
+
+
+def check_attention(config: Any) -> None:
+    """Raise `ConfigError` where a whole config asks for another attention: so AutoModel passes on the keyword."""
+    if isinstance(config, PreTrainedConfig):
+        check_only("from_pretrained", LOADING, {"attn_implementation": config._attn_implementation})
 
 
 def config_fields(config: Any, stored: Any) -> dict[str, Any]:

@@ -24,7 +24,9 @@ from vla.checkpoints.hub.push import own_repository, push
 from vla.checkpoints.keywords import (
     SAVING,
     UPLOADING,
+    check_attention,
     check_only,
+    check_shard_size,
     check_types,
     config_with,
     merged,
@@ -288,10 +290,13 @@ class Policy(PolicyModule):
             SaveError: The folder is a checkpoint that a training run resumes from, or an adapter's base, or
                 the disk is full. Nothing was changed.
             WeightsError: It has an adapter, but its base came from no checkpoint; or it has none and is
-                quantised; or its weights are not finite, or of dtypes that could not be opened again.
-            ConfigError: An option that does not exist here.
+                quantised; or its weights, or those of `state_dict`, are not those that the config describes, not
+                finite, or of dtypes that could not be opened again.
+            ConfigError: An option that does not exist here, or the config contradicts a pipeline.
+            StatisticsError: The statistics are of another width than the config says.
         """
         check_only("save_pretrained", SAVING, others)
+        check_shard_size(max_shard_size)
         others.pop("save_function", None)  # accelerate's, where weights may not be safetensors
         if unknown := sorted(others.keys() - {"token"}) if not push_to_hub else ():
             raise ConfigError(f"save_pretrained has no {', '.join(unknown)} (without push_to_hub=True).")
@@ -300,9 +305,8 @@ class Policy(PolicyModule):
             return
         save_directory = expanded(save_directory)
         if self.adapter is None:
-            known = {name for name, _ in self.named_parameters(remove_duplicate=False)}
-            given = self.state_dict() if state_dict is None else state_dict
-            check_savable({name: tensor for name, tensor in given.items() if name in known})
+            check_savable(self, state_dict)
+            state_dict = None if state_dict is None else dict(state_dict)  # transformers removes some of it
         try:
             with replacing_checkpoint(save_directory) as folder:
                 if self.adapter is not None:
@@ -388,6 +392,7 @@ class Policy(PolicyModule):
         given = {"dtype": dtype, "device": device, "quantize": quantize}
         options = {**merged(given, translate(others)), "tokenizer": tokenizer}
         options["device"] = as_device(options.get("device"))
+        check_attention(config)
         config = config_with(config, others, cls)
         source = adapter or pretrained_model_name_or_path
         folder = local_folder(source, revision=None if adapter else revision, **fetched)
