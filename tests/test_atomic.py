@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.folders import unchanged
 from vla import atomic
 from vla.atomic import SaveError, atomic_folder, atomic_write, one_at_a_time
 from vla.errors import VlaError
@@ -127,3 +128,45 @@ def test_a_folder_that_cannot_hold_a_lock(tmp_path):
     (tmp_path / "file").write_text("a")
     with pytest.raises(SaveError, match="Could not write"), one_at_a_time(tmp_path / "file" / "out"):
         pass
+
+
+@pytest.mark.parametrize("target", [".", "./", "../here", "link"])
+def test_the_current_folder_is_filled_and_stays_itself(tmp_path, monkeypatch, target):
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    target = tmp_path / "link" if target == "link" else target
+    before = here.stat().st_ino
+    with atomic_folder(target) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a").write_text("a")
+        (folder / "b").write_text("b")
+    assert here.stat().st_ino == before
+    assert sorted(path.name for path in here.iterdir()) == ["b", "sub"]
+    assert (here / "sub" / "a").read_text() == "a"
+    with unchanged(tmp_path), pytest.raises(SaveError, match="exists already and is not empty"):
+        atomic_folder(target).__enter__()
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_the_current_folder_is_left_empty_where_filling_it_fails(tmp_path, monkeypatch, failing):
+    monkeypatch.chdir(tmp_path)
+    rename, calls = os.rename, []
+
+    def fail(source, target):
+        calls.append(source)
+        if len(calls) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+
+    def make():
+        with atomic_folder(".") as folder:
+            (folder / "a").write_text("a")
+            (folder / "b").write_text("b")
+
+    with pytest.raises(SaveError, match="Nothing was changed"):
+        make()
+    assert list(tmp_path.iterdir()) == []

@@ -25,12 +25,18 @@ def _names(monkeypatch):
         ("owner/name", "owner/name"),
         ("hf:$DATA/x", "hf:/data/x"),
         ("costs 5$", "costs 5$"),
-        ("", ""),
     ],
 )
 def test_as_a_shell_would(written, meant):
     assert expanded_text(written) == meant
     assert expanded(written) == expanded(Path(written)) == Path(meant)
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    assert expanded_text("") == ""
+    assert expanded(".") == Path()
+    with pytest.raises(ConfigError, match=r"The path is empty\. Name a file or a folder; the current"):
+        expanded("")
 
 
 @pytest.mark.parametrize("written", ["$NO_SUCH", "$NO_SUCH/x", "~/${NO_SUCH}", "a/$NO_SUCH.b/x"])

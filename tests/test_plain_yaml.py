@@ -39,3 +39,15 @@ def test_what_cannot_be_read(text):
     with pytest.raises(yaml.YAMLError):
         load_yaml(text)
     assert math.isnan(load_yaml(".nan"))
+
+
+@pytest.mark.parametrize("text", ["a: &x [*x]", "&x {a: {b: *x}}", "&x [1, [2, *x]]"])
+def test_what_contains_itself(text):
+    with pytest.raises(yaml.YAMLError, match=r"an alias .* stands inside of what it stands for"):
+        load_yaml(text)
+
+
+def test_one_alias_in_several_places_is_read():
+    assert load_yaml("a: &x [1]\nb: [*x, *x]") == {"a": [1], "b": [[1], [1]]}
+    doubled = "\n".join(f"l{i}: &l{i} [*l{i - 1}, *l{i - 1}]" for i in range(1, 40))
+    assert len(load_yaml("l0: &l0 [1]\n" + doubled)) == 40  # each is looked at once

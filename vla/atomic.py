@@ -29,6 +29,9 @@ class SaveError(VlaError, OSError):
 def atomic_folder(target: Path | str) -> Iterator[Path]:
     """Yield a new folder next to `target` that takes its place when the block ends well.
 
+    The current folder, in which a shell stands, and one that a file system is mounted on stay what they are:
+    the new folder is made inside of them, and what it holds moves up.
+
     Args:
         target: Must not exist, or be an empty folder.
 
@@ -38,7 +41,10 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     """
     target = Path(target)
     check_target(target)
-    temporary = temporary_name(target)
+    if target.is_dir():
+        target = target.resolve()  # "." and links have no name that could be taken
+    stays = _stays(target)
+    temporary = temporary_name(target / target.name if stays else target)
     made = missing_folders(target.parent)
     try:
         temporary.mkdir(parents=True)
@@ -46,7 +52,10 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
         for path in temporary.rglob("*"):
             if path.is_file():
                 _sync(path)
-        os.replace(temporary, target)
+        if stays:
+            _move_into(target, temporary)
+        else:
+            os.replace(temporary, target)
         with suppress(OSError):  # the folder is there, and whole; some file systems sync no folders
             _sync(target.parent)
     except OSError as error:
@@ -74,13 +83,34 @@ def check_target(target: Path | str) -> None:
             )
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise SaveError(f"{target} exists already and is not empty; choose another folder or remove it.")
-        above = next(path for path in target.absolute().parents if path.exists())
+        whole = target.absolute()
+        above = next(path for path in ((whole,) if _stays(target) else whole.parents) if path.exists())
     except OSError as error:
         raise _readable(error, target) from error
     if not above.is_dir():
         raise SaveError(f"Could not write {target}: {above} is a file. Nothing was changed.")
     if not os.access(above, os.W_OK | os.X_OK):
         raise SaveError(f"Could not write {target}: {above} cannot be written. Nothing was changed.")
+
+
+def _stays(target: Path) -> bool:
+    """Return whether a folder cannot be replaced by another one, or must not be."""
+    with suppress(OSError):  # the current folder may have been removed
+        return target.is_dir() and (os.path.samefile(target, os.curdir) or os.path.ismount(target))
+    return False
+
+
+def _move_into(target: Path, made: Path) -> None:
+    """Move all that lies in `made` up into `target`, or nothing."""
+    moved: list[str] = []
+    try:
+        for name in sorted(os.listdir(made)):
+            os.rename(made / name, target / name)
+            moved.append(name)
+    except BaseException:
+        for name in moved:
+            os.rename(target / name, made / name)
+        raise
 
 
 def missing_folders(folder: Path) -> list[Path]:

@@ -16,8 +16,10 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     is there.
 
     Raises:
-        ConfigError: No environment variable of that name is set.
+        ConfigError: No environment variable of that name is set, or the path is an empty text.
     """
+    if path == "":  # which Path takes for the current folder
+        raise ConfigError('The path is empty. Name a file or a folder; the current folder is ".".')
     return Path(expanded_text(os.fspath(path)))
 
 

@@ -30,11 +30,29 @@ def load_yaml(text: str) -> Any:
     """Read one YAML document of plain data.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, or a mapping has a key twice.
+        yaml.YAMLError: The text is not YAML, a mapping has a key twice, or an alias (*name) stands inside of
+            what it stands for.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
+        _refuse_cycles(values, [], set())
+        return values
     except (ValueError, OverflowError) as error:  # a date or a number that Python cannot hold
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
+
+
+def _refuse_cycles(value: Any, above: list[int], seen: set[int]) -> None:
+    """Raise where a value contains itself, which YAML can write and nothing can read to its end."""
+    if not isinstance(value, dict | list | set | tuple):
+        return
+    if id(value) in above:
+        raise yaml.YAMLError("an alias (*name) stands inside of what it stands for")
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    above.append(id(value))
+    for part in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+        _refuse_cycles(part, above, seen)
+    above.pop()

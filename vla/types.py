@@ -8,7 +8,8 @@ n noise draw.
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -329,8 +330,20 @@ def check_shape(x: "torch.Tensor", layout: str, name: str, **sizes: int) -> None
         raise ShapeError(f"{name} must have shape [{want}], got {list(x.shape)}.")
 
 
+@contextmanager
+def default_device_cpu() -> Iterator[None]:
+    """Let tensors that name no device be made on the CPU, whatever the default that a user has set."""
+    import torch
+
+    if torch.get_default_device().type == "cpu":  # a device that is set slows every function down
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
 def as_device(device: "torch.device | str | int | None") -> "torch.device | None":
-    """Return the device that a user asks for; None asks for none.
+    """Return the device that a user asks for; None is PyTorch's default, or None if that is "cpu".
 
     Raises:
         ConfigError: There is no such kind of device, or this machine has none, or not so many.
@@ -338,7 +351,9 @@ def as_device(device: "torch.device | str | int | None") -> "torch.device | None
     import torch
 
     if device is None:
-        return None
+        device = torch.get_default_device()
+        if device.type == "cpu":
+            return None
     try:
         if isinstance(device, bool):
             raise TypeError("neither True nor False is a device")
@@ -348,7 +363,9 @@ def as_device(device: "torch.device | str | int | None") -> "torch.device | None
             f"device must be the name of a device, such as 'cpu', 'cuda' or 'cuda:1', got {device!r}."
         ) from error
     if found.type == "meta":
-        raise ConfigError("The device 'meta' holds no values, so a policy cannot act on it; use 'cpu'.")
+        raise ConfigError(
+            "The device 'meta' holds no values, so a policy cannot act on it; give device='cpu'."
+        )
     try:
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError, ValueError) as error:

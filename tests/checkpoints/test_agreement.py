@@ -85,6 +85,7 @@ def test_a_config_of_another_policy_is_refused(copy, name, type):
         ("use_peft", True, "use_peft=True: an adapter belongs to these weights"),
         ("adapt_to_pi_aloha", True, "adapt_to_pi_aloha=True"),
         ("max_state_dim", 9, "max_state_dim is 9, but the tensors have 8"),
+        ("max_state_dim", "8", "max_state_dim is '8', but the tensors have 8"),
         ("max_action_dim", 7, "max_action_dim is 7, but the tensors have 8"),
         ("image_resolution", [224, 224], "224"),
     ],

@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import threading
+from pathlib import Path
 
 import pytest
 
+from tests.folders import unchanged
 from vla.atomic import SaveError
 from vla.checkpoints import replace
 from vla.checkpoints.replace import READY, finish_save, replacing_checkpoint
@@ -162,6 +164,16 @@ def test_a_checkpoint_of_a_run_is_left_alone(folder):
     with pytest.raises(SaveError, match="a training run resumes from"):
         save(folder)
     assert read(folder) == OLD | OTHERS | {"training_state.pt": "mine"}
+
+
+@pytest.mark.parametrize("file", ["meta/info.json", "dataset_info.json", "dataset_dict.json"])
+def test_a_dataset_is_left_alone(tmp_path, file):
+    write(tmp_path / "data" / Path(file).parent, {Path(file).name: "{}"})
+    with (
+        unchanged(tmp_path),
+        pytest.raises(SaveError, match=rf"data holds a dataset \({file}\).*another folder"),
+    ):
+        save(tmp_path / "data")
 
 
 def test_a_file_is_not_a_folder(tmp_path):

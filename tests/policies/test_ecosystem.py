@@ -9,11 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, dispatch_model, init_empty_weights, load_checkpoint_and_dispatch
+from accelerate import (
+    Accelerator,
+    cpu_offload,
+    dispatch_model,
+    init_empty_weights,
+    load_checkpoint_and_dispatch,
+)
 from peft import AutoPeftModel, LoraConfig, get_peft_model
 
 import vla
+from tests.folders import unchanged
 from tests.parity.transformers_pi0 import make_batch
+from vla.errors import ConfigError, WeightsError
 from vla.policies.registry import make_policy
 from vla.policies.robot import RobotPolicy
 
@@ -146,6 +154,36 @@ def test_big_model_loading(robot_ready, noise, tmp_path, places):
     )
     policy.pipeline = robot_ready.pipeline
     assert np.array_equal(chunk(policy, noise), chunk(robot_ready, noise))
+
+
+def test_a_policy_that_is_offloaded_acts_and_one_without_values_is_refused(robot_ready, noise, tmp_path):
+    expected = chunk(robot_ready, noise)
+    with init_empty_weights():
+        empty = type(robot_ready)(robot_ready.config)
+    empty.pipeline = robot_ready.pipeline
+    with pytest.raises(ConfigError, match="lie on the device 'meta', which holds no values"):
+        RobotPolicy(empty)
+    offloaded = cpu_offload(robot_ready)
+    assert RobotPolicy(offloaded).device == torch.device("cpu")
+    assert np.array_equal(chunk(offloaded, noise), expected)
+    for policy in (empty, offloaded):
+        with (
+            unchanged(tmp_path),
+            pytest.raises(WeightsError, match="'meta', which holds no values"),
+        ):
+            policy.save_pretrained(tmp_path / "policy")
+
+
+def test_a_default_device_without_values_is_refused_and_none_is_acted_on(robot_ready, noise, tmp_path):
+    expected = chunk(robot_ready, noise)
+    robot_ready.save_pretrained(tmp_path / "policy")
+    with torch.device("meta"):
+        assert np.array_equal(chunk(robot_ready, noise), expected)
+        for load in (vla.load, vla.AutoPolicy.from_pretrained):
+            with unchanged(tmp_path), pytest.raises(ConfigError, match="'meta' holds no values"):
+                load(tmp_path / "policy")
+        loaded = vla.AutoPolicy.from_pretrained(tmp_path / "policy", device="cpu")
+        assert np.array_equal(chunk(loaded, noise), expected)
 
 
 def test_a_loaded_policy_is_dispatched(robot_ready, noise):

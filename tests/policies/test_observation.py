@@ -170,6 +170,7 @@ TAKEN_IMAGES = {
     "torch": torch.from_numpy(PIXELS),
     "pillow": Image.fromarray(PIXELS),
     "fortran order": np.asfortranarray(PIXELS),
+    "lists": PIXELS.tolist(),
     "read only": np.frombuffer(PIXELS.tobytes(), np.uint8).reshape(PIXELS.shape),
     "a view": np.repeat(PIXELS, 2, axis=1)[:, ::2],
 }
@@ -184,11 +185,16 @@ SCALED = PIXELS.astype(np.float32) / 255
 REFUSED_IMAGES = {
     **{f"{kind}": (PIXELS.astype(kind), rf"got {kind}") for kind in ("int8", "uint16", "int64", "bool")},
     "floats": (SCALED, r"float32 \[28, 28, 3\]. Values in \[0, 1\] become bytes by"),
-    "float tensor": (torch.from_numpy(SCALED), "float32"),
+    "float tensor": (torch.from_numpy(SCALED), r"float32.*\(255 \* image\)\.round\(\)\.to\(torch\.uint8\)"),
     "nan": (np.where(SCALED > 0.5, np.nan, SCALED), "not finite"),
-    "lists": (PIXELS.tolist(), "int64"),
-    "channels first": (PIXELS.transpose(2, 0, 1), r"\[3, 28, 28\]. The channels come last"),
-    "channels first, torch": (torch.from_numpy(PIXELS).permute(2, 0, 1), "The channels come last"),
+    "lists of more than bytes": ((PIXELS.astype(int) + 1).tolist(), r"got int64 \[28, 28, 3\]"),
+    "lists of less": ((PIXELS.astype(int) - 1).tolist(), "got int64"),
+    "lists of fractions": (SCALED.tolist(), r"by \(255 \* np\.asarray\(image\)\)\.round\(\)\.astype"),
+    "channels first": (PIXELS.transpose(2, 0, 1), r"\[3, 28, 28\]. The channels come last: image\.transp"),
+    "channels first, torch": (
+        torch.from_numpy(PIXELS).permute(2, 0, 1),
+        r"come last: image\.permute\(1, 2, 0\)",
+    ),
     "grey": (PIXELS[..., 0], r"\[28, 28\]. It has no colours"),
     "one channel": (PIXELS[..., :1], "It has no colours"),
     "grey, pillow": (Image.fromarray(PIXELS[..., 0]), "It has no colours"),
@@ -283,6 +289,13 @@ def test_a_session_acts_with_its_own_policy_alone(policy, robot):
         robot.infer_batch([(RobotPolicy(policy).start(), seen())])
 
 
+def test_a_pair_may_be_a_list(robot, expected):
+    chunks = robot.infer_batch([[robot.start(), seen()]], noise=NOISE[None])
+    np.testing.assert_array_equal(chunks[0]["actions"], expected)
+    with pytest.raises(ObservationError, match=r"A pair in infer_batch .* got \(Session\)"):
+        robot.infer_batch([[robot.start()]])
+
+
 def test_the_bad_one_of_several_is_named(robot):
     with pytest.raises(ObservationError, match=r"Observation 2 of 3: observation\.state holds nan"):
         robot.infer_batch([seen(), seen(**{STATE: [np.nan, 0, 0]}), seen()])
@@ -311,6 +324,11 @@ def test_a_camera_under_nearly_its_name_is_not_lost(robot, given, meant, caplog)
 def test_keys_of_missing_values_are_guessed(robot):
     assert "lacks observation.state" in refused(robot, without(STATE) | {"observation.sate": VALUES})
     assert "Did you mean 'observation.sate'" in refused(robot, without(STATE) | {"observation.sate": VALUES})
+
+
+def test_what_is_read_already_is_no_guess(robot):
+    assert "Did you mean" not in refused(robot, without(STATE))
+    assert "Did you mean" not in refused(robot, seen(**{"observation.images.two": PIXELS}))
 
 
 def test_what_nothing_reads_is_left_out_with_one_line(policy, expected, caplog):

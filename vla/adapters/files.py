@@ -36,6 +36,7 @@ from vla.checkpoints.savable import check_finite, check_same_names, check_tensor
 from vla.errors import StatisticsError, VlaError, WeightsError, misread, remedy
 from vla.paths import expanded
 from vla.transforms.named_pipelines import read_pipelines
+from vla.types import default_device_cpu
 from vla.weights.dtypes import as_dtype
 from vla.weights.finite import refuse_not_finite
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
@@ -153,6 +154,7 @@ def base_of(policy: PolicyModule) -> LoadedFrom:
     return policy.loaded_from
 
 
+@default_device_cpu()
 def load_adapter(
     policy: PolicyModule, folder: str | Path, name: str = DEFAULT_NAME, dtype: torch.dtype | None = None
 ) -> None:
@@ -214,6 +216,7 @@ def load_adapter(
         policy.pipelines = pipelines
 
 
+@default_device_cpu()
 def load_with_base(
     folder: Path,
     expected: type[PolicyModule] | None = None,

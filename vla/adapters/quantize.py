@@ -22,6 +22,7 @@ from vla.adapters.lora import adapter_names, fingerprint
 from vla.checkpoints.loading import load_policy
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError, MissingDependencyError
+from vla.types import default_device_cpu
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ def check_kind(kind: str) -> Kind:
     raise ConfigError(f"quantize must be one of {', '.join(_KINDS)}, got '{kind}'.")
 
 
+@default_device_cpu()
 def load_quantized(
     folder: Path,
     expected: type[PolicyModule] | None,

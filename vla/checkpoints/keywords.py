@@ -148,7 +148,7 @@ def check_shard_size(size: Any) -> None:
     )
     if not is_number and not (found and float(found[1]) > 0):
         raise ConfigError(
-            f'max_shard_size is a number of bytes above 0, or text such as "5GB" or "200MB", got {_shown(size)}.'
+            f'max_shard_size is a number of bytes above 0, or text such as "5GB", got {_shown(size)}.'
         )
 
 
@@ -245,7 +245,7 @@ def config_with(config: Any, fields: Mapping[str, Any], policy_class: type[Any])
 
 
 def check_attention(config: Any) -> None:
-    """Raise `ConfigError` where a whole config asks for another attention: so AutoModel passes on the keyword."""
+    """Raise `ConfigError` where a whole config asks for another attention, as AutoModel passes it on."""
     if isinstance(config, PreTrainedConfig):
         check_only("from_pretrained", LOADING, {"attn_implementation": config._attn_implementation})
 

@@ -75,7 +75,7 @@ def load_policy(
             with misread(folder / "config.json", ConfigError):
                 config = config_fields(config, weights_module(name).read_config(stored, fmt))
         overrides = dict(config or {})
-        if not overrides:  # what a user asks for does no damage
+        if not (overrides or asset_id or tokenizer):  # what a user asks for does no damage
             stack.enter_context(remedied(folder))
         policy = _without_weights(policy_class, name, stored, fmt, overrides)
         plan = plan_load(fmt, stored, parameter_shapes(policy))

@@ -27,6 +27,9 @@ _MARKERS = ("config.json", BASE_FILE)
 """Files without which a folder is not a checkpoint: the first to go, the last to come."""
 _TRAINING_STATE = "training_state.pt"
 
+_OF_DATASETS = ("meta/info.json", "dataset_info.json", "dataset_dict.json")
+"""Files by which LeRobot's datasets, and those that `datasets` saved, are recognised."""
+
 _OWN = re.compile(
     r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|pipeline\.json"
     r"|statistics\.json|policy_(pre|post)processor.*"
@@ -45,8 +48,8 @@ def replacing_checkpoint(target: Path | str) -> Iterator[Path]:
         target: Where the checkpoint goes; made where absent.
 
     Raises:
-        SaveError: `target` is a file, a checkpoint that a training run resumes from, or holds a whole policy
-            where an adapter is to be saved; or the disk is full or read-only.
+        SaveError: `target` is a file, a dataset, a checkpoint that a training run resumes from, or holds a
+            whole policy where an adapter is to be saved; or the disk is full or read-only.
     """
     target = Path(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -73,6 +76,11 @@ def check_replaceable(target: Path, is_adapter: bool = False) -> None:
     """
     if target.exists() and not target.is_dir():
         raise SaveError(f"{target} is a file; give a folder to save the policy into.")
+    if (dataset := next((name for name in _OF_DATASETS if (target / name).exists()), None)) is not None:
+        raise SaveError(
+            f"{target} holds a dataset ({dataset}), which would no longer be opened as one: choose another "
+            "folder for the policy."
+        )
     if (target / _TRAINING_STATE).exists():
         raise SaveError(
             f"{target} is a checkpoint that a training run resumes from, and other weights would break it: "

@@ -1,4 +1,4 @@
-"""What is saved can be opened again: config and tensors fit, the values are finite, of dtypes that are read."""
+"""What is saved can be opened again: config and tensors fit, values are finite, dtypes are read."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -49,7 +49,8 @@ def check_tensors(state_dict: Any) -> None:
     """Raise `WeightsError` unless names map to tensors that have values."""
     if not isinstance(state_dict, Mapping):
         raise WeightsError(
-            f"state_dict maps names to tensors, as policy.state_dict() does, got a {type(state_dict).__name__}."
+            "state_dict maps names to tensors, as policy.state_dict() does, got a "
+            f"{type(state_dict).__name__}."
         )
     for name, tensor in state_dict.items():
         if not isinstance(tensor, torch.Tensor):

@@ -290,8 +290,8 @@ class Policy(PolicyModule):
             SaveError: The folder is a checkpoint that a training run resumes from, or an adapter's base, or
                 the disk is full. Nothing was changed.
             WeightsError: It has an adapter, but its base came from no checkpoint; or it has none and is
-                quantised; or its weights, or those of `state_dict`, are not those that the config describes, not
-                finite, or of dtypes that could not be opened again.
+                quantised; or its weights, or those of `state_dict`, are not those that the config
+                describes, not finite, or of dtypes that could not be opened again.
             ConfigError: An option that does not exist here, or the config contradicts a pipeline.
             StatisticsError: The statistics are of another width than the config says.
         """

@@ -103,12 +103,13 @@ class ObservationGuard:
         if odd := [key for key in observation if not isinstance(key, str)]:
             raise ObservationError(f"The keys of an observation are text, got {odd[0]!r}.")
         needed = (STATE_KEY, TASK_KEY) if self._needs_task else (STATE_KEY,)
+        readable = {STATE_KEY, TASK_KEY, *(IMAGE_PREFIX + name for name in self.slots)}
+        unread = [key for key in observation.keys() - readable if not key.startswith(IMAGE_PREFIX)]
         if missing := [key for key in needed if key not in observation]:
             raise ObservationError(
                 f"The observation lacks {' and '.join(missing)}; it has {sorted(observation)}."
-                f"{did_you_mean(missing[0], observation.keys() - {STATE_KEY, TASK_KEY})}"
+                f"{did_you_mean(missing[0], unread)}"
             )
-        readable = {STATE_KEY, TASK_KEY, *(IMAGE_PREFIX + name for name in self.slots)}
         for key in observation.keys() - readable - self._told:
             if key.startswith(IMAGE_PREFIX):
                 if self.slots:
@@ -135,9 +136,12 @@ class ObservationGuard:
 
     def _image(self, key: str, value: Any) -> torch.Tensor:
         image = _array(value, key)
+        is_list = isinstance(value, list | tuple) and image.dtype.kind == "i" and image.size
+        if is_list and image.min() >= 0 and image.max() <= 255:
+            image = image.astype(np.uint8)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ObservationError(
-                f"{key} must be uint8 [h, w, 3], got {_described(image, value)}.{_image_hint(image)}"
+                f"{key} must be uint8 [h, w, 3], got {_described(image, value)}.{_image_hint(image, value)}"
             )
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
@@ -321,7 +325,8 @@ def _described(array: np.ndarray, value: Any) -> str:
     return f"{kind} {list(array.shape)}"
 
 
-def _image_hint(image: np.ndarray) -> str:
+def _image_hint(image: np.ndarray, value: Any) -> str:
+    is_torch = isinstance(value, torch.Tensor)
     if image.dtype.kind == "O":
         return " Leave out a camera that is not there."
     if not image.size:
@@ -331,11 +336,15 @@ def _image_hint(image: np.ndarray) -> str:
     if image.dtype.kind == "f":
         if not np.isfinite(image).all():
             return " It holds values that are not finite."
-        return " Values in [0, 1] become bytes by (255 * image).round().astype('uint8')."
+        made = "to(torch.uint8)" if is_torch else "astype('uint8')"
+        name = "image" if is_torch or isinstance(value, np.ndarray) else "np.asarray(image)"
+        return f" Values in [0, 1] become bytes by (255 * {name}).round().{made}."
     if image.ndim == 2 or image.shape[-1:] == (1,):
         return " It has no colours."
     if image.ndim == 3 and image.shape[0] == 3:
-        return " The channels come last: image.transpose(1, 2, 0)."
+        made = "image.permute" if is_torch else "image.transpose"
+        made = made if is_torch or isinstance(value, np.ndarray) else "np.asarray(image).transpose"
+        return f" The channels come last: {made}(1, 2, 0)."
     return " Leave out the alpha channel: image[..., :3]." if image.shape[-1:] == (4,) else ""
 
 

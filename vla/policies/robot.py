@@ -35,7 +35,7 @@ from vla.transforms.batch import Collated, collate
 from vla.transforms.interface import RobotInterface
 from vla.transforms.named_pipelines import check_choice
 from vla.transforms.task import DefaultTask
-from vla.types import STATE_KEY, Sample
+from vla.types import STATE_KEY, Sample, default_device_cpu
 
 
 def choose_pipeline(policy: Policy, name: str | None) -> Policy:
@@ -76,7 +76,7 @@ class RobotPolicy:
     Raises:
         StatisticsError: The policy has no pipeline.
         ConfigError: It has those of several robots, and `pipeline` names none of them; or the pipeline makes
-            something else than the policy reads; or `policy` is not one.
+            something else than the policy reads; or `policy` is not one, or has no values in its weights.
     """
 
     def __init__(self, policy: Policy, pipeline: str | None = None) -> None:
@@ -92,6 +92,7 @@ class RobotPolicy:
                 "Fine-tune it on your robot's dataset first: vla train RECIPE policy.pretrained=<checkpoint>."
             )
         check_agreement(policy, chosen)
+        _execution_device(policy)
         self.policy = policy.eval()
         self.pipeline = chosen
         self.window = policy.config.window
@@ -112,8 +113,7 @@ class RobotPolicy:
     @property
     def device(self) -> torch.device:
         """Where the policy's tensors belong: where its weights lie, or whereto `accelerate` takes them."""
-        place = getattr(getattr(self.policy, "_hf_hook", None), "execution_device", None)
-        return self.policy.device if place is None else torch.device(place)
+        return _execution_device(self.policy)
 
     def start(self) -> "Session":
         """Begin an episode."""
@@ -137,8 +137,8 @@ class RobotPolicy:
             observation: `"observation.images.<camera>"` uint8 `[h, w, 3]` each (absent cameras left out),
                 `"observation.state"` `[d]` in robot units, finite, `"task"` the instruction (may be left out,
                 or empty, where the robot's description has one, or the policy reads no text). Arrays may be
-                numpy's, torch's or lists; of a list of one text, the text is taken. Other keys are not read,
-                which the log says once.
+                numpy's, torch's or lists (of an image: of whole numbers in [0, 255]); of a list of one text,
+                the text is taken. Other keys are not read, which the log says once.
             noise: `[a, m]` in model space, where sampling starts; drawn where not given.
             generator: Source of the noise, on the policy's device.
             text: Whether to generate the response text as well.
@@ -161,6 +161,7 @@ class RobotPolicy:
         )[0]
 
     @torch.no_grad()
+    @default_device_cpu()
     def infer_batch(
         self,
         observations: "Sequence[Observation | tuple[Session, Observation]]",
@@ -219,7 +220,8 @@ class RobotPolicy:
             )
         pairs: list[tuple[Session | None, Observation]] = []
         for one in observations:
-            if not isinstance(one, tuple):
+            has_session = isinstance(one, list) and any(isinstance(part, Session) for part in one)
+            if not isinstance(one, tuple) and not has_session:
                 pairs.append((None, one))
                 continue
             if len(one) != 2 or not isinstance(one[0], Session) or one[0].robot_policy is not self:
@@ -227,7 +229,7 @@ class RobotPolicy:
                     "A pair in infer_batch is a session of this policy and its next observation, got "
                     f"({', '.join(type(entry).__name__ for entry in one)})."
                 )
-            pairs.append(one)
+            pairs.append((one[0], one[1]))
         if not pairs:
             raise ObservationError("There is no observation to act on: infer_batch got none.")
         return pairs
@@ -290,6 +292,26 @@ class RobotPolicy:
         name = type(self.policy).__name__
         if text and "text" in self.policy.leaves_out:
             raise ConfigError(f"{name} generates no text: leave out text=True.")
+
+
+def _execution_device(policy: Policy) -> torch.device:
+    """Return the device that a policy computes on, wherever accelerate keeps its weights meanwhile.
+
+    Raises:
+        ConfigError: The weights have no values, and nothing brings them.
+    """
+    place = getattr(getattr(policy, "_hf_hook", None), "execution_device", None)
+    if place is None and policy.device.type == "meta":
+        hooks = (getattr(module, "_hf_hook", None) for module in policy.modules())
+        place = next(
+            (hook.execution_device for hook in hooks if getattr(hook, "execution_device", None)), None
+        )
+        if place is None:
+            raise ConfigError(
+                "The policy's weights lie on the device 'meta', which holds no values, so it cannot act: "
+                "load them (vla.load, or accelerate's load_checkpoint_and_dispatch)."
+            )
+    return policy.device if place is None else torch.device(place)
 
 
 class Session:

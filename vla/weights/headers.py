@@ -43,7 +43,7 @@ def header_folder(
     Raises:
         WeightsError: See `local_folder`.
     """
-    path = expanded(name_or_path)
+    path = expanded(name_or_path or ".")
     if str(name_or_path) and (path.exists() or path.is_symlink()):
         yield local_folder(name_or_path, revision)
         return

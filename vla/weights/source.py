@@ -73,7 +73,7 @@ def local_folder(
             "A checkpoint is named by its folder, its hub id owner/name or a short name of `vla info known`, "
             f"as text or a Path, got the {type(name_or_path).__name__} {name_or_path!r}."
         )
-    path = expanded(name_or_path)
+    path = expanded(name_or_path or ".")
     if os.path.isdir(path) and str(name_or_path):  # unlike Path, it takes names of any length
         if revision is not None:
             raise WeightsError(

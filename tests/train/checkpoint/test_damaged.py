@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import vla
 from tests.data.make import make_dataset
-from tests.folders import contents_of
+from tests.folders import contents_of, unchanged
 from tests.train.conftest import CAMERA, numbers
-from vla.errors import TrainingError, VlaError
+from vla.errors import StatisticsError, TrainingError, VlaError
 from vla.train import train
 from vla.train.checkpoint.fingerprints import fingerprints_of
 from vla.train.checkpoint.on_disk import list_checkpoints, load_training_state
@@ -173,6 +174,13 @@ def test_what_is_not_damaged_is_not_to_be_moved_away(run, dataset, tiny, tmp_pat
         assert " away" not in str(caught.value)
         assert "If it is damaged" not in str(caught.value)
     assert contents_of(copied) == before
+
+
+def test_what_a_user_asks_for_in_vain_is_no_damage(run):
+    checkpoint = run / "checkpoints" / "last"
+    with unchanged(run), pytest.raises(StatisticsError, match="has no statistics of 'x'") as caught:
+        vla.load(checkpoint, asset_id="x")
+    assert "If it is damaged" not in str(caught.value)
 
 
 def test_advice_is_given_once(run, tiny, tmp_path):

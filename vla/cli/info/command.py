@@ -211,7 +211,7 @@ def _checkpoint_here(what: str) -> Path | str | None:
     from vla.weights.files.listing import listing
     from vla.weights.run_folder import PICKLES, chosen_checkpoint, holds_checkpoint
 
-    folder = expanded(what)
+    folder = expanded(what or ".")
     if not what or not folder.is_dir():
         return None
     if (folder / "meta" / "info.json").is_file():

@@ -241,7 +241,7 @@ def _refuse_contradiction(
         if name == "vocab_size" and format.crops_rows and said[name] < size:
             continue  # rows beyond the recorded vocabulary are left out
         theirs = RECORDED.get(format.name, {}).get(name, name) if error is WeightsError else name
-        raise error(f"{who} {theirs} is {said[name]}, but the tensors have {size}.")
+        raise error(f"{who} {theirs} is {said[name]!r}, but the tensors have {size}.")
 
 
 def _carried(stored: Stored, shown: Mapping[str, int]) -> dict[str, Any]:
