@@ -102,15 +102,15 @@ def _stays(target: Path) -> bool:
 
 def _move_into(target: Path, made: Path) -> None:
     """Move all that lies in `made` up into `target`, or nothing."""
+    names = sorted(os.listdir(made))
     moved: list[str] = []
     try:
-        for name in sorted(os.listdir(made)):
+        for name in names:
             os.rename(made / name, target / name)
             moved.append(name)
-    except BaseException:
-        for name in moved:
+    finally:
+        for name in moved if moved != names else ():
             os.rename(target / name, made / name)
-        raise
 
 
 def missing_folders(folder: Path) -> list[Path]:

@@ -152,8 +152,8 @@ def _check_present(policy: Any, pipeline: Pipeline) -> None:
     said = {feature for step in steps for feature in step.modes}
     if steps and (missing := [feature for feature in policy.normalization if feature not in said]):
         raise ConfigError(
-            f"the step '{Normalize.name}' gives no mode for {' and '.join(missing)}, so robot and policy "
-            'would not speak of the same numbers. Where values are to stay as they are, it is "identity".'
+            f"the step '{Normalize.name}' gives no mode for {' and '.join(missing)}, whose numbers would be "
+            'taken as they are. Where that is meant, the mode is "identity".'
         )
 
 
