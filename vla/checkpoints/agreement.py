@@ -150,7 +150,8 @@ def _check_present(policy: Any, pipeline: Pipeline) -> None:
             )
     steps = [transform for transform in pipeline.transforms if isinstance(transform, Normalize)]
     said = {feature for step in steps for feature in step.modes}
-    if steps and (missing := [feature for feature in policy.normalization if feature not in said]):
+    missing: list[str] = [feature for feature in policy.normalization if feature not in said]
+    if steps and missing:
         raise ConfigError(
             f"the step '{Normalize.name}' gives no mode for {' and '.join(missing)}, whose numbers would be "
             'taken as they are. Where that is meant, the mode is "identity".'

@@ -219,7 +219,8 @@ class RobotPolicy:
                 f"infer_batch takes a list of observations, got a {type(observations).__name__}."
             )
         pairs: list[tuple[Session | None, Observation]] = []
-        for one in observations:
+        entries: Iterable[Any] = observations
+        for one in entries:
             has_session = isinstance(one, list) and any(isinstance(part, Session) for part in one)
             if not isinstance(one, tuple) and not has_session:
                 pairs.append((None, one))
@@ -303,9 +304,8 @@ def _execution_device(policy: Policy) -> torch.device:
     place = getattr(getattr(policy, "_hf_hook", None), "execution_device", None)
     if place is None and policy.device.type == "meta":
         hooks = (getattr(module, "_hf_hook", None) for module in policy.modules())
-        place = next(
-            (hook.execution_device for hook in hooks if getattr(hook, "execution_device", None)), None
-        )
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        place = next((one for one in places if one is not None), None)
         if place is None:
             raise ConfigError(
                 "The policy's weights lie on the device 'meta', which holds no values, so it cannot act: "
