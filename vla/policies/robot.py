@@ -219,10 +219,8 @@ class RobotPolicy:
                 f"infer_batch takes a list of observations, got a {type(observations).__name__}."
             )
         pairs: list[tuple[Session | None, Observation]] = []
-        entries: Iterable[Any] = observations
-        for one in entries:
-            has_session = isinstance(one, list) and any(isinstance(part, Session) for part in one)
-            if not isinstance(one, tuple) and not has_session:
+        for one in observations:
+            if not _is_pair(one):
                 pairs.append((None, one))
                 continue
             if len(one) != 2 or not isinstance(one[0], Session) or one[0].robot_policy is not self:
@@ -293,6 +291,13 @@ class RobotPolicy:
         name = type(self.policy).__name__
         if text and "text" in self.policy.leaves_out:
             raise ConfigError(f"{name} generates no text: leave out text=True.")
+
+
+def _is_pair(entry: Any) -> bool:
+    """Return whether an entry is meant as a session and its observation, rather than an observation."""
+    return isinstance(entry, tuple) or (
+        isinstance(entry, list) and any(isinstance(part, Session) for part in entry)
+    )
 
 
 def _execution_device(policy: Policy) -> torch.device:
