@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import yaml
@@ -39,3 +40,33 @@ def test_what_cannot_be_read(text):
     with pytest.raises(yaml.YAMLError):
         load_yaml(text)
     assert math.isnan(load_yaml(".nan"))
+
+
+@pytest.mark.parametrize("written", ["010", "-017", "+07", "00", "0_7", "1:30", "-1:30:05", "1:30.5"])
+def test_numbers_that_would_be_read_as_others(written):
+    for text in (
+        written,
+        f"a: {written}",
+        f"- [b, {written}]",
+        f"{written}: a",
+        f"a: 1\nb: {{c: {written}}}",
+    ):
+        with pytest.raises(
+            yaml.YAMLError, match=rf"line \d holds {re.escape(written)}, which YAML would read"
+        ):
+            load_yaml(text)
+    for text in (f"'{written}'", f'"{written}"', f"a{written}", f"a: |\n  {written}"):
+        assert load_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "-0", "0.5", "0x10", "08", "1_000", "0:30", "a:30", "1:70", "1" * 5000]
+)
+def test_numbers_that_are_read_as_they_look(text):
+    try:
+        expected = yaml.safe_load(text)
+    except ValueError:  # more digits than Python takes
+        with pytest.raises(yaml.YAMLError, match="cannot be read"):
+            load_yaml(text)
+    else:
+        assert load_yaml(text) == expected
