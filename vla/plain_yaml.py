@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+_SUSPECT = re.compile(r"0_*[0-7]|[0-9_]:[0-9]")
 _OCTAL = re.compile(r"[-+]?0[0-7_]*[0-7]_*")
 _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
@@ -39,6 +40,8 @@ def check_numbers(text: str) -> None:
     Raises:
         yaml.YAMLError: There is one.
     """
+    if not _SUSPECT.search(text):
+        return
     try:
         tokens = [t for t in yaml.scan(text, yaml.SafeLoader) if isinstance(t, yaml.ScalarToken) and t.plain]
     except (yaml.YAMLError, RecursionError):

@@ -204,6 +204,8 @@ def test_what_cannot_be_learned_from_is_refused(caplog):
     assert dataset[0]["when"] == "x"
     with pytest.raises(DatasetError, match=r"'force' .* was left out: .*dimension 1 is nan"):
         dataset.low_dim("force")
+    scale = {"scale": [1e300] * sum(LENGTHS)}
+    assert float(opened(make_table(scale))[0]["scale"]) == 1e300
     huge = [[1e300, 0.0, 0.0]] * sum(LENGTHS)
     with pytest.raises(DatasetError, match=r"too large for float32: frame 0 .* dimension 0"):
         opened(make_table({"pose": huge}, {"pose": datasets.List(datasets.Value("float64"))}))
