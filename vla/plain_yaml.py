@@ -1,9 +1,17 @@
-"""YAML as files of vla are written in it: plain data, and no key twice in one mapping."""
+"""YAML as files of vla are written in it: plain data, no key twice in one mapping, no number in disguise.
 
+YAML 1.1 makes 8 of `010` (octal) and 90 of `1:30` (base 60), which hardly anybody means.
+"""
+
+import re
 from collections.abc import Hashable
 from typing import Any
 
 import yaml
+
+_SUSPECT = re.compile(r"0_*[0-7]|[0-9_]:[0-9]")
+_OCTAL = re.compile(r"[-+]?0[0-7_]*[0-7]_*")
+_BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,13 +34,43 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def check_numbers(text: str) -> None:
+    """Refuse numbers that YAML reads as others than they look like, wherever in a text of YAML.
+
+    Raises:
+        yaml.YAMLError: There is one.
+    """
+    if not _SUSPECT.search(text):
+        return
+    try:
+        tokens = [t for t in yaml.scan(text, yaml.SafeLoader) if isinstance(t, yaml.ScalarToken) and t.plain]
+    except (yaml.YAMLError, RecursionError):
+        return  # what is wrong with the text is said where it is read
+    for token in tokens:
+        written = token.value
+        base, what = (8, "leading zeros") if _OCTAL.fullmatch(written) else (60, "colons")
+        if (base == 8 or _BASE_60.fullmatch(written)) and not isinstance(read := _value(written), str):
+            raise yaml.YAMLError(
+                f"line {token.start_mark.line + 1} holds {written}, which YAML would read as {read} (to the "
+                f"base {base}): write the number without {what}, or '{written}' in quotes where text is meant"
+            )
+
+
+def _value(written: str) -> Any:
+    try:
+        return yaml.safe_load(written)
+    except ValueError:  # more digits than Python takes
+        return "too large"
+
+
 def load_yaml(text: str) -> Any:
     """Read one YAML document of plain data.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, a mapping has a key twice, or an alias (*name) stands inside of
-            what it stands for.
+        yaml.YAMLError: The text is not YAML, a mapping has a key twice, a number is written in a way that
+            `check_numbers` refuses, or an alias (*name) stands inside of what it stands for.
     """
+    check_numbers(text)
     try:
         values = yaml.load(text, Loader=_Loader)
         _refuse_cycles(values, [], set())

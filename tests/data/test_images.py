@@ -1,6 +1,7 @@
 import io
 import pickle
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.data.make import draw_code, read_code
-from vla.data.images import ParquetImages
+from vla.data.images import ParquetImages, first_header
 from vla.errors import DatasetError
 
 
@@ -49,6 +50,20 @@ def test_plain_bytes_and_other_modes(tmp_path):
     grey = np.full((8, 8), 77, dtype=np.uint8)
     path = write(tmp_path / "x.parquet", [png(grey)])
     assert np.array_equal(ParquetImages().read(path, 0, "top"), np.full((8, 8, 3), 77))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_images_are_upright_as_datasets_reads_them(tmp_path, kind, orientation):
+    stored, out = Image.fromarray(draw_code(3, 5, 0)), io.BytesIO()
+    exif = stored.getexif()
+    exif[0x112] = orientation
+    stored.save(out, kind, exif=exif)
+    expected = np.array(datasets.Image().decode_example({"bytes": out.getvalue(), "path": None}))
+    assert (expected.shape[0] == 64) == (orientation > 4)
+    path = write(tmp_path / "x.parquet", [{"bytes": out.getvalue(), "path": None}])
+    assert np.array_equal(ParquetImages().read(path, 0, "top"), expected)
+    assert first_header(path, "top") == (expected.shape[:2], None)
 
 
 @pytest.mark.parametrize("value", [{"bytes": None, "path": "x.png"}, None])

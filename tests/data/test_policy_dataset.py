@@ -74,6 +74,25 @@ def test_what_cannot_be_made_is_refused(policy, dataset):
         PolicyDataset(dataset.without_images(), policy.pipeline)
 
 
+@pytest.mark.parametrize(
+    ("cameras", "said"),
+    [
+        (
+            ["image_0"],
+            r"cameras maps slots of the policy, \['top', 'wrist'\], to cameras .*got \['image_0'\]",
+        ),
+        ({}, "cameras maps slots of the policy"),
+        ("top", "cameras maps slots of the policy"),
+        ({"tip": KEYS["top"]}, "'tip' is not a slot of the policy; .*Did you mean 'top'"),
+        ({"top": "top"}, "'top' is not a camera of the dataset; there are"),
+        ({"top": [1]}, "not a camera of the dataset"),
+    ],
+)
+def test_cameras_of_another_kind(policy, dataset, cameras, said):
+    with pytest.raises(ConfigError, match=said):
+        PolicyDataset(dataset, policy.pipeline, cameras=cameras)
+
+
 def test_a_part_of_a_dataset(policy, dataset):
     some = Subset(Subset(dataset, range(4, 9)), [3, 0])
     whole, part = (PolicyDataset(items, policy.pipeline) for items in (dataset, some))

@@ -8,7 +8,7 @@ from vla.errors import ConfigError
 
 
 @given(
-    ids=st.lists(st.integers(0, 1000), unique=True, max_size=60),
+    ids=st.lists(st.integers(0, 1000), unique=True, min_size=1, max_size=60),
     fraction=st.floats(0, 1, exclude_max=True),
     seed=st.integers(0, 2**32),
 )
@@ -50,3 +50,9 @@ def test_a_single_episode_is_not_held_out_and_that_is_said_once(caplog):
     assert len([line for line in lines if "0.05" in line]) == 1
     assert split_episodes([7], 0) == ([7], [])
     assert len(caplog.records) == len(lines)
+
+
+def test_nothing_to_split():
+    for none in ([], (), range(0)):
+        with pytest.raises(ConfigError, match="no episodes to split"):
+            split_episodes(none, 0.1)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.folders import unchanged
 from vla.errors import ConfigError
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
@@ -227,6 +228,18 @@ def test_unreadable_recipes(tmp_path):
     ]:
         with pytest.raises(ConfigError, match=said):
             load(path=path)
+    octal = tmp_path / "octal.yaml"
+    octal.write_text("train:\n  steps: 010\n")
+    with (
+        unchanged(tmp_path),
+        pytest.raises(ConfigError, match=r"octal.yaml cannot be read: line 2 holds 010"),
+    ):
+        load(path=octal)
+    for override in ("train.steps=010", "train.steps=1:30", "data.episodes=[0, 010]"):
+        said = complaint(override)
+        assert f"The override '{override}' cannot be read: line 1 holds" in said
+        assert "which YAML would read as" in said
+    assert load("data.revision='010'").data.revision == "010"
     assert "key=value" in complaint("train.steps")
     assert "cannot be read" in complaint("data.path=${nothing}")
     assert "cannot be read" in complaint("data.episodes=[1")

@@ -1,8 +1,12 @@
-"""Images stored in parquet (features of dtype `image`): encoded bytes, one per row, decoded on demand."""
+"""Images stored in parquet (features of dtype `image`): encoded bytes, one per row, decoded on demand.
+
+An image whose EXIF data say that the camera was turned is turned upright, as `datasets` and LeRobot turn it.
+"""
 
 import io
+import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -10,12 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vla.data.hub import refuse_pointer, refuse_pointer_content
 from vla.errors import DatasetError
 
 _FIRST_BYTES = 1 << 16
+_ON_THEIR_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error)
+_EXIF_OF_PNG = (b"eXIf", b"type exif", b"com.adobe.xmp")
 
 
 class ParquetImages:
@@ -111,8 +118,41 @@ def image_header(value: Any, what: str) -> tuple[tuple[int, int], str | None]:
     Raises:
         DatasetError: It is not an image.
     """
-    with _opened(value, what) as image:
-        return (image.height, image.width), _depth_reason(image)
+    with _opened(value, what) as (image, data):
+        size = image.height, image.width
+        if _orientation(image, data) in _ON_THEIR_SIDE:
+            size = image.width, image.height
+        return size, _depth_reason(image)
+
+
+def check_size(found: Sequence[int], what: str, size: Sequence[int]) -> None:
+    """Raise `DatasetError` unless an image of a table has the (height, width) of that of its first row."""
+    if tuple(found) != tuple(size):
+        raise DatasetError(
+            f"{what} is {found[0]} high and {found[1]} wide, but that of row 0 is {size[0]} high and "
+            f"{size[1]} wide: all images of a camera must have one size."
+        )
+
+
+def check_image(data: bytes, what: str, size: tuple[int, int]) -> None:
+    """Compare a stored image's header with (height, width), and see whether its end is there.
+
+    What is damaged in between is noticed where the image is decoded.
+
+    Args:
+        data: Encoded bytes.
+        what: Which image, for messages.
+        size: (height, width).
+
+    Raises:
+        DatasetError: It is not an image, of another size, or cut off.
+    """
+    found, reason = image_header(data, what)
+    if reason:
+        raise DatasetError(f"{what} shows distances, not colours: {reason}.")
+    check_size(found, what, size)
+    if _seems_cut(data):
+        decode_image(data, what)  # the judge: some writers leave out the mark
 
 
 def decode_image(value: Any, what: str) -> np.ndarray:
@@ -121,23 +161,42 @@ def decode_image(value: Any, what: str) -> np.ndarray:
     Raises:
         DatasetError: It is not an image, or shows distances.
     """
-    with _opened(value, what) as image:
+    with _opened(value, what) as (image, data):
         if reason := _depth_reason(image):
             raise DatasetError(f"{what} shows distances, not colours: {reason}.")
-        return np.array(image.convert("RGB"))
+        upright = image if _orientation(image, data) == 1 else ImageOps.exif_transpose(image)
+        return np.array(upright.convert("RGB"))
 
 
 @contextmanager
-def _opened(value: Any, what: str) -> Iterator[Image.Image]:
+def _opened(value: Any, what: str) -> Iterator[tuple[Image.Image, bytes]]:
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise DatasetError(f"{what} holds no image (bytes are missing).")
     refuse_pointer_content(data, what)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            yield image
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+            yield image, data
+    except DatasetError:
+        raise
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise DatasetError(f"{what} is not a readable image: {error}.") from error
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """Return the orientation that an image's EXIF data give, 1 (upright) where they give none."""
+    if image.format == "PNG" and not any(mark in data for mark in _EXIF_OF_PNG):
+        return 1  # Pillow would decode all of it, to look behind the pixels
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _seems_cut(data: bytes) -> bool:
+    """Return whether an image lacks the mark that ends it, of the formats that have one."""
+    if data.startswith(b"\xff\xd8"):  # JPEG: the end of the image after the last scan
+        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda")
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data[-64:]
+    return data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data)
 
 
 def _depth_reason(image: Image.Image) -> str | None:

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset, Subset
 
 from vla.data.dataset import LeRobotDataset
 from vla.data.sample import to_canonical
-from vla.errors import ConfigError
+from vla.errors import ConfigError, did_you_mean
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import camera_slots
 from vla.types import IMAGE_PREFIX, as_flag
@@ -66,7 +66,11 @@ class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
             response_key,
             as_flag(augment, "augment"),
         )
-        self.cameras = _cameras_of(pipeline, self._source) if cameras is None else dict(cameras)
+        self.cameras = (
+            _cameras_of(pipeline, self._source)
+            if cameras is None
+            else _checked(cameras, pipeline, self._source)
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -81,6 +85,27 @@ class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
             generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         tensors = self.pipeline.forward(sample, generator)
         return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+
+
+def _checked(cameras: Any, pipeline: Pipeline, dataset: LeRobotDataset) -> dict[str, str]:
+    """Return the cameras that a user names, each a slot of the policy and a camera of the dataset."""
+    slots = camera_slots(pipeline)
+    if not isinstance(cameras, Mapping) or (slots and not cameras):
+        raise ConfigError(
+            f"cameras maps slots of the policy, {list(slots)}, to cameras of the dataset, "
+            f"{list(dataset.cameras)}; got {cameras!r}."
+        )
+    for slot, key in cameras.items():
+        for what, one, known in (
+            ("slot of the policy", slot, slots),
+            ("camera of the dataset", key, dataset.cameras),
+        ):
+            if not isinstance(one, str) or one not in known:
+                raise ConfigError(
+                    f"cameras={dict(cameras)!r}: {one!r} is not a {what}; there are {list(known)}."
+                    f"{did_you_mean(str(one), known)}"
+                )
+    return dict(cameras)
 
 
 def _cameras_of(pipeline: Pipeline, dataset: LeRobotDataset) -> dict[str, str]:

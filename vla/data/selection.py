@@ -146,6 +146,8 @@ def choose_cameras(
         DatasetError: A camera is not there, sees distances instead of colours, or has no place in a video.
     """
     cameras = info.cameras if wanted is None else as_texts(wanted, "cameras")
+    if twice := sorted({key for key in cameras if cameras.count(key) > 1}):
+        raise ConfigError(f"cameras names {twice} twice: name each once.")
     if wanted is None:
         for feature in info.features.values():
             if feature.is_image and feature.depth is not None:

@@ -26,8 +26,8 @@ def split_episodes(
         Training and validation indices, each sorted; disjoint, and together all of them.
 
     Raises:
-        ConfigError: The fraction is outside [0, 1), or the episodes are not different whole numbers, or
-            their number is not in [1, 10^8].
+        ConfigError: The fraction is outside [0, 1), the episodes are none or not different whole
+            numbers, or their number is not in [1, 10^8].
     """
     validation_fraction = as_number(validation_fraction, "validation_fraction")
     if not 0 <= validation_fraction < 1:
@@ -39,6 +39,8 @@ def split_episodes(
         if number > _MOST_EPISODES:
             raise ConfigError(f"The number of episodes must be at most {_MOST_EPISODES}, got {number}.")
         ids = list(range(number))
+    if not ids:
+        raise ConfigError("There are no episodes to split: episodes is empty.")
     if len(set(ids)) < len(ids):
         raise ConfigError(f"Some episodes are listed twice: {sorted(ids)}.")
     count = round(validation_fraction * len(ids))

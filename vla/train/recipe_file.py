@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from vla.errors import ConfigError, did_you_mean
 from vla.paths import expanded
+from vla.plain_yaml import check_numbers
 from vla.train.recipe import (
     AdapterSection,
     DataSection,
@@ -50,6 +51,7 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
     for override in overrides:
         if not override.partition("=")[0] or "=" not in override:
             raise ConfigError(f"'{override}' is not an override: write key=value, as in train.steps=200.")
+        _check_numbers(override.partition("=")[2], f"The override '{override}'")
     try:
         merged = _read(path)
         for override in overrides:
@@ -77,11 +79,19 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
         ) from error
 
 
+def _check_numbers(text: str, what: str) -> None:
+    try:
+        check_numbers(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what} cannot be read: {error}.") from error
+
+
 def _read(path: Path | str | None) -> Any:
     if path is None:
         return OmegaConf.create()
     try:
         read = OmegaConf.load(expanded(path))
+        _check_numbers(Path(expanded(path)).read_text(encoding="utf-8"), f"The recipe {path}")
     except FileNotFoundError as error:
         raise ConfigError(
             f"There is no recipe {path}; `vla recipes` writes those that vla brings into recipes/."

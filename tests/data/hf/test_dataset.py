@@ -1,6 +1,5 @@
 """Tables of others: every item from the pixels and from the values that were put in."""
 
-import io
 import multiprocessing
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from tests.data.hf.tables import (
     FPS,
@@ -206,6 +204,8 @@ def test_what_cannot_be_learned_from_is_refused(caplog):
     assert dataset[0]["when"] == "x"
     with pytest.raises(DatasetError, match=r"'force' .* was left out: .*dimension 1 is nan"):
         dataset.low_dim("force")
+    scale = {"scale": [1e300] * sum(LENGTHS)}
+    assert float(opened(make_table(scale))[0]["scale"]) == 1e300
     huge = [[1e300, 0.0, 0.0]] * sum(LENGTHS)
     with pytest.raises(DatasetError, match=r"too large for float32: frame 0 .* dimension 0"):
         opened(make_table({"pose": huge}, {"pose": datasets.List(datasets.Value("float64"))}))
@@ -249,45 +249,6 @@ def test_rows_without_frame_numbers():
         DatasetError, match=r"rows of episode \d are not next to each other .*data\.columns\.frame"
     ):
         opened(make_table().shuffle(seed=2), options=plain)
-
-
-def test_frames_a_second():
-    timeless = TableOptions(ColumnNames("instruction", "recording", "step"))
-    with pytest.raises(DatasetError, match=r"does not say how many frames a second .*data\.fps"):
-        opened(make_table(), options=timeless)
-    counted = TableOptions(ColumnNames("instruction", "recording", "step"), fps=FPS)
-    check_items(opened(make_table(), options=counted))
-    said = TableOptions(OPTIONS.columns, fps=5.0)
-    with pytest.raises(
-        DatasetError, match=r"do not rise by 0.2000 s .*as fps = 5 of the datasets.Dataset says"
-    ):
-        opened(make_table(), options=said)
-    clock = [1.7e9 + seconds for seconds in make_columns()["seconds"]]
-    check_items(opened(make_table({"seconds": clock}, {"seconds": datasets.Value("float64")})))
-    ntsc = [step / 29.97 for step in make_columns()["step"]]
-    assert opened(make_table({"seconds": ntsc})).info.fps == pytest.approx(29.97, rel=1e-6)
-
-
-def test_depth_and_sizes(caplog):
-    depth = io.BytesIO()
-    Image.fromarray(np.arange(32 * 64, dtype=np.uint16).reshape(32, 64)).save(depth, "PNG")
-    far = [{"bytes": depth.getvalue(), "path": None}] * sum(LENGTHS)
-    table = make_table({"far": far}, {"far": datasets.Image()})
-    assert opened(table).cameras == ("view",)
-    assert "'far' records depth, not colours" in caplog.text
-    with pytest.raises(DatasetError, match="'far' records depth, not colours"):
-        opened(table, cameras=["far"])
-    smaller = [
-        {"bytes": encoded(code if row != 6 else code[:16]), "path": None} for row, code in enumerate(CODES)
-    ]
-    dataset = opened(make_table({"view": smaller}))
-    with pytest.raises(
-        DatasetError, match="row 6: 'view' is 16 high and 64 wide, but that of row 0 is 32 high"
-    ):
-        dataset[6]
-    empty = [{"bytes": encoded(code), "path": None} if row != 6 else None for row, code in enumerate(CODES)]
-    with pytest.raises(DatasetError, match="row 6: 'view' holds no image"):
-        opened(make_table({"view": empty}))
 
 
 def test_frames_without_an_instruction_are_counted(caplog):

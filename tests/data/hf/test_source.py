@@ -126,7 +126,20 @@ def test_objects_that_are_not_tables(table):
     with pytest.raises(DatasetError, match="is empty: it has no rows"):
         HuggingFaceDataset(table.select([]), **READ)
     formatted = HuggingFaceDataset(table.with_format("torch"), **READ)
+    for transformed in (table.with_transform(lambda rows: rows), table.with_format("custom", transform=dict)):
+        with pytest.raises(DatasetError, match=r"has a transform .*Dataset\.map"):
+            HuggingFaceDataset(transformed, **READ)
+    for options, said in ((TableOptions(split="x"), "split='x'"), (TableOptions(subset="y"), "subset='y'")):
+        with pytest.raises(DatasetError, match=f"open already, so {said} means nothing"):
+            HuggingFaceDataset(table, **READ | {"options": options})
     assert formatted.fingerprint == HuggingFaceDataset(table, **READ).fingerprint
+
+
+def test_a_folder_with_a_script_of_its_name(tmp_path):
+    (folder := tmp_path / "rows").mkdir()
+    (folder / "rows.py").write_text("raise SystemExit")
+    with pytest.raises(DatasetError, match="cannot be read as a dataset: Dataset scripts are no longer"):
+        HuggingFaceDataset(f"hf:{folder}", **READ)
 
 
 def test_a_dataset_of_the_hub_at_one_commit(table, tmp_path, monkeypatch):

@@ -72,6 +72,19 @@ def test_what_is_not_finite_is_named(v21, value):
     opened(v21, keep=[0, 2])  # nobody asked for that episode
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("column", ["action", "observation.state", "timestamp"])
+def test_numbers_that_float32_does_not_hold(v21, column):
+    rows = [0.0] * 11 + [1e300]
+    kind = pa.float64()
+    if column != "timestamp":
+        rows, kind = [[0.0, 0.0, one] for one in rows], pa.list_(pa.float64(), 3)
+    change(v21, column, rows, kind)
+    with pytest.raises(DatasetError, match=r"frame 11.* is inf, or beyond what float32 holds\. Repair"):
+        opened(v21)
+    opened(v21, keep=[0, 2])
+
+
 def test_nan_in_a_scalar_column(v21):
     change(v21, "timestamp", [0.0] * 11 + [float("nan")], pa.float32())
     with pytest.raises(DatasetError, match=r"'timestamp' of episode 1, frame 11 is nan"):

@@ -297,3 +297,16 @@ def test_a_real_dataset_in_workers(tiny):
     here = take(ResumableLoader(dataset, keep, 4, 0), 9)
     there = take(ResumableLoader(dataset, keep, 4, 0, num_workers=2), 9)
     assert all(same(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_what_is_no_dataset_or_no_transform():
+    for wrong, said in (("d1", r"got str: open it, LeRobotDataset\('d1'"), (None, "NoneType"), (3, "int")):
+        with pytest.raises(ConfigError, match=rf"dataset of a ResumableLoader must be .*{said}"):
+            ResumableLoader(wrong, plain, 2, 0)
+    with pytest.raises(ConfigError, match=r"transform of a ResumableLoader must be a function .*got None"):
+        ResumableLoader(Frames(), None, 2, 0)
+    with pytest.raises(DatasetError, match=r"transform of a loader must return a dictionary .*got NoneType"):
+        next(iter(ResumableLoader(Frames(), lambda item, generator: None, 2, 0)))
+    for items, said in (([1, 2], "got int"), ([{"a": 1}] * 2, r"got \['a'\]")):
+        with pytest.raises(DatasetError, match=f"must be a dictionary with 'episode_index' .*{said}"):
+            next(iter(ResumableLoader(items, plain, 2, 0)))

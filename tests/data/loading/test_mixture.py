@@ -237,3 +237,22 @@ def test_members_must_give_samples_alike():
         DatasetError, match=r"'labels' \(absent in 'a', \[4\] in 'b'\), 'state' \(\[2\] in 'a'"
     ):
         Mixture(members)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (
+            {"transform": None},
+            ConfigError,
+            "The transform of 'a', a member of the mixture, must be a function",
+        ),
+        ({"dataset": None}, ConfigError, "The dataset of 'a', a member of the mixture, must be .*NoneType"),
+        ({"dataset": "d1"}, ConfigError, r"open it, LeRobotDataset\('d1'"),
+        ({"transform": lambda item, generator: None}, DatasetError, "of 'a' must return .*got NoneType"),
+    ],
+)
+def test_members_of_another_kind(change, error, said):
+    items = [{"episode_index": 0, "frame_index": 0}]
+    with pytest.raises(error, match=said):
+        Mixture([Member(**({"name": "a", "dataset": items, "weight": 1.0, "transform": dict} | change))])

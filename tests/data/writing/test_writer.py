@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -7,9 +8,11 @@ import pytest
 
 from tests.data.make import CAMERAS, draw_code, low_dim, make_dataset, read_code
 from tests.data.writing.recording import frame, leftovers, make_writer, record
+from tests.folders import unchanged
 from vla.data import LeRobotDataset
+from vla.data.writing import unfinished
 from vla.data.writing import writer as writer_module
-from vla.errors import DatasetError
+from vla.errors import ConfigError, DatasetError
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -267,3 +270,46 @@ def test_permissions_are_the_usual_ones(tmp_path):
     record(tmp_path / "x")
     (tmp_path / "usual").mkdir()
     assert (tmp_path / "x").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_forgotten_finalize_is_done_when_the_writer_goes(tmp_path, caplog):
+    writer = make_writer(tmp_path / "x")
+    for _ in range(2):
+        writer.add_frame(frame())
+    writer.save_episode("task")
+    writer.add_frame(frame())
+    del writer
+    assert leftovers(tmp_path) == ["x"]
+    assert len(LeRobotDataset(tmp_path / "x", action_horizon=1)) == 2
+    assert re.search(
+        "left without finalize.*x has been completed now, with the 1 episodes .* 1 frames .* are not in it",
+        caplog.text,
+    )
+
+
+def test_writers_that_are_open_at_the_end_of_the_program(tmp_path, monkeypatch, caplog):
+    saved, empty, done = (make_writer(tmp_path / name) for name in ("saved", "empty", "done"))
+    for writer in (saved, done):
+        writer.add_frame(frame())
+        writer.save_episode("task")
+    done.finalize()
+    with monkeypatch.context() as patch, unchanged(tmp_path):  # a forked copy leaves its parent's alone
+        patch.setattr(unfinished.os, "getpid", lambda: 0)
+        for writer in (saved, empty, done):
+            unfinished.finish(writer)
+    for writer in (saved, empty, done):
+        unfinished.finish(writer)
+    assert leftovers(tmp_path) == ["done", "saved"]
+    assert len(LeRobotDataset(tmp_path / "saved", action_horizon=1)) == 1
+    assert f"no episode was saved, so there is no dataset in {tmp_path / 'empty'}" in caplog.text
+    assert str(tmp_path / "done") not in " ".join(r.getMessage() for r in caplog.records if r.levelno > 20)
+    assert {saved, empty, done} <= set(unfinished._open)
+
+
+def test_no_more_frames_a_second_than_can_be_told_apart(tmp_path):
+    for rate in (1001, 10**12):
+        with pytest.raises(ConfigError, match=f"fps must be at most 1000 frames per second, got {rate}"):
+            make_writer(tmp_path / "x", fps=rate)
+    assert leftovers(tmp_path) == []
+    dataset = LeRobotDataset(record(tmp_path / "x", (30,), fps=1000), action_horizon=1)
+    assert [read_code(dataset[i][CAMERAS[0]])[1] for i in (0, 7, 29)] == [0, 7, 29]

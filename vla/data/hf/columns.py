@@ -32,6 +32,8 @@ from vla.errors import DatasetError, did_you_mean
 _VIDEOS = "vla-videos"
 _MOST_VALUES = 1 << 16
 _CHANNELS = (1, 3, 4)
+_LEAST_SIDE = 8  # pixels of what numbers in three dimensions may have been meant for an image
+_IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 class TableColumns:
@@ -120,6 +122,36 @@ class TableColumns:
         texts, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
         return TextColumn(tuple(texts), codes.astype(np.int32))
 
+    def like_images(self) -> list[str]:
+        """Return the columns that are no camera, but look as if they were meant to be one."""
+        return [
+            key
+            for key, feature in self.features.items()
+            if not feature.is_image
+            and (
+                self._names_image(key)
+                if feature.dtype == "string"
+                else len(feature.shape) == 3 and min(_as_image(feature.shape) or (0,)) >= _LEAST_SIDE
+            )
+        ]
+
+    def no_image(self, key: str) -> str:
+        """Return why a column that can be read is not a camera, and what would make it one."""
+        feature, kind = self.features[key], self.table.rows.features[key]
+        if self._names_image(key):
+            return (
+                f"it holds paths as text; Dataset.cast_column('{key}', datasets.Image()) makes them images."
+            )
+        held = kind if feature.dtype == "string" else f"{feature.dtype} {list(feature.shape)}"
+        return (
+            f"its rows are {held}. Images are of the type datasets.Image, encoded bytes, or arrays of uint8 "
+            "of height, width and channels (datasets.Array3D)."
+        )
+
+    def _names_image(self, key: str) -> bool:
+        first = self.first(key)
+        return isinstance(first, str) and first.lower().endswith(_IMAGE_NAMES)
+
     def _describe(self, key: str, kind: Any) -> Feature:
         import datasets
 
@@ -159,7 +191,10 @@ class TableColumns:
             self.array_shapes[key] = shape
             return Feature(key, "image", (*height_width, 3), depth=depth_reason(key, None))
         if math.prod(shape) > _MOST_VALUES:
-            raise DatasetError(f"it has {math.prod(shape)} values a row.")
+            raise DatasetError(
+                f"it has {math.prod(shape)} values a row of type {dtype}. (Images are of the type "
+                "datasets.Image, encoded bytes, or arrays of uint8 of height, width and channels.)"
+            )
         return Feature(key, dtype, shape)
 
     def _image(self, key: str) -> Feature:

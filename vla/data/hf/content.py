@@ -8,6 +8,7 @@ is noticed, while a single byte that differs between two pieces is not.
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from vla.data.hf.columns import TableColumns, local_path
 from vla.data.hub import refuse_pointer, refuse_pointer_content
+from vla.data.images import check_image
 from vla.data.lerobot.columns import Columns
 from vla.data.lerobot.schema import Feature
 from vla.errors import DatasetError
@@ -23,6 +25,7 @@ from vla.errors import DatasetError
 _BUDGET = 1 << 30  # bytes of one camera: SHA-256 takes about a second for them
 _LEAST = 4096  # bytes of each image or video, however many there are
 _PIECES = 4  # in which a share is read
+_ENOUGH, _END = 1 << 16, 64  # bytes of an image's file that are read for its header and its end
 _BATCH = 256  # rows; of images so many are in memory at once
 
 
@@ -70,9 +73,10 @@ def table_fingerprint(dataset: Any, read: Columns, columns: TableColumns) -> str
 
 
 def add_images(digest: Digest, columns: TableColumns, key: str, rows: np.ndarray) -> None:
-    """Add the images of a camera as they are stored, in the order of `rows`; nothing is decoded.
+    """Add the images of a camera as they are stored, in the order of `rows`; each header is checked.
 
-    An image counts alike in the table and in a file of its own.
+    An image counts alike in the table and in a file of its own. Only what seems to be cut
+    off is decoded.
 
     Args:
         digest: Where they are added.
@@ -81,17 +85,23 @@ def add_images(digest: Digest, columns: TableColumns, key: str, rows: np.ndarray
         rows: Rows of the table, int64 `[n]`.
 
     Raises:
-        DatasetError: A row has no image, or a Git LFS pointer in its place, or its file cannot be read.
+        DatasetError: A row has no image, or a Git LFS pointer in its place, its file cannot be read, or it is
+            cut off or of another size than that of the first row.
     """
+    size_of_all = columns.features[key].shape[0], columns.features[key].shape[1]
     share = max(_LEAST, _BUDGET // len(rows))
     for row, image in zip(rows, _stored_images(columns, key, rows), strict=True):
+        what = f"{columns.table.name}, row {row}: '{key}'"
         if image is None:
-            raise DatasetError(f"{columns.table.name}, row {row}: '{key}' holds no image.")
+            raise DatasetError(f"{what} holds no image.")
         if isinstance(image, Path):
             _add_file(digest, image, share)
+            _check_file(image, what, size_of_all)
             continue
         size, content = len(image), memoryview(image)
-        refuse_pointer_content(bytes(content[:64]), f"{columns.table.name}, row {row}: '{key}'")
+        refuse_pointer_content(bytes(content[:64]), what)
+        if key not in columns.array_shapes:
+            check_image(bytes(content), what, size_of_all)
         digest.update(b"%d " % size)
         for start, stop in _pieces(size, share):
             digest.update(content[start:stop])
@@ -150,6 +160,21 @@ def _contents(part: pa.Array) -> Iterator[memoryview | None]:
         ends, ends[1:], part.is_valid().to_numpy(zero_copy_only=False), strict=False
     ):
         yield content[start:stop] if is_there and stop > start else None
+
+
+def _check_file(path: Path, what: str, size: tuple[int, int]) -> None:
+    """As `check_image`, of an image in a file, of which little is read where that will do."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_ENOUGH)
+            if file.seek(0, 2) > _ENOUGH + _END:
+                file.seek(-_END, 2)
+                with suppress(DatasetError):
+                    check_image(data + file.read(), what, size)
+                    return
+        check_image(path.read_bytes(), what, size)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error}.") from error
 
 
 def _add_file(digest: Digest, path: Path, share: int) -> None:

@@ -15,14 +15,15 @@ import numpy as np
 
 from vla.data.dataset import LeRobotDataset
 from vla.data.frames import FrameStore
+from vla.data.hf.clock import frame_rate, timestamps
 from vla.data.hf.columns import TableColumns
 from vla.data.hf.content import table_fingerprint
 from vla.data.hf.export import START_SUFFIX, Videos
 from vla.data.hf.images import TableImages, video_spans
 from vla.data.hf.options import TableOptions
-from vla.data.hf.order import FRAME_KEY, TIMESTAMP_KEY, EpisodeRows, order_rows, scalar_column
-from vla.data.hf.source import from_dataset, open_table
-from vla.data.lerobot.columns import Columns, TextColumn
+from vla.data.hf.order import FRAME_KEY, TIMESTAMP_KEY, EpisodeRows, order_rows
+from vla.data.hf.source import open_table
+from vla.data.lerobot.columns import Columns, TextColumn, beyond
 from vla.data.lerobot.episodes import Episode, VideoSpan
 from vla.data.lerobot.schema import DatasetInfo, Feature
 from vla.data.lerobot.verify import check_parts, check_videos
@@ -102,8 +103,7 @@ class HuggingFaceDataset(LeRobotDataset):
         self.window = window_of(action_horizon, window)
         self.action_horizon = self.window.horizon
         self.options = options or TableOptions()
-        is_path = isinstance(table, str | Path)
-        self._table = open_table(table, self.options, revision) if is_path else from_dataset(table, revision)
+        self._table = open_table(table, self.options, revision)
         self.root, self.revision, self._stream = self._table.root, self._table.revision, None
         self.action_key, self.state_key = name_of(action_key, ACTION_KEY), name_of(state_key, STATE_KEY)
         columns = TableColumns(self._table)
@@ -179,8 +179,8 @@ class HuggingFaceDataset(LeRobotDataset):
         ends = np.cumsum(lengths).tolist()
         spans = [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
         frames = np.concatenate([np.arange(length) for length in lengths])
-        stamps = _timestamps(columns, self.options.columns.timestamp, rows, spans)
-        fps = self.options.fps or _frame_rate(stamps, spans, self._table.name)
+        stamps = timestamps(columns, self.options.columns.timestamp, rows, spans)
+        fps = self.options.fps or frame_rate(columns, stamps, spans)
         self.info = replace(self.info, fps=fps)
         left_out = {key: reason for key, reason in columns.left_out.items() if key not in _BASE}
         vectors = (*self.state_columns, *self.action_columns)
@@ -309,41 +309,12 @@ def _choose(
     for key in wanted or ():
         if key in columns.left_out:
             raise DatasetError(f"{columns.table.name}: '{key}' cannot be a camera: {columns.left_out[key]}")
+        if key in columns.features and not columns.features[key].is_image:
+            raise DatasetError(f"{columns.table.name}: '{key}' cannot be a camera: {columns.no_image(key)}")
+    if wanted is None:
+        for key in columns.like_images():
+            say_once(f"{columns.table.name}: '{key}' is not a camera: {columns.no_image(key)}")
     return choose_cameras(Path(columns.table.name), info, wanted, episodes)
-
-
-def _timestamps(
-    columns: TableColumns, key: str | None, rows: np.ndarray, spans: Sequence[slice]
-) -> np.ndarray | None:
-    """Return seconds since each episode's start; None where the table has no timestamps."""
-    if key is None and (
-        TIMESTAMP_KEY not in columns.features or not columns.features[TIMESTAMP_KEY].is_numeric
-    ):
-        return None
-    named = key or TIMESTAMP_KEY
-    columns.check_there(named, "the timestamps (data.columns.timestamp, --column)")
-    what = f"{columns.table.name}: the column '{named}' cannot be the timestamps"
-    stamps = scalar_column(columns, named, what, rows)
-    if stamps.dtype.kind != "f":
-        stamps = stamps.astype(np.float64)
-    return np.concatenate([stamps[span] - stamps[span.start] for span in spans])
-
-
-def _frame_rate(stamps: np.ndarray | None, spans: Sequence[slice], name: str) -> float:
-    """Return how many frames a second the timestamps of the longest episode say."""
-    longest = max(spans, key=lambda span: span.stop - span.start)
-    steps = longest.stop - longest.start - 1
-    if stamps is None or steps == 0:
-        raise DatasetError(
-            f"{name} does not say how many frames a second it has: there is no column 'timestamp' with more "
-            "than one frame. Say it with data.fps (--fps), or name a column of seconds with "
-            "data.columns.timestamp (--column timestamp=NAME)."
-        )
-    seconds = float(stamps[longest.stop - 1]) - float(stamps[longest.start])
-    if seconds <= 0:
-        raise DatasetError(f"{name}: the timestamps of the longest episode do not rise.")
-    rate = steps / seconds
-    return float(round(rate)) if abs(rate - round(rate)) < 1e-4 * rate else rate
 
 
 def _check_finite(
@@ -356,7 +327,8 @@ def _check_finite(
     place = next(number for number, span in enumerate(spans) if span.start <= row < span.stop)
     raise DatasetError(
         f"{name}: '{feature.key}' of episode {episodes[place].index}, frame {row - spans[place].start}"
-        f"{feature.dimension(dimension)} is {flat[row, dimension]}. Repair or leave out this episode."
+        f"{feature.dimension(dimension)} is {flat[row, dimension]}{beyond(values)}. "
+        "Repair or leave out this episode."
     )
 
 

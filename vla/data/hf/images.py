@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from vla.data.hf.columns import TableColumns, video_file, with_file
 from vla.data.hf.export import START_SUFFIX
 from vla.data.hf.order import EpisodeRows, scalar_column
-from vla.data.images import decode_image
+from vla.data.images import check_size, decode_image
 from vla.data.lerobot.episodes import VideoSpan
 from vla.data.lerobot.schema import Feature
 from vla.errors import DatasetError
@@ -46,12 +46,7 @@ class TableImages:
             pixels = self._from_array(stored, key)
         else:
             pixels = decode_image(with_file(stored[0].as_py(), self._columns.table.root), what)
-        height, width = self._cameras[key].shape[:2]
-        if pixels.shape[:2] != (height, width):
-            raise DatasetError(
-                f"{what} is {pixels.shape[0]} high and {pixels.shape[1]} wide, but that of row 0 is "
-                f"{height} high and {width} wide: all images of a camera must have one size."
-            )
+        check_size(pixels.shape[:2], what, self._cameras[key].shape[:2])
         return pixels
 
     def _from_array(self, stored: pa.ChunkedArray, key: str) -> np.ndarray:

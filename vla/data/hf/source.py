@@ -50,11 +50,11 @@ def is_table(path: str | Path) -> bool:
     return str(path).startswith(PREFIX)
 
 
-def open_table(name: str | Path, options: TableOptions, revision: str | None = None) -> Table:
+def open_table(name: "str | Path | Dataset", options: TableOptions, revision: str | None = None) -> Table:
     """Open a table.
 
     Args:
-        name: Folder, file or hub id, with or without `hf:`.
+        name: Folder, file or hub id, with or without `hf:`; or a table that is open already.
         options: Its split and subset are taken.
         revision: Branch, tag or commit of a hub dataset.
 
@@ -62,6 +62,8 @@ def open_table(name: str | Path, options: TableOptions, revision: str | None = N
         DatasetError: It is not there, cannot be read, has no such split or subset, is a LeRobot dataset, or a
             file of it is a Git LFS pointer.
     """
+    if not isinstance(name, str | Path):
+        return _from_dataset(name, options, revision)
     revision = None if revision is None else as_text(revision, "revision")
     bare = str(name).removeprefix(PREFIX)
     path = dataset_path(bare)
@@ -90,11 +92,12 @@ def open_table(name: str | Path, options: TableOptions, revision: str | None = N
     return Table(_undecoded(table), path if path.is_dir() else path.parent, revision, shown)
 
 
-def from_dataset(table: "Dataset", revision: str | None = None) -> Table:
+def _from_dataset(table: "Dataset", options: TableOptions, revision: str | None = None) -> Table:
     """Wrap a table that is open already.
 
     Raises:
-        DatasetError: It is something else, or empty; or a revision is given, which means nothing here.
+        DatasetError: It is something else, or empty, or has a transform; or a revision, a subset or another
+            split is given, which means nothing here.
     """
     import datasets
 
@@ -106,6 +109,18 @@ def from_dataset(table: "Dataset", revision: str | None = None) -> Table:
         raise DatasetError(
             f"Expected a datasets.Dataset, got {type(table).__name__}: of a DatasetDict give one split; an "
             "IterableDataset has no frame numbers, and cannot be read at random."
+        )
+    for name, own in (("split", str(table.split)), ("subset", table.config_name)):
+        if (wanted := getattr(options, name)) not in (None, own):
+            raise DatasetError(
+                f"The table is open already, so {name}={wanted!r} means nothing: leave it out, or load "
+                f"that {name} (this table's {name} is {own})."
+            )
+    if table.format["type"] == "custom":
+        raise DatasetError(
+            "The datasets.Dataset has a transform (set_transform, with_transform), which is applied where "
+            "rows are read, and would not be seen here. Apply it to the table, Dataset.map(...), and give "
+            "the result; or take it off, Dataset.with_format(None)."
         )
     if not len(table):
         raise DatasetError("The datasets.Dataset is empty: it has no rows.")
@@ -135,8 +150,11 @@ def _load(path: Path, shown: str, options: TableOptions) -> Any:
         OSError,
         ValueError,
         TypeError,
-        KeyError,
+        LookupError,
         AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        ImportError,
     ) as error:
         raise DatasetError(f"{shown} cannot be read as a dataset: {_reason(error)}") from error
 

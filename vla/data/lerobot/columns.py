@@ -315,7 +315,8 @@ def _converted(path: Path, values: np.ndarray, feature: Feature) -> np.ndarray:
     dtype = np.dtype(np.int64) if feature.key in _COUNTED else feature.numpy_dtype
     assert dtype is not None
     if dtype.kind == "f":
-        return values.astype(np.promote_types(dtype, np.float32), copy=False)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused later, where it is used
+            return values.astype(np.promote_types(dtype, np.float32), copy=False)
     with np.errstate(invalid="ignore"):
         converted = values.astype(dtype, copy=False)
     if different := np.flatnonzero(converted != values).tolist():
@@ -340,8 +341,14 @@ def _check_finite(path: Path, episode: Episode, values: np.ndarray, feature: Fea
         frame, dimension = np.argwhere(~np.isfinite(rows))[0].tolist()
         raise DatasetError(
             f"{path}: '{feature.key}' of episode {episode.index}, frame {frame}"
-            f"{feature.dimension(dimension)} is {rows[frame, dimension]}. Repair or leave out this episode."
+            f"{feature.dimension(dimension)} is {rows[frame, dimension]}{beyond(values)}. "
+            "Repair or leave out this episode."
         )
+
+
+def beyond(values: np.ndarray) -> str:
+    """Return what an infinite value may have been, for a message."""
+    return f", or beyond what {values.dtype} holds" if np.isinf(values).any() else ""
 
 
 def _count_rows(

@@ -8,7 +8,7 @@ those that workers have prepared in advance.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -30,6 +30,34 @@ class MapDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+def check_source(dataset: Any, transform: Any, what: str) -> None:
+    """Raise `ConfigError` unless there is a map-style dataset and something to call for its items.
+
+    Args:
+        dataset: What should be a dataset.
+        transform: What should be its transform.
+        what: Whose they are, for the message.
+    """
+    is_map = all(hasattr(dataset, name) for name in ("__len__", "__getitem__"))
+    if isinstance(dataset, str | bytes) or not is_map:
+        hint = f": open it, LeRobotDataset({dataset!r}, ...)" if isinstance(dataset, str) else ""
+        raise ConfigError(
+            f"The dataset of {what} must be a LeRobotDataset or the like, got {type(dataset).__name__}{hint}."
+        )
+    if not callable(transform):
+        raise ConfigError(
+            f"The transform of {what} must be a function from an item (and a source of randomness) to a "
+            f"dictionary of tensors, got {transform!r}."
+        )
+
+
+def checked_sample(made: Any, what: str = "The transform of a loader") -> Batch:
+    """Return what a transform has made; raises `DatasetError` where it is not a dictionary."""
+    if not isinstance(made, dict):
+        raise DatasetError(f"{what} must return a dictionary of tensors, got {type(made).__name__}.")
+    return made
 
 
 class ResumableLoader:
@@ -59,8 +87,10 @@ class ResumableLoader:
         progress: Called with (done, total) while `cache="samples"` fills up.
 
     Raises:
-        ConfigError: `cache="samples"` with augmentation, or a size that is not positive.
-        DatasetError: `drop_last` and fewer samples than one batch on every process needs.
+        ConfigError: `cache="samples"` with augmentation, a size that is not positive, or something that is
+            not a dataset or not a transform.
+        DatasetError: `drop_last` and fewer samples than one batch on every process needs; while iterating, an
+            item or a sample that is not a dictionary.
     """
 
     def __init__(
@@ -80,6 +110,7 @@ class ResumableLoader:
         augmented: bool = False,
         progress: ProgressCallback | None = None,
     ) -> None:
+        check_source(dataset, transform, "a ResumableLoader")
         batch_size, seed = as_count(batch_size, "batch_size"), as_count(seed, "seed", at_least=0)
         num_workers = as_count(num_workers, "num_workers", at_least=0)
         shuffle, drop_last = as_flag(shuffle, "shuffle"), as_flag(drop_last, "drop_last")
@@ -241,13 +272,18 @@ class _TransformedItems(TorchDataset):
     def __getitem__(self, key: _Key) -> tuple[Batch, tuple[Any, int]]:
         epoch, index = key
         item = self.dataset[index]
+        if not isinstance(item, Mapping) or not {"episode_index", "frame_index"} <= item.keys():
+            raise DatasetError(
+                f"Item {index} of the dataset must be a dictionary with 'episode_index' and 'frame_index', "
+                f"got {sorted(map(str, item)) if isinstance(item, Mapping) else type(item).__name__}."
+            )
         generator = None
         if self.seed is not None:
             state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)
             generator = torch.Generator().manual_seed(int(state[0] >> 1))
         episode = item["episode_index"]
         where = (episode if isinstance(episode, str) else int(episode), int(item["frame_index"]))
-        return self.transform(item, generator), where
+        return checked_sample(self.transform(item, generator)), where
 
     def __getitems__(self, keys: Sequence[_Key]) -> tuple[Collated, SampleIds] | VlaError:
         # A worker's exception reaches the main process as text with a traceback; an error for people

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vla.data.loading.file_order import Window
-from vla.data.loading.loader import MapDataset
+from vla.data.loading.loader import MapDataset, check_source, checked_sample
 from vla.data.selection import whole_number
 from vla.errors import ConfigError, DatasetError
 from vla.types import Batch, as_count, as_number, as_text
@@ -62,7 +62,8 @@ class Mixture:
         members: In the order in which their frames are numbered.
 
     Raises:
-        ConfigError: There are no members, two have one name, or a weight is not a positive number.
+        ConfigError: There are no members, two have one name, a weight is not a positive number, or a member's
+            dataset or transform is not one.
         DatasetError: A member is empty, or the members' samples differ in their tensors or in the shapes of
             these. (One sample of each is made to find out.)
     """
@@ -89,7 +90,8 @@ class Mixture:
 
     def transform(self, item: dict[str, Any], generator: torch.Generator | None = None) -> Batch:
         """Return the tensors of an item of this mixture."""
-        return self.members[item[MEMBER_KEY]].transform(item, generator)
+        member = self.members[item[MEMBER_KEY]]
+        return checked_sample(member.transform(item, generator), f"The transform of '{member.name}'")
 
     def epochs(self, seed: int, batch_size: int) -> "WeightedEpochs":
         """Return which frames each epoch holds, in which order, for batches of `batch_size`.
@@ -242,6 +244,7 @@ def _check_members(members: Sequence[Member]) -> None:
                 f"The weight of '{member.name}' in the mixture must be positive, got {member.weight!r}; "
                 "leave a dataset out that is not to be used."
             )
+        check_source(member.dataset, member.transform, f"'{member.name}', a member of the mixture,")
         if len(member.dataset) == 0:
             raise DatasetError(f"'{member.name}', a member of the mixture, has no frames.")
 

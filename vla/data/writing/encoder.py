@@ -23,6 +23,8 @@ from vla.types import as_number
 Codec = Literal["h264", "av1"]
 
 KEY_FRAME_EVERY = 2
+MAX_RATE = 1000
+"""Frames a second: timestamps are float32, which tell no more frames of a long episode apart."""
 PIXEL_FORMAT = "yuv420p"
 _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"crf": "23", "preset": "veryfast", "bf": "0"}),
@@ -31,7 +33,7 @@ _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def check_video_format(codec: str, fps: float, height: int, width: int) -> None:
-    """Raise `ConfigError` on an unknown codec, a fractional rate, or an odd size (yuv420p holds none)."""
+    """Raise `ConfigError` on an unknown codec, a rate that `whole_rate` refuses, or an odd size."""
     if not isinstance(codec, str) or codec not in _ENCODERS:
         raise ConfigError(f"codec must be one of {sorted(_ENCODERS)}, got '{codec}'.")
     whole_rate(fps)
@@ -45,7 +47,7 @@ def whole_rate(fps: Any) -> int:
     """Return a rate as a Python integer, whichever kind of number it is.
 
     Raises:
-        ConfigError: It is not a whole number of at least 1.
+        ConfigError: It is not a whole number from 1 to `MAX_RATE`.
     """
     try:
         rate = as_number(fps, "fps")
@@ -53,6 +55,8 @@ def whole_rate(fps: Any) -> int:
         rate = 0
     if rate < 1 or rate != int(rate):
         raise ConfigError(f"fps must be a whole number of frames per second, got {fps!r}.")
+    if rate > MAX_RATE:
+        raise ConfigError(f"fps must be at most {MAX_RATE} frames per second, got {fps!r}.")
     return int(rate)
 
 

@@ -35,6 +35,7 @@ from vla.data.lerobot.layout_v30 import (
 from vla.data.writing import checks
 from vla.data.writing.encoder import Codec, VideoEncoder, whole_rate
 from vla.data.writing.episode_stats import PixelHistogram, summarize
+from vla.data.writing.unfinished import Unfinished, remember
 from vla.errors import ConfigError, DatasetError
 from vla.paths import expanded
 from vla.types import ACTION_KEY, STATE_KEY
@@ -42,12 +43,13 @@ from vla.types import ACTION_KEY, STATE_KEY
 _log = logging.getLogger(__name__)
 
 
-class LeRobotWriter:
+class LeRobotWriter(Unfinished):
     """Writes a v3.0 dataset that LeRobot's own reader accepts.
 
     Frames of the episode being recorded are held in memory until `save_episode`, so that an episode can
     be discarded. As a context manager it finalises on a clean exit and leaves nothing behind after an
-    error.
+    error. Used otherwise, `finalize` completes the dataset; where it was forgotten, that is done when the
+    program ends, with a warning.
 
     Args:
         folder: Destination; must not exist yet.
@@ -122,6 +124,7 @@ class LeRobotWriter:
         except OSError as error:
             raise DatasetError(f"{self.folder} cannot be written: {error}.") from error
         self._closed: Literal["finalised", "abandoned", "failed"] | None = None
+        remember(self)
 
     def __enter__(self) -> Self:
         return self
@@ -389,6 +392,5 @@ class LeRobotWriter:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    os.umask(mask := os.umask(0))
     return mask

@@ -1,0 +1,81 @@
+"""The times of a table's frames, and how many frames a second they say."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla.data.hf.columns import TableColumns
+from vla.data.hf.order import TIMESTAMP_KEY, scalar_column
+from vla.errors import DatasetError
+
+_RATES = 0.5, 1000  # frames a second that timestamps may say by themselves
+_UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
+
+
+def timestamps(
+    columns: TableColumns, key: str | None, rows: np.ndarray, spans: Sequence[slice]
+) -> np.ndarray | None:
+    """Return seconds since each episode's start; None where the table has no timestamps.
+
+    Args:
+        columns: The table's columns.
+        key: The one that was named; None takes `timestamp` where there is one.
+        rows: The rows of all episodes, one after the other.
+        spans: Each episode's rows among them.
+
+    Raises:
+        DatasetError: The column holds something else than one finite number a row.
+    """
+    if key is None and (
+        TIMESTAMP_KEY not in columns.features or not columns.features[TIMESTAMP_KEY].is_numeric
+    ):
+        return None
+    named = key or TIMESTAMP_KEY
+    columns.check_there(named, "the timestamps (data.columns.timestamp, --column)")
+    what = f"{columns.table.name}: the column '{named}' cannot be the timestamps"
+    stamps = scalar_column(columns, named, what, rows)
+    if stamps.dtype.kind != "f":
+        stamps = stamps.astype(np.float64)
+    return np.concatenate([stamps[span] - stamps[span.start] for span in spans])
+
+
+def _no_clock(columns: TableColumns) -> str:
+    """Return why a table has no timestamps, for a message."""
+    if (kind := columns.table.rows.features.get(TIMESTAMP_KEY)) is None:
+        return "there is no column 'timestamp'"
+    return f"its column 'timestamp' is of type {getattr(kind, 'dtype', kind)}, and seconds are numbers"
+
+
+def frame_rate(columns: TableColumns, stamps: np.ndarray | None, spans: Sequence[slice]) -> float:
+    """Return how many frames a second the timestamps of the longest episode say.
+
+    Args:
+        columns: The table's columns, for messages.
+        stamps: See `timestamps`.
+        spans: Each episode's rows among them.
+
+    Raises:
+        DatasetError: There are none, they do not rise, or are hardly in seconds.
+    """
+    name = columns.table.name
+    longest = max(spans, key=lambda span: span.stop - span.start)
+    steps = longest.stop - longest.start - 1
+    if stamps is None or steps == 0:
+        why = _no_clock(columns) if stamps is None else "no episode has more than one frame"
+        raise DatasetError(
+            f"{name} does not say how many frames a second it has: {why}. Say it with data.fps (--fps), "
+            "or name a column of seconds with data.columns.timestamp (--column timestamp=NAME)."
+        )
+    seconds = float(stamps[longest.stop - 1]) - float(stamps[longest.start])
+    if seconds <= 0:
+        raise DatasetError(f"{name}: the timestamps of the longest episode do not rise.")
+    rate = steps / seconds
+    if not _RATES[0] <= rate <= _RATES[1]:
+        unit = next((u for u, parts in _UNITS.items() if 1 <= rate * parts <= _RATES[1]), None)
+        guess = "" if unit is None else f", as if they were {unit}"
+        raise DatasetError(
+            f"{name}: timestamps are in seconds, and these rise by {1 / rate:.3g} from frame to "
+            f"frame{guess}, which would be {rate:.3g} frames a second. Make seconds of them (Dataset.map), "
+            f"or, if that is right, say it: data.fps={rate:.6g} (--fps)."
+        )
+    return float(round(rate)) if abs(rate - round(rate)) < 1e-4 * rate else rate
