@@ -56,8 +56,7 @@ class MissingDependencyError(VlaError, ImportError):
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string."""
-    cutoff = 0.7 if len(name) in (3, 4) else 0.5  # two letters of three in common say nothing
-    nearest = difflib.get_close_matches(name, list(options), n=1, cutoff=cutoff)
+    nearest = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return f" Did you mean '{nearest[0]}'?" if nearest else ""
 
 

@@ -23,6 +23,7 @@ def test_completion(line, offered, monkeypatch, capsys):
     assert set(capsys.readouterr().out.split()) == offered
 
 
-def test_the_script_of_a_shell(capsys):
+def test_the_script_of_a_shell(capsys, monkeypatch):
+    monkeypatch.setattr("typer.completion._get_shell_name", lambda: "zsh", raising=False)
     assert main(["--show-completion", "zsh"]) == 0
     assert "_VLA_COMPLETE" in capsys.readouterr().out

@@ -328,7 +328,7 @@ def test_keys_of_missing_values_are_guessed(robot):
 
 def test_what_is_read_already_is_no_guess(robot):
     assert "Did you mean" not in refused(robot, without(STATE))
-    assert "Did you mean" not in refused(robot, seen(**{"observation.images.two": PIXELS}))
+    assert "Did you mean" not in refused(robot, seen(**{"observation.images.left": PIXELS}))
 
 
 def test_what_nothing_reads_is_left_out_with_one_line(policy, expected, caplog):

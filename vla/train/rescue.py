@@ -46,6 +46,8 @@ def explained(error: BaseException, recipe: Recipe, step: int) -> TrainingError 
     when = f"Step {step}" if step else "Setting up"
     if is_lost_worker(error) or _is_full_shared_memory(error):
         return DataWorkerError(f"{when} was not finished: {_about_worker(error, recipe)}")
+    if isinstance(error, ConnectionError | EOFError) and recipe.data.num_workers:
+        return DataWorkerError(f"{when} was not finished: {_about_worker(error, recipe)}")
     if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE):
         return DataWorkerError(
             f"{when} was not finished: the system refuses more processes, memory or open files "
@@ -69,7 +71,7 @@ def explaining(recipe: Recipe) -> Iterator[None]:
     """Say in one line what ends the set-up of a run from below; see `explained`."""
     try:
         yield
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
         if (told := explained(error, recipe, 0)) is None:
             raise
         raise told from error
@@ -89,7 +91,7 @@ def rescued(
     """
     try:
         yield
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (RuntimeError, MemoryError, OSError, EOFError) as error:
         told = explained(_with_what_is_due(error), recipe, step() + 1)
         if told is None:
             raise
@@ -120,10 +122,11 @@ def _about_worker(error: BaseException, recipe: Recipe) -> str:
             f"(docker run --shm-size=8g), or lower {workers}; 0 needs none."
         )
     found = [(one["pid"], one["by"]) for one in _WORKER.finditer(text)]
-    pid, by = next((one for one in found if one[1]), found[0] if found else ("?", None))
+    pid, by = next((one for one in found if one[1]), found[0] if found else (None, None))
     why = f"was killed by a signal ({by})" if by else "ended unexpectedly"
+    who = "a data worker" if pid is None else f"data worker {pid}"
     return (
-        f"data worker {pid} {why}. Most often the machine is out of memory (`dmesg` says so): lower "
+        f"{who} {why}. Most often the machine is out of memory (`dmesg` says so): lower "
         f"{workers}, data.open_videos or train.batch_size, or leave data.cache at none."
     )
 
