@@ -25,7 +25,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 MPLBACKEND=Agg OMP_NUM_THREADS=1
 MKDOCS := NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow wheel format lint types docs docs-serve checks clean
+.PHONY: help install demo test test-slow gpu wheel format lint types docs docs-serve checks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -46,6 +46,9 @@ test: $(STAMP) ## the whole default suite, offline
 
 test-slow: $(STAMP) ## what the default suite leaves out: full size, minutes long
 	MPLBACKEND=Agg HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow $(ARGS) || [ $$? -eq 5 ] # 5: no test is slow
+
+gpu: $(STAMP) ## on a CUDA card: parity, times, training and memory, into gpu_results/ (PARTS="parity sample")
+	$(BIN)/python .ci/gpu.py $(if $(PARTS),--parts $(PARTS)) $(ARGS)
 
 wheel: $(STAMP) ## build the wheel, install it in a fresh environment outside the checkout, and use it there
 	$(BIN)/python .ci/check_wheel.py --constraints $(CONSTRAINTS) $(ARGS)

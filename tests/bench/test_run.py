@@ -32,16 +32,20 @@ def test_every_part_is_timed_and_counted():
     report = run_bench(BenchOptions(**TINY), said.append)
     assert parts(report) == [
         "prefix", "velocity step", "sample, 3/3 cameras", "sample, 1/3 cameras",
+        "sample, 3/3 cameras, graph", "sample, 1/3 cameras, graph",
         "train, 1 draw", "train, 4 draws",
     ]  # fmt: skip
     assert all(row.flops > 0 and row.timing.median > 0 and row.rate > 0 for row in report.rows)
     flops = {row.part: row.flops for row in report.rows}
     assert flops["sample, 3/3 cameras"] == flops["prefix"] + 10 * flops["velocity step"]
     assert [ratio.name for ratio in report.ratios] == [
-        "1 camera / 3 cameras", "train, 4 draws / train, 1 draw",
+        "1 camera / 3 cameras", "1 camera / 3 cameras, graph", "sample: plain / graph",
+        "train, 4 draws / train, 1 draw",
     ]  # fmt: skip
-    assert report.peak_memory.keys() == {"build", "sampling", "training"}
+    assert report.peak_memory.keys() == {"build", "level graph", "sampling", "training"}
     assert report.skipped == {}
+    assert report.levels["graph"]["difference"] < 1e-5
+    assert report.levels["graph"]["extra_bytes"] > 0
     assert report.settings["threads"] == 1
     assert torch.get_num_threads() == threads
     assert said[0] == "building the policy"
@@ -60,7 +64,8 @@ def test_a_blind_policy_of_another_package_is_measured():
 
 
 def test_one_camera_without_training_has_nothing_to_compare():
-    report = run_bench(BenchOptions(**TINY, cameras_present=1, train=False, dtype="bfloat16"))
+    options = BenchOptions(**TINY, cameras_present=1, train=False, dtype="bfloat16", levels=("plain",))
+    report = run_bench(options)
     assert parts(report) == ["prefix", "velocity step", "sample, 1/3 cameras"]
     assert report.ratios == []
 
@@ -82,11 +87,11 @@ def test_training_goes_ahead_where_free_memory_is_unknown(monkeypatch):
 def test_transformers_policy_is_the_same_function(cameras):
     report = run_bench(BenchOptions(**TINY, against="transformers", draws=(1,), cameras_present=cameras))
     assert report.largest_difference <= 1e-5
-    assert parts(report)[-4:] == [
-        "sample, vla", "sample, transformers", "train, vla", "train, transformers",
+    assert parts(report)[-5:] == [
+        "sample, vla", "sample, transformers", "sample, vla graph", "train, vla", "train, transformers",
     ]  # fmt: skip
-    assert [ratio.name for ratio in report.ratios][-2:] == [
-        "sample: transformers / vla", "train: transformers / vla",
+    assert [ratio.name for ratio in report.ratios][-3:] == [
+        "sample: transformers / vla", "sample: transformers / vla graph", "train: transformers / vla",
     ]  # fmt: skip
 
 

@@ -67,6 +67,16 @@ def test_same_seed_gives_the_same_numbers(detour_run, tmp_path):
     assert list(summaries[0]) == ["left"]
 
 
+def test_the_inference_form_succeeds_where_the_plain_path_does(detour_run, tmp_path):
+    counts = []
+    for level in ("plain", "graph"):
+        argv = ["eval", str(detour_run), "--episodes", "3", "--film", "0", "--level", level]
+        assert main([*argv, "--output", str(tmp_path / level)]) == 0
+        conditions = json.loads((tmp_path / level / "summary.json").read_text())["conditions"]
+        counts.append({name: (one["episodes"], one["success_rate"]) for name, one in conditions.items()})
+    assert counts[0] == counts[1]
+
+
 def test_recordings_are_compared_and_drawn(run, dataset, tmp_path, capsys):
     out = tmp_path / "out"
     argv = ["eval", str(run), "--open-loop", str(dataset), "--dataset-episodes", "1,3", "--output", str(out)]

@@ -128,7 +128,7 @@ def loading_calls():
         return ByLength(WholeDataset(8, 0), np.arange(8), **given).order(0)
 
     loading = {"batch_size": 2, "seed": 0, "num_workers": 0, "rank": 0, "world_size": 1}
-    switches = {"shuffle": True, "drop_last": True, "augmented": False}
+    switches = {"shuffle": True, "drop_last": True, "augmented": False, "pin_memory": False}
     return {
         "ResumableLoader": (load, loading | switches, {}),
         "Member": (member, {"name": "a", "weight": 2.0}, {}),

@@ -434,7 +434,7 @@ def test_a_failed_answer_leaves_the_session_as_it_was(policy, monkeypatch):
         raise ActionError("nothing finite")
 
     monkeypatch.setattr(robot, "_sample", fail)
-    monkeypatch.setattr("vla.policies.robot.collate", lambda samples: torch.zeros(1))
+    monkeypatch.setattr("vla.policies.robot.collate", lambda samples: {})
     monkeypatch.setattr(robot, "_forward", lambda frame: frame)
     with pytest.raises(ActionError, match="nothing finite"):
         session.infer(seen())

@@ -48,6 +48,7 @@ ROOMS: dict[str, Room] = {
     "signals": Room(),
     "terminal": Room(packages=("rich",)),  # bars for a person, lines for a log
     "nn": Room(packages=("torch",)),
+    "fast": Room(rooms=("nn",), packages=("torch",)),  # the inference form of networks; knows no policy
     "nn.vision": Room(packages=("torch", "transformers")),
     "objectives": Room(packages=("torch",)),
     "transforms": Room(packages=("torch", "numpy", "PIL", "transformers", "tokenizers", "sentencepiece")),
@@ -73,7 +74,16 @@ ROOMS: dict[str, Room] = {
     "policies.registry": Room(packages=("huggingface_hub",)),
     "policies.auto_classes": Room(rooms=("policies.registry",), packages=("transformers",)),
     "policies": Room(
-        rooms=("nn", "objectives", "transforms", "weights", "checkpoints", "adapters", "policies.registry"),
+        rooms=(
+            "nn",
+            "fast",
+            "objectives",
+            "transforms",
+            "weights",
+            "checkpoints",
+            "adapters",
+            "policies.registry",
+        ),
         packages=("torch", "numpy", "transformers", "safetensors", "huggingface_hub"),
     ),
     "train": Room(
@@ -100,6 +110,7 @@ ROOMS: dict[str, Room] = {
     "bench": Room(
         rooms=(
             "nn.flop_counter",
+            "fast.levels",
             "policies.auto",
             "policies.base",
             "policies.registry",

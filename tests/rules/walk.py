@@ -17,6 +17,7 @@ _LINK = re.compile(r"\]\(\.\./(vla/[\w/]+\.py)\)")
 FLOORS = (
     ("The ground", ("types", "errors", "paths", "atomic", "plain_yaml", "signals", "terminal")),
     ("The network's layers", ("nn",)),
+    ("The network without training", ("fast",)),
     ("What is learned: paths and solvers", ("objectives",)),
     ("Tensors in files", ("weights",)),
     ("From a sample to tensors and back", ("transforms",)),

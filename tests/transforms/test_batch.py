@@ -1,33 +1,20 @@
-import pickle
-
 import pytest
 import torch
 
 from vla.errors import DatasetError, ShapeError
-from vla.transforms import Collated, collate
+from vla.transforms import collate
 
 SAMPLES = [
-    {"state": torch.tensor([1.0, 2.0]), "task": "go", "facts": {"text_length": 3, "cameras_present": ["a"]}},
-    {"state": torch.tensor([3.0, 4.0]), "task": "stop", "facts": {"text_length": 5}},
+    {"state": torch.tensor([1.0, 2.0]), "task": "go"},
+    {"state": torch.tensor([3.0, 4.0]), "task": "stop"},
 ]
 
 
-def test_tensors_are_stacked_and_facts_are_listed():
+def test_tensors_are_stacked():
     batch = collate(SAMPLES)
     assert isinstance(batch, dict)
     assert set(batch) == {"state"}
     assert batch["state"].tolist() == [[1, 2], [3, 4]]
-    assert batch.facts == {"text_length": [3, 5], "cameras_present": [["a"], None]}
-    assert collate([{"state": torch.zeros(1)}]).facts == {}
-
-
-def test_facts_survive_processes_and_devices():
-    batch = collate(SAMPLES)
-    for other in (pickle.loads(pickle.dumps(batch)), batch.to("cpu")):
-        assert type(other) is Collated
-        assert torch.equal(other["state"], batch["state"])
-        assert other.facts == batch.facts
-    assert batch.to("meta")["state"].is_meta
 
 
 def test_samples_that_are_not_alike():

@@ -25,7 +25,7 @@ def test_each_camera_has_its_own_size_past_and_range():
     pads = {"head": torch.tensor([True, False])}
     sample = {"images": {"head": head, "hand": hand}, "image_is_pad": pads, "task": "go"}
     out = BOTH.forward(sample)
-    assert set(out) == {"image_head", "image_head_is_pad", "image_hand", "camera_mask", "task", "facts"}
+    assert set(out) == {"image_head", "image_head_is_pad", "image_hand", "camera_mask", "task"}
     torch.testing.assert_close(out["image_hand"], hand / 255)
     small = torch.stack([resize_with_pad(frame, (16, 24)) for frame in head]) / 255
     for channel in range(3):
@@ -33,7 +33,6 @@ def test_each_camera_has_its_own_size_past_and_range():
         torch.testing.assert_close(out["image_head"][:, channel], expected)
     assert out["image_head_is_pad"].tolist() == [True, False]
     assert out["camera_mask"].tolist() == [True, True]
-    assert out["facts"] == {"cameras_present": ["head", "hand"]}
     assert out["image_head"].dtype == torch.float32
 
 

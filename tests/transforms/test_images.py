@@ -119,8 +119,7 @@ def test_resize_images_scales_and_masks():
     sample = {"images": {"right_wrist": right, "base": base}, "task": "go"}
     resize = ResizeImages(SLOTS, 16)
     out = resize.forward(sample)
-    assert set(out) == {"task", "pixel_values", "pixel_mask", "facts"}
-    assert out["facts"] == {"cameras_present": ["base", "right_wrist"]}
+    assert set(out) == {"task", "pixel_values", "pixel_mask"}
     assert out["pixel_values"].shape == (3, 3, 16, 16)
     assert out["pixel_values"].dtype == torch.float32
     assert out["pixel_mask"].tolist() == [True, False, True]

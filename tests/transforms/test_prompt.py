@@ -44,8 +44,7 @@ def test_clean(text: str, cleaned: str):
 def test_a_prompt_is_begin_words_newline(tokenizer):
     out = TokenizePrompt(tokenizer, 32).forward({"task": " pick_up the cup\n", "state": 1})
     ids = [2, *ids_of(tokenizer, "pick up the cup"), *ids_of(tokenizer, "\n")]
-    assert set(out) == {"state", "input_ids", "attention_mask", "token_type_ids", "labels", "facts"}
-    assert out["facts"] == {"text_length": len(ids)}
+    assert set(out) == {"state", "input_ids", "attention_mask", "token_type_ids", "labels"}
     assert out["input_ids"].tolist() == ids + [0] * (32 - len(ids))
     assert out["attention_mask"].tolist() == [1] * len(ids) + [0] * (32 - len(ids))
     assert out["token_type_ids"].tolist() == [0] * 32
@@ -72,7 +71,6 @@ def test_a_sample_without_response_supervises_nothing(tokenizer, response):
     bare = TokenizePrompt(tokenizer, 16).forward({"task": "reach"})
     out = TokenizePrompt(tokenizer, 16).forward({"task": "reach", "response": response})
     assert out.keys() == bare.keys()
-    assert out.pop("facts") == bare.pop("facts")
     assert all(torch.equal(out[key], bare[key]) for key in bare)
     assert (out["labels"] == IGNORED).all()
 
@@ -81,7 +79,6 @@ def test_without_responses_there_are_no_labels(tokenizer):
     bare = TokenizePrompt(tokenizer, 16).forward({"task": "reach"})
     out = TokenizePrompt(tokenizer, 16, response=False).forward({"task": "reach", "response": "go"})
     assert out.keys() == bare.keys() - {"labels"}
-    assert out.pop("facts") == bare.pop("facts")
     assert all(torch.equal(out[key], bare[key]) for key in out)
 
 
@@ -102,7 +99,6 @@ def test_invariants_at_any_length(tokenizer, task: str, response: str, max_lengt
     out = transform.forward({"task": task, "response": response})
     length = int(out["attention_mask"].sum())
     is_response = out["token_type_ids"].bool()
-    assert out.pop("facts") == {"text_length": length}
     assert {len(value) for value in out.values()} == {max_length}
     assert out["attention_mask"].tolist() == [1] * length + [0] * (max_length - length)
     assert (out["input_ids"][length:] == 0).all()

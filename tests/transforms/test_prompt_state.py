@@ -64,8 +64,7 @@ def test_a_prompt_is_the_published_text_in_one_piece(tokenizer):
     state = torch.tensor([-1.2, -1.0, 0.0, 0.5, 1.3])
     out = TokenizeStatePrompt(tokenizer, 96).forward({"task": " Pick_up the\ncup ", "state": state})
     ids = [2, *ids_of(tokenizer, "Task: Pick up the cup, State: -1 0 128 192 255;\nAction: ")]
-    assert set(out) == {"state", "input_ids", "attention_mask", "token_type_ids", "labels", "facts"}
-    assert out["facts"] == {"text_length": len(ids)}
+    assert set(out) == {"state", "input_ids", "attention_mask", "token_type_ids", "labels"}
     assert out["state"] is state
     assert out["input_ids"].tolist() == ids + [0] * (96 - len(ids))
     assert out["attention_mask"].tolist() == [1] * len(ids) + [0] * (96 - len(ids))

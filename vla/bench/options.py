@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from vla.errors import ConfigError, did_you_mean
+from vla.fast.levels import LEVELS, check_level
 from vla.policies.base import Policy
 from vla.types import as_device
 
@@ -27,6 +28,7 @@ class BenchOptions:
         device: "cpu", "cuda", "cuda:1".
         threads: CPU threads; None keeps PyTorch's.
         batch: Observations per call.
+        levels: Levels to sample at, of `vla.fast.levels.LEVELS`; empty: "plain", and each that pays here.
         cameras_present: Number of cameras that are there, the rest of the slots is absent; None: all.
         prompt_tokens: Length of the prompt; None: the config's limit.
         draws: Noise draws per observation of the training steps to compare; a policy without draws takes
@@ -45,6 +47,7 @@ class BenchOptions:
     device: str = "cpu"
     threads: int | None = None
     batch: int = 1
+    levels: tuple[str, ...] = ()
     cameras_present: int | None = None
     prompt_tokens: int | None = None
     draws: tuple[int, ...] = (1, 4)
@@ -63,12 +66,21 @@ class BenchOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
+        for level in self.levels:
+            check_level(level)
         if not self.draws or min(self.draws) < 1:
             raise ConfigError(f"draws must be numbers of at least 1, got {list(self.draws)}.")
         if self.clock == "process" and (self.threads != 1 or self.torch_device.type != "cpu"):
             raise ConfigError(
                 "clock 'process' adds up the time of all threads, so it needs threads 1 and the device cpu."
             )
+
+    @property
+    def wanted_levels(self) -> tuple[str, ...]:
+        """Levels to sample at, the plain path first, which the others are compared with."""
+        highest, _ = check_level(True, self.torch_device)
+        paying = LEVELS[1 : LEVELS.index(highest) + 1]
+        return tuple(level for level in LEVELS if level in (self.levels or ("plain", *paying)))
 
     @property
     def torch_device(self) -> torch.device:

@@ -47,6 +47,8 @@ class Report:
         ratios: Between rows.
         skipped: Part -> why it was not timed.
         peak_memory: Most bytes held, after each stage.
+        levels: Level of sampling -> what it takes: `warm_up_seconds` of the first sample, `extra_bytes` of
+            weights next to the policy's own, `difference` of its chunk from the plain path's.
         largest_difference: Between our samples and the reference's; None without a reference.
     """
 
@@ -61,6 +63,7 @@ class Report:
     ratios: list[Ratio] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    levels: dict[str, dict[str, float]] = field(default_factory=dict)
     largest_difference: float | None = None
 
     def share(self, row: Row) -> float | None:

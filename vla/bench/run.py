@@ -1,8 +1,9 @@
 """The measurement from end to end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from vla.bench.report import Report, Row
 from vla.bench.subject import make_noise, make_observation, make_subject, make_training_batch
 from vla.bench.timing import Clock, Work, measure
 from vla.bench.training import reason_not_to_train, training_step
+from vla.fast.levels import FormError
 from vla.policies.base import Policy
 from vla.policies.registry import reference_of
+from vla.types import Batch
 
 Say = Callable[[str], None]
 """Receives one line about what is going on."""
@@ -74,12 +77,23 @@ class _Bench:
     def _note_memory(self, stage: str) -> None:
         self.report.peak_memory[stage] = peak_memory(self.clock.device)
 
-    def _time(self, works: dict[str, Work]) -> None:
-        """Warm every work up while its operations are counted, then time them all in turn."""
-        flops = {}
+    def _time(self, works: dict[str, Work], counted_as: Mapping[str, str] | None = None) -> None:
+        """Warm every work up while its operations are counted, then time them all in turn.
+
+        Args:
+            works: What to run, by name.
+            counted_as: Works that cannot be counted (compiled ones, recorded graphs) -> one that computes the
+                same.
+        """
+        flops: dict[str, int | None] = {}
+        counted_as = counted_as or {}
         for name, work in works.items():
             self.say(f"warming up: {name}")
-            flops[name] = count_flops(work)
+            if name in counted_as:
+                work()
+                flops[name] = flops[counted_as[name]]
+            else:
+                flops[name] = count_flops(work)
         self.say(f"timing: {', '.join(works)}")
         for name, timing in measure(works, self.clock, self.options.rounds).items():
             self.report.rows.append(Row(name, timing, flops[name]))
@@ -96,13 +110,46 @@ class _Bench:
         whole = f"sample, {present}/{slots} cameras" if slots else "sample"
         works[whole] = lambda: policy.sample_actions(**observation, noise=noise)
         fewer = f"sample, 1/{slots} cameras"
-        if present > 1:
-            alone = make_observation(self.options, policy, cameras=1)
+        alone = make_observation(self.options, policy, cameras=1) if present > 1 else {}
+        if alone:
             works[fewer] = lambda: policy.sample_actions(**alone, noise=noise)
+        same: dict[str, str] = {}
+        for level, sampler in self._samplers(observation).items():
+            works[f"{whole}, {level}"] = partial(sampler.sample_actions, **observation, noise=noise)
+            same[f"{whole}, {level}"] = whole
+            if alone:
+                works[f"{fewer}, {level}"] = partial(sampler.sample_actions, **alone, noise=noise)
+                same[f"{fewer}, {level}"] = fewer
         with torch.no_grad():
-            self._time(works)
-        if present > 1:
-            self.report.compare(f"1 camera / {present} cameras", fewer, whole)
+            self._time(works, counted_as=same)
+        for level in ("plain", *self.report.levels):
+            of_level = "" if level == "plain" else f", {level}"
+            if alone:
+                name = f"1 camera / {present} cameras{of_level}"
+                self.report.compare(name, f"{fewer}{of_level}", f"{whole}{of_level}")
+            if of_level:
+                self.report.compare(f"sample: plain / {level}", whole, f"{whole}{of_level}")
+
+    def _samplers(self, observation: Batch) -> dict[str, Any]:
+        """Return the inference forms at the levels that are asked for, warm, and note what they take."""
+        policy, noise = self.policy, self.noise
+        made: dict[str, Any] = {}
+        plain = policy.sample_actions(**observation, noise=noise)
+        for level in self.options.wanted_levels[1:]:
+            self.say(f"making the inference form, level {level}")
+            try:
+                start = time.perf_counter()
+                sampler = policy.fast(level)
+                own = sampler.sample_actions(**observation, noise=noise)
+                taken = time.perf_counter() - start
+            except FormError as error:
+                self.report.skipped[f"sample, {level}"] = str(error)
+                continue
+            difference = (own.float() - plain.float()).abs().max().item()
+            costs = {"warm_up_seconds": taken, "extra_bytes": sampler.extra_bytes, "difference": difference}
+            self.report.levels[level], made[level] = costs, sampler
+            self._note_memory(f"level {level}")
+        return made
 
     # -- training -------------------------------------------------------------------------------------
 
@@ -137,17 +184,22 @@ class _Bench:
         self.say(f"building the policy of {name}")
         theirs = reference_of(policy, name)
         observation = make_observation(self.options, policy)
+        fast = {level: policy.fast(level).sample_actions for level in self.report.levels}
         with torch.no_grad():
             own = policy.sample_actions(**observation, noise=noise)
             other = theirs.sample_actions(observation, noise)
             self.report.largest_difference = (own.float() - other.float()).abs().max().item()
-            self._time(
-                {
-                    "sample, vla": lambda: policy.sample_actions(**observation, noise=noise),
-                    f"sample, {name}": lambda: theirs.sample_actions(observation, noise),
-                }
-            )
-        self.report.compare(f"sample: {name} / vla", f"sample, {name}", "sample, vla")
+            works: dict[str, Work] = {
+                "sample, vla": lambda: policy.sample_actions(**observation, noise=noise),
+                f"sample, {name}": lambda: theirs.sample_actions(observation, noise),
+            }
+            levels = {
+                f"sample, vla {level}": partial(sample, **observation, noise=noise)
+                for level, sample in fast.items()
+            }
+            self._time(works | levels, counted_as=dict.fromkeys(levels, "sample, vla"))
+        for own_row in ("sample, vla", *levels):
+            self.report.compare(f"sample: {name} / {own_row[8:]}", f"sample, {name}", own_row)
         if not self.options.train:
             return
         if reason := reason_not_to_train(policy, self.clock.device):

@@ -31,6 +31,9 @@ BaseOption = Annotated[
 PromptOption = Annotated[
     int | None, typer.Option(help="Length of the prompt; by default the longest that the policy takes.")
 ]
+LevelOption = Annotated[
+    str | None, typer.Option(help="Levels of sampling: plain, graph, compiled; by default those that pay.")
+]
 RoundsOption = Annotated[
     int | None, typer.Option(help="Timed runs of each part; by default a few seconds' worth.")
 ]
@@ -45,6 +48,7 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.")] = None,
     batch: Annotated[int, typer.Option(help="Observations per call.")] = 1,
+    level: LevelOption = None,
     cameras_present: Annotated[
         int | None, typer.Option(help="Cameras that are there; all by default.")
     ] = None,
@@ -89,6 +93,7 @@ def bench(
         device=device,
         threads=threads,
         batch=batch,
+        levels=tuple(one.strip() for one in (level or "").split(",") if one.strip()),
         cameras_present=cameras_present,
         prompt_tokens=prompt_tokens,
         draws=tuple(parse_numbers(draws, "--draws")),
@@ -166,6 +171,11 @@ def _show(report: "Report") -> None:
     out.print(_rows_table(report))
     if report.ratios:
         out.print(_ratios_table(report))
+    for level, costs in report.levels.items():
+        out.print(
+            f"level {level}: first sample after {costs['warm_up_seconds']:.1f} s, weights of its own "
+            f"{costs['extra_bytes'] / 1e9:.2f} GB, chunk within {costs['difference']:.1e} of plain"
+        )
     for part, reason in report.skipped.items():
         out.print(f"not timed: {part}: {reason}")
     if report.largest_difference is not None:

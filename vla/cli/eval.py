@@ -88,6 +88,9 @@ def evaluate(
     base: BaseOption = None,
     output: OutputOption = Path("eval_run"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
+    level: Annotated[
+        str, typer.Option(help="How to sample: plain, graph or compiled (Real time).")
+    ] = "plain",
 ) -> None:
     """Evaluate a policy in a simulated environment, or against a dataset's recorded actions.
 
@@ -114,7 +117,7 @@ def evaluate(
 
         chosen = None if dataset_episodes is None else parse_numbers(dataset_episodes, "--dataset-episodes")
         check_table(open_loop, table_options(column, split, subset, fps))
-        policy = load(source, pipeline=pipeline, device=device, base=base)
+        policy = load(source, pipeline=pipeline, device=device, base=base, fast=level)
         keys = keys_of(source, camera, pipeline)
         keys = replace(keys, table=table_options(column, split, subset, fps, keys.table))
         compared = compare(policy, open_loop, keys, chosen, seed)
@@ -126,7 +129,7 @@ def evaluate(
         from vla.eval.envs import environment_report
 
         conditions = choose_conditions(env, condition)
-        policy = load(source, pipeline=pipeline, device=device, base=base)
+        policy = load(source, pipeline=pipeline, device=device, base=base, fast=level)
         steps = policy.policy.config.executed_steps if execute is None else execute
         plan = Rollouts(env, episodes, seed, conditions, steps, batch_size, film=min(film, episodes))
         results = run_conditions(policy, plan)

@@ -106,35 +106,6 @@ class KeyValueCache:
             self.next_position_b.repeat_interleave(n, dim=0),
         )
 
-    def pack(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the whole cache as two tensors, token by token, that `unpack` makes a cache of again.
-
-        Returns:
-            Keys and values of all `n` layers, `[b, s, n, 2, k, e]`, and which tokens are visible, bool
-            `[b, s]`.
-        """
-        keys_values = torch.stack([torch.stack(layer, dim=1) for layer in self.layers], dim=1)
-        visible = self.visible_bs
-        if visible is None:
-            shape, device = (keys_values.shape[0], self.length), keys_values.device
-            visible = torch.ones(shape, dtype=torch.bool, device=device)
-        return keys_values.permute(0, 4, 1, 2, 3, 5), visible
-
-    @classmethod
-    def unpack(cls, keys_values: torch.Tensor, visible_bs: torch.Tensor) -> "KeyValueCache":
-        """Return the cache of packed tokens, right-padded; it is trimmed to the longest row.
-
-        Args:
-            keys_values: `[b, s, n, 2, k, e]`.
-            visible_bs: bool `[b, s]`, True where a token is real.
-        """
-        number_b = visible_bs.sum(dim=1)
-        longest = int(number_b.max())
-        visible_bs = visible_bs[:, :longest]
-        layers = keys_values[:, :longest].permute(2, 3, 0, 4, 1, 5).unbind()
-        whole = bool(visible_bs.all())
-        return cls(tuple((k, v) for k, v in layers), None if whole else visible_bs, number_b)
-
     def detach(self) -> "KeyValueCache":
         """Return the cache cut off from the graph, so that no gradient reaches the prefix."""
         return replace(self, layers=tuple((k.detach(), v.detach()) for k, v in self.layers))

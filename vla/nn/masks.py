@@ -26,7 +26,7 @@ and `rules.explain(images=2, prompt=2, response=2, state=1, actions=(2, 2))` dra
     actions    ##     ##     ..       #     ..##
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -65,10 +65,7 @@ class AttentionRules:
                     raise ValueError(
                         f"Group '{query}' attends to '{key}' as '{attends}', not one of {_CHOICES}."
                     )
-        # Plain numbers: a tensor made here would be empty where a model is built on the meta device.
-        self._table = [
-            [_CHOICES.index(rules[query].get(key, "none")) for key in self.names] for query in self.names
-        ]
+        self._rules = {query: dict(row) for query, row in rules.items()}
 
     def index(self, name: str) -> int:
         """Return the number by which `Tokens.group_bt` refers to a group."""
@@ -82,18 +79,34 @@ class AttentionRules:
             keys: The `s` key tokens, in sequence order.
             first_query: Index among the keys of the first query, for "causal".
         """
-        table = torch.tensor(self._table, device=queries.group_bt.device)
-        attends_bts = table[queries.group_bt[:, :, None], keys.group_bt[:, None, :]]
-        query_index = torch.arange(queries.group_bt.shape[1], device=table.device) + first_query
-        key_index = torch.arange(keys.group_bt.shape[1], device=table.device)
+        key_b1s = keys.group_bt[:, None, :]
+        device = key_b1s.device
+
+        def attends(choice: Attends) -> torch.Tensor:
+            return (self._bits(choice, queries.group_bt)[:, :, None] >> key_b1s) & 1 == 1
+
+        query_index = torch.arange(queries.group_bt.shape[1], device=device) + first_query
+        key_index = torch.arange(keys.group_bt.shape[1], device=device)
         earlier_ts = key_index[None, :] <= query_index[:, None]
-        causal = (attends_bts == _CHOICES.index("causal")) & earlier_ts
-        seen = (attends_bts == _CHOICES.index("all")) | causal
-        same_segment = attends_bts == _CHOICES.index("same_segment")
+        same_segment = attends("same_segment")
         if queries.segment_bt is not None and keys.segment_bt is not None:
             same_segment = same_segment & (queries.segment_bt[:, :, None] == keys.segment_bt[:, None, :])
-        seen = seen | same_segment
+        seen = attends("all") | (attends("causal") & earlier_ts) | same_segment
         return seen if keys.valid_bt is None else seen & keys.valid_bt[:, None, :]
+
+    def _bits(self, choice: Attends, group_bt: torch.Tensor) -> torch.Tensor:
+        """Return which groups each query attends to by a choice, long `[b, t]`: bit `i` for group `i`."""
+        # Of plain numbers: a table would be copied to the device at every call.
+        bits_bt = torch.zeros_like(group_bt)
+        for group, query in enumerate(self.names):
+            bits = sum(1 << self.index(key) for key, is_ in self._rules[query].items() if is_ == choice)
+            if bits:
+                bits_bt = torch.where(group_bt == group, bits, bits_bt)
+        return bits_bt
+
+    def hides_nothing(self, queries: Collection[str], keys: Collection[str]) -> bool:
+        """Return whether each of some groups attends to all of every one of some groups."""
+        return all(self._rules[query].get(key) == "all" for query in queries for key in keys)
 
     def explain(self, **lengths: int | tuple[int, ...]) -> str:
         """Draw the mask of a sequence with `#` where the row's token attends to the column's.

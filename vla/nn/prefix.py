@@ -4,6 +4,7 @@ What pi-0's family shares (PaliGemma, Beyer et al., 2024): SigLIP's image tokens
 another, response text is causal after them.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from vla.nn.attention import KeyValueCache
 from vla.nn.gemma import GemmaConfig, GemmaDecoder
+from vla.nn.layout import PrefixLayout
 from vla.nn.masks import AttentionRules, Tokens
 from vla.nn.vision import Projector, make_vision_tower, num_image_tokens
 
@@ -65,6 +67,7 @@ class PrefixModel(nn.Module):
         *,
         with_hidden: bool = False,
         image_features: torch.Tensor | None = None,
+        layout: PrefixLayout | None = None,
     ) -> Prefix:
         """Run the language model over images and text once.
 
@@ -77,56 +80,82 @@ class PrefixModel(nn.Module):
             with_hidden: Whether the text's hidden states are wanted; the last layer does less without.
             image_features: `[b, v, p, vision width]`, what `encode_images` made of the images, where that was
                 kept from an earlier pass.
+            layout: What the host knows of these tensors; read off them where not given, which waits for the
+                device.
         """
-        images_bpd, image_valid_bp = self._embed_images(pixel_values, image_features, pixel_mask.bool())
-        longest = int(attention_mask.sum(dim=1).max())
+        if layout is None:
+            layout = PrefixLayout.of(pixel_mask, attention_mask, token_type_ids)
+        longest = layout.longest_text
         input_ids, text_valid_bl = input_ids[:, :longest], attention_mask[:, :longest].bool()
+        if image_features is not None:
+            images_bpd = self.embed_images(image_features, layout, self._project)
+        else:
+            assert pixel_values is not None
+            images_bpd = self.embed_images(
+                pixel_values, layout, lambda images: self._project(self.encode_images(images))
+            )
         assert self.language_model.embed_tokens is not None
         text_bld = self.language_model.embed_tokens(input_ids)
         x_bsd = torch.cat([images_bpd.to(text_bld.dtype), text_bld], dim=1)
 
-        valid_bs = torch.cat([image_valid_bp, text_valid_bl], dim=1)
-        group_bs = torch.full_like(valid_bs, self.rules.index("images"), dtype=torch.long)
-        group_bs[:, image_valid_bp.shape[1] :] = self.rules.index("prompt")
+        filled = [pixel_mask[:, slot, None].bool() for slot in layout.slots]
+        image_valid = [filled_b1.expand(-1, self.tokens_per_image) for filled_b1 in filled]
+        valid_bs = torch.cat([*image_valid, text_valid_bl], dim=1)
+        group_bl = torch.full_like(input_ids, self.rules.index("prompt"))
         if token_type_ids is not None:
             is_response = token_type_ids[:, :longest] == 1
-            group_bs[:, image_valid_bp.shape[1] :][is_response] = self.rules.index("response")
+            group_bl = torch.where(is_response, self.rules.index("response"), group_bl)
+        image_group = group_bl.new_full((len(group_bl), images_bpd.shape[1]), self.rules.index("images"))
+        group_bs = torch.cat([image_group, group_bl], dim=1)
         tokens = Tokens(group_bs, valid_bs)
 
-        output = self.language_model(
-            x_bsd,
-            positions_bt=valid_bs.cumsum(dim=1) - 1,
-            mask=_none_if_all_true(self.rules.mask(tokens, tokens)),
-            keys_values_only=not with_hidden,
-        )
+        there = {"images": bool(layout.slots), "prompt": True, "response": layout.has_response}
+        groups = [name for name, is_there in there.items() if is_there]
         reader = Tokens(torch.full_like(group_bs[:, :1], self.rules.index(self.reader)))
-        visible_bs = self.rules.mask(reader, tokens)[:, 0]
-        cache = KeyValueCache(output.keys_values, _none_if_all_true(visible_bs), visible_bs.sum(dim=1))
-        hidden = None if output.hidden is None else output.hidden[:, image_valid_bp.shape[1] :]
+        mask = visible_bs = None  # where they would hide nothing, so that kernels without a mask apply
+        if layout.is_padded or not self.rules.hides_nothing(groups, groups):
+            mask = self.rules.mask(tokens, tokens)
+        if layout.is_padded or not self.rules.hides_nothing([self.reader], groups):
+            visible_bs = self.rules.mask(reader, tokens)[:, 0]
+        positions_bs = valid_bs.cumsum(dim=1) - 1
+        output = self.language_model(x_bsd, positions_bs, mask, keys_values_only=not with_hidden)
+        number_b = (valid_bs if visible_bs is None else visible_bs).sum(dim=1)
+        cache = KeyValueCache(output.keys_values, visible_bs, number_b)
+        hidden = None if output.hidden is None else output.hidden[:, images_bpd.shape[1] :]
         return Prefix(cache, hidden)
 
-    def _embed_images(
-        self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, pixel_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image tokens `[b, v' * p, d]` of the slots that any row fills, and their validity."""
-        given = pixel_values if features is None else features
-        assert given is not None
-        filled_v = pixel_mask.any(dim=0)
-        given, mask_bv = given[:, filled_v], pixel_mask[:, filled_v]
-        images = given[mask_bv]
-        batch, slots = mask_bv.shape
-        size = self.tokens_per_image
-        if images.shape[0] == 0:
-            width, dtype = self.language_model.config.width, self.vision_tower.dtype
-            tokens = images.new_zeros(0, size, width, dtype=dtype)
-        else:
-            encoded = self.encode_images(images) if features is None else images
-            tokens = self.multi_modal_projector(encoded.to(self.multi_modal_projector.linear.weight.dtype))
-        if tokens.shape[0] < batch * slots:
-            absent = tokens.new_zeros(batch, slots, size, tokens.shape[-1])
-            tokens = absent.masked_scatter(mask_bv[:, :, None, None], tokens)
-        valid_bp = mask_bv.repeat_interleave(size, dim=1)
-        return tokens.reshape(batch, slots * size, tokens.shape[-1]), valid_bp
+    def embed_images(
+        self,
+        given: torch.Tensor,
+        layout: PrefixLayout,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Return image tokens `[b, v' * p, d]` of the slots that any row fills; zeros where it does not.
+
+        Args:
+            given: Images, or what was kept of them, `[b, v, ...]`.
+            layout: Which of them are there.
+            embed: From those that are, `[n, ...]`, to their tokens `[n, p, d]`.
+        """
+        batch, size, width = len(given), self.tokens_per_image, self.language_model.config.width
+        if not layout.slots:
+            return given.new_zeros(batch, 0, width, dtype=self.vision_tower.dtype)
+        if layout.has_all_images:
+            whole = len(layout.slots) == given.shape[1]
+            chosen = given if whole else torch.stack([given[:, slot] for slot in layout.slots], dim=1)
+            images = chosen.flatten(0, 1)
+        else:  # by views: an index tensor would have to be copied to the device
+            images = torch.stack([given[row, slot] for row, slot in layout.images])
+        tokens = embed(images)
+        if not layout.has_all_images:
+            absent, rest = tokens.new_zeros(size, tokens.shape[-1]), iter(tokens.unbind())
+            slots = layout.slots
+            rows = [next(rest) if there[slot] else absent for there in layout.cameras for slot in slots]
+            tokens = torch.stack(rows)
+        return tokens.reshape(batch, -1, tokens.shape[-1])
+
+    def _project(self, features: torch.Tensor) -> torch.Tensor:
+        return self.multi_modal_projector(features.to(self.multi_modal_projector.linear.weight.dtype))
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Return the vision tower's features `[n, p, vision width]` of images `[n, 3, size, size]`."""
@@ -156,8 +185,3 @@ class PrefixModel(nn.Module):
             cache=cache,
         )
         return Prefix(cache.append(output.keys_values, valid_b[:, None]), output.hidden)
-
-
-def _none_if_all_true(mask: torch.Tensor) -> torch.Tensor | None:
-    """Return None for a mask that hides nothing, so that kernels without a mask apply."""
-    return None if bool(mask.all()) else mask

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.errors import ConfigError
+from vla.fast.levels import check_level
 from vla.policies.base import Policy
 from vla.policies.robot import RobotPolicy, choose_pipeline
 from vla.transforms.named_pipelines import check_choice, pipeline_names
@@ -26,6 +27,7 @@ def load(
     *,
     robot: str | Path | None = None,
     pipeline: str | None = None,
+    fast: str | bool = False,
     **options: Any,
 ) -> RobotPolicy:
     """Load weights and pipeline: robot units in, robot units out.
@@ -36,6 +38,8 @@ def load(
         robot: Description of the robot (`recipes/robots/<robot>.yaml`), for checkpoints that record neither
             cameras nor conventions, such as openpi's. It also chooses among the statistics of several robots.
         pipeline: Which robot of a checkpoint that was trained on a mixture: the name of its pipeline.
+        fast: Level at which chunks are sampled, "graph" for one, or True for the highest that pays here: see
+            `Policy.fast`.
         **options: Options of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, `base`, ...
 
     Raises:
@@ -44,6 +48,7 @@ def load(
         ConfigError: The robot's description does not fit, or `pipeline` names none of the checkpoint's.
     """
     as_device(options.get("device"))  # before gigabytes are fetched
+    check_level(fast)
     described = None if robot is None else load_robot(robot)
     folder = local_folder(name_or_path, **{key: options[key] for key in _WHERE if key in options})
     for key in ("revision", "force_download", "subfolder"):
@@ -62,4 +67,4 @@ def load(
     policy = choose_pipeline(AutoPolicy.from_pretrained(folder, **options), pipeline)
     if described is not None and policy.pipeline is not None:
         policy.pipeline = apply_robot(policy.pipeline, described)
-    return RobotPolicy(policy)
+    return RobotPolicy(policy, fast=fast)

@@ -6,6 +6,7 @@ over every policy; docs/add_a_policy.md goes through it question by question.
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.checkpoints.replace import finish_save, replacing_checkpoint
 from vla.checkpoints.savable import check_savable
 from vla.errors import ConfigError
+from vla.fast.levels import FormError, check_level
 from vla.paths import expanded
 from vla.policies.auto_classes import register_classes
 from vla.policies.cacheable import Cacheable
@@ -47,6 +49,8 @@ from vla.transforms.normalize import NormalizationMode
 from vla.types import Batch, as_device
 from vla.weights.formats import BASE_FILE
 from vla.weights.source import local_folder
+
+logger = logging.getLogger(__name__)
 
 CAPABILITIES = {
     "text": "generates text (`generate_text`)",
@@ -121,7 +125,7 @@ class Policy(PolicyModule):
     noise_level_name: ClassVar[str] = "tau"
     """What metrics call the noise level of a draw: `action_loss/tau_0.4_0.6`."""
     sampling_inputs: ClassVar[tuple[str, ...] | None] = None
-    """Keyword tensors of `sample_actions` among those that the pipeline makes; None: all of them."""
+    """What `sample_actions` takes of the pipeline's tensors and of `host_inputs`; None: all of it."""
 
     training_draws: int | None = None
     """Noise draws of each observation in training mode; None: the config's. `train.draws_per_observation`."""
@@ -156,9 +160,59 @@ class Policy(PolicyModule):
         """
         raise NotImplementedError(f"{type(self).__name__} does not sample actions.")
 
+    def fast(self, level: str | bool = True, **options: Any) -> Any:
+        """Return what samples faster: an object whose `sample_actions` takes what the policy's takes.
+
+        It is made of the weights as they are now, and is never saved.
+
+        Args:
+            level: A name of `vla.fast.levels.LEVELS`; True: the highest that pays on the policy's device. The
+                policy itself is "plain".
+            **options: Arguments of `inference_form`.
+
+        Raises:
+            ConfigError: There is no such level.
+            FormError: A level that was named cannot be had. With True, a lower one is used, and the log says
+                why.
+        """
+        wanted, lower_will_do = check_level(level, self.device)
+        if wanted == "plain":
+            return self
+        try:
+            return self.inference_form(wanted, lower_will_do, **options)
+        except FormError as error:
+            if not lower_will_do:
+                raise
+            logger.warning("Sampling at level 'plain': %s", error)
+            return self
+
+    def inference_form(self, level: str, lower_will_do: bool = False, **options: Any) -> Any:
+        """Return the policy's inference form at a level above "plain", for `fast`.
+
+        Args:
+            level: A name of `vla.fast.levels.LEVELS`.
+            lower_will_do: Whether it may run at a lower level where this one cannot be had.
+            **options: Its own.
+
+        Raises:
+            FormError: There is none.
+        """
+        raise FormError(f"{type(self).__name__} has no inference form: its level is 'plain'.")
+
     def generate_text(self, **observation: Any) -> torch.Tensor:
         """Return generated token ids `[b, n]` for the observation's tensors."""
         raise NotImplementedError(f"{type(self).__name__} does not generate text.")
+
+    def host_inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return plain values that the host reads off a batch, as keywords for the passes over it.
+
+        Called before the batch is copied to the policy's device: lengths, say, which would have to be waited
+        for there. `forward`, `sample_actions` and `generate_text` take them, and do without.
+
+        Args:
+            batch: Tensors that the pipeline made, stacked, on the host.
+        """
+        return {}
 
     def check_pipeline(self, pipeline: Pipeline) -> None:
         """Raise `ConfigError` unless the policy can read what a pipeline makes."""

@@ -351,3 +351,22 @@ def _image_hint(image: np.ndarray, value: Any) -> str:
 def _shortened(value: Any) -> str:
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def execution_device(policy: Any) -> torch.device:
+    """Return the device that a policy computes on, wherever accelerate keeps its weights meanwhile.
+
+    Raises:
+        ConfigError: The weights have no values, and nothing brings them.
+    """
+    place = getattr(getattr(policy, "_hf_hook", None), "execution_device", None)
+    if place is None and policy.device.type == "meta":
+        hooks = (getattr(module, "_hf_hook", None) for module in policy.modules())
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        place = next((one for one in places if one is not None), None)
+        if place is None:
+            raise ConfigError(
+                "The policy's weights lie on the device 'meta', which holds no values, so it cannot act: "
+                "load them (vla.load, or accelerate's load_checkpoint_and_dispatch)."
+            )
+    return policy.device if place is None else torch.device(place)

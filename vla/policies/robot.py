@@ -28,10 +28,11 @@ from vla.policies.observation import (
     check_generators,
     check_noise,
     check_num_steps,
+    execution_device,
 )
 from vla.transforms.actions import REFERENCE_STATE
 from vla.transforms.base import Pipeline
-from vla.transforms.batch import Collated, collate
+from vla.transforms.batch import collate
 from vla.transforms.interface import RobotInterface
 from vla.transforms.named_pipelines import check_choice
 from vla.transforms.task import DefaultTask
@@ -68,18 +69,21 @@ class RobotPolicy:
     Args:
         policy: With its pipeline. It is put in evaluation mode.
         pipeline: Which robot of a policy that has the pipelines of several: its name.
+        fast: Level at which chunks are sampled: see `Policy.fast`.
 
     Attributes:
+        sampler: What samples: the policy, or its inference form.
         window: Which frames the policy reads and predicts, in control steps: those of the dataset that it
             learned from, at its frequency.
 
     Raises:
         StatisticsError: The policy has no pipeline.
         ConfigError: It has those of several robots, and `pipeline` names none of them; or the pipeline makes
-            something else than the policy reads; or `policy` is not one, or has no values in its weights.
+            something else than the policy reads; or `policy` is not one, or has no values in its weights; or
+            it cannot sample at level `fast`.
     """
 
-    def __init__(self, policy: Policy, pipeline: str | None = None) -> None:
+    def __init__(self, policy: Policy, pipeline: str | None = None, fast: str | bool = False) -> None:
         if not hasattr(policy, "pipeline_names"):
             raise ConfigError(
                 f"RobotPolicy takes a policy, such as vla.AutoPolicy.from_pretrained returns, got a "
@@ -92,8 +96,9 @@ class RobotPolicy:
                 "Fine-tune it on your robot's dataset first: vla train RECIPE policy.pretrained=<checkpoint>."
             )
         check_agreement(policy, chosen)
-        _execution_device(policy)
+        execution_device(policy)
         self.policy = policy.eval()
+        self.sampler = policy.fast(fast)
         self.pipeline = chosen
         self.window = policy.config.window
         needs_task = policy.reads_text and self.pipeline.find(DefaultTask) is None
@@ -113,7 +118,7 @@ class RobotPolicy:
     @property
     def device(self) -> torch.device:
         """Where the policy's tensors belong: where its weights lie, or whereto `accelerate` takes them."""
-        return _execution_device(self.policy)
+        return execution_device(self.policy)
 
     def start(self) -> "Session":
         """Begin an episode."""
@@ -196,7 +201,9 @@ class RobotPolicy:
         for place, ((session, _), frame) in enumerate(zip(pairs, frames, strict=True)):
             with _naming(place, len(pairs)):
                 samples.append(self._forward(frame if session is None else session._with_past(frame)))
-        batch = collate(samples).to(self.device)
+        stacked = collate(samples)
+        batch = {name: tensor.to(self.device) for name, tensor in stacked.items()}
+        batch |= self.policy.host_inputs(stacked)
         chunks = self._sample(batch, noise, generator, num_steps)
         results: list[dict[str, Any]] = []
         for sample, chunk in zip(samples, chunks.cpu(), strict=True):
@@ -258,21 +265,21 @@ class RobotPolicy:
         return check_num_steps(num_steps)
 
     def _sample(
-        self, batch: Collated, noise: np.ndarray | None, generator: Generators | None, num_steps: int | None
+        self,
+        batch: Mapping[str, Any],
+        noise: np.ndarray | None,
+        generator: Generators | None,
+        num_steps: int | None,
     ) -> torch.Tensor:
         """Return chunks `[b, a, m]` in model space."""
         wanted = self.policy.sampling_inputs
-        inputs: dict[str, Any] = {
-            name: tensor for name, tensor in batch.items() if wanted is None or name in wanted
-        }
+        inputs = {name: value for name, value in batch.items() if wanted is None or name in wanted}
         check_keywords(self.policy.sample_actions, inputs, type(self.policy))
         if num_steps is not None:
             inputs["num_steps"] = num_steps
-        start = None
-        if noise is not None:
-            start = torch.from_numpy(noise).to(self.device)
+        start = None if noise is None else torch.from_numpy(noise).to(self.device)
         with nullcontext() if noise is None else _naming(0, 1):  # of which the policy knows the width
-            return self.policy.sample_actions(**inputs, noise=start, generator=generator)
+            return self.sampler.sample_actions(**inputs, noise=start, generator=generator)
 
     def _check(
         self,
@@ -298,25 +305,6 @@ def _is_pair(entry: Any) -> bool:
     return isinstance(entry, tuple) or (
         isinstance(entry, list) and any(isinstance(part, Session) for part in entry)
     )
-
-
-def _execution_device(policy: Policy) -> torch.device:
-    """Return the device that a policy computes on, wherever accelerate keeps its weights meanwhile.
-
-    Raises:
-        ConfigError: The weights have no values, and nothing brings them.
-    """
-    place = getattr(getattr(policy, "_hf_hook", None), "execution_device", None)
-    if place is None and policy.device.type == "meta":
-        hooks = (getattr(module, "_hf_hook", None) for module in policy.modules())
-        places = (getattr(hook, "execution_device", None) for hook in hooks)
-        place = next((one for one in places if one is not None), None)
-        if place is None:
-            raise ConfigError(
-                "The policy's weights lie on the device 'meta', which holds no values, so it cannot act: "
-                "load them (vla.load, or accelerate's load_checkpoint_and_dispatch)."
-            )
-    return policy.device if place is None else torch.device(place)
 
 
 class Session:

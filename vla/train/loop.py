@@ -224,16 +224,18 @@ class Loop:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return torch.as_tensor(norm, device=self.accelerator.device)
 
-    def _next_batch(self) -> tuple[Batch, SampleIds]:
+    def _next_batch(self) -> tuple[dict[str, Any], SampleIds]:
         with signals_held(), self.data_wait:
             batch, ids = next(self.batches)
         self.flop_rate.add(batch)
         return self._to_device(batch), ids
 
-    def _to_device(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+    def _to_device(self, batch: Batch) -> dict[str, Any]:
+        """Return a batch on the device, and what the host read off it before."""
+        known, device = self.job.policy.host_inputs(batch), self.accelerator.device
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()} | known
 
-    def _forward(self, batch: Batch, micro: int) -> PolicyOutput:
+    def _forward(self, batch: dict[str, Any], micro: int) -> PolicyOutput:
         if self.step == self.first_step:
             check_keywords(type(self.job.policy).forward, batch, type(self.job.policy))
         # Numbered over all processes: what two of them draw is what one draws in two micro-batches.

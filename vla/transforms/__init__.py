@@ -2,7 +2,7 @@
 
 from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.base import Pipeline, Transform
-from vla.transforms.batch import Collated, collate
+from vla.transforms.batch import collate
 from vla.transforms.cameras import RenameCameras, RotateImages
 from vla.transforms.grippers import FlipSigns, LinearMap, SliderCrank
 from vla.transforms.images import AugmentImages, CameraFormat, CameraTensors, ResizeImages, resize_with_pad
@@ -18,7 +18,6 @@ __all__ = [
     "AugmentImages",
     "CameraFormat",
     "CameraTensors",
-    "Collated",
     "DefaultTask",
     "DeltaActions",
     "FeatureStats",

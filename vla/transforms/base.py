@@ -13,10 +13,8 @@ A sample is a plain dictionary. On its way to the model it first holds the canon
 | `task` | the instruction, `str` |
 | `response` | text to be predicted, `str` (optional, training only) |
 
-and, once every transform has run, the keyword tensors of the policy's `forward`. Plain values that the host
-should know of a sample without asking the device (`text_length`, `cameras_present`) stand in its dictionary
-`facts`; see `vla.transforms.batch`. On its way back it
-holds `actions` (and `state`, where an inverse needs it), again `[a, m]` and `[m]`.
+and, once every transform has run, the keyword tensors of the policy's `forward`. On its way back it holds
+`actions` (and `state`, where an inverse needs it), again `[a, m]` and `[m]`.
 """
 
 import json
@@ -36,8 +34,6 @@ from vla.transforms.statistics import STATISTICS_FILE
 from vla.types import Sample
 
 PIPELINE_FILE = "pipeline.json"
-FACTS = "facts"
-"""Key of a sample's plain values for the host."""
 
 
 class Transform(ABC):
@@ -96,11 +92,6 @@ class Transform(ABC):
 
     def save_files(self, folder: Path) -> None:  # noqa: B027 (an optional hook)
         """Write what does not fit in JSON (a tokenizer, statistics) into `folder`. The default: nothing."""
-
-
-def with_facts(sample: Sample, **facts: Any) -> Sample:
-    """Return the sample with more plain values among its facts."""
-    return sample | {FACTS: {**sample.get(FACTS, {}), **facts}}
 
 
 class Pipeline:

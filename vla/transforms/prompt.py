@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from vla.errors import ConfigError
-from vla.transforms.base import Transform, with_facts
+from vla.transforms.base import Transform
 from vla.transforms.tokenizer import LazyTokenizer, holds_tokenizer, load_tokenizer
 from vla.types import Sample, check_shape
 
@@ -82,7 +82,7 @@ class TokenizePrompt(Transform):
 
         `input_ids`; `attention_mask`, 1 where there is text; `token_type_ids`, 1 in the response;
         with `self.response` also `labels`, the id itself in the response (the model shifts them) and -100
-        elsewhere. The fact `text_length` says how many are not padding.
+        elsewhere.
         """
         self._check()
         prompt = self._prompt(sample)
@@ -102,7 +102,7 @@ class TokenizePrompt(Transform):
         }
         if self.response:
             tokens["labels"] = input_ids.masked_fill(~is_response, IGNORED)
-        return with_facts(rest | tokens, text_length=end)
+        return rest | tokens
 
     def text_length(self, sample: Sample) -> int:
         """Return how many tokens are not padding."""

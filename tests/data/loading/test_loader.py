@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from vla.data import LeRobotDataset, ResumableLoader
 from vla.errors import ConfigError, DatasetError
@@ -310,3 +312,26 @@ def test_what_is_no_dataset_or_no_transform():
     for items, said in (([1, 2], "got int"), ([{"a": 1}] * 2, r"got \['a'\]")):
         with pytest.raises(DatasetError, match=f"must be a dictionary with 'episode_index' .*{said}"):
             next(iter(ResumableLoader(items, plain, 2, 0)))
+
+
+class PinningLoader(DataLoader):
+    """What torch's loader does where there is a GPU; without one it leaves the step out, and warns."""
+
+    def __init__(self, *args, pin_memory, **options):
+        super().__init__(*args, **options)
+        self.pins = pin_memory
+
+    def __iter__(self):
+        return (pin_memory(batch) if self.pins else batch for batch in super().__iter__())
+
+
+@pytest.mark.parametrize("cache", ["none", "samples"])
+def test_batches_are_pinned_where_asked_for(cache, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, device=None: tensor + 1000)
+    monkeypatch.setattr("vla.data.loading.loader.DataLoader", PinningLoader)
+    first, second = (
+        next(iter(ResumableLoader(Frames(), plain, 4, 0, cache=cache, pin_memory=pins)))
+        for pins in (False, True)
+    )
+    assert first[1] == second[1]
+    assert all(torch.equal(second[0][name], first[0][name] + 1000) for name in ("value", "image"))

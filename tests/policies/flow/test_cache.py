@@ -5,7 +5,8 @@ import pickle
 import pytest
 import torch
 
-from vla.policies.flow.cache import PrefixCache, VisionFeatures
+from vla.nn.attention import KeyValueCache
+from vla.policies.flow.cache import PrefixCache, VisionFeatures, pack_prefix, unpack_prefix
 from vla.policies.registry import make_policy
 
 
@@ -48,3 +49,36 @@ def test_what_is_trained_makes_no_feature(policy):
         frozen = policy.parts.frozen_prefixes("vlm" if choice == "prefix" else choice)
         assert used == {name for name in names.values() if name.startswith(frozen)}
         assert type(pickle.loads(pickle.dumps(kept))) is type(kept)
+
+
+def test_a_packed_cache_comes_back_without_what_nobody_sees():
+    layers = tuple((torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)) for _ in range(2))
+    visible = torch.tensor([[True, False, True, False, False], [True, True, True, False, False]])
+    keys_values, real = pack_prefix(KeyValueCache(layers, visible, visible.sum(1)))
+    assert keys_values.shape == (2, 5, 2, 2, 3, 4)
+    assert torch.equal(real, visible)
+    assert torch.equal(keys_values[1, 2, 1, 0], layers[1][0][1, :, 2])  # a token's keys of the second layer
+    assert torch.equal(keys_values[1, 2, 0, 1], layers[0][1][1, :, 2])
+    # Kept one by one without padding, and padded anew.
+    rows = [row[mask] for row, mask in zip(keys_values, real, strict=True)]
+    padded = torch.stack(
+        [torch.cat([row, row.new_full((6 - len(row), *row.shape[1:]), 9.0)]) for row in rows]
+    )
+    mask = torch.arange(6) < torch.tensor([[2], [3]])
+    back = unpack_prefix(padded, mask, [2, 3])
+    assert back.length == 3
+    assert back.next_position_b.tolist() == [2, 3]
+    assert back.visible_bs.tolist() == [[True, True, False], [True] * 3]
+    for layer, old in zip(back.layers, layers, strict=True):
+        for got, want in zip(layer, old, strict=True):
+            assert torch.equal(got[0, :, :2], want[0][:, [0, 2]])
+            assert torch.equal(got[1], want[1][:, :3])
+
+
+def test_a_packed_cache_without_padding_has_no_mask():
+    layers = ((torch.randn(2, 1, 3, 4), torch.randn(2, 1, 3, 4)),)
+    cache = KeyValueCache(layers, None, torch.tensor([3, 3]))
+    back = unpack_prefix(*pack_prefix(cache), [3, 3])
+    assert back.visible_bs is None
+    assert all(torch.equal(a, b) for a, b in zip(back.layers[0], cache.layers[0], strict=True))
+    assert back.next_position_b.tolist() == [3, 3]

@@ -5,6 +5,7 @@ import torch
 
 from tests.parity.transformers_pi0 import make_batch, perturb
 from vla.errors import ShapeError
+from vla.policies.flow.cache import pack_prefix
 from vla.policies.pi0 import Pi0Policy
 from vla.policies.pi05 import Pi05Policy
 
@@ -29,7 +30,7 @@ def kept_prefix(policy, batch: dict) -> dict:
     rows = []
     for row in range(len(batch["input_ids"])):
         one = [batch[key][row : row + 1] for key in OBSERVATION]
-        keys_values, visible = policy.model.encode_prefix(*one).cache.pack()
+        keys_values, visible = pack_prefix(policy.model.encode_prefix(*one).cache)
         rows.append(keys_values[0][visible[0]])
     keys_values = torch.nn.utils.rnn.pad_sequence(
         [*rows, torch.cat([rows[0], rows[0][:2]])], batch_first=True

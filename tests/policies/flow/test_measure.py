@@ -7,6 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.bench.saved_bytes import make, make_batch
 from vla.adapters.lora import AdapterConfig, add_adapter
 from vla.bench.flops import count_flops
+from vla.policies.flow.cache import pack_prefix
 from vla.policies.flow.measure import BatchShape
 
 each_policy = pytest.mark.parametrize("name", ["pi0", "pi05"])
@@ -81,7 +82,7 @@ def test_a_prefix_that_was_kept_leaves_all_but_the_expert_out(name):
     whole = policy.training_flops()(batch)
     seen = [batch.pop(key) for key in ("pixel_values", "pixel_mask", "input_ids", "attention_mask")]
     with torch.no_grad():
-        keys_values, mask = policy.model.encode_prefix(*seen).cache.pack()
+        keys_values, mask = pack_prefix(policy.model.encode_prefix(*seen).cache)
     for key in ("token_type_ids", "labels"):
         batch.pop(key, None)
     batch |= {"prefix_keys_values": keys_values, "prefix_mask": mask}

@@ -9,6 +9,7 @@ those that workers have prepared in advance.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from vla.data.loading.order import Epochs, WholeDataset
 from vla.errors import ConfigError, DatasetError, VlaError
-from vla.transforms.batch import Collated, collate
+from vla.transforms.batch import collate
 from vla.types import Batch, ProgressCallback, SampleIds, as_count, as_flag
 
 _Key = tuple[int, int]  # (epoch, index in the dataset)
@@ -63,9 +64,8 @@ def checked_sample(made: Any, what: str = "The transform of a loader") -> Batch:
 class ResumableLoader:
     """An endless iterator over `(batch, where)`.
 
-    `batch` is a dictionary of stacked tensors, with the samples' facts next to them (`Collated`; entries of
-    other types are dropped), `where` names the episode and frame of every sample. Iterating again resumes
-    where the last iteration stopped.
+    `batch` is a dictionary of stacked tensors, without entries of other types; `where` names the episode and
+    frame of every sample. Iterating again resumes where the last iteration stopped.
 
     Args:
         dataset: Map-style, such as `LeRobotDataset`.
@@ -84,6 +84,8 @@ class ResumableLoader:
         cache: `"samples"` transforms every item once, keeps them stacked in memory and makes a batch by
             indexing; the transform then gets no generator, since nothing may differ between epochs.
         augmented: Whether the transform is random; such samples cannot be cached.
+        pin_memory: Whether batches come in pinned memory, from which a GPU copies while the host continues;
+            None: where there is a GPU.
         progress: Called with (done, total) while `cache="samples"` fills up.
 
     Raises:
@@ -108,6 +110,7 @@ class ResumableLoader:
         drop_last: bool = True,
         cache: Literal["none", "samples"] = "none",
         augmented: bool = False,
+        pin_memory: bool | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
         check_source(dataset, transform, "a ResumableLoader")
@@ -115,6 +118,7 @@ class ResumableLoader:
         num_workers = as_count(num_workers, "num_workers", at_least=0)
         shuffle, drop_last = as_flag(shuffle, "shuffle"), as_flag(drop_last, "drop_last")
         augmented = as_flag(augmented, "augmented")
+        pins = torch.cuda.is_available() if pin_memory is None else as_flag(pin_memory, "pin_memory")
         rank, world_size = as_count(rank, "rank", at_least=0), as_count(world_size, "world_size")
         if rank >= world_size:
             raise ConfigError(
@@ -131,12 +135,13 @@ class ResumableLoader:
         self._order = _Order(epochs, batch_size, rank, world_size, drop_last)
         self._items = _TransformedItems(dataset, transform, None if cache == "samples" else seed)
         self._num_workers = num_workers
+        self._pin_memory = pins
         self._cache_samples = cache == "samples"
-        self._cached: tuple[Collated, SampleIds] | None = None
+        self._cached: tuple[Batch, SampleIds] | None = None
         self._progress = progress
         self._epoch, self._batch = 0, 0
 
-    def __iter__(self) -> Iterator[tuple[Collated, SampleIds]]:
+    def __iter__(self) -> Iterator[tuple[Batch, SampleIds]]:
         batches = self._from_cache() if self._cache_samples else self._from_items()
         for batch in batches:
             self._epoch, self._batch = self._order.wrap(self._epoch, self._batch + self._order.stride)
@@ -165,43 +170,41 @@ class ResumableLoader:
             )
         self._epoch, self._batch = epoch, batch
 
-    def _from_items(self) -> Iterator[tuple[Collated, SampleIds]]:
-        for batch in _load(self._items, _Position(self._order, self._epoch, self._batch), self._num_workers):
-            if isinstance(batch, VlaError):
-                raise batch
-            yield batch
+    def _from_items(self) -> Iterator[tuple[Batch, SampleIds]]:
+        position = _Position(self._order, self._epoch, self._batch)
+        for prepared in _load(self._items, position, self._num_workers, self._pin_memory):
+            if isinstance(prepared, VlaError):
+                raise prepared
+            yield prepared.batch, prepared.where
 
-    def _from_cache(self) -> Iterator[tuple[Collated, SampleIds]]:
+    def _from_cache(self) -> Iterator[tuple[Batch, SampleIds]]:
         if self._cached is None:
             self._cached = self._fill_cache()
         whole, where = self._cached
         for keys in _Position(self._order, self._epoch, self._batch):
             indices = [index for _, index in keys]
             rows = torch.tensor(indices)
-            tensors = {name: _pick(tensor, rows) for name, tensor in whole.items()}
-            facts = {name: [values[index] for index in indices] for name, values in whole.facts.items()}
-            yield Collated(tensors, facts), [where[index] for index in indices]
+            batch = {name: _pick(tensor, rows) for name, tensor in whole.items()}
+            batch = _pinned(batch) if self._pin_memory else batch
+            yield batch, [where[index] for index in indices]
 
-    def _fill_cache(self) -> tuple[Collated, SampleIds]:
+    def _fill_cache(self) -> tuple[Batch, SampleIds]:
         total, size = len(self._items.dataset), 64
         chunks = [
             [(0, index) for index in range(first, min(first + size, total))]
             for first in range(0, total, size)
         ]
-        tensors, where = Collated(), []
-        for batch in _load(self._items, chunks, self._num_workers):
-            if isinstance(batch, VlaError):
-                raise batch
-            part, places = batch
+        tensors, where = {}, []
+        for prepared in _load(self._items, chunks, self._num_workers, pin_memory=False):
+            if isinstance(prepared, VlaError):
+                raise prepared
+            part, places = prepared.batch, prepared.where
             if not tensors:
                 empty = {name: tensor.new_empty(total, *tensor.shape[1:]) for name, tensor in part.items()}
-                tensors = Collated(empty)
+                tensors = empty
             for name, tensor in part.items():
                 _check_alike(name, tensor, tensors, places)
                 tensors[name][len(where) : len(where) + len(places)] = tensor
-            for name in tensors.facts.keys() | part.facts.keys():
-                before = tensors.facts.setdefault(name, [None] * len(where))
-                before += part.facts.get(name, [None] * len(places))
             where += places
             if self._progress is not None:
                 self._progress(len(where), total)
@@ -285,7 +288,7 @@ class _TransformedItems(TorchDataset):
         where = (episode if isinstance(episode, str) else int(episode), int(item["frame_index"]))
         return checked_sample(self.transform(item, generator)), where
 
-    def __getitems__(self, keys: Sequence[_Key]) -> tuple[Collated, SampleIds] | VlaError:
+    def __getitems__(self, keys: Sequence[_Key]) -> "_Prepared | VlaError":
         # A worker's exception reaches the main process as text with a traceback; an error for people
         # travels as a value and is raised there as the one line that it is.
         try:
@@ -295,20 +298,36 @@ class _TransformedItems(TorchDataset):
             def name_of(place: int) -> str:
                 return f"episode {where[place][0]}, frame {where[place][1]}"
 
-            return collate([sample for sample, _ in samples], name_of, DatasetError), where
+            return _Prepared(collate([sample for sample, _ in samples], name_of, DatasetError), where)
         except VlaError as error:
             return error
 
 
-def _load(items: _TransformedItems, batches: Any, num_workers: int) -> DataLoader:
+@dataclass(frozen=True)
+class _Prepared:
+    """A batch and its samples; the `DataLoader` pins by the method."""
+
+    batch: Batch
+    where: SampleIds
+
+    def pin_memory(self) -> "_Prepared":
+        return replace(self, batch=_pinned(self.batch))
+
+
+def _load(items: _TransformedItems, batches: Any, num_workers: int, pin_memory: bool) -> DataLoader:
     return DataLoader(
         items,
         batch_sampler=batches,
         num_workers=num_workers,
+        pin_memory=pin_memory,
         collate_fn=_unchanged,
         # Its own generator: the loader would draw from the global one, and disturb the run's.
         generator=torch.Generator(),
     )
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}
 
 
 def _pick(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

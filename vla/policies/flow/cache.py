@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vla.errors import ConfigError
+from vla.nn.attention import KeyValueCache
 from vla.policies.cacheable import Cacheable, Frames
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.cameras import RenameCameras, RotateImages
@@ -114,7 +115,8 @@ class PrefixCache(Cacheable):
     def compute(self, policy: Any, batch: Batch) -> Sequence[torch.Tensor]:
         """Return the tokens' keys and values `[s, n, 2, k, e]` of every frame, without padding."""
         names = ("pixel_values", "pixel_mask", "input_ids", "attention_mask")
-        keys_values, visible = policy.model.encode_prefix(*[batch[name] for name in names]).cache.pack()
+        cache = policy.model.encode_prefix(*[batch[name] for name in names]).cache
+        keys_values, visible = pack_prefix(cache)
         return [row[real] for row, real in zip(keys_values, visible, strict=True)]
 
     def to_batch(self, rows: torch.Tensor, constants: Mapping[str, Any], longest: int) -> Batch:
@@ -131,3 +133,35 @@ CACHEABLE: Mapping[str, Cacheable] = {"vision": VisionFeatures(), "prefix": Pref
 def _check_one_view(frames: Frames) -> None:
     if frames.pipeline.find(AugmentImages) is not None:
         raise ConfigError("data.feature_cache keeps one view of every frame: it needs data.augment=false.")
+
+
+def pack_prefix(cache: KeyValueCache) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a whole cache as two tensors, token by token, that `unpack_prefix` makes a cache of again.
+
+    Returns:
+        Keys and values of all `n` layers, `[b, s, n, 2, k, e]`, and which tokens are visible, bool `[b, s]`.
+    """
+    keys_values = torch.stack([torch.stack(layer, dim=1) for layer in cache.layers], dim=1)
+    visible = cache.visible_bs
+    if visible is None:
+        shape, device = (keys_values.shape[0], cache.length), keys_values.device
+        visible = torch.ones(shape, dtype=torch.bool, device=device)
+    return keys_values.permute(0, 4, 1, 2, 3, 5), visible
+
+
+def unpack_prefix(
+    keys_values: torch.Tensor, visible_bs: torch.Tensor, lengths: Sequence[int]
+) -> KeyValueCache:
+    """Return the cache of packed tokens, right-padded; it is trimmed to the longest row.
+
+    Args:
+        keys_values: `[b, s, n, 2, k, e]`.
+        visible_bs: bool `[b, s]`, True where a token is real.
+        lengths: How many of each row are real, as the host knows it.
+    """
+    number_b = visible_bs.sum(dim=1)
+    longest = max(lengths)
+    visible_bs = visible_bs[:, :longest]
+    layers = keys_values[:, :longest].permute(2, 3, 0, 4, 1, 5).unbind()
+    whole = min(lengths) == longest
+    return KeyValueCache(tuple((k, v) for k, v in layers), None if whole else visible_bs, number_b)

@@ -1,10 +1,20 @@
-"""Checks of an observation before the network reads it."""
+"""Checks of an observation before the network reads it.
+
+Shapes are checked at every pass. Values are checked where the layout is read off them, which is best done on
+the host, before the tensors are copied to a GPU.
+"""
+
+import logging
+from typing import Any
 
 import torch
 
 from vla.errors import ShapeError
+from vla.nn.layout import PrefixLayout
 from vla.policies.flow.config import FlowConfig
 from vla.types import check_shape
+
+logger = logging.getLogger(__name__)
 
 Given = torch.Tensor | None
 
@@ -43,6 +53,56 @@ def check_inputs(
     if train_text:
         raise ShapeError("labels need the text's hidden states, which a stored prefix lacks.")
     return _check_kept_prefix(config, *kept, state)
+
+
+LAYOUT_INPUTS = (
+    "pixel_mask",
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "labels",
+    "prefix_mask",
+)
+"""Tensors that decide a layout: the first three or the last, the others may be missing."""
+
+
+def read_layout(
+    config: FlowConfig,
+    pixel_mask: Given,
+    input_ids: Given,
+    attention_mask: Given,
+    token_type_ids: Given = None,
+    labels: Given = None,
+    prefix_mask: Given = None,
+) -> PrefixLayout:
+    """Check the values of the tensors that decide a batch's layout, and read it off them.
+
+    Args:
+        config: The policy's config.
+        pixel_mask: bool `[b, v]`,
+        input_ids: long `[b, l]`,
+        attention_mask: `[b, l]`,
+        token_type_ids: `[b, l]`, or None, and
+        labels: long `[b, l]`, or None; or, in place of all of them,
+        prefix_mask: bool `[b, s]`, of a stored prefix.
+
+    Raises:
+        ShapeError: A mask is not right-padded, or a token id lies outside the vocabulary.
+    """
+    if prefix_mask is not None:
+        _check_right_padded(prefix_mask, "prefix_mask")
+        return PrefixLayout((), tuple(prefix_mask.bool().sum(dim=1).tolist()))
+    assert pixel_mask is not None
+    assert input_ids is not None
+    assert attention_mask is not None
+    _check_right_padded(attention_mask, "attention_mask")
+    least, most = int(input_ids.min()), int(input_ids.max())
+    if most >= config.vocab_size or least < 0:
+        raise ShapeError(
+            f"input_ids must lie in [0, {config.vocab_size}), got {least} to {most}. Image tokens are "
+            "implicit and must not be among them."
+        )
+    return PrefixLayout.of(pixel_mask, attention_mask, token_type_ids, labels)
 
 
 def check_observation(
@@ -99,12 +159,6 @@ def _check_rest(
     check_shape(attention_mask, "b l", "attention_mask", b=batch, l=input_ids.shape[1])
     if state is not None:
         check_shape(state, "b m", "state", b=batch, m=config.max_state_dim)
-    _check_right_padded(attention_mask, "attention_mask")
-    if int(input_ids.max()) >= config.vocab_size or int(input_ids.min()) < 0:
-        raise ShapeError(
-            f"input_ids must lie in [0, {config.vocab_size}), got {int(input_ids.min())} to "
-            f"{int(input_ids.max())}. Image tokens are implicit and must not be among them."
-        )
 
 
 def _check_kept_prefix(config: FlowConfig, keys_values: Given, mask: Given, state: Given) -> int:
@@ -114,7 +168,6 @@ def _check_kept_prefix(config: FlowConfig, keys_values: Given, mask: Given, stat
     check_shape(mask, "b s", "prefix_mask")
     batch, tokens = mask.shape
     check_shape(keys_values, "b s n 2 k e", "prefix_keys_values", b=batch, s=tokens, **sizes)
-    _check_right_padded(mask, "prefix_mask")
     if state is not None:
         check_shape(state, "b m", "state", b=batch, m=config.max_state_dim)
     return batch
@@ -126,3 +179,14 @@ def _check_right_padded(mask: torch.Tensor, name: str) -> None:
         raise ShapeError(
             f"{name} must be right-padded with at least one real token per row: ones, then zeros."
         )
+
+
+def warn_if_horizon_differs(policy: Any, chunk: torch.Tensor) -> None:
+    """Warn once if a chunk's length is not the config's: it works, but was not trained.
+
+    No weight depends on the length, and some published formats do not record it.
+    """
+    given, trained = chunk.shape[-2], policy.config.action_horizon
+    if given != trained and "_warned_of_horizon" not in vars(policy):
+        policy._warned_of_horizon = True
+        logger.warning("A chunk of %d steps was given, but action_horizon is %d.", given, trained)

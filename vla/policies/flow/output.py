@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vla.policies.base import PolicyOutput
+from vla.types import check_shape
 
 
 @dataclass
@@ -58,3 +59,26 @@ class FlowOutput(PolicyOutput):
     def noise_level(self) -> torch.Tensor | None:
         """The flow's time of every draw, `[b, n]`."""
         return self.tau if self.tau is None or self.tau.ndim == 2 else self.tau[:, None]
+
+
+def counted_entries(
+    actions: torch.Tensor, action_is_pad: torch.Tensor | None, action_dim_is_pad: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Return which entries of a chunk count in the loss, bool `[b, 1, a, m]`; None: all of them.
+
+    Args:
+        actions: `[b, a, m]`.
+        action_is_pad: bool `[b, a]`, True past the episode's end.
+        action_dim_is_pad: bool `[b, m]`, True for dimensions that the robot does not have.
+    """
+    if action_is_pad is None and action_dim_is_pad is None:
+        return None
+    batch, steps, width = actions.shape
+    counts = torch.ones_like(actions, dtype=torch.bool)
+    if action_is_pad is not None:
+        check_shape(action_is_pad, "b a", "action_is_pad", b=batch, a=steps)
+        counts = counts & ~action_is_pad.bool()[:, :, None]
+    if action_dim_is_pad is not None:
+        check_shape(action_dim_is_pad, "b m", "action_dim_is_pad", b=batch, m=width)
+        counts = counts & ~action_dim_is_pad.bool()[:, None, :]
+    return counts[:, None]

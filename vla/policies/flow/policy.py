@@ -3,12 +3,12 @@
 A subclass names its config and makes `self.model`, which offers
 
     encode_prefix(pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=...)
-    append_state(state, cache)              append the state's keys and values to the cache, where it has a
-    token velocity(x, tau, cache)                 one chunk at one time velocity_of_draws(state, x, tau,
-    cache) several noise draws over one prefix logits(hidden), continue_text(token, cache, valid)
+    append_state(state, cache)                   append the state's keys and values, where it has a token
+    velocity(x, tau, cache)                      one chunk at one time
+    velocity_of_draws(state, x, tau, cache)      several noise draws over one prefix
+    logits(hidden), continue_text(token, cache, valid)
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,6 +20,7 @@ from transformers import initialization as init
 from vla.errors import ConfigError, ShapeError
 from vla.nn.attention import KeyValueCache
 from vla.nn.embeddings import TiedEmbedding
+from vla.nn.layout import PrefixLayout
 from vla.nn.norms import Modulation, RMSNorm
 from vla.nn.prefix import Prefix
 from vla.objectives.flow import flow_loss, sample_noise, sample_tau, straight_path
@@ -27,20 +28,26 @@ from vla.objectives.noise import Generators, standard_normal
 from vla.objectives.solvers import SOLVERS, Solver, Velocity
 from vla.policies.base import Policy
 from vla.policies.cacheable import Cacheable
-from vla.policies.flow.cache import CACHEABLE
-from vla.policies.flow.checks import check_inputs, check_observation
+from vla.policies.flow.cache import CACHEABLE, unpack_prefix
+from vla.policies.flow.checks import (
+    LAYOUT_INPUTS,
+    check_inputs,
+    check_observation,
+    read_layout,
+    warn_if_horizon_differs,
+)
 from vla.policies.flow.config import FlowConfig
+from vla.policies.flow.fast.program import Suffix
+from vla.policies.flow.fast.sampler import FastSampler
 from vla.policies.flow.initialise import from_paligemma
 from vla.policies.flow.measure import TrainingFlops, example_batch, timed_parts
-from vla.policies.flow.output import FlowOutput
+from vla.policies.flow.output import FlowOutput, counted_entries
 from vla.policies.flow.parts import FLOW_PARTS, prefixes_without_gradient
 from vla.policies.flow.pipeline import check_flow_pipeline
 from vla.policies.flow.text import generate, text_loss
 from vla.policies.flow.time import sampling_times
 from vla.transforms.base import Pipeline
 from vla.types import Batch, check_shape
-
-logger = logging.getLogger(__name__)
 
 
 class FlowPolicy(Policy):
@@ -56,8 +63,10 @@ class FlowPolicy(Policy):
         "attention_mask",
         "state",
         "action_dim_is_pad",
+        "layout",
     )
-    _warned_of_horizon = False
+    fast_suffix: ClassVar[Callable[[Any, bool], Suffix]]
+    """The inference form of its expert."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -123,6 +132,12 @@ class FlowPolicy(Policy):
         """See `vla.policies.flow.pipeline.check_flow_pipeline`."""
         check_flow_pipeline(self.config, pipeline)
 
+    def host_inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return `layout`, read off a batch; `{}` where tensors are missing, as the passes will say."""
+        named = {name: batch.get(name) for name in LAYOUT_INPUTS}
+        there = named["prefix_mask"] is not None or all(named[name] is not None for name in LAYOUT_INPUTS[:3])
+        return {"layout": read_layout(self.config, **named)} if there else {}
+
     # -- training -------------------------------------------------------------------------------------
 
     def forward(
@@ -145,6 +160,7 @@ class FlowPolicy(Policy):
         prefix_mask: torch.Tensor | None = None,
         draws_per_observation: int | None = None,
         generator: torch.Generator | None = None,
+        layout: PrefixLayout | None = None,
     ) -> FlowOutput:
         """Compute the Transfusion loss of a batch.
 
@@ -169,9 +185,10 @@ class FlowPolicy(Policy):
                 of them (`model.encode_images`), where it is frozen and they were kept.
             prefix_keys_values: `[b, s, layers, 2, k, e]`, and
             prefix_mask: bool `[b, s]`, right-padded, in place of images and text, where the whole
-                vision-language model is frozen and its prefix was stored (`KeyValueCache.pack`).
+                vision-language model is frozen and its prefix was stored (`cache.pack_prefix`).
             draws_per_observation: `n`; where not given, `training_draws` in training mode, else the config's.
             generator: Source of noise and tau, on the policy's device.
+            layout: What `host_inputs` read off these tensors; read here where not given; a GPU would wait.
 
         Raises:
             ShapeError: A tensor is missing or does not have its documented shape.
@@ -181,46 +198,59 @@ class FlowPolicy(Policy):
         seen, kept = (pixel_values, pixel_mask, input_ids, attention_mask), (prefix_keys_values, prefix_mask)
         read_state = state if self._reads_state else None
         batch = check_inputs(config, seen, kept, read_state, train_text, image_features)
+        if layout is None:
+            layout = read_layout(config, *seen[1:], token_type_ids, labels, prefix_mask)
         actions = self._checked_actions(actions, batch)
         noise, tau = self._noise_and_tau(actions, noise, tau, draws_per_observation, generator)
 
-        if prefix_keys_values is not None and prefix_mask is not None:
-            prefix = Prefix(KeyValueCache.unpack(prefix_keys_values, prefix_mask.bool()), None)
-        else:
-            prefix = self.model.encode_prefix(
-                *seen, token_type_ids, with_hidden=train_text, image_features=image_features
-            )
+        prefix = self._prefix(seen, kept, token_type_ids, image_features, layout, train_text)
         cache = prefix.cache.detach() if config.knowledge_insulation else prefix.cache
         point = straight_path(actions[:, None].expand_as(noise).float(), noise, tau)
         velocity = self.model.velocity_of_draws(state, point.x, tau, cache)
-        counts = self._counts(actions, action_is_pad, action_dim_is_pad)
+        pads = (None, None) if config.loss_includes_padding else (action_is_pad, action_dim_is_pad)
+        counts = counted_entries(actions, *pads)
         action_loss = flow_loss(velocity, point.velocity, counts)
         loss = config.action_loss_weight * action_loss
         cross_entropy = logits = text_accuracy = None
         if train_text:
             assert labels is not None
             cross_entropy, text_accuracy, logits = text_loss(
-                self.model, prefix, labels, all_logits=not self.training
+                self.model, prefix, labels, layout.num_supervised, all_logits=not self.training
             )
             loss = loss + config.text_loss_weight * cross_entropy
-        one = velocity.shape[1] == 1
+        drawn = {"velocity": velocity, "target": point.velocity, "tau": tau, "counts": counts}
+        if velocity.shape[1] == 1:
+            drawn = {name: None if value is None else value[:, 0] for name, value in drawn.items()}
         return FlowOutput(
             loss=loss,
             action_loss=action_loss,
             text_loss=cross_entropy,
-            velocity=velocity[:, 0] if one else velocity,
             logits=logits,
             text_accuracy=text_accuracy,
-            target=point.velocity[:, 0] if one else point.velocity,
-            tau=tau[:, 0] if one else tau,
-            counts=counts if counts is None or not one else counts[:, 0],
+            **drawn,
         )
+
+    def _prefix(
+        self,
+        seen: tuple[Any, ...],
+        kept: tuple[torch.Tensor | None, torch.Tensor | None],
+        token_type_ids: torch.Tensor | None,
+        image_features: torch.Tensor | None,
+        layout: PrefixLayout,
+        with_hidden: bool,
+    ) -> Prefix:
+        """Return the prefix of images and text, computed or as it was stored."""
+        keys_values, mask = kept
+        if keys_values is not None and mask is not None:
+            return Prefix(unpack_prefix(keys_values, mask.bool(), layout.text_lengths), None)
+        options = {"with_hidden": with_hidden, "image_features": image_features, "layout": layout}
+        return self.model.encode_prefix(*seen, token_type_ids, **options)
 
     def _checked_actions(self, actions: torch.Tensor | None, batch: int) -> torch.Tensor:
         if actions is None:
             raise ShapeError("The loss is that of actions [b, a, m], which must be given.")
         check_shape(actions, "b a m", "actions", b=batch, m=self.config.max_action_dim)
-        self._warn_if_horizon_differs(actions)
+        warn_if_horizon_differs(self, actions)
         return actions
 
     def _noise_and_tau(
@@ -252,24 +282,6 @@ class FlowPolicy(Policy):
         check_shape(tau, "b n", "tau", b=batch, n=draws)
         return noise.float(), tau
 
-    def _counts(
-        self,
-        actions: torch.Tensor,
-        action_is_pad: torch.Tensor | None,
-        action_dim_is_pad: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """Return which entries of the chunk count in the loss, bool `[b, 1, a, m]`; None: all of them."""
-        if self.config.loss_includes_padding or (action_is_pad is None and action_dim_is_pad is None):
-            return None
-        counts = torch.ones_like(actions, dtype=torch.bool)
-        if action_is_pad is not None:
-            check_shape(action_is_pad, "b a", "action_is_pad", b=actions.shape[0], a=actions.shape[1])
-            counts = counts & ~action_is_pad.bool()[:, :, None]
-        if action_dim_is_pad is not None:
-            check_shape(action_dim_is_pad, "b m", "action_dim_is_pad", b=actions.shape[0], m=actions.shape[2])
-            counts = counts & ~action_dim_is_pad.bool()[:, None, :]
-        return counts[:, None]
-
     # -- acting ---------------------------------------------------------------------------------------
 
     def encode_prefix(
@@ -280,6 +292,7 @@ class FlowPolicy(Policy):
         attention_mask: torch.Tensor,
         state: torch.Tensor | None,
         token_type_ids: torch.Tensor | None = None,
+        layout: PrefixLayout | None = None,
     ) -> KeyValueCache:
         """Run the observation once, for any number of `velocity` calls.
 
@@ -293,13 +306,15 @@ class FlowPolicy(Policy):
             attention_mask: `[b, l]`.
             state: `[b, m]`, normalised, zero-padded; may be None where the prompt holds it.
             token_type_ids: `[b, l]`, 1 for a response that is given.
+            layout: What `host_inputs` read off these tensors; read here where not given.
         """
         self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask, state)
-        given = token_type_ids is not None and bool((token_type_ids == 1).any())
+        if layout is None:
+            layout = read_layout(self.config, pixel_mask, input_ids, attention_mask, token_type_ids)
+        given = token_type_ids is not None and layout.has_response
         generate_first = self.config.actions_see_response and not given
-        prefix = self.model.encode_prefix(
-            pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids, with_hidden=generate_first
-        )
+        seen = (pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids)
+        prefix = self.model.encode_prefix(*seen, with_hidden=generate_first, layout=layout)
         cache = prefix.cache
         if generate_first:
             _, cache = generate(
@@ -335,6 +350,7 @@ class FlowPolicy(Policy):
         token_type_ids: torch.Tensor | None = None,
         action_dim_is_pad: torch.Tensor | None = None,
         solver: Solver | None = None,
+        layout: PrefixLayout | None = None,
     ) -> torch.Tensor:
         """Draw one chunk per observation, in model space.
 
@@ -352,11 +368,13 @@ class FlowPolicy(Policy):
             action_dim_is_pad: bool `[b, m]` or `[m]`. Dimensions that the robot does not have follow
                 their known path to zero, as they did in training, instead of an untrained prediction.
             solver: Any function like those of `objectives.solvers`; the config's where not given.
+            layout: What `host_inputs` read off these tensors; read here where not given.
 
         Returns:
             float32 `[b, a, m]`.
         """
-        cache = self.encode_prefix(pixel_values, pixel_mask, input_ids, attention_mask, state, token_type_ids)
+        seen = (pixel_values, pixel_mask, input_ids, attention_mask)
+        cache = self.encode_prefix(*seen, state, token_type_ids, layout)
         config = self.config
         horizon = config.action_horizon if noise is None else noise.shape[-2]
         shape, device = (input_ids.shape[0], horizon, config.max_action_dim), input_ids.device
@@ -365,11 +383,11 @@ class FlowPolicy(Policy):
         if noise is None:
             noise = standard_normal(shape, generator=generator, device=device)
         check_shape(noise, "b a m", "noise", b=shape[0], m=shape[2])
-        self._warn_if_horizon_differs(noise)
+        warn_if_horizon_differs(self, noise)
         start = noise.float()
-        pad = None if action_dim_is_pad is None else action_dim_is_pad.bool()
-        if pad is not None:
-            pad = pad.expand(shape[0], -1)[:, None, :]
+        pad = None
+        if action_dim_is_pad is not None:
+            pad = action_dim_is_pad.bool().expand(shape[0], -1)[:, None, :]
 
         times = sampling_times(
             config.num_inference_steps if num_steps is None else num_steps, config.numerics
@@ -381,6 +399,10 @@ class FlowPolicy(Policy):
 
         solve: Solver = solver or SOLVERS[config.solver]
         return solve(velocity, start, times)
+
+    def inference_form(self, level: str, lower_will_do: bool = False, **options: Any) -> FastSampler:
+        """Return the policy's sampler on fixed buffers; see `vla.policies.flow.fast.sampler.FastSampler`."""
+        return FastSampler(self, type(self).fast_suffix, level, lower_will_do=lower_will_do, **options)
 
     def velocity_field(self, cache: KeyValueCache, times: Sequence[float]) -> Velocity:
         """Return `velocity(x, tau)` over a cache; `times` are those at which a solver will stop.
@@ -405,6 +427,8 @@ class FlowPolicy(Policy):
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        *,
+        layout: PrefixLayout | None = None,
     ) -> torch.Tensor:
         """Continue the prompt.
 
@@ -417,6 +441,7 @@ class FlowPolicy(Policy):
             temperature: 0 takes the likeliest token; above, tokens are drawn from the softmax at this
                 temperature.
             generator: Source of randomness, on the policy's device.
+            layout: What `host_inputs` read off these tensors; read here where not given.
 
         Returns:
             long `[b, n]`: the response with its end token, then padding; `n` is at most `max_new_tokens`.
@@ -424,8 +449,10 @@ class FlowPolicy(Policy):
         self._check_observation(pixel_values, pixel_mask, input_ids, attention_mask)
         if temperature < 0:
             raise ConfigError(f"temperature must not be negative, got {temperature}.")
+        if layout is None:
+            layout = read_layout(self.config, pixel_mask, input_ids, attention_mask)
         prefix = self.model.encode_prefix(
-            pixel_values, pixel_mask, input_ids, attention_mask, with_hidden=True
+            pixel_values, pixel_mask, input_ids, attention_mask, with_hidden=True, layout=layout
         )
         limit = self.config.max_response_length if max_new_tokens is None else max_new_tokens
         return generate(self.model, self.config, prefix, attention_mask, limit, temperature, generator)[0]
@@ -438,16 +465,3 @@ class FlowPolicy(Policy):
     @property
     def _reads_state(self) -> bool:
         return "state" in self.model.rules.names
-
-    def _warn_if_horizon_differs(self, chunk: torch.Tensor) -> None:
-        """Warn once if a chunk's length is not the config's: it works, but was not trained.
-
-        No weight depends on the length, and some published formats do not record it.
-        """
-        if chunk.shape[-2] != self.config.action_horizon and not self._warned_of_horizon:
-            self._warned_of_horizon = True
-            logger.warning(
-                "A chunk of %d steps was given, but action_horizon is %d.",
-                chunk.shape[-2],
-                self.config.action_horizon,
-            )

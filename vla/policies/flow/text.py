@@ -9,7 +9,7 @@ from vla.policies.flow.config import FlowConfig
 
 
 def text_loss(
-    model: PrefixModel, prefix: Prefix, labels: torch.Tensor, all_logits: bool
+    model: PrefixModel, prefix: Prefix, labels: torch.Tensor, num_supervised: int, all_logits: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return mean cross-entropy and accuracy per supervised token, and all text logits where asked for.
 
@@ -18,22 +18,25 @@ def text_loss(
         prefix: A pass over images and text, with its hidden states.
         labels: long `[b, l]`, the token itself where it is to be predicted from what precedes it, -100
             elsewhere.
+        num_supervised: How many are to be predicted, as the host knows it.
         all_logits: Whether to return logits of every position, float32 `[b, l, vocab]`, or of the supervised
             ones only.
     """
     assert prefix.text_hidden is not None
     longest = prefix.text_hidden.shape[1]
-    targets = labels[:, 1:longest]
-    supervised = targets != -100
+    hidden, targets = prefix.text_hidden[:, :-1].flatten(0, 1), labels[:, 1:longest].flatten()
+    # Which they are, in order, without asking the device for their number.
+    supervised = torch.argsort(targets == -100, stable=True)[:num_supervised]
+    targets = targets[supervised]
     if all_logits:
         logits = model.logits(prefix.text_hidden)
-        read_out = logits[:, :-1][supervised]
+        read_out = logits[:, :-1].flatten(0, 1)[supervised]
         logits = F.pad(logits, (0, 0, 0, labels.shape[1] - longest))
     else:
-        logits, read_out = None, model.logits(prefix.text_hidden[:, :-1][supervised])
-    total = F.cross_entropy(read_out, targets[supervised], reduction="sum")
-    number = supervised.sum().clamp(min=1)
-    correct = (read_out.detach().argmax(-1) == targets[supervised]).sum()
+        logits, read_out = None, model.logits(hidden[supervised])
+    total = F.cross_entropy(read_out, targets, reduction="sum")
+    number = max(1, num_supervised)
+    correct = (read_out.detach().argmax(-1) == targets).sum()
     return total / number, correct / number, logits
 
 

@@ -2,6 +2,7 @@
 
 from vla.policies.flow.policy import FlowPolicy
 from vla.policies.pi0.config import Pi0Config
+from vla.policies.pi0.fast import Pi0Suffix
 from vla.policies.pi0.model import Pi0Model
 
 
@@ -11,6 +12,7 @@ class Pi0Policy(FlowPolicy):
     config_class = Pi0Config
     config: Pi0Config
     normalization = {"state": "zscore", "actions": "zscore"}  # noqa: RUF012
+    fast_suffix = Pi0Suffix
     _no_split_modules = ["GemmaLayer", "SiglipEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: Pi0Config) -> None:

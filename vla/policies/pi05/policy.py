@@ -8,6 +8,7 @@ from vla.nn.attention import KeyValueCache
 from vla.objectives.solvers import Velocity
 from vla.policies.flow.policy import FlowPolicy
 from vla.policies.pi05.config import Pi05Config
+from vla.policies.pi05.fast import Pi05Suffix
 from vla.policies.pi05.model import Pi05Model
 
 
@@ -17,6 +18,7 @@ class Pi05Policy(FlowPolicy):
     config_class = Pi05Config
     config: Pi05Config
     normalization = {"state": "quantile", "actions": "quantile"}  # noqa: RUF012
+    fast_suffix = Pi05Suffix
     _no_split_modules = ["GemmaLayer", "AdaptiveGemmaLayer", "SiglipEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: Pi05Config) -> None:
@@ -27,7 +29,8 @@ class Pi05Policy(FlowPolicy):
     def velocity_field(self, cache: KeyValueCache, times: Sequence[float]) -> Velocity:
         """Return `velocity(x, tau)` with the modulations of all `times` made in one go."""
         device = cache.next_position_b.device
-        modulations = self.model.modulations(torch.tensor(times, dtype=torch.float64, device=device))
+        times_n = torch.tensor(times, dtype=torch.float64).to(device, non_blocking=True)
+        modulations = self.model.modulations(times_n)
         made = {tau: modulations.at(index) for index, tau in enumerate(times)}
 
         def velocity(x: torch.Tensor, tau: float) -> torch.Tensor:

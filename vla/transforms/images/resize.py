@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from vla.errors import ConfigError, ShapeError, did_you_mean
-from vla.transforms.base import Transform, with_facts
+from vla.transforms.base import Transform
 from vla.types import Sample
 
 
@@ -97,7 +97,7 @@ class ResizeImages(Transform):
         """Replace `images` by `pixel_values`, float32 [v, 3, size, size] in [-1, 1], and `pixel_mask`.
 
         Of o > 1 frames, `pixel_values` is [v, o, 3, size, size]. An absent camera is black (-1) and False in
-        `pixel_mask`, bool [v]. The fact `cameras_present` names those that are there, in the slots' order.
+        `pixel_mask`, bool [v].
         """
         images = images_by_slot(sample, self.slots)
         past = next(iter(images.values())).shape[:-3]
@@ -114,7 +114,7 @@ class ResizeImages(Transform):
             "pixel_values": pixels.float().div_(127.5).sub_(1.0),  # bit for bit x / 255 * 2 - 1
             "pixel_mask": torch.tensor([slot in images for slot in self.slots]),
         }
-        return with_facts(rest | tensors, cameras_present=[slot for slot in self.slots if slot in images])
+        return rest | tensors
 
 
 def images_by_slot(sample: Sample, slots: Sequence[str]) -> dict[str, torch.Tensor]:

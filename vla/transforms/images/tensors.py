@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import torch
 
 from vla.errors import ConfigError, ShapeError
-from vla.transforms.base import Transform, with_facts
+from vla.transforms.base import Transform
 from vla.transforms.images.resize import check_size, images_by_slot, resize, resize_with_pad
 from vla.types import Sample
 
@@ -104,8 +104,7 @@ class CameraTensors(Transform):
         """Replace `images` by a float32 tensor `image_<slot>` of each camera.
 
         It is [3, h, w], or [o, 3, h, w] where o > 1 frames are read; then `image_<slot>_is_pad`, bool [o], is
-        True before the episode's start. An absent camera is black, and False in `camera_mask`, bool [v]. The
-        fact `cameras_present` names those that are there.
+        True before the episode's start. An absent camera is black, and False in `camera_mask`, bool [v].
         """
         images = images_by_slot(sample, self.slots)
         pads = sample.get("image_is_pad", {})
@@ -126,7 +125,7 @@ class CameraTensors(Transform):
                 tensors[f"image_{slot}_is_pad"] = pads.get(slot, torch.zeros(wanted.steps, dtype=torch.bool))
         tensors["camera_mask"] = torch.tensor([slot in images for slot in self.slots])
         rest = {key: value for key, value in sample.items() if key not in ("images", "image_is_pad")}
-        return with_facts(rest | tensors, cameras_present=[slot for slot in self.slots if slot in images])
+        return rest | tensors
 
     def to_json(self) -> dict[str, Any]:
         """Return the cameras' settings."""

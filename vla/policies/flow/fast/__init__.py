@@ -1,0 +1,1 @@
+"""The inference form of pi-0's family."""

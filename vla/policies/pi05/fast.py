@@ -1,0 +1,53 @@
+"""pi-0.5's expert without training; see `policies.flow.fast.program`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vla.fast.stack import Slots
+from vla.fast.weights import Product
+from vla.nn.gemma_adaptive import StackModulation
+from vla.nn.rope import Rotary
+from vla.policies.flow.fast.program import Suffix
+
+
+class Pi05Suffix(Suffix):
+    """Actions as tokens; the time scales, shifts and gates every layer, as made beforehand.
+
+    Args:
+        model: The policy's network.
+        fold: Whether to fold.
+    """
+
+    buckets = (32, 64, 128, 200)
+
+    def __init__(self, model: Any, fold: bool) -> None:
+        super().__init__(model, fold)
+        self._model, self._fold = model, fold
+        self._actions = Product([model.action_in_proj], False)
+        self._out = Product([model.action_out_proj], fold, None, -1.0 if fold else 1.0)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return all weights that it multiplies by."""
+        return [*self.stack.tensors(), *self._actions.tensors(), *self._out.tensors()]
+
+    def tables(self, tau_n: torch.Tensor) -> Sequence[StackModulation]:
+        """Return the modulations of all layers at each time."""
+        made = self._model.modulations(tau_n)
+        return [made.at(index) for index in range(len(tau_n))]
+
+    def velocity(
+        self,
+        x_bam: torch.Tensor,
+        made: StackModulation,
+        rotary: Rotary,
+        mask: torch.Tensor | None,
+        slots: Slots,
+        start: int,
+    ) -> torch.Tensor:
+        """Return the velocity, float32 `[b, a, m]`."""
+        tokens = self._actions.one(x_bam.to(self._actions.weights[0].dtype))
+        hidden = self.stack.run(tokens, rotary, mask, slots, start, made.layers)
+        out = self._out.one(self.stack.norm(hidden, made.norm)[0]).float()
+        return out if self._fold else -out
