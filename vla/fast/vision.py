@@ -52,9 +52,9 @@ class _Layer:
         self.products = (self.qkv, self.out, self.up, self.down)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        heads = [
+        q, k, v = (
             part.unflatten(-1, (-1, self._head_dim)).transpose(1, 2) for part in self.qkv(self._norms[0](x))
-        ]
-        attended = F.scaled_dot_product_attention(*heads, scale=self._scale)
+        )
+        attended = F.scaled_dot_product_attention(q, k, v, scale=self._scale)
         x = x + self.out.one(attended.transpose(1, 2).flatten(2))
         return x + self.down.one(self._activation(self.up.one(self._norms[1](x))))
