@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,28 @@ class SaveError(VlaError, OSError):
 
 
 @contextmanager
-def atomic_folder(target: Path | str) -> Iterator[Path]:
+def atomic_folder(target: Path | str, inside: Path | None = None) -> Iterator[Path]:
     """Yield a new folder next to `target` that takes its place when the block ends well.
 
     Args:
         target: Must not exist, or be an empty folder.
+        inside: A folder above it that is never made: it was there, and may have been moved away.
 
     Raises:
-        SaveError: `target` holds something already, or the disk is full or read-only. Nothing is left
-            behind.
+        SaveError: `target` holds something already, the disk is full or read-only, or a folder above it was
+            moved or removed in the meantime. Nothing is left behind.
     """
     target = Path(target)
     check_target(target)
     temporary = temporary_name(target)
     made = missing_folders(target.parent)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
+        if inside is not None:
+            for folder in reversed([path for path in made if inside in path.parents]):
+                folder.mkdir(exist_ok=True)
+        temporary.mkdir(parents=inside is None)
+        with _in_its_place(temporary):
+            yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
                 _sync(path)
@@ -54,6 +59,48 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         remove_empty(made)
+
+
+@contextmanager
+def _in_its_place(folder: Path) -> Iterator[None]:
+    """Raise `FileNotFoundError` where a folder is no longer where it was at the end of a block.
+
+    Who writes into a folder makes those above it as well; where they were moved away, their second copies
+    are removed again.
+    """
+    above = folder.absolute().parents  # itself, it may have been replaced by what was made next to it
+    with ExitStack() as held:
+        before = {path: _held(path, held) for path in above}
+        ended: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 (raised again below)
+            ended = error
+        if not _is_still(above[0], before[above[0]]):
+            shutil.rmtree(folder, ignore_errors=True)
+            remove_empty([path for path in above if not _is_still(path, before[path])])
+            said = "a folder above it was moved or removed while it was written"
+            raise FileNotFoundError(errno.ENOENT, said) from ended
+    if ended is not None:
+        raise ended
+
+
+def _held(folder: Path, until: ExitStack) -> int | None:
+    """Open a folder, so that none that is made later can have its number; None where that is not allowed."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    until.callback(os.close, descriptor)
+    return descriptor
+
+
+def _is_still(path: Path, descriptor: int | None) -> bool:
+    """Return whether a path leads to the folder that was opened; True where it could not be."""
+    try:
+        return descriptor is None or os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def check_target(target: Path | str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import vla
 from vla.atomic import atomic_folder
 from vla.cli import main
+from vla.policies.base import Policy
 from vla.train.loop import Loop, TrainResult
 
 
@@ -150,6 +151,24 @@ def test_a_run_whose_folder_is_moved_or_removed_says_so(
         os.rename(tmp_path / "elsewhere", run)
         (run / "running.json").unlink()  # it is stale once its process ends, and that is this one
         assert main(["train", recipe, "train.tensorboard=false", *extra, "--resume"]) == 0
+
+
+@pytest.mark.parametrize("act", [away, shutil.rmtree])
+def test_a_run_that_is_moved_while_its_first_checkpoint_is_written_is_not_made_anew(
+    act, dataset, write_recipe, tmp_path, capsys, monkeypatch
+):
+    save, run = Policy.save_pretrained, tmp_path / "run"
+
+    def act_and_save(self, folder, **options):
+        act(run)
+        save(self, folder, **options)
+
+    monkeypatch.setattr(Policy, "save_pretrained", act_and_save)
+    assert main(["train", write_recipe(tmp_path, dataset, run), "train.tensorboard=false"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"vla: The run's folder {run} is no longer there")
+    assert "the checkpoints that it has are whole" in said
+    assert not run.exists()
 
 
 def test_resuming_what_is_not_there_says_what_lies_near_it(dataset, write_recipe, tmp_path, capsys):
