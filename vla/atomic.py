@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from vla.errors import VlaError
@@ -46,7 +47,7 @@ def atomic_folder(target: Path | str, inside: Path | None = None) -> Iterator[Pa
             for folder in reversed([path for path in made if inside in path.parents]):
                 folder.mkdir(exist_ok=True)
         temporary.mkdir(parents=inside is None)
-        with _in_its_place(temporary):
+        with _InItsPlace(temporary):
             yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
@@ -61,28 +62,32 @@ def atomic_folder(target: Path | str, inside: Path | None = None) -> Iterator[Pa
         remove_empty(made)
 
 
-@contextmanager
-def _in_its_place(folder: Path) -> Iterator[None]:
-    """Raise `FileNotFoundError` where a folder is no longer where it was at the end of a block.
+class _InItsPlace:
+    """Raises `FileNotFoundError` where a folder is no longer where it was at the end of a block.
 
     Who writes into a folder makes those above it as well; where they were moved away, their second copies
     are removed again.
     """
-    above = folder.absolute().parents  # itself, it may have been replaced by what was made next to it
-    with ExitStack() as held:
-        before = {path: _held(path, held) for path in above}
-        ended: Exception | None = None
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 (raised again below)
-            ended = error
-        if not _is_still(above[0], before[above[0]]):
-            shutil.rmtree(folder, ignore_errors=True)
-            remove_empty([path for path in above if not _is_still(path, before[path])])
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._held, self._before = folder, ExitStack(), {}
+        # The folder itself may have been replaced by what was made next to it.
+        self._above = folder.absolute().parents
+
+    def __enter__(self) -> None:
+        self._before = {path: _held(path, self._held) for path in self._above}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._held:
+            if _is_still(self._above[0], self._before[self._above[0]]):
+                return
+            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_empty([path for path in self._above if not _is_still(path, self._before[path])])
+        if error is None or isinstance(error, Exception):  # of whichever library found its file gone
             said = "a folder above it was moved or removed while it was written"
-            raise FileNotFoundError(errno.ENOENT, said) from ended
-    if ended is not None:
-        raise ended
+            raise FileNotFoundError(errno.ENOENT, said) from error
 
 
 def _held(folder: Path, until: ExitStack) -> int | None:

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 import vla
+from tests.folders import unchanged
 from vla.atomic import atomic_folder
 from vla.cli import main
 from vla.policies.base import Policy
@@ -49,7 +50,7 @@ def test_chunks_are_drawn_while_training(dataset, write_recipe, tmp_path):
     assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_stopped_run_says_how_to_go_on(number, dataset, write_recipe, tmp_path, capsys, monkeypatch):
     clip = Loop._clip
 
@@ -93,6 +94,15 @@ def test_a_second_signal_says_what_is_lost_and_a_third_changes_nothing(
     assert not (tmp_path / "run" / "running.json").exists()
     monkeypatch.undo()
     assert main(["train", recipe, "train.save_every=1", "--resume"]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_the_set_up_is_one_line(number, dataset, write_recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vla.train.loop.set_up", lambda *_: signal.raise_signal(number))
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    with unchanged(tmp_path):
+        assert main(["train", recipe]) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == f"vla: ended by {number.name}."
 
 
 def test_only_the_main_process_says_that_it_stopped(dataset, write_recipe, tmp_path, capsys, monkeypatch):
