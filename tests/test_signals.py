@@ -11,10 +11,10 @@ import pytest
 from vla.atomic import atomic_folder
 from vla.signals import ended_at_once, ended_by_signals
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", ENDING)
 def test_a_signal_ends_the_block_and_what_is_half_written_goes(tmp_path, number):
     def write():
         with ended_by_signals(), atomic_folder(tmp_path / "out") as folder:
@@ -82,7 +82,7 @@ def test_a_wait_inside_a_library_is_ended_at_once():
     with ended_by_signals():
         ours = [signal.getsignal(number) for number in ENDING]
         with ended_at_once():
-            assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_DFL] * 3
+            assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_DFL] * 5
         assert [signal.getsignal(number) for number in ENDING] == ours
         kept = signal.signal(signal.SIGTERM, lambda *_: None)
         handler = signal.getsignal(signal.SIGTERM)

@@ -5,13 +5,20 @@ import signal
 import sys
 from types import FrameType
 
+from vla.signals import SENT
+
 
 def run() -> int:
-    """Run the command and return its exit status; Ctrl-C ends it in one line from its first moment on."""
+    """Run the command and return its exit status; a signal ends it in one line from its first moment on."""
     signal.signal(signal.SIGINT, _leave)  # nothing is begun yet that would have to be tidied up
+    ours = [number for number in SENT if signal.getsignal(number) == signal.SIG_DFL]  # `nohup` ignores one
+    for number in ours:
+        signal.signal(number, _leave)
     _know_more_than_ascii()
     from vla.cli import main
 
+    for number in ours:
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main()
@@ -34,7 +41,8 @@ def _know_more_than_ascii() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"vla: interrupted.\n")
+    said = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+    os.write(2, f"vla: {said}.\n".encode())
     os._exit(128 + number)
 
 

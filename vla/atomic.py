@@ -10,8 +10,9 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from vla.errors import VlaError
@@ -26,7 +27,7 @@ class SaveError(VlaError, OSError):
 
 
 @contextmanager
-def atomic_folder(target: Path | str) -> Iterator[Path]:
+def atomic_folder(target: Path | str, inside: Path | None = None) -> Iterator[Path]:
     """Yield a new folder next to `target` that takes its place when the block ends well.
 
     The current folder, in which a shell stands, and one that a file system is mounted on stay what they are:
@@ -34,10 +35,11 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
 
     Args:
         target: Must not exist, or be an empty folder.
+        inside: A folder above it that is never made: it was there, and may have been moved away.
 
     Raises:
-        SaveError: `target` holds something already, or the disk is full or read-only. Nothing is left
-            behind.
+        SaveError: `target` holds something already, the disk is full or read-only, or a folder above it was
+            moved or removed in the meantime. Nothing is left behind.
     """
     target = Path(target)
     check_target(target)
@@ -47,8 +49,12 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     temporary = temporary_name(target / target.name if stays else target)
     made = missing_folders(target.parent)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
+        if inside is not None:
+            for folder in reversed([path for path in made if inside in path.parents]):
+                folder.mkdir(exist_ok=True)
+        temporary.mkdir(parents=inside is None)
+        with _InItsPlace(temporary):
+            yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
                 _sync(path)
@@ -63,6 +69,52 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         remove_empty(made)
+
+
+class _InItsPlace:
+    """Raises `FileNotFoundError` where a folder is no longer where it was at the end of a block.
+
+    Who writes into a folder makes those above it as well; where they were moved away, their second copies
+    are removed again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._held, self._before = folder, ExitStack(), {}
+        # The folder itself may have been replaced by what was made next to it.
+        self._above = folder.absolute().parents
+
+    def __enter__(self) -> None:
+        self._before = {path: _held(path, self._held) for path in self._above}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._held:
+            if _is_still(self._above[0], self._before[self._above[0]]):
+                return
+            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_empty([path for path in self._above if not _is_still(path, self._before[path])])
+        if error is None or isinstance(error, Exception):  # of whichever library found its file gone
+            said = "a folder above it was moved or removed while it was written"
+            raise FileNotFoundError(errno.ENOENT, said) from error
+
+
+def _held(folder: Path, until: ExitStack) -> int | None:
+    """Open a folder, so that none that is made later can have its number; None where that is not allowed."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    until.callback(os.close, descriptor)
+    return descriptor
+
+
+def _is_still(path: Path, descriptor: int | None) -> bool:
+    """Return whether a path leads to the folder that was opened; True where it could not be."""
+    try:
+        return descriptor is None or os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def check_target(target: Path | str) -> None:

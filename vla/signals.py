@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command: what is half-written is removed on the way out."""
+"""Ctrl-C, SIGTERM and their like end a command: what is half-written is removed on the way out."""
 
 import signal
 import threading
@@ -18,16 +18,32 @@ _ENDING = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+    signal.SIGUSR2: signal.SIG_DFL,
 }
-"""The signals, and what Python does with them where nobody has asked for anything else."""
+"""The signals, and what Python does with them where nobody has asked for anything else.
+
+The last two are what batch systems are often told to send before the time is up.
+"""
+
+SENT = tuple(number for number in _ENDING if number != signal.SIGINT)
+"""Those that are sent, not typed."""
 
 _handlers: list[Any] = []
 """The handlers that are in place."""
 
 
+class EndedBySignal(SystemExit):
+    """A signal other than Ctrl-C has ended what ran; exit status 128 + its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
+
+
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within the block SIGINT raises `KeyboardInterrupt`, SIGTERM and SIGHUP `SystemExit(128 + number)`.
+    """Within the block SIGINT raises `KeyboardInterrupt`, the others `EndedBySignal`.
 
     A batch system, a container or a closed terminal ends a command by these signals, which would otherwise
     kill it before anything is tidied up. Those that follow within `TIDYING_UP` seconds do nothing. A signal
@@ -52,7 +68,7 @@ def ended_by_signals() -> Iterator[None]:
         ended = now
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + number)
+        raise EndedBySignal(number)
 
     _handlers.append(end)
     try:
@@ -82,9 +98,8 @@ def ended_at_once() -> Iterator[None]:
     """
     before: dict[int, Any] = {}
     try:
-        for number, default in _ENDING.items():
-            handler = signal.getsignal(number)
-            if handler == default or handler in _handlers:
+        for number in _ENDING:
+            if is_free(number):
                 before[number] = signal.signal(number, signal.SIG_DFL)
     except ValueError:
         pass  # not the main thread
@@ -93,6 +108,12 @@ def ended_at_once() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_free(number: int) -> bool:
+    """Return whether nobody but this module handles one of the signals, nor is it ignored."""
+    handler = signal.getsignal(number)
+    return handler == _ENDING[signal.Signals(number)] or handler in _handlers
 
 
 def _importing(frame: FrameType | None) -> bool:

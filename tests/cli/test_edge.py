@@ -4,6 +4,7 @@ import errno
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -109,18 +110,21 @@ def vla(*argv, **options):
     )
 
 
-def test_interrupted_before_the_command_is_imported():
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")]
+)
+def test_interrupted_before_the_command_is_imported(number, said):
     program = (
         "import signal, sys, vla.__main__\n"
         "class Find:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'vla.cli': signal.raise_signal(signal.SIGINT)\n"
+        f"        if name == 'vla.cli': signal.raise_signal({int(number)})\n"
         "sys.meta_path.insert(0, Find())\n"
         "sys.exit(vla.__main__.run())"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"vla: interrupted.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", f"vla: {said}.\n".encode())
 
 
 def test_nobody_reads_on():

@@ -1,7 +1,9 @@
 """`--quiet` and `--verbose`: the same on every command, before or after its name."""
 
 import logging
+import os
 import re
+import sys
 from contextlib import suppress
 
 import pytest
@@ -86,3 +88,39 @@ def test_a_run_reports_in_lines_where_nobody_watches(dataset, write_recipe, tmp_
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", error + out)
     assert main(["train", recipe, "--quiet", f"output={tmp_path / 'other'}"]) == 0
     assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """A command in which other libraries behave as they do when they are imported in it."""
+    seen = []
+    deepspeed, handler = logging.getLogger("DeepSpeed"), logging.StreamHandler(sys.stdout)
+    monkeypatch.setattr(deepspeed, "handlers", [handler])
+    monkeypatch.setattr(deepspeed, "propagate", False)
+    monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS", raising=False)
+
+    def behave() -> None:
+        handler.setStream(sys.stdout)
+        deepspeed.warning("Setting accelerator to CPU. If you have GPU or other accelerator, ...")
+        deepspeed.warning("this matters")
+        seen.append(os.environ.get("HF_DATASETS_DISABLE_PROGRESS_BARS"))
+
+    app.command("behave", hidden=True)(with_verbosity(behave))
+    yield seen
+    app.registered_commands.pop()
+
+
+def test_other_libraries_say_nothing_of_no_concern_and_move_no_bars(foreign, capsys):
+    assert main(["behave"]) == 0
+    assert capsys.readouterr().out == "this matters\n"
+    assert foreign == ["1"]
+    assert "HF_DATASETS_DISABLE_PROGRESS_BARS" not in os.environ
+    assert main(["behave", "--verbose"]) == 0
+    assert "Setting accelerator to CPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", ["0", "1"])
+def test_what_was_asked_of_bars_stays(foreign, monkeypatch, asked):
+    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", asked)
+    assert main(["behave"]) == 0
+    assert foreign == [asked] == [os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"]]

@@ -8,8 +8,10 @@ import signal
 import pytest
 
 import vla
+from tests.folders import unchanged
 from vla.atomic import atomic_folder
 from vla.cli import main
+from vla.policies.base import Policy
 from vla.train.loop import Loop, TrainResult
 
 
@@ -48,7 +50,7 @@ def test_chunks_are_drawn_while_training(dataset, write_recipe, tmp_path):
     assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_stopped_run_says_how_to_go_on(number, dataset, write_recipe, tmp_path, capsys, monkeypatch):
     clip = Loop._clip
 
@@ -92,6 +94,15 @@ def test_a_second_signal_says_what_is_lost_and_a_third_changes_nothing(
     assert not (tmp_path / "run" / "running.json").exists()
     monkeypatch.undo()
     assert main(["train", recipe, "train.save_every=1", "--resume"]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_the_set_up_is_one_line(number, dataset, write_recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vla.train.loop.set_up", lambda *_: signal.raise_signal(number))
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    with unchanged(tmp_path):
+        assert main(["train", recipe]) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == f"vla: ended by {number.name}."
 
 
 def test_only_the_main_process_says_that_it_stopped(dataset, write_recipe, tmp_path, capsys, monkeypatch):
@@ -150,6 +161,24 @@ def test_a_run_whose_folder_is_moved_or_removed_says_so(
         os.rename(tmp_path / "elsewhere", run)
         (run / "running.json").unlink()  # it is stale once its process ends, and that is this one
         assert main(["train", recipe, "train.tensorboard=false", *extra, "--resume"]) == 0
+
+
+@pytest.mark.parametrize("act", [away, shutil.rmtree])
+def test_a_run_that_is_moved_while_its_first_checkpoint_is_written_is_not_made_anew(
+    act, dataset, write_recipe, tmp_path, capsys, monkeypatch
+):
+    save, run = Policy.save_pretrained, tmp_path / "run"
+
+    def act_and_save(self, folder, **options):
+        act(run)
+        save(self, folder, **options)
+
+    monkeypatch.setattr(Policy, "save_pretrained", act_and_save)
+    assert main(["train", write_recipe(tmp_path, dataset, run), "train.tensorboard=false"]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"vla: The run's folder {run} is no longer there")
+    assert "the checkpoints that it has are whole" in said
+    assert not run.exists()
 
 
 def test_resuming_what_is_not_there_says_what_lies_near_it(dataset, write_recipe, tmp_path, capsys):

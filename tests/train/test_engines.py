@@ -242,6 +242,31 @@ def test_processes_that_would_train_alone_are_refused(monkeypatch):
         engine.make_engine(TrainSection())
 
 
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_recipe_decides_whatever_the_environment_says(monkeypatch, caplog, accumulation):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    made = engine.make_engine(TrainSection(accumulation=accumulation, precision="no")).accelerator
+    assert made.gradient_accumulation_steps == accumulation
+    assert made.state.dynamo_plugin.backend.value == "NO"
+    assert made.mixed_precision == "no"
+    assert (
+        f"ACCUMULATION_STEPS=4 is not followed: the recipe decides, with train.accumulation={accumulation}"
+        in (caplog.text)
+    )
+    assert "BACKEND=INDUCTOR is not followed: the recipe decides, with train.compile=False" in caplog.text
+
+
+@pytest.mark.parametrize("usual", ["1", "auto", "2"])
+def test_what_launchers_set_unasked_or_alike_is_no_news(monkeypatch, caplog, usual):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", usual)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    made = engine.make_engine(TrainSection(accumulation=2, precision="no")).accelerator
+    assert made.gradient_accumulation_steps == 2
+    assert "not followed" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("running", "says"),
     [

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import vla
+from tests.folders import unchanged
 from tests.train.conftest import numbers, tiny_overrides, training_tensors
 from tests.train.test_engines import Runs, needs_deepspeed
 from tests.train.test_resume import assert_equal
@@ -224,8 +225,19 @@ def test_adapter_of_a_run_merges(lora, tmp_path):
 def test_training_does_not_start_from_an_adapter(lora, tiny):
     checkpoint = train(lora("train.steps=2"), progress=False).checkpoint
     again = tiny("policy.preset=null", f"policy.pretrained={checkpoint}", output="again")
-    with pytest.raises(ConfigError, match=r"is an adapter.*vla merge"):
+    with unchanged(checkpoint), pytest.raises(ConfigError, match=r"is an adapter.*vla merge.*--resume"):
         train(again, progress=False)
+    others = tiny(
+        "policy.preset=null",
+        f"policy.pretrained={checkpoint}",
+        "policy.config.action_horizon=3",
+        output="others",
+    )
+    said = r"holds an adapter.*no fields of the config.*vla merge .* DST.*policy\.pretrained=DST.*--resume"
+    with unchanged(checkpoint), pytest.raises(ConfigError, match=said):
+        train(others, progress=False)
+    assert not (checkpoint.parents[2] / "again").exists()
+    assert not (checkpoint.parents[2] / "others").exists()
 
 
 @pytest.mark.parametrize(

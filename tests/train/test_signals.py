@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from vla.signals import ended_by_signals
 from vla.train.signals import StopRequest, signals_held
 
 
@@ -48,6 +49,27 @@ def test_the_second_ends_where_nothing_else_would(number, raised):
         assert signal.getsignal(number) == signal.SIG_IGN
     finally:
         signal.signal(number, outer)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_what_batch_systems_send_is_a_request_unless_it_is_handled_elsewhere(number, caplog):
+    with ended_by_signals():
+        with StopRequest() as stop:
+            signal.raise_signal(number)
+            assert stop.number == number
+            assert f"{number.name}: finishing the step and saving a checkpoint" in caplog.text
+            with pytest.raises(SystemExit, match=str(128 + number)):
+                signal.raise_signal(number)
+        heard = []
+        usual = signal.signal(number, lambda *_: heard.append(number))
+        with StopRequest() as stop:
+            signal.raise_signal(number)
+        signal.signal(number, usual)
+    if number == signal.SIGHUP:  # as SIGTERM, it is taken whoever handled it
+        assert (stop.number, heard) == (number, [])
+    else:
+        assert (stop.number, heard) == (None, [number])
+    assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_held_signals_arrive_afterwards():

@@ -1,8 +1,8 @@
 """The `vla` command: one file per subcommand, nothing heavy imported before a subcommand runs.
 
 What a user can cause ends as exactly one line on stderr: exit status 2 for wrong usage, 130 for an
-interrupt, 143 and 129 for SIGTERM and SIGHUP, 141 where nobody reads on, 1 for all else (`edge.py` has the
-words). Anything else is a fault of ours and keeps its traceback.
+interrupt, 128 + its number for SIGTERM and other signals, 141 where nobody reads on, 1 for all else
+(`edge.py` has the words). Anything else is a fault of ours and keeps its traceback.
 """
 
 import os
@@ -24,7 +24,7 @@ from vla.cli.logs import QuietOption, VerboseOption, ask_before_command, with_ve
 from vla.cli.merge import merge
 from vla.cli.stats import stats
 from vla.cli.train import recipes, train
-from vla.signals import ended_by_signals
+from vla.signals import EndedBySignal, ended_by_signals
 
 INTERRUPTED, NOBODY_READS = 130, 141  # as a shell says of SIGINT and SIGPIPE
 
@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as end:
         status = end.code
+        if isinstance(end, EndedBySignal):
+            _say(f"ended by {end.name}.")
     return status if isinstance(status, int) else int(status is not None)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vla.cli.console import byte_bar, print_rows
+from vla.cli.console import byte_bar, print_rows, quiet_loading
 from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
 from vla.paths import expanded
@@ -131,6 +131,7 @@ def _whole(src: str, base: str | None, hub: dict[str, Any]) -> "Iterator[tuple[s
         return
     from vla.adapters.files import merge
 
+    quiet_loading()
     logger.info("%s is an adapter: it is merged with its base first", src)
     with tempfile.TemporaryDirectory(prefix="vla_merge_") as temporary:
         merged = Path(temporary) / "merged"

@@ -82,27 +82,45 @@ def _saying(quiet: bool, verbose: bool) -> Iterator[None]:
     root.addHandler(handler)
     for one, level in loggers.items():
         one.setLevel(level)
+    deepspeed = logging.getLogger("DeepSpeed")
+    if not verbose:
+        deepspeed.addFilter(_says_something)
     try:
         with ExitStack() as stack:
             stack.enter_context(quietly(quiet))
             if quiet or not is_watched():
-                _no_download_bars()
+                stack.enter_context(_no_bars_of_others())
             if verbose:
                 stack.push(_show_trace)
             yield
     finally:
         root.removeHandler(handler)
+        deepspeed.removeFilter(_says_something)
         for one, level in before.items():
             one.setLevel(level)
 
 
-def _no_download_bars() -> None:
-    """Let downloads move no bar, which would fill a log with control characters."""
+def _says_something(record: logging.LogRecord) -> bool:
+    """Leave out that a machine has no accelerator, which DeepSpeed prints to stdout when it is imported."""
+    return not record.getMessage().startswith("Setting accelerator to CPU")
+
+
+@contextmanager
+def _no_bars_of_others() -> Iterator[None]:
+    """Let downloads and tables move no bar, which would fill a log with control characters."""
     from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
     from huggingface_hub.utils import disable_progress_bars
 
     if HF_HUB_DISABLE_PROGRESS_BARS is None:  # nothing was asked for by the environment
         disable_progress_bars()
+    name = "HF_DATASETS_DISABLE_PROGRESS_BARS"  # read where `datasets` is imported, which takes its time
+    is_ours = name not in os.environ
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if is_ours:
+            os.environ.pop(name, None)
 
 
 def _show_trace(kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:

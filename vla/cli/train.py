@@ -29,8 +29,9 @@ def train(
     """Train a policy as a recipe says.
 
     The run's folder is the recipe's `output`: its checkpoints are policy folders that `vla eval` and
-    `vla.load` read; its losses are in metrics.jsonl and TensorBoard. Ctrl-C, SIGTERM and SIGHUP finish
-    the step, save and exit (130, 143, 129), a second one exits at once; `--resume` continues bit for bit.
+    `vla.load` read; its losses are in metrics.jsonl and TensorBoard. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1
+    and SIGUSR2 finish the step, save and exit (128 + number), a second one exits at once; `--resume`
+    continues bit for bit.
 
     Example: vla train recipes/bridge_mini.yaml data.path=bridge_mini_v3 train.steps=200 output=runs/first
     """

@@ -454,8 +454,12 @@ class Policy(PolicyModule):
         expected = None if cls is Policy else cls
         if (folder / BASE_FILE).is_file():
             if (config and adapter is None) or asset_id is not None:
+                given = f"asset_id={asset_id}" if asset_id is not None else "fields of the config"
                 raise ConfigError(
-                    f"{folder} holds an adapter: config and statistics are those of its training."
+                    f"{folder} holds an adapter, whose config and statistics are those of its training: it "
+                    f"takes no {given}. `vla merge {folder} DST` writes a whole checkpoint, which does, and "
+                    "which training can start from (policy.pretrained=DST); --resume continues the adapter's "
+                    "own run."
                 )
             policy: Any = load_with_base(folder, expected, base=base, **options, **where)
             policy.loaded_from = policy.loaded_from or LoadedFrom.of_folder(folder)

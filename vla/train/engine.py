@@ -13,6 +13,7 @@ autocast.
 """
 
 import importlib.util
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +25,9 @@ from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedDataParallelKwargs,
     DistributedType,
+    DynamoBackend,
     FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
     InitProcessGroupKwargs,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -33,6 +36,8 @@ from vla.errors import ConfigError, MissingDependencyError, TrainingError
 from vla.signals import ended_at_once
 from vla.train.launch import Launch
 from vla.train.recipe import Recipe, TrainSection
+
+logger = logging.getLogger(__name__)
 
 EngineName = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
@@ -82,13 +87,29 @@ def make_engine(train: TrainSection) -> Engine:
             # Without it, several processes on a machine without accelerators would each train alone.
             # DeepSpeed finds the processor by itself, and is left out where it is told to use it.
             cpu=not torch.accelerator.is_available() and asked != "deepspeed",
-            gradient_accumulation_steps=train.accumulation,
+            # Given as plugin and backend, which outrank what the environment or accelerate's config says.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=train.accumulation),
+            dynamo_backend=DynamoBackend.NO,  # train.compile says it
             **_options(asked, train),
         )
     engine = Engine(_running(accelerator), accelerator)
     _check_is_what_was_launched(engine, asked)
     _check_total_batch_size(train, accelerator.num_processes)
+    if accelerator.is_main_process:
+        _say_what_is_not_followed(train)
     return engine
+
+
+def _say_what_is_not_followed(train: TrainSection) -> None:
+    """Warn of settings of accelerate that the recipe decides as well, and otherwise."""
+    ours = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("train.accumulation", train.accumulation, "1"),
+        "ACCELERATE_DYNAMO_BACKEND": ("train.compile", train.compile, "no"),
+    }
+    for name, (key, value, usual) in ours.items():
+        given = os.environ.get(name, "").strip()
+        if given.lower() not in ("", "auto", usual, str(value).lower()):  # what launchers set unasked
+            logger.warning("%s=%s is not followed: the recipe decides, with %s=%s", name, given, key, value)
 
 
 def _asked_for() -> str | None:

@@ -65,8 +65,8 @@ class TrainResult:
         checkpoint: The newest checkpoint, a policy folder.
         step: Optimiser steps done.
         metrics: The newest value of every metric that this call recorded.
-        stop_signal: The number of the SIGTERM, SIGINT or SIGHUP that ended it early, in whichever process it
-            came; None where the run is finished. It can be resumed.
+        stop_signal: The number of the signal (`vla.train.signals.SIGNALS`) that ended it early, in whichever
+            process it came; None where the run is finished. It can be resumed.
     """
 
     folder: Path
@@ -89,7 +89,7 @@ def train(
     plots: Plots | None = None,
     memory: Memory | None = None,
 ) -> TrainResult:
-    """Run a recipe to its last step, or to the first SIGTERM, SIGINT or SIGHUP, and save the policy.
+    """Run a recipe to its last step, or to the first signal to stop (SIGTERM, ...), and save the policy.
 
     Within it no other process can train into the same folder.
 

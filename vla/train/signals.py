@@ -9,15 +9,19 @@ from typing import Any, Self
 
 import torch
 
+from vla.signals import is_free
+
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""The last two are what a batch system may be told to send before the time is up."""
 
 
 class StopRequest:
-    """Within the block the first SIGTERM, SIGINT or SIGHUP is only noted; a second one acts as usual.
+    """Within the block the first of `SIGNALS` is only noted; a second one acts as usual.
 
-    SIGHUP stays ignored where it is (`nohup`). Outside the main thread, where Python takes no signals, none
+    SIGHUP stays ignored where it is (`nohup`), and SIGUSR1 and SIGUSR2 stay with a program that handles them
+    itself. Outside the main thread, where Python takes no signals, none
     is noted.
 
     Args:
@@ -37,7 +41,7 @@ class StopRequest:
     def __enter__(self) -> Self:
         try:
             for number in SIGNALS:
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                if _is_noted(number):
                     self._before[number] = signal.signal(number, self._note)
         except ValueError:
             self._before = {}
@@ -67,6 +71,12 @@ class StopRequest:
             raise KeyboardInterrupt
         else:
             raise SystemExit(128 + number)
+
+
+def _is_noted(number: signal.Signals) -> bool:
+    if number in (signal.SIGUSR1, signal.SIGUSR2):
+        return is_free(number)
+    return number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
 
 
 class RunStop(StopRequest):
@@ -108,7 +118,7 @@ def stoppable_run(accelerator: Any, lost: Callable[[], str]) -> Iterator[RunStop
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Deliver SIGTERM, SIGINT and SIGHUP only after the block.
+    """Deliver `SIGNALS` only after the block.
 
     For fetching a batch: worker processes started meanwhile inherit the mask, so that a signal sent to the
     whole process group (Ctrl-C, a batch system) does not kill them under the step that is to be finished.

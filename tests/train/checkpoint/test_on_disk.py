@@ -1,11 +1,13 @@
 import errno
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests.folders import contents_of, unchanged
 from vla.errors import TrainingError
 from vla.train.checkpoint import on_disk as checkpoints
 from vla.train.checkpoint.on_disk import (
@@ -16,6 +18,7 @@ from vla.train.checkpoint.on_disk import (
     remove_unfinished,
     save_checkpoint,
 )
+from vla.train.rescue import chain_of
 
 STATE = {"step": 3, "loader": {"epoch": 1, "batch": 2}, "weights": torch.arange(4.0)}
 
@@ -33,6 +36,7 @@ def contents(folder):
 
 
 def test_saved_is_loaded(tmp_path):
+    (tmp_path / "run").mkdir()
     path = save(tmp_path / "run" / "checkpoints", 3)
     assert contents(path) == ["model.safetensors", "recipe.yaml", "training_state.pt"]
     state = load_training_state(path)
@@ -143,3 +147,68 @@ def test_damaged_state_says_what_to_do(tmp_path):
     (path / "training_state.pt").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(TrainingError, match=r"step-000001/training_state\.pt cannot be read"):
         load_training_state(path)
+
+
+def test_any_flipped_bit_of_a_state_is_found_or_harmless(tmp_path):
+    path = save(tmp_path, 1)
+    file, before = path / "training_state.pt", load_training_state(path)
+    whole = file.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 5):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        try:
+            found = load_training_state(path)
+        except TrainingError:
+            refused += 1
+        else:
+            assert repr(found) == repr(before)
+    assert refused > len(whole) / 50
+    at = whole.index(b"step") + 2  # inside what is pickled
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
+    with unchanged(tmp_path), pytest.raises(TrainingError, match=r"cannot be read \(.*data\.pkl"):
+        load_training_state(path)
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+@pytest.mark.parametrize("how", ["moved", "removed"])
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_run_that_was_moved_does_not_come_back(tmp_path, when, how, anew):
+    run, elsewhere = tmp_path / "runs" / "t", tmp_path / "elsewhere"
+    run.mkdir(parents=True)
+    saved = save_checkpoint(run / "checkpoints", 1, write_policy, {"step": 1}, {}).name
+    whole = contents_of(run)
+
+    def lose():
+        run.rename(elsewhere)
+        if how == "removed":
+            shutil.rmtree(elsewhere)
+
+    def write(partial):
+        if when == "while":
+            lose()
+        if anew:
+            partial.mkdir(parents=True, exist_ok=True)  # as libraries do
+        write_policy(partial)
+
+    if when == "before":
+        lose()
+    with pytest.raises(TrainingError, match="step-000002") as caught:
+        save_checkpoint(run / "checkpoints", 2, write, {"step": 2}, {})
+    assert any(isinstance(one, FileNotFoundError) for one in chain_of(caught.value))
+    assert list((tmp_path / "runs").iterdir()) == []
+    if how == "moved":
+        assert contents_of(elsewhere) == whole
+        assert [one.name for one in list_checkpoints(elsewhere / "checkpoints")] == [saved]
+
+
+def test_the_folder_above_a_run_does_not_come_back_either(tmp_path):
+    (tmp_path / "runs" / "t").mkdir(parents=True)
+
+    def write(partial):
+        (tmp_path / "runs" / "t").rename(tmp_path / "t")
+        (tmp_path / "runs").rmdir()
+        partial.mkdir(parents=True)
+
+    with pytest.raises(TrainingError, match="a folder above it was moved or removed while it was written"):
+        save_checkpoint(tmp_path / "runs" / "t" / "checkpoints", 2, write, {"step": 2}, {})
+    assert contents(tmp_path) == ["t"]

@@ -151,7 +151,8 @@ class Checkpointer:
         state, training = self._optimizer_state.parts(optimizer)
         if average is not None:
             training |= {_RAW + name: part for name, part in average.parts().items()}
-        with write_errors(final), shared_folder(self._engine, final) as folder:
+        inside = self._folder.parent
+        with write_errors(final), shared_folder(self._engine, final, inside) as folder:
             write_shards(self._engine, folder / TRAINING, training)
             reshard(self._policy)
             with nullcontext() if average is None else average.averaged():

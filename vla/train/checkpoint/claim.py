@@ -134,8 +134,8 @@ def lost_folder(folder: Path) -> TrainingError:
     """Return the error where a run's folder is no longer where it was."""
     return TrainingError(
         f"The run's folder {folder} is no longer there: it was moved, removed or replaced while the run was "
-        "going on, so the run stops. Where it was moved, its checkpoints are whole: move it back, or give "
-        "its new place as output, and --resume continues."
+        "going on, so the run stops. Where it was moved, the checkpoints that it has are whole: move it "
+        "back, or give its new place as output, and --resume continues from the newest."
     )
 
 

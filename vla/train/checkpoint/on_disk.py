@@ -17,6 +17,9 @@ import os
 import pickle
 import re
 import shutil
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +36,11 @@ from vla.train.rescue import is_lost_worker
 
 STATE_FILE = "training_state.pt"
 LAST = "last"
-_UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError)
-"""What torch makes of a damaged file, depending on where the damage is."""
+_UNREADABLE = (
+    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What torch and `zipfile` make of a damaged file, depending on where the damage is."""
 _NAME = re.compile(r"step-(\d{6,})")
 _LEFTOVER = re.compile(r"\.(step-\d{6,}\.removed|last)\.tmp")
 
@@ -78,7 +84,7 @@ def save_checkpoint(
     """Write the checkpoint of `step` into `folder`, whole or not at all, and point `last` at it.
 
     Args:
-        folder: The run's `checkpoints/`; made where absent.
+        folder: The run's `checkpoints/`; made where absent, unlike the run's folder.
         step: Optimiser steps done.
         write_policy: Called with an empty folder, writes the policy into it (`policy.save_pretrained`).
         state: What `load_training_state` gives back: tensors and plain values.
@@ -92,7 +98,7 @@ def save_checkpoint(
     """
     final = folder / checkpoint_name(step)
     with write_errors(final):
-        with atomic_folder(final) as partial:
+        with atomic_folder(final, inside=folder.parent) as partial:
             write_policy(partial)
             write_rest(partial, state, texts)
         point_last_at(final)
@@ -152,6 +158,10 @@ def load_training_state(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / STATE_FILE
     try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()  # torch writes checksums, but does not look at them
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of its part {damaged} is not that of its bytes")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         said = " ".join(str(error).split())[:200] or "it is empty, or ends too early"

@@ -198,7 +198,7 @@ def write_shards(engine: Engine, folder: Path, tensors: Mapping[str, Tensor]) ->
 
 
 @contextmanager
-def shared_folder(engine: Engine, target: Path) -> Iterator[Path]:
+def shared_folder(engine: Engine, target: Path, inside: Path) -> Iterator[Path]:
     """Yield, to every process, the one new folder that takes the place of `target` when the block ends well.
 
     A collective; all processes must see the same file system. See `vla.atomic.atomic_folder`.
@@ -208,7 +208,7 @@ def shared_folder(engine: Engine, target: Path) -> Iterator[Path]:
         failed = SaveError(f"{target} could not be made: the main process says why")
         if engine.accelerator.is_main_process:
             try:
-                made = [str(stack.enter_context(atomic_folder(target)))]
+                made = [str(stack.enter_context(atomic_folder(target, inside)))]
             except SaveError as error:
                 failed = error
         broadcast_object_list(made)

@@ -66,7 +66,8 @@ def choose_trained(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resu
     if policy.adapter is not None and not is_resumed:
         raise ConfigError(
             f"policy.pretrained={wanted.pretrained} is an adapter, and training starts from a whole "
-            f"checkpoint: write one with `vla merge {wanted.pretrained} DST`."
+            f"checkpoint: write one with `vla merge {wanted.pretrained} DST`; or continue the adapter's own "
+            "run with --resume."
         )
     if wanted.adapter is not None and policy.adapter is None:
         torch.manual_seed(derive_seed(recipe.train.seed, INITIALISATION))
