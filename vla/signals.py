@@ -21,6 +21,15 @@ _ENDING = {
 }
 """The signals, and what Python does with them where nobody has asked for anything else."""
 
+
+class EndedBySignal(SystemExit):
+    """A signal other than Ctrl-C ended the command; the exit status is 128 + `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
 _handlers: list[Any] = []
 """The handlers that are in place."""
 
@@ -52,7 +61,7 @@ def ended_by_signals() -> Iterator[None]:
         ended = now
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + number)
+        raise EndedBySignal(number)
 
     _handlers.append(end)
     try:

@@ -58,7 +58,6 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
     for override in overrides:
         if not override.partition("=")[0] or "=" not in override:
             raise ConfigError(f"'{override}' is not an override: write key=value, as in train.steps=200.")
-        _check_numbers(override.partition("=")[2], f"The override '{override}'")
     try:
         merged = _read(path)
         for override in overrides:
@@ -196,6 +195,7 @@ def _value(key: str, text: str, override: str) -> Any:
     plain = text.strip()
     if plain not in _NULL and plain[0] not in _QUOTES and _takes_text(key):
         return plain
+    _check_numbers(text, f"The override '{override}'")
     quoted = f"put the text in quotes, '{key}=\"...\"'"
     try:
         tokens = [one for one in yaml.scan(text) if not isinstance(one, _WITHOUT_LENGTH)]
