@@ -14,7 +14,7 @@ TIDYING_UP = 10.0
 _WAIT = 0.01
 """Seconds after which it is seen again whether an import is done."""
 
-_ENDING = {
+ENDING = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
     signal.SIGHUP: signal.SIG_DFL,
@@ -26,8 +26,17 @@ _ENDING = {
 The last two are what batch systems are often told to send before the time is up.
 """
 
-SENT = tuple(number for number in _ENDING if number != signal.SIGINT)
+SENT = tuple(number for number in ENDING if number != signal.SIGINT)
 """Those that are sent, not typed."""
+
+
+class EndedBySignal(SystemExit):
+    """A signal other than Ctrl-C ended the command; the exit status is 128 + `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
 
 _handlers: list[Any] = []
 """The handlers that are in place."""
@@ -72,7 +81,7 @@ def ended_by_signals() -> Iterator[None]:
 
     _handlers.append(end)
     try:
-        for number, default in _ENDING.items():
+        for number, default in ENDING.items():
             if signal.getsignal(number) == default:
                 signal.signal(number, end)
                 ours.append(number)
@@ -84,7 +93,7 @@ def ended_by_signals() -> Iterator[None]:
         for one in waiting:
             one.cancel()
         for number in ours:
-            signal.signal(number, _ENDING[number])
+            signal.signal(number, ENDING[number])
         _handlers.remove(end)
 
 
@@ -98,7 +107,7 @@ def ended_at_once() -> Iterator[None]:
     """
     before: dict[int, Any] = {}
     try:
-        for number in _ENDING:
+        for number in ENDING:
             if is_free(number):
                 before[number] = signal.signal(number, signal.SIG_DFL)
     except ValueError:
@@ -113,7 +122,7 @@ def ended_at_once() -> Iterator[None]:
 def is_free(number: int) -> bool:
     """Return whether nobody but this module handles one of the signals, nor is it ignored."""
     handler = signal.getsignal(number)
-    return handler == _ENDING[signal.Signals(number)] or handler in _handlers
+    return handler == ENDING[signal.Signals(number)] or handler in _handlers
 
 
 def _importing(frame: FrameType | None) -> bool:

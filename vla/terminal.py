@@ -43,8 +43,12 @@ def plain_console(stderr: bool = False) -> "Console":
     """Return a rich console for stdout or stderr: without control characters unless somebody watches."""
     from rich.console import Console
 
+    class Unguarded(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # what it is called for: rich itself would exit with 1
+
     watched = is_watched(sys.stderr if stderr else sys.stdout)
-    return Console(
+    return Unguarded(
         stderr=stderr,
         highlight=False,
         markup=False,

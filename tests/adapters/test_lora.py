@@ -118,6 +118,18 @@ def test_disk_and_merging_agree_with_memory(name, options, tmp_path):
     torch.testing.assert_close(velocity(merged), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_layers_are_those_of_a_preset_or_of_targets():
+    with pytest.raises(ConfigError, match=r"preset or of its targets, got both: 'expert' and 'q_proj'"):
+        AdapterConfig(preset="expert", targets="q_proj")
+
+
+def test_a_rank_beyond_the_layers_is_said(policy, caplog):
+    add_adapter(policy, AdapterConfig(targets="q_proj", rank=4), "small")
+    assert "rank" not in caplog.text
+    add_adapter(policy, AdapterConfig(targets="q_proj", rank=1000), "large")
+    assert "rank 1000 is more than" in caplog.text
+
+
 def test_the_rank_decides_the_size_and_rslora_the_scale(base):
     policy = adapted(base, rslora=True, alpha=8)
     layer = policy.model.expert.layers[0].self_attn.q_proj

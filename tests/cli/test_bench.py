@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from tests.folders import unchanged
 from vla.cli import main
 
 
@@ -39,6 +40,40 @@ def test_recipe_names_the_policy(tmp_path, capsys, policy, rounds):
     printed = capsys.readouterr().out
     assert "sample, 1/1 cameras" in printed
     assert "train, " not in printed
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("polcy: {type: pi05}", "unknown key 'polcy'. Did you mean 'policy'?"),
+        ("policy: {type: pi0, confg: {}}", "unknown key 'policy.confg'. Did you mean 'policy.config'?"),
+        ("type: pi0\nprest: tiny", "unknown key 'policy.prest'. Did you mean 'policy.preset'?"),
+        ("policy: {preset: tiny}\ntrian: {}", "unknown key 'trian'. Did you mean 'train'?"),
+        ("policy: {preset: tiny}\ntrain: {stepps: 3}", "unknown key 'train.stepps'"),
+        ("data: {path: d}", "names no policy"),
+        ("{}", "names no policy"),
+        ("policy: [1]", "'policy' is [1], expected a mapping"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--preset", "tiny"]])
+def test_a_file_that_does_not_name_the_policy_is_refused(content, says, more, tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text(content)
+    with unchanged(tmp_path):
+        assert main(["bench", "--policy", str(tmp_path / "r.yaml"), *more]) == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["bench", "--preset", "tiny"], ["bench", "draws"], ["bench", "features"]]
+)
+def test_a_file_is_never_replaced(command, tmp_path, capsys):
+    kept = tmp_path / "recipe.yaml"
+    kept.write_text("output: o")
+    with unchanged(tmp_path):
+        assert main([*command, "--json", str(kept)]) == 1
+    assert f"vla: {kept} is already there; give another --json or remove it." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.folders import unchanged
 from vla.cli import main
 
 
@@ -25,5 +26,14 @@ def test_completion(line, offered, monkeypatch, capsys):
 
 def test_the_script_of_a_shell(capsys, monkeypatch):
     monkeypatch.setattr("typer.completion._get_shell_name", lambda: "zsh", raising=False)
-    assert main(["--show-completion", "zsh"]) == 0
+    assert main(["--show-completion"]) == 0
     assert "_VLA_COMPLETE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--install-completion", "--show-completion"])
+def test_completion_takes_no_value(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".bashrc").write_text("# mine")
+    with unchanged(tmp_path):
+        assert main([option, "foo"]) == 2
+    assert f"{option} takes no value, got 'foo'" in capsys.readouterr().err

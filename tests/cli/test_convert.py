@@ -82,12 +82,16 @@ def test_statistics_travel(tmp_path):
         assert opened.policy.config.cameras == ("top", "wrist")
 
 
-def test_fields_that_the_source_does_not_record(src, tmp_path):
+def test_fields_that_the_source_does_not_record(src, tmp_path, capsys):
     argv = ["convert", str(src), str(tmp_path / "dst"), "--to", "vla"]
     assert main([*argv, "--set", "action_horizon=3", "--set", "wrist_cameras=[base_0_rgb]"]) == 0
     config = json.loads((tmp_path / "dst" / "config.json").read_text())
     assert config["action_horizon"] == 3
     assert config["wrist_cameras"] == ["base_0_rgb"]
+    before = json.loads((src / "config.json").read_text())["action_horizon"]
+    notes = " ".join(value for name, value in rows(capsys).items() if name.startswith("note"))
+    assert f"action_horizon is 3 as given, not {before} as the source says" in notes
+    assert "wrist_cameras is ['base_0_rgb'] as given, not" in notes
 
 
 def test_from_the_hub(src, tmp_path, monkeypatch):

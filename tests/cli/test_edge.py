@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import json
 import os
 import signal
@@ -12,9 +13,11 @@ import pytest
 import torch
 import typer
 
-from vla.cli import app, main
+from vla.cli import NOBODY_READS, app, main
 from vla.cli.edge import NO_MEMORY, in_one_line
 from vla.cli.logs import with_verbosity
+from vla.signals import EndedBySignal
+from vla.terminal import plain_console
 
 SYSTEM = [
     (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "vla: /x/y: the disk is full: make room."),
@@ -134,7 +137,51 @@ def test_nobody_reads_on():
         os.close(writing)
         _, error = process.communicate()
     assert error == b""
-    assert process.returncode not in (0, 120)
+    assert process.returncode == NOBODY_READS
+
+
+def test_nobody_reads_what_a_command_says(failing, monkeypatch):
+    """Typer would exit with 1, and so would rich where it is the one that writes."""
+    monkeypatch.setattr("vla.cli._close_pipe", lambda: NOBODY_READS)
+    failing.append(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert main(["fail"]) == NOBODY_READS
+
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(BrokenPipeError):
+        plain_console().print("x")
+
+
+def test_closed_streams_swallow_what_is_said(tmp_path):
+    """No file takes the number of one, and whoever looks for the streams finds some."""
+    program = (
+        "import os, sys, vla.__main__ as command\n"
+        "for number in (0, 1, 2): os.close(number)\n"
+        "sys.stdin = sys.stdout = sys.stderr = None\n"
+        "command._open_closed_streams()\n"
+        "print('lost'), print('lost', file=sys.stderr), sys.stdin.read()\n"
+        f"file = open({str(tmp_path / 'kept')!r}, 'w')\n"
+        "file.write(f'{file.fileno() > 2} {os.readlink(\"/proc/self/fd/1\")}')"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert (tmp_path / "kept").read_text() == "True /dev/null"
+
+
+def test_without_streams_a_command_ends_well(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["info", "known", "--json"]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_named(failing, capsys, number):
+    failing.append(EndedBySignal(number))
+    assert main(["fail"]) == 128 + number
+    assert capsys.readouterr().err == f"vla: ended by {number.name}.\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no full disk to try")

@@ -230,7 +230,11 @@ def test_pickled(tiny):
             DatasetError,
             "the longest of the 2 episodes .* 9 frames",
         ),
-        ({"episodes": [0, 7, 9]}, DatasetError, r"Episodes \[7, 9\] do not exist"),
+        (
+            {"episodes": [0, 7, 9]},
+            DatasetError,
+            r"Episodes \[7, 9\] do not exist in .*: it has \d, from 0 to \d",
+        ),
         ({"episodes": []}, DatasetError, "No episode was selected"),
         ({"episodes": [0, 0]}, DatasetError, "selected twice"),
         (

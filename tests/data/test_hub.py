@@ -8,7 +8,9 @@ import pytest
 from huggingface_hub import errors
 
 from tests.data.make import CAMERAS, make_dataset
+from tests.folders import unchanged
 from vla.data import LeRobotDataset, LeRobotWriter, hub
+from vla.data.hf.open import open_dataset
 from vla.data.hub import locate
 from vla.errors import DatasetError
 
@@ -135,6 +137,15 @@ def test_really_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(DatasetError, match="hub could not be reached for it"):
         LeRobotDataset("someone/not-in-the-cache", action_horizon=2)
+
+
+@pytest.mark.parametrize("scheme", ["hf://", "https://huggingface.co/", "http://hf.co/"])
+@pytest.mark.parametrize("kind", ["", "datasets/"])
+@pytest.mark.parametrize("end", ["", "/", "/tree/main", "@v1"])
+def test_an_address_says_the_name(scheme, kind, end, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with unchanged(tmp_path), pytest.raises(DatasetError, match=r"is named owner/name, here lerobot/pusht\."):
+        open_dataset(f"{scheme}{kind}lerobot/pusht{end}", action_horizon=1)
 
 
 def test_what_is_no_dataset_at_all(tmp_path, tiny_datasets):

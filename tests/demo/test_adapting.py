@@ -1,19 +1,26 @@
 """A second robot: what is trained and saved, the table, and (slow) that LoRA keeps up with all weights."""
 
 import json
+import re
+from functools import partial
 
 import pytest
 import torch
 
+from tests.folders import unchanged
 from vla.cli import main
-from vla.demo import adapting
+from vla.data import LeRobotDataset
+from vla.data.split import split_episodes
+from vla.demo import adapting, evaluation
 from vla.demo.adapting import run_adapting
 from vla.demo.adapting_report import FULL, LORA, SCRATCH, TITLES, UNADAPTED, to_summary, to_table
-from vla.demo.demonstrations import record_demonstrations
-from vla.demo.run import no_progress, twin_recipe
+from vla.demo.demonstrations import _training_frames, check_batch, record_demonstrations
+from vla.demo.run import no_progress, run_demo, twin_recipe
 from vla.demo.twins import Trained
 from vla.errors import ConfigError
+from vla.eval.envs.detour_embodiment import FIRST
 from vla.policies.auto import AutoPolicy
+from vla.policies.registry import make_policy
 from vla.train.loop import train
 from vla.train.monitor.metrics import read_metrics
 
@@ -115,6 +122,35 @@ def test_a_runs_and_a_policys_folder_are_bases_too_and_others_are_refused(demo_f
     assert not (tmp_path / "out").exists()
     assert main(["demo", "--base", str(demo_folder), "--output", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == "vla: --base is about --adapt, which is not given.\n"
+
+
+def test_too_few_demonstrations_are_refused_before_one_is_recorded(demo_folder, tmp_path):
+    """Said is the smallest number that is enough, and that one is."""
+    said = r"3 demonstrations have \d+ frames to train on, fewer than one batch of 64: record at least (\d+)"
+    with unchanged(tmp_path):
+        for run in (run_demo, partial(run_adapting, base=demo_folder)):
+            with pytest.raises(ConfigError, match=said) as caught:
+                run(tmp_path / "out", demonstrations=3, layouts=3, steps=1)
+            least = int(re.search(said, str(caught.value))[1])
+            assert least == (4 if run is run_demo else 6)
+        recipe = twin_recipe(tmp_path / "out", "flow", 0, 1)
+    check_batch(recipe, 4, 0)
+    frames = record_demonstrations(tmp_path / "set", 4, 0)
+    lengths = [one.length for one in LeRobotDataset(tmp_path / "set", action_horizon=1).episodes]
+    training, held_out = split_episodes(4, 0.04, 0)
+    assert _training_frames(recipe, 4, 0, FIRST) == sum(lengths[one] for one in training)
+    assert frames - sum(lengths[one] for one in held_out) >= 64
+
+
+def test_the_base_of_another_robot_is_refused_before_anything_is_recorded(demo_folder, tmp_path, monkeypatch):
+    make_policy("pi0", {"cameras": ["front"]}, "tiny").save_pretrained(tmp_path / "other")
+    for base, said in (
+        (tmp_path / "other", "no camera slot 'top'"),
+        (demo_folder, "Its chunks have 16 steps"),
+    ):
+        monkeypatch.setattr(evaluation, "EXECUTE", 50 if base == demo_folder else 8)
+        with unchanged(tmp_path), pytest.raises(ConfigError, match=f"{base} is not a base .*{said}"):
+            run_adapting(tmp_path / "out", base=base, layouts=3, steps=1)
 
 
 def test_without_a_base_the_demos_policy_is_trained_first(tmp_path, monkeypatch):

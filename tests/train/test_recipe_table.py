@@ -143,6 +143,58 @@ def test_overrides_beside_a_list_say_what_there_is(key):
     assert expected in str(caught.value)
 
 
+TEXTS = [
+    "läuf #1 {a}",
+    "20261128",
+    "1e3",
+    "0x10",
+    "no",
+    "@x",
+    "{lr}_x",
+    "[a]",
+    "a: b",
+    "- a",
+    "*x",
+    "#1",
+    "1_0",
+]
+
+
+@pytest.mark.parametrize("written", TEXTS)
+def test_what_is_text_by_its_key_is_taken_as_written(written):
+    mixed = ["data.path=null", "data.mixture=[{path: a, weight: 1}]", f"data.mixture.0.name={written}"]
+    recipe = load_recipe(None, [f"output= {written} ", f"data.path={written}", f"data.cameras.top={written}"])
+    assert (recipe.output, recipe.data.path, recipe.data.cameras) == (written, written, {"top": written})
+    assert load_recipe(None, ["output=o", *mixed]).data.mixture[0].name == written
+    quoted = load_recipe(None, [f'output="{written}"', f"data.path='{written}'", "data.robot=null"])
+    assert (quoted.output, quoted.data.path, quoted.data.robot) == (written, written, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("policy.config.x=a #1", "'policy.config.x=a #1': YAML leaves out what follows ' #', as a comment"),
+        ("data.state_key=a #1", "put the text in quotes, 'data.state_key=\"...\"'"),
+        ("train.steps=#3", "YAML leaves out what follows ' #'"),
+        ("output='a' #1", "YAML leaves out what follows ' #'"),
+        ("output='a' b", "The value of 'output='a' b' cannot be read as YAML"),
+        ("policy.config.x=@x", "cannot be read as YAML (found character '@' that cannot start any token)"),
+        ("data.state_key=3", "put it in quotes"),
+    ],
+)
+def test_what_yaml_would_read_otherwise_is_refused(override, said):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(None, ["data.path=d", "output=o", override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_in_a_file_is_no_text(tmp_path):
+    (tmp_path / "r.yaml").write_text("data: {path: d}\noutput: 20261128\n")
+    with pytest.raises(ConfigError, match=r"'output' is 20261128, expected text: put it in quotes"):
+        load_recipe(tmp_path / "r.yaml")
+
+
 def test_home_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "r.yaml").write_text("data: {path: ~/d, robot: '~/r.yaml'}\noutput: ~/x\n")

@@ -8,6 +8,7 @@ may hold several adapters; one of them, with its own pipeline, is active.
 """
 
 import hashlib
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from torch import nn
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError, MissingDependencyError, did_you_mean
 from vla.types import as_targets
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_NAME = "default"
 """Name of an adapter inside a policy where none is given."""
@@ -60,6 +63,11 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.targets is not None:
             object.__setattr__(self, "targets", as_targets(self.targets))
+        if self.preset is not None and self.targets is not None:
+            raise ConfigError(
+                f"An adapter's layers are those of its preset or of its targets, got both: "
+                f"'{self.preset}' and {self.targets!r}. Leave one out (null)."
+            )
         if self.rank < 1:
             raise ConfigError(f"An adapter's rank must be at least 1, got {self.rank}.")
         if self.alpha <= 0:
@@ -117,6 +125,26 @@ def add_adapter(policy: PolicyModule, config: AdapterConfig | None = None, name:
         modules_to_save=modules_to_save(policy),
     )
     inject(policy, lora, name)
+    _warn_of_rank(policy, config.rank)
+
+
+def _warn_of_rank(policy: PolicyModule, rank: int) -> None:
+    """Say where an update's rank exceeds what its layer can have: it takes memory, and adds nothing."""
+    widths = {
+        path: min(part.in_features, part.out_features)
+        for path, part in _parts(policy)
+        if not hasattr(part, "modules_to_save")
+    }
+    beyond = [path for path, width in widths.items() if width < rank]
+    if beyond:
+        logger.warning(
+            "rank %d is more than %d of %d adapted layers can have: an update of %s is of rank %d at most",
+            rank,
+            len(beyond),
+            len(widths),
+            beyond[0],
+            widths[beyond[0]],
+        )
 
 
 def modules_to_save(policy: PolicyModule) -> list[str]:

@@ -12,7 +12,7 @@ from vla.checkpoints.agreement import check_pipelines
 from vla.checkpoints.empty import empty_policy, parameter_shapes
 from vla.checkpoints.pipelines import read_pipeline, write_pipeline
 from vla.checkpoints.recognise import format_of, recognise, weights_module
-from vla.errors import ConfigError
+from vla.errors import ConfigError, VlaError
 from vla.paths import expanded
 from vla.policies.registry import policy_entry
 from vla.transforms.named_pipelines import (
@@ -25,7 +25,7 @@ from vla.transforms.named_pipelines import (
 from vla.transforms.tokenizer import load_tokenizer
 from vla.types import ProgressCallback
 from vla.weights.dtypes import as_dtype, main_dtype
-from vla.weights.formats import VLA_CONFIG, Format, open_stored
+from vla.weights.formats import VLA_CONFIG, Format, Stored, open_stored
 from vla.weights.plan import plan_load, plan_write
 from vla.weights.source import local_folder
 from vla.weights.stream import Fill, write_tensors
@@ -115,6 +115,7 @@ def convert(
             check_choice(names, pipeline)
         module = weights_module(policy)
         settings = module.read_config(stored, source, config)
+        changed = _changed(module, stored, source, settings, config)
         empty = empty_policy(policy_entry(policy).policy, settings)
         shapes = parameter_shapes(empty)
         plan = plan_load(source, stored, shapes)
@@ -148,7 +149,25 @@ def convert(
             write_pipelines(robots, folder)
             files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     notes = plan.notes if own is not None or robots else (*plan.notes, _CANNOT_ACT)
-    return _report(policy, source, target, items, wanted_dtype, files, plan.dropped, notes)
+    return _report(policy, source, target, items, wanted_dtype, files, plan.dropped, (*changed, *notes))
+
+
+def _changed(
+    module: Any, stored: Stored, source: Format, settings: Any, asked: dict[str, Any] | None
+) -> tuple[str, ...]:
+    """Say which of the asked fields differ from what the source says, or from its default."""
+    if not asked:
+        return ()
+    try:
+        before = module.read_config(stored, source, None).to_dict()
+    except VlaError:  # it cannot be read without what was given
+        return ()
+    after = settings.to_dict()
+    return tuple(
+        f"{name} is {after[name]!r} as given, not {before[name]!r} as the source says, or as is the default."
+        for name in type(settings).renamed(asked)
+        if name in before and before[name] != after[name]
+    )
 
 
 def _opened(tokenizer: Any) -> Any:

@@ -6,6 +6,7 @@ interrupt, 128 + its number for SIGTERM and other signals, 141 where nobody read
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -14,7 +15,7 @@ import typer
 
 from vla.cli.bench import bench
 from vla.cli.bench_learning import draws, features
-from vla.cli.commands import Command, Group, Interrupted, UsageError, usage_in_one_line
+from vla.cli.commands import Command, Group, Interrupted, NobodyReads, UsageError, usage_in_one_line
 from vla.cli.convert import convert
 from vla.cli.demo import demo
 from vla.cli.edge import SYSTEM_ERRORS, in_one_line
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status: object = app(
                 args=None if argv is None else list(argv), prog_name="vla", standalone_mode=False
             )
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Interrupted, typer.Abort) as error:
         _say("aborted." if isinstance(error, typer.Abort) else "interrupted.")
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, NobodyReads):
         return _close_pipe()
     except SYSTEM_ERRORS as error:
         said = in_one_line(error)
@@ -113,6 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say(said)
         return 1
+    except EndedBySignal as end:
+        _say(f"ended by {signal.Signals(end.number).name}.")
+        return 128 + end.number
     except SystemExit as end:
         status = end.code
         if isinstance(end, EndedBySignal):

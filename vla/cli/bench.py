@@ -139,22 +139,14 @@ def _policy(policy: str, preset: str | None) -> dict[str, Any]:
     """Return the options that name the policy; a YAML file may be a recipe, or its policy section."""
     if not policy.endswith((".yaml", ".yml")):
         return {"policy": policy, "preset": preset}
-    import yaml
+    from vla.train.recipe_file import load_policy_section
 
-    from vla.plain_yaml import load_yaml
-
-    try:
-        values = load_yaml(Path(policy).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--policy {policy} could not be read: {error}") from error
-    section = values.get("policy", values) if isinstance(values, dict) else values
-    if not isinstance(section, dict) or not isinstance(section.get("config", {}), dict):
-        raise ConfigError(
-            f"{policy} must hold a mapping with type, preset and config, or one under `policy`."
-        )
-    name = section.get("pretrained") or section.get("type", DEFAULT_POLICY)
-    chosen = preset or section.get("preset")
-    return {"policy": name, "preset": chosen, "overrides": section.get("config", {})}
+    section = load_policy_section(policy)
+    return {
+        "policy": section.pretrained or section.type,
+        "preset": preset or section.preset,
+        "overrides": section.config,
+    }
 
 
 def _show(report: "Report") -> None:

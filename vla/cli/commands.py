@@ -22,6 +22,10 @@ _LARGEST = 2**31 - 1
 _SCIENTIFIC = re.compile(r"[+-]?[\d_]+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
 
+_COMPLETION = {"install_completion", "show_completion"}
+"""Options of typer's that end the command at once, so that nothing after them would be looked at."""
+
+
 class Command(TyperCommand):
     """A command whose options come once each, are not empty, and are numbers where numbers are wanted."""
 
@@ -37,6 +41,10 @@ class Interrupted(BaseException):
     """Ctrl-C on its way through typer, which would make a bare exit status of it."""
 
 
+class NobodyReads(BaseException):
+    """A closed pipe on its way through typer, which would exit with 1."""
+
+
 class Group(TyperGroup):
     """A group of commands, as strict."""
 
@@ -46,6 +54,8 @@ class Group(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Interrupted from error
+        except BrokenPipeError as error:
+            raise NobodyReads from error
         except EOFError as error:
             raise VlaError(in_one_line(error)) from error
 
@@ -113,7 +123,14 @@ def _parse_strictly(command: Any, parse: Any, ctx: Any, args: list[str]) -> list
     """
     if ctx.resilient_parsing or (not args and command.no_args_is_help):
         return parse(ctx, args)
-    given, _, order = command.make_parser(ctx).parse_args(args=list(args))
+    given, after, order = command.make_parser(ctx).parse_args(args=list(args))
+    for name in _COMPLETION & given.keys():
+        if given[name] and after:
+            raise UsageError(
+                f"--{name.replace('_', '-')} takes no value, got '{after[0]}': it is for the shell that "
+                "calls it.",
+                ctx,
+            )
     for parameter, times in Counter(order).items():
         if times > 1 and parameter.param_type_name == "option" and not _repeatable(parameter):
             raise UsageError(f"{_name(parameter)} is given {times} times; give it once.", ctx)

@@ -57,7 +57,11 @@ TokenizerOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="What SRC does not record: action_horizon=10.", metavar="FIELD=VALUE"),
+    typer.Option(
+        "--set",
+        help="What SRC does not record: action_horizon=10. A value that it has is replaced, with a note.",
+        metavar="FIELD=VALUE",
+    ),
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of SRC on the hub.")]
 TokenOption = Annotated[

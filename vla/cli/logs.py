@@ -133,6 +133,8 @@ class _Stderr(logging.Handler):
     """Writes to what stderr is at that moment, above a bar that moves there."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is None:
+            return
         try:
             sys.stderr.write(self.format(record) + "\n")
             sys.stderr.flush()

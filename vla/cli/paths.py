@@ -32,15 +32,17 @@ def check_new_folder(path: Path, option: str = "--output", *inputs: str | Path, 
 
 
 def check_file(path: Path, option: str) -> None:
-    """Refuse a file that cannot be written, before any work is done.
+    """Refuse a file that is there already or cannot be written, before any work is done.
 
     Raises:
-        ConfigError: It is a folder, or lies where no file can be written: the reason is given.
+        ConfigError: It is there already, a folder, or lies where no file can be written: the reason is given.
     """
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; give the name of a file.")
     if path.is_symlink() and not path.exists():
         raise ConfigError(f"{option} {path} is a link to {path.readlink()}, which is not there.")
+    if path.exists():
+        raise ConfigError(f"{path} is already there; give another {option} or remove it.")
     if not path.parent.exists():
         raise ConfigError(f"{option} {path}: there is no folder {path.parent}.")
     _check_place(path, option)

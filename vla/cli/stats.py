@@ -43,7 +43,9 @@ HorizonOption = Annotated[
 ]
 DeltaOption = Annotated[
     str | None,
-    typer.Option(help="Action dimensions learned relative to the state: 1,1,1,0.", metavar="FLAGS"),
+    typer.Option(
+        help="Action dimensions learned relative to the state: 1,1,1,0. Missing ones are 0.", metavar="FLAGS"
+    ),
 ]
 EpisodesOption = Annotated[str | None, typer.Option(help="Only these: 0,2,5-7.", metavar="LIST")]
 RobotOption = Annotated[

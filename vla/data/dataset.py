@@ -154,7 +154,7 @@ class LeRobotDataset:
         self._choose_vectors(state_key, action_key)
         self.tasks = tuple(self.info.tasks[index] for index in sorted(self.info.tasks))
         every = storage.read_episodes(self.root, self.info)
-        self.episodes = select_episodes(every, episodes)
+        self.episodes = select_episodes(every, episodes, str(path_or_repo_id))
         self.cameras = choose_cameras(self.root, self.info, cameras, self.episodes)
         check_horizon(self.action_horizon, self.episodes, str(self.root))
         self._fetch_files(source)

@@ -4,6 +4,7 @@ Of a hub dataset only what is needed is downloaded: the metadata first, then the
 episodes and cameras; or, with `stream.FileStream`, the videos one by one when they are needed.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ from vla.errors import DatasetError
 from vla.paths import expanded
 from vla.types import COMMIT, HUB_ID, as_text
 
+_ADDRESS = re.compile(
+    r"(?:[a-z][a-z0-9+.-]*:)?/{2,}(?:(?:huggingface\.co|hf\.co)/)?(?:(?:datasets|models)/)?"
+    r"([^/@]+/[^/@]+)(?:[/@].*)?"
+)
 _POINTER = b"version https://git-lfs"
 _MANY_FILES = 200  # beyond, matching every file against every pattern costs more than it saves
 
@@ -102,10 +107,24 @@ def locate(path_or_repo_id: str | Path, revision: str | None = None) -> DatasetL
     if not HUB_ID.fullmatch(repo_id):
         raise DatasetError(
             f"There is no folder '{path}', and it is not a hub id of the form owner/name either."
+            f"{address_hint(repo_id)}"
         )
     root = _download(repo_id, revision, ["meta/*"])
     # The snapshot's folder is named after the commit: what follows comes from the same one.
     return DatasetLocation(root, repo_id, root.name if COMMIT.fullmatch(root.name) else revision)
+
+
+def address_hint(name: str) -> str:
+    """Return how a repository is named here whose address is given, as a sentence; empty for a plain name.
+
+    Args:
+        name: What the user gave: "https://huggingface.co/datasets/owner/name", "hf://owner/name", with or
+            without the scheme.
+    """
+    match = _ADDRESS.fullmatch(name)
+    if match is None:
+        return ""
+    return f" It seems to be an address: a repository on the hub is named owner/name, here {match[1]}."
 
 
 def download_all(repo_id: str, revision: str | None = None) -> Path:

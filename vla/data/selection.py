@@ -100,8 +100,13 @@ def say_other_tasks(name: str, episodes: Sequence[Episode], seen: Sequence[tuple
         )
 
 
-def select_episodes(episodes: list[Episode], wanted: Iterable[int] | None) -> list[Episode]:
+def select_episodes(episodes: list[Episode], wanted: Iterable[int] | None, name: str) -> list[Episode]:
     """Return the wanted episodes in their order, or all.
+
+    Args:
+        episodes: All that there are.
+        wanted: Their numbers; None is all.
+        name: The dataset's, for the message.
 
     Raises:
         DatasetError: None is wanted, one twice, or one that does not exist.
@@ -113,8 +118,14 @@ def select_episodes(episodes: list[Episode], wanted: Iterable[int] | None) -> li
     by_index = {episode.index: episode for episode in episodes}
     unknown = [index for index in wanted if index not in by_index]
     if unknown or not len(wanted):
+        there = (
+            f"it has {len(by_index)}, from {min(by_index)} to {max(by_index)}" if by_index else "it has none"
+        )
+        some = f"{unknown[:5]}{' and others' if len(unknown) > 5 else ''}"
         raise DatasetError(
-            f"Episodes {unknown} do not exist" if unknown else "No episode was selected: episodes=[]"
+            f"Episodes {some} do not exist in {name}: {there}. Correct the list of episodes."
+            if unknown
+            else f"No episode of {name} was selected: episodes=[]"
         )
     if len(set(wanted)) != len(wanted):
         raise DatasetError(f"Some episodes are selected twice: {sorted(wanted)}.")

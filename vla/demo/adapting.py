@@ -11,8 +11,8 @@ from vla.demo.adapting_report import (
     Way,
     write_results,
 )
-from vla.demo.demonstrations import record_demonstrations
-from vla.demo.evaluation import evaluate
+from vla.demo.demonstrations import check_batch, record_demonstrations
+from vla.demo.evaluation import check_acts, evaluate
 from vla.demo.report import FLOW
 from vla.demo.run import (
     DEMONSTRATIONS,
@@ -26,11 +26,14 @@ from vla.demo.run import (
     twin_recipe,
 )
 from vla.demo.twins import Trained, train_side_by_side
-from vla.errors import ConfigError, WeightsError
+from vla.errors import ConfigError, VlaError, WeightsError
+from vla.eval.envs.detour import CAMERA
 from vla.eval.envs.detour_embodiment import SECOND
 from vla.policies.auto import AutoPolicy
 from vla.train.recipe import Recipe
-from vla.types import ProgressCallback
+from vla.train.setup.members import check_cameras
+from vla.train.setup.policy import start
+from vla.types import IMAGE_PREFIX, ProgressCallback
 from vla.weights.source import local_folder
 
 FEW = 50
@@ -76,7 +79,8 @@ def run_adapting(
         progress: Makes a progress callback for a named part.
 
     Raises:
-        ConfigError: The folder is not empty, the base does not exist, or a number is too small.
+        ConfigError: The folder is not empty, the base does not exist or is of another robot, or a number is
+            too small; nothing has been written.
         WeightsError: The base cannot be opened.
         TrainingError: A training failed.
     """
@@ -85,11 +89,14 @@ def run_adapting(
     check_plan(output, seed, demonstrations, layouts)
     seconds: dict[str, float] = {}
     first = seed * SEEDS_PER_RUN + SEEDS_PER_RUN // 4
+    for name in (LORA, FULL, SCRATCH):
+        check_batch(_recipe(name, output, output / "base", seed, steps), demonstrations, first, SECOND)
     if base is None:
         with timed(seconds, "base"):
             checkpoint = _train_base(output / "base", seed, steps, progress)
     else:
         checkpoint = _policy_folder(base)
+        _check_base(base, _recipe(FULL, output, checkpoint, seed, steps))
     parameters = AutoPolicy.from_pretrained(checkpoint).num_parameters()
 
     recorded = output / "demonstrations"
@@ -123,6 +130,17 @@ def _policy_folder(base: Path) -> Path:
         f"{base} is neither a demo's folder, nor a run's, nor a policy's: {reason} Make one with `vla demo`, "
         "or leave --base out."
     )
+
+
+def _check_base(base: Path, recipe: Recipe) -> None:
+    """Raise `ConfigError` where the base could not be trained or tried on the second robot."""
+    try:
+        policy = start(recipe, None)
+        assert policy is not None
+        check_cameras(policy, {CAMERA.removeprefix(IMAGE_PREFIX): CAMERA})
+        check_acts(Path(recipe.policy.pretrained or ""), SECOND)
+    except VlaError as error:
+        raise ConfigError(f"{base} is not a base for the demo's second robot: {error}") from error
 
 
 def _train_base(folder: Path, seed: int, steps: int | None, progress: PartProgress) -> Path:

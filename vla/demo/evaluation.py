@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vla.errors import ConfigError
 from vla.eval.envs.detour import CAMERA, STATE, DetourEnv
 from vla.eval.envs.detour_embodiment import FIRST, Embodiment
 from vla.eval.envs.detour_figures import Fan
@@ -64,6 +65,20 @@ def evaluate(
         )
         done += len(seeds)
     return results
+
+
+def check_acts(checkpoint: Path, embodiment: Embodiment) -> None:
+    """Let a policy predict one chunk for a robot, as `evaluate` will.
+
+    Raises:
+        ConfigError: Its chunks are shorter than what is executed of them.
+        VlaError: It cannot read what the robot observes, or has no pipeline.
+    """
+    observation, _ = DetourEnv(embodiment=embodiment).reset(seed=0)
+    (answer,) = load(checkpoint).infer_batch([observation], text=True)
+    steps, horizon = embodiment.steps(EXECUTE), len(answer["actions"])
+    if horizon < steps:
+        raise ConfigError(f"Its chunks have {horizon} steps, and {steps} of each are to be executed.")
 
 
 def share_said(episodes: Sequence[EpisodeResult]) -> float | None:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from vla.demo.demonstrations import record_demonstrations
+from vla.demo.demonstrations import check_batch, record_demonstrations
 from vla.demo.evaluation import evaluate, fans
 from vla.demo.report import FLOW, REGRESSION, TITLES, DemoResults, write_results
 from vla.demo.twins import train_side_by_side
@@ -54,7 +54,7 @@ def run_demo(
         progress: Makes a progress callback for a named part.
 
     Raises:
-        ConfigError: The folder is not empty, or a number is too small.
+        ConfigError: The folder is not empty, or a number is too small; nothing has been written.
         TrainingError: A training failed.
     """
     demonstrations = DEMONSTRATIONS if demonstrations is None else demonstrations
@@ -62,11 +62,14 @@ def run_demo(
     check_plan(output, seed, demonstrations, layouts)
     seconds: dict[str, float] = {}
     first = seed * SEEDS_PER_RUN
+    recipes = {name: twin_recipe(output, name, seed, steps) for name in TITLES}
+    for recipe in recipes.values():
+        check_batch(recipe, demonstrations, first)
 
     with timed(seconds, "recording"), progress("recording") as show:
         frames = record_demonstrations(output / "demonstrations", demonstrations, first, show)
     with timed(seconds, "training"):
-        trained = train_side_by_side({name: twin_recipe(output, name, seed, steps) for name in TITLES})
+        trained = train_side_by_side(recipes)
     unseen = range(first + SEEDS_PER_RUN // 2, first + SEEDS_PER_RUN // 2 + layouts)
     episodes = {}
     with timed(seconds, "evaluation"):

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -29,10 +31,14 @@ RECIPE_FILE = "recipe.yaml"
 _EXPECTED = {
     "an object": "a mapping",
     "a valid array": "a list",
-    "a valid string": "text",
+    "a valid string": "text: put it in quotes if it is meant as such",
     "a valid integer": "a whole number, such as 10000 or 1e4",
 }
 """Words of pydantic, and those for what is written in YAML."""
+
+_NULL = ("", "~", "null", "Null", "NULL")
+_QUOTES = "'\""
+_WITHOUT_LENGTH = (yaml.StreamEndToken, yaml.DocumentEndToken, yaml.BlockEndToken)
 
 _UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, RecursionError)
 
@@ -42,7 +48,8 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
 
     Args:
         path: YAML file, or None to start from the defaults.
-        overrides: `"train.steps=200"`; values are read as YAML ("null", "[0, 1]", "1e-4").
+        overrides: `"train.steps=200"`; values are read as YAML ("null", "[0, 1]", "1e-4"). Where a key takes
+            text alone, what is neither quoted nor null is that text, whatever YAML would make of it.
 
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown (its nearest neighbour is named) or
@@ -51,7 +58,6 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
     for override in overrides:
         if not override.partition("=")[0] or "=" not in override:
             raise ConfigError(f"'{override}' is not an override: write key=value, as in train.steps=200.")
-        _check_numbers(override.partition("=")[2], f"The override '{override}'")
     try:
         merged = _read(path)
         for override in overrides:
@@ -64,6 +70,40 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
         raise ConfigError(
             f"The recipe {path or ''} {list(overrides)} cannot be read: {first_line}."
         ) from error
+    return _checked(values, path)
+
+
+def load_policy_section(path: Path | str) -> PolicySection:
+    """Read the policy of a recipe, or of a file that holds a recipe's policy section alone.
+
+    Args:
+        path: YAML file; what it says of data and output may be missing, what there is must be right.
+
+    Raises:
+        ConfigError: As of `load_recipe`, or the file says nothing of a policy.
+    """
+    try:
+        values: Any = OmegaConf.to_container(_read(path), resolve=True)
+    except (*_UNREADABLE, ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"The recipe {path} cannot be read: {' '.join(str(error).split())}.") from error
+    if "policy" not in values and values.keys() & PolicySection.model_fields.keys():
+        values = {"policy": values}
+    data = values.setdefault("data", {})
+    if isinstance(data, dict) and not data.get("path") and data.get("mixture") is None:
+        data["path"] = "-"
+    values.setdefault("output", "-")
+    recipe = _checked(values, path)
+    if "policy" not in values:
+        raise ConfigError(
+            f"{path} names no policy: it must hold a mapping with type, preset and config, or one under "
+            "`policy`."
+        )
+    return recipe.policy
+
+
+def _checked(values: Any, path: Path | str | None) -> Recipe:
     try:
         _check_plain(values)
         _settle_path(values.get("data"))
@@ -118,8 +158,13 @@ def _read(path: Path | str | None) -> Any:
 
 def _overridden(recipe: Any, override: str) -> Any:
     """Return a recipe with one override; a number in its key is the place in a list, from 0."""
-    key, _, _ = override.partition("=")
-    given = OmegaConf.from_dotlist([override])
+    key, _, text = override.partition("=")
+    return _with_value(recipe, key, _value(key, text, override), override)
+
+
+def _with_value(recipe: Any, key: str, given_value: Any, override: str) -> Any:
+    given = OmegaConf.create()
+    OmegaConf.update(given, key, given_value)
     parts, node, value = key.split("."), recipe, given
     for depth, part in enumerate(parts):
         if OmegaConf.is_list(node):
@@ -131,7 +176,7 @@ def _overridden(recipe: Any, override: str) -> Any:
                 )
             rest = ".".join(parts[depth + 1 :])
             if rest:
-                node[int(part)] = _overridden(node[int(part)], f"{rest}={override.partition('=')[2]}")
+                node[int(part)] = _with_value(node[int(part)], rest, given_value, override)
             else:
                 node[int(part)] = value[part] if part in value else value[int(part)]
             return recipe
@@ -139,6 +184,59 @@ def _overridden(recipe: Any, override: str) -> Any:
             break
         node, value = node[part], value[part]
     return OmegaConf.merge(recipe, given)
+
+
+def _value(key: str, text: str, override: str) -> Any:
+    """Return an override's value: text where its key takes nothing else, and what YAML reads elsewhere.
+
+    Raises:
+        ConfigError: It is not YAML, or YAML would leave out what follows a `#`.
+    """
+    plain = text.strip()
+    if plain not in _NULL and plain[0] not in _QUOTES and _takes_text(key):
+        return plain
+    _check_numbers(text, f"The override '{override}'")
+    quoted = f"put the text in quotes, '{key}=\"...\"'"
+    try:
+        tokens = [one for one in yaml.scan(text) if not isinstance(one, _WITHOUT_LENGTH)]
+        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except (yaml.YAMLError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"The value of '{override}' cannot be read as YAML ({problem}): correct it, or {quoted}."
+        ) from error
+    if text[max((one.end_mark.index for one in tokens), default=0) :].strip():
+        raise ConfigError(f"'{override}': YAML leaves out what follows ' #', as a comment: {quoted}.")
+    return read["value"]
+
+
+def _takes_text(key: str) -> bool:
+    """Whether text, or null, is all that a recipe's key takes."""
+    kinds: list[Any] = [Recipe]
+    for part in re.split(r"[.\[\]]+", key):
+        kinds = [inner for kind in kinds for inner in _below(kind, part)]
+    return str in kinds and {*kinds} <= {str, NoneType}
+
+
+def _below(kind: Any, part: str) -> list[Any]:
+    """Return what a type holds under a name or a place in a list."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = kind.model_fields.get(part)
+        return [] if field is None else _alternatives(field.annotation)
+    if get_origin(kind) is dict:
+        return _alternatives(get_args(kind)[1])
+    if get_origin(kind) is tuple and part.isdecimal():
+        return _alternatives(get_args(kind)[0])
+    return []
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [one for inner in get_args(annotation) for one in _alternatives(inner)]
+    return [annotation]
 
 
 def _check_plain(values: Any, key: str = "") -> None:

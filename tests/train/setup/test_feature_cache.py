@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.contract import toy
+from tests.folders import unchanged
 from vla.atomic import SaveError
 from vla.data.frames import FrameStore
 from vla.errors import ConfigError, DatasetError
@@ -32,6 +33,21 @@ ALONE = [
     "policy.config.max_prompt_length=80",
 ]
 PREFIX = [*ALONE, "data.feature_cache_of=prefix"]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("file", "is a file, or a link to nothing"),
+        ("run", "lies in the run's folder"),
+        ("run/x", "lies in the"),
+    ],
+)
+def test_a_place_where_nothing_can_be_kept(tiny, tmp_path, place, said):
+    (tmp_path / "file").touch()
+    recipe = tiny(*STILL, f"data.feature_cache={tmp_path / place}", f"output={tmp_path / 'run'}")
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=said):
+        job(recipe)
 
 
 def job(recipe):

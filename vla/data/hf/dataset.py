@@ -114,7 +114,7 @@ class HuggingFaceDataset(LeRobotDataset):
         _check_one_frame(columns, columns_of(state_key), columns_of(action_key))
         self._choose_vectors(state_key, action_key)
         every = _episodes(columns, ordered, tasks, cameras)
-        self.episodes = select_episodes(every, episodes)
+        self.episodes = select_episodes(every, episodes, self._table.name)
         self.cameras = _choose(columns, self.info, cameras, self.episodes)
         check_horizon(self.action_horizon, self.episodes, self._table.name)
         self._read(columns, ordered, tasks)

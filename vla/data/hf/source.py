@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from vla.data.hf.options import TableOptions
-from vla.data.hub import dataset_path, download_all, refuse_pointer
+from vla.data.hub import address_hint, dataset_path, download_all, refuse_pointer
 from vla.errors import DatasetError, did_you_mean
 from vla.types import COMMIT, HUB_ID, as_text
 
@@ -72,6 +72,7 @@ def open_table(name: "str | Path | Dataset", options: TableOptions, revision: st
             raise DatasetError(
                 f"There is no folder or file '{bare}' for {PREFIX}{bare}, and it is not a hub id of the form "
                 "owner/name either."
+                f"{address_hint(bare)}"
             )
         path = download_all(bare, revision)
         revision = path.name if COMMIT.fullmatch(path.name) else revision

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -154,6 +155,22 @@ def cached_features(
     store = FeatureStore(folder)
     store.check(folder.name)
     return FeatureCache(features, store, store.longest)
+
+
+def check_place(root: Path | str, run: Path | str) -> None:
+    """Raise `ConfigError` where features cannot be kept in a folder.
+
+    Args:
+        root: Folder of all keys.
+        run: The folder of the run that is about to begin.
+    """
+    if os.path.lexists(root) and not os.path.isdir(root):
+        raise ConfigError(f"data.feature_cache={root} is a file, or a link to nothing: give a folder.")
+    if Path(root).resolve().is_relative_to(Path(run).resolve()):
+        raise ConfigError(
+            f"data.feature_cache={root} lies in the run's folder, output={run}: choose a folder outside it, "
+            "which other runs can share."
+        )
 
 
 def padded_alike(caches: Sequence[FeatureCache]) -> list[FeatureCache]:

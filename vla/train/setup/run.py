@@ -13,6 +13,7 @@ from vla.policies.base import Policy
 from vla.policies.registry import policy_entry
 from vla.train.recipe import Recipe
 from vla.train.resolve import resolve
+from vla.train.setup.feature_cache import check_place
 from vla.train.setup.lengths import warn_of_long_prompts
 from vla.train.setup.loaders import samples_of, training_loader, validation_loader
 from vla.train.setup.members import (
@@ -25,7 +26,7 @@ from vla.train.setup.members import (
 )
 from vla.train.setup.policy import check_text, config_of, start, trains_text, with_pipelines
 from vla.train.setup.robot import check_same_robot, with_robot
-from vla.train.setup.trainable import choose_trained
+from vla.train.setup.trainable import adapter_config, choose_trained
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def set_up(
         WeightsError: The checkpoint or the pretrained policy is missing or damaged.
     """
     recipe = with_robot(resolve(recipe, policy_entry(recipe.policy.type).policy))
+    if checkpoint is None:
+        _check_new(recipe)
     policy = start(recipe, checkpoint, load_weights=rank == 0 or not shards_weights)
     config = policy.config if policy is not None else config_of(recipe)
     members = open_members(recipe, config.window)
@@ -101,6 +104,14 @@ def set_up(
         validation_loader(recipe, samples, rank, processes),
         {member.name or member.data.path: member.split.dataset.fingerprint for member in members},
     )
+
+
+def _check_new(recipe: Recipe) -> None:
+    """Refuse early what a run that begins cannot do; older ones that did are continued."""
+    if recipe.policy.adapter is not None:
+        adapter_config(recipe.policy.adapter)
+    if recipe.data.feature_cache is not None:
+        check_place(recipe.data.feature_cache, recipe.output)
 
 
 def _prepare(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resumed: bool) -> None:

@@ -10,7 +10,7 @@ from vla.adapters.lora import AdapterConfig, add_adapter, cast_frozen, cast_trai
 from vla.errors import ConfigError
 from vla.policies.base import Policy
 from vla.policies.registry import policy_entry
-from vla.train.recipe import Recipe
+from vla.train.recipe import AdapterSection, Recipe
 from vla.train.seeds import INITIALISATION, derive_seed
 
 
@@ -71,13 +71,18 @@ def choose_trained(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resu
         )
     if wanted.adapter is not None and policy.adapter is None:
         torch.manual_seed(derive_seed(recipe.train.seed, INITIALISATION))
-        add_adapter(policy, AdapterConfig(**wanted.adapter.model_dump(exclude={"quantize"})))
+        add_adapter(policy, adapter_config(wanted.adapter))
         cast_trained(policy, torch.float32)  # the base may be bfloat16
     if wanted.adapter is not None and recipe.train.precision == "bf16":
         cast_frozen(policy, torch.bfloat16)
     if wanted.freeze != "none":
         _freeze(policy, policy.parts.frozen_prefixes(wanted.freeze))
     _freeze(policy, policy.prefixes_without_gradient(trains_text))
+
+
+def adapter_config(section: AdapterSection) -> AdapterConfig:
+    """Return how a recipe's adapter is made; raises `ConfigError` where its keys contradict each other."""
+    return AdapterConfig(**section.model_dump(exclude={"quantize"}))
 
 
 def _freeze(policy: Policy, beginnings: tuple[str, ...]) -> None:
