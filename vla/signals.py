@@ -26,18 +26,6 @@ ENDING = {
 The last two are what batch systems are often told to send before the time is up.
 """
 
-SENT = tuple(number for number in ENDING if number != signal.SIGINT)
-"""Those that are sent, not typed."""
-
-
-class EndedBySignal(SystemExit):
-    """A signal other than Ctrl-C ended the command; the exit status is 128 + `number`."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.number = number
-
-
 _handlers: list[Any] = []
 """The handlers that are in place."""
 

@@ -6,7 +6,6 @@ interrupt, 128 + its number for SIGTERM and other signals, 141 where nobody read
 """
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -115,9 +114,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say(said)
         return 1
-    except EndedBySignal as end:
-        _say(f"ended by {signal.Signals(end.number).name}.")
-        return 128 + end.number
     except SystemExit as end:
         status = end.code
         if isinstance(end, EndedBySignal):

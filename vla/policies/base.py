@@ -453,14 +453,7 @@ class Policy(PolicyModule):
         finish_save(folder)
         expected = None if cls is Policy else cls
         if (folder / BASE_FILE).is_file():
-            if (config and adapter is None) or asset_id is not None:
-                given = f"asset_id={asset_id}" if asset_id is not None else "fields of the config"
-                raise ConfigError(
-                    f"{folder} holds an adapter, whose config and statistics are those of its training: it "
-                    f"takes no {given}. `vla merge {folder} DST` writes a whole checkpoint, which does, and "
-                    "which training can start from (policy.pretrained=DST); --resume continues the adapter's "
-                    "own run."
-                )
+            _check_unchanged(folder, config if adapter is None else None, asset_id)
             policy: Any = load_with_base(folder, expected, base=base, **options, **where)
             policy.loaded_from = policy.loaded_from or LoadedFrom.of_folder(folder)
         else:
@@ -499,6 +492,18 @@ class Policy(PolicyModule):
         """
         check_only("push_to_hub", UPLOADING, options)
         return push(self, repo_id, **options)
+
+
+def _check_unchanged(folder: Path, config: Any, asset_id: str | None) -> None:
+    """Raise `ConfigError` where an adapter is asked for another config or other statistics."""
+    if not config and asset_id is None:
+        return
+    given = f"asset_id={asset_id}" if asset_id is not None else "fields of the config"
+    raise ConfigError(
+        f"{folder} holds an adapter, whose config and statistics are those of its training: it takes no "
+        f"{given}. `vla merge {folder} DST` writes a whole checkpoint, which does, and which training can "
+        "start from (policy.pretrained=DST); --resume continues the adapter's own run."
+    )
 
 
 def check_keywords(method: Callable[..., Any], names: Iterable[str], policy: type) -> None:

@@ -80,7 +80,7 @@ def load_policy_section(path: Path | str) -> PolicySection:
         path: YAML file; what it says of data and output may be missing, what there is must be right.
 
     Raises:
-        ConfigError: As of `load_recipe`, or the file says nothing of a policy.
+        ConfigError: See `load_recipe`; or the file says nothing of a policy.
     """
     try:
         values: Any = OmegaConf.to_container(_read(path), resolve=True)
