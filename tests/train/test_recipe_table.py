@@ -179,7 +179,7 @@ def test_what_is_text_by_its_key_is_taken_as_written(written):
         ("output='a' #1", "YAML leaves out what follows ' #'"),
         ("output='a' b", "The value of 'output='a' b' cannot be read as YAML"),
         ("policy.config.x=@x", "cannot be read as YAML (found character '@' that cannot start any token)"),
-        ("data.state_key=3", "put it in quotes"),
+        ("data.wrist_cameras=[3]", "expected text: put it in quotes"),
     ],
 )
 def test_what_yaml_would_read_otherwise_is_refused(override, said):
