@@ -52,7 +52,8 @@ def loss_of(policy, batch, autocast):
 
 
 def saved_bytes(policy, batch, autocast=False):
-    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    there = [*policy.parameters(), *batch.values()]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in there}
     seen, alive = {}, []
 
     def pack(tensor):
@@ -68,16 +69,20 @@ def saved_bytes(policy, batch, autocast=False):
 
 
 class StepBytes(TorchDispatchMode):
-    """Bytes of all living tensors: `now`, and the most that there ever were, `peak`."""
+    """Bytes of all living tensors: `now`, and the most that there ever were, `peak`.
 
-    def __init__(self):
+    Those of the batch, which is there before, do not count, whatever looks at them.
+    """
+
+    def __init__(self, batch=None):
         super().__init__()
         self.now = self.peak = 0
         self._sizes = {}
+        self._given = {tensor.untyped_storage()._cdata for tensor in (batch or {}).values()}
 
     def add(self, tensor):
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._sizes:
+        if storage._cdata not in self._sizes and storage._cdata not in self._given:
             self._sizes[storage._cdata] = storage.nbytes()
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
@@ -105,7 +110,7 @@ def step_peak(policy, batch, autocast=False):
         optimizer.zero_grad()
 
     step()
-    with StepBytes() as count:
+    with StepBytes(batch) as count:
         for parameter in policy.parameters():
             count.add(parameter)
         for state in optimizer.state.values():

@@ -125,7 +125,7 @@ def test_the_peak_of_acting(name, precision, preset):
     batch = make_batch(policy.config, 1 if preset == "middle" else 8, 3, 12)
     del batch["actions"]
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast)
-    with StepBytes() as count, torch.no_grad(), autocast:
+    with StepBytes(batch) as count, torch.no_grad(), autocast:
         for parameter in policy.parameters():
             count.add(parameter)
         policy.sample_actions(**batch, num_steps=2)
@@ -206,7 +206,8 @@ def test_fewer_cameras_and_words_take_less():
     config = make_config("pi05", {}, "tiny")
     key = (FULL, FLOAT32.name, "AdamW")
     whole = rows(config, batch_size=64)[key]
-    assert rows(config, batch_size=64, cameras=1)[key].activations_gb < 0.8 * whole.activations_gb
+    one_camera = rows(config, batch_size=64, cameras=1)[key]  # whose images are copied out of the batch
+    assert one_camera.activations_gb < 0.95 * whole.activations_gb
     assert rows(config, batch_size=64, prompt_tokens=8)[key].activations_gb < whole.activations_gb
     assert rows(config, batch_size=64, settings=Settings("all"))[key].total_gb < whole.total_gb
     assert whole == rows(config, batch_size=64, cameras=3, prompt_tokens=64)[key]

@@ -136,8 +136,9 @@ def acting_bytes(config: Any, load: Load, arithmetic: Arithmetic) -> float:
     prefix_work = load.batch * prefix * ((3 * stream + FLOAT + c) * vlm.width + 3 * c * vlm.mlp_dim)
     sizes, images = config.vision, load.batch * load.cameras
     wide = (2 * stream + FLOAT) * sizes["hidden_size"] + 2 * c * sizes["intermediate_size"]
-    # Cameras that are there, then rows that have them, then the tower's dtype: a copy each.
-    pixels = (2 * FLOAT + (c if c != FLOAT else 0)) * images * 3 * sizes["image_size"] ** 2
+    # A copy where a slot is empty, and one in the tower's dtype.
+    copied = FLOAT if load.cameras < len(config.cameras) else 0
+    pixels = (copied + (c if c != FLOAT else 0)) * images * 3 * sizes["image_size"] ** 2
     return max(cache + prefix_work, pixels + images * config.tokens_per_image * wide)
 
 
@@ -166,7 +167,9 @@ class _Counter:
         attention += FLOAT * heads * tokens
         feed_forward = self._inputs(tokens, width, 1, weights, stream) + 2 * self.c * tokens * mlp
         layer = 2 * norm + attention + feed_forward
-        ends = self.c * images * 3 * sizes["image_size"] ** 2 + norm + self.c * tokens * width
+        copied = self.c != FLOAT or self.load.cameras < len(self.config.cameras)  # else it is the batch's own
+        pixels = self.c * images * 3 * sizes["image_size"] ** 2 if copied else 0
+        ends = pixels + norm + self.c * tokens * width
         return self._part(sizes["num_hidden_layers"], layer, stream * tokens * width, ends, tokens * mlp)
 
     def language(self, weights: Weights) -> Kept:
