@@ -11,6 +11,8 @@ from vla.train.checkpoint.folder import RunFolder
 from vla.train.error_files import ErrorFiles, is_lost_connection
 from vla.train.launch import Launch
 
+pytestmark = pytest.mark.slow  # nine runs of two processes
+
 SHORT = ["train.steps=6", "train.save_every=2"]
 SHARDED = [*SHORT, "train.checkpoints=sharded"]
 

@@ -6,9 +6,12 @@ import pytest
 
 from tests.processes import report_of
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra: deepspeed)"
-)
+pytestmark = [
+    pytest.mark.slow,  # two processes for each engine
+    pytest.mark.skipif(
+        importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra: deepspeed)"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

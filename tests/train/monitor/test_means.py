@@ -56,6 +56,7 @@ def test_one_process_has_its_own_values():
     }
 
 
+@pytest.mark.slow  # several processes
 def test_processes_average_whatever_any_of_them_has():
     assert report_of("tests.train.monitor.means_of_processes") == [
         {"loss": 1.5},
