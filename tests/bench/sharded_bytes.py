@@ -20,12 +20,14 @@ from tests.bench.saved_bytes import StepBytes, loss_of, make, make_batch
 class LivingBytes(StepBytes):
     """Looks at what storages hold now: FSDP2 keeps those of gathered weights, and empties them."""
 
-    def __init__(self):
+    def __init__(self, batch):
         self._storages = {}
-        super().__init__()
+        super().__init__(batch)
 
     def add(self, tensor):
         storage = tensor.untyped_storage()
+        if storage._cdata in self._given:
+            return
         self._storages[storage._cdata] = weakref.ref(storage)
         self.peak = max(self.peak, self.now)
 
@@ -50,7 +52,7 @@ def measure(policy, batch, mesh):
     loss_of(policy, batch, autocast=True).backward()
     optimizer.step()
     optimizer.zero_grad()
-    with LivingBytes() as count:
+    with LivingBytes(batch) as count:
         moments = [value for state in optimizer.state.values() for value in state.values()]
         for tensor in (*policy.parameters(), *moments):
             count.add(tensor.to_local() if hasattr(tensor, "to_local") else tensor)

@@ -78,7 +78,7 @@ def test_ddp_as_it_is_launched_holds_all_gradients_once(alone):
     freeze(policy, policy.prefixes_without_gradient(False))
     tensors = count_tensors(policy.config)
     batch, load = make_batch(policy.config, 2, 3, 12), Load(2, 3, 12)
-    with StepBytes() as count:
+    with StepBytes(batch) as count:
         for parameter in policy.parameters():
             count.add(parameter)
         before = count.now
