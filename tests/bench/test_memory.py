@@ -206,8 +206,11 @@ def test_fewer_cameras_and_words_take_less():
     config = make_config("pi05", {}, "tiny")
     key = (FULL, FLOAT32.name, "AdamW")
     whole = rows(config, batch_size=64)[key]
-    one_camera = rows(config, batch_size=64, cameras=1)[key]  # whose images are copied out of the batch
-    assert one_camera.activations_gb < 0.95 * whole.activations_gb
+    assert rows(config, batch_size=64, cameras=1)[key].activations_gb < whole.activations_gb
+    # In bfloat16 images are copied however many there are; in float32 where a camera is absent.
+    mixed = (FULL, MASTER.name, "AdamW")
+    one, three = (rows(config, batch_size=64, cameras=cameras)[mixed] for cameras in (1, 3))
+    assert one.activations_gb < 0.8 * three.activations_gb
     assert rows(config, batch_size=64, prompt_tokens=8)[key].activations_gb < whole.activations_gb
     assert rows(config, batch_size=64, settings=Settings("all"))[key].total_gb < whole.total_gb
     assert whole == rows(config, batch_size=64, cameras=3, prompt_tokens=64)[key]

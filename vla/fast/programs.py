@@ -65,7 +65,9 @@ class Programs:
         self._kept: OrderedDict[Hashable, tuple[Program, Callable[[], torch.Tensor]]] = OrderedDict()
         self._lock = threading.Lock()
         # CUDA's graphs, streams and grad modes belong to threads: one of them owns the device.
-        self._owner = ThreadPoolExecutor(1, "vla-fast") if device.type == "cuda" else None
+        self._owner = None
+        if device.type == "cuda":
+            self._owner = ThreadPoolExecutor(1, "vla-fast", torch.cuda.set_device, (device,))
 
     def __call__(self, key: Hashable, level: str, make: Callable[[], Program], inputs: Any) -> torch.Tensor:
         """Return a copy of what the program of a shape makes of the inputs.
@@ -88,19 +90,23 @@ class Programs:
     @torch.no_grad()
     def _run(self, key: Hashable, level: str, make: Callable[[], Program], inputs: Any) -> torch.Tensor:
         with self._lock:
-            kept = self._kept.pop((key, level), None)
+            kept = self._kept.get((key, level))
             if kept is None:
                 program = make()
                 program.load(inputs)
-                kept = (program, self._recorded(program))
+                run = self._recorded(program)
+            else:
+                program, run = kept
+                program.load(inputs)
+            made = run().clone()
+            if kept is None:  # only what has run is kept: a compiler may fail as late as here
                 self.counts.built[level] = self.counts.built.get(level, 0) + 1
-            self._kept[key, level] = kept
+                self._kept[key, level] = (program, run)
+            self._kept.move_to_end((key, level))
             while len(self._kept) > self._limit:
                 self._kept.popitem(last=False)
                 self.counts.dropped += 1
-            program, run = kept
-            program.load(inputs)
-            return run().clone()
+            return made
 
     def _recorded(self, program: Program) -> Callable[[], torch.Tensor]:
         if self._device.type != "cuda":

@@ -230,7 +230,7 @@ class TestCompiled:
         with caplog.at_level(logging.WARNING):
             made = fast.sample_actions(**three)
         assert difference(made, policy.sample_actions(**three)) < ROUNDING
-        assert fast.level == "graph"
+        assert (fast.level, fast.counts.built) == ("graph", {"graph": 1})
         assert "no compiler on this machine" in fast.reason
         assert "level 'graph' instead of 'compiled'" in caplog.text
 
@@ -244,6 +244,17 @@ class TestBadInput:
     def test_levels_are_named(self, policy):
         with pytest.raises(ConfigError, match=r"fast must be True, False or one of plain, graph, compiled"):
             policy.fast("graf")
+
+    def test_a_state_that_is_missing_is_not_that_of_the_sample_before(self, policy, three):
+        fast, without = policy.fast("graph"), three | {"state": None}
+        fast.sample_actions(**three)
+        if isinstance(policy, Pi0Policy):
+            for sampler in (policy, fast):
+                with pytest.raises(ShapeError, match=r"state \[b, m\] must be given"):
+                    sampler.sample_actions(**without)
+        else:  # its prompt holds the state
+            made = fast.sample_actions(**without)
+            assert difference(made, policy.sample_actions(**without)) < ROUNDING
 
     def test_shapes_are_checked(self, policy, three):
         fast = policy.fast("graph")

@@ -5,11 +5,13 @@ positions, rotations. Keys and values of prefix, state and actions lie in one bu
 """
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from vla.errors import ShapeError
 from vla.fast.levels import FormError
 from vla.fast.programs import Counts, Programs, compiler_errors
 from vla.fast.stack import Stack
@@ -81,7 +83,7 @@ class FastSampler:
         self.reason: str | None = None
         self._make_suffix, self._fold, self._backend = suffix, fold, backend
         self._watch = WeightsWatch(policy)
-        self._max_shapes = max_shapes
+        self._max_shapes, self._building = max_shapes, threading.Lock()
         self._build()
 
     def _build(self) -> None:
@@ -172,9 +174,12 @@ class FastSampler:
         policy._check_observation(pixel_values, pixel_mask, input_ids, attention_mask, state)
         if layout is None:
             layout = read_layout(config, pixel_mask, input_ids, attention_mask, token_type_ids)
-        if self._watch.changed():
-            logger.info("The policy's weights have changed: its inference form is made anew.")
-            self._build()
+        if self.suffix.state_tokens and state is None:
+            raise ShapeError("The policy reads the state as a token, so state [b, m] must be given.")
+        with self._building:  # a second thread waits for what the first one makes anew
+            if self._watch.changed():
+                logger.info("The policy's weights have changed: its inference form is made anew.")
+                self._build()
         inputs: dict[str, Any] = {"action_dim_is_pad": action_dim_is_pad, "noise": noise}
         seen = (pixel_values, pixel_mask, input_ids, attention_mask, state)
         if config.actions_see_response or (token_type_ids is not None and layout.has_response):
