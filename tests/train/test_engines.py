@@ -23,9 +23,8 @@ from vla.train.recipe import TrainSection
 pytestmark = pytest.mark.timeout(1200)  # one fixture makes all the runs
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed (extra: deepspeed)"
-)
+HAS_ZERO = importlib.util.find_spec("deepspeed") is not None
+needs_deepspeed = pytest.mark.skipif(not HAS_ZERO, reason="deepspeed is not installed (extra: deepspeed)")
 ENGINES = [
     "ddp",
     "fsdp2",
@@ -41,15 +40,10 @@ SILENT = ["data.response_key=null", "train.weight_decay=0.3", "train.learning_ra
 
 @pytest.fixture(scope="module")
 def runs(dataset, tmp_path_factory):
-    """Every run of this file but the slow ones, forked one after the other from one process."""
+    """One run by every engine, and a chain of them, forked one after the other from one process."""
     made = Runs(dataset, tmp_path_factory.mktemp("engines"))
-    case, zero = made.case, importlib.util.find_spec("deepspeed") is not None
+    case, zero = made.case, HAS_ZERO
     go_on = {"run": "chain", "resume": True}
-    base = made.last("single")
-    lora = ["policy.preset=null", f"policy.pretrained={base}", "policy.adapter.rank=4", "train.steps=4"]
-    other = make_dataset(made.folder / "other", length=9, cameras=["observation.images.side"], response=True)
-    members = [{"path": str(dataset), "name": "one", "weight": 2.0}, {"path": str(other), "weight": 1.0}]
-    mixed = ["data.path=''", f"data.mixture={json.dumps(members)}", "train.steps=4"]
     made(
         *(case(name, name, *LAST) for name in ("single", "ddp", *(["zero2", "zero3"] if zero else []))),
         case("fsdp2", "fsdp2", *LAST, "train.checkpoints=sharded"),
@@ -60,6 +54,20 @@ def runs(dataset, tmp_path_factory):
         *([case("zeros", "zero3", "train.steps=14", **go_on)] if zero else []),
         *([case("zeros-2", "zero2", "train.steps=16", **go_on)] if zero else []),
         case("last", "single", **go_on),
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def further(runs):
+    """The same runs, and those of the slow tests: averages, adapters, a mixture, training without text."""
+    case, zero = runs.case, HAS_ZERO
+    base = runs.last("single")
+    lora = ["policy.preset=null", f"policy.pretrained={base}", "policy.adapter.rank=4", "train.steps=4"]
+    other = make_dataset(runs.folder / "other", length=9, cameras=["observation.images.side"], response=True)
+    members = [{"path": str(runs.dataset), "name": "one", "weight": 2.0}, {"path": str(other), "weight": 1.0}]
+    mixed = ["data.path=''", f"data.mixture={json.dumps(members)}", "train.steps=4"]
+    runs(
         case("whole-average", "single", *AVERAGED),
         case("average-1", "fsdp2", *AVERAGED, "train.steps=3", "train.checkpoints=sharded", run="average"),
         case("average-2", "ddp", *AVERAGED, "train.steps=4", run="average", resume=True),
@@ -72,7 +80,7 @@ def runs(dataset, tmp_path_factory):
         case("silent-1", "fsdp2", *SILENT, "train.steps=3", "train.checkpoints=sharded", run="silent"),
         *([case("silent-2", "zero3", *SILENT, run="silent", resume=True)] if zero else []),
     )
-    return made
+    return runs
 
 
 def assert_same_curve(report, whole, first=1):
@@ -111,12 +119,13 @@ def test_same_losses_and_weights_as_one_process(runs, name):
     assert_same_weights(runs.weights(name), runs.weights("single"))
 
 
+@pytest.mark.slow
 @needs_deepspeed
-def test_without_text_what_no_gradient_reaches_stays_as_it_was(runs):
-    statuses = [runs.statuses[name] for name in ("whole-silent", "silent-1", "silent-2")]
-    assert statuses == [[0], [0, 0], [0, 0]], runs.stderr
-    assert runs.report("silent-2")["engine"] == "zero3"
-    assert_same_weights(runs.weights("silent"), runs.weights("whole-silent"))
+def test_without_text_what_no_gradient_reaches_stays_as_it_was(further):
+    statuses = [further.statuses[name] for name in ("whole-silent", "silent-1", "silent-2")]
+    assert statuses == [[0], [0, 0], [0, 0]], further.stderr
+    assert further.report("silent-2")["engine"] == "zero3"
+    assert_same_weights(further.weights("silent"), further.weights("whole-silent"))
 
 
 def test_killed_and_resumed_across_engines(runs):
@@ -149,37 +158,42 @@ def test_a_sharded_checkpoint_is_a_policy(runs, tmp_path):
     assert_same_weights(load_file(tmp_path / "whole" / "model.safetensors"), runs.weights("single"))
 
 
-def test_averages_pass_between_engines(runs):
-    assert [runs.statuses[f"average-{n}"] for n in (1, 2, 3)] == [[0, 0]] * 3, runs.stderr
-    whole = runs.report("whole-average")
+@pytest.mark.slow
+def test_averages_pass_between_engines(further):
+    assert [further.statuses[f"average-{n}"] for n in (1, 2, 3)] == [[0, 0]] * 3, further.stderr
+    whole = further.report("whole-average")
     for number, first in ((1, 1), (2, 4), (3, 5)):
-        assert_same_curve(runs.report(f"average-{number}"), whole, first=first)
-    assert_same_weights(runs.weights("average"), runs.weights("whole-average"))
-    raw, theirs = (training_tensors(runs.last(run)) for run in ("average", "whole-average"))
+        assert_same_curve(further.report(f"average-{number}"), whole, first=first)
+    assert_same_weights(further.weights("average"), further.weights("whole-average"))
+    raw, theirs = (training_tensors(further.last(run)) for run in ("average", "whole-average"))
     assert any(name.startswith("raw_weights.") for name in raw)
     assert_same_weights(raw, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
-def test_an_adapter_trains_alike(runs, name):
+def test_an_adapter_trains_alike(further, name):
     parts = {f"adapter-{name}": 1}
     if name == "fsdp2":
         parts["adapter-fsdp2-on"] = 3  # resumed
-    whole = runs.report("adapter-single")
+    whole = further.report("adapter-single")
     for part, first in parts.items():
-        assert runs.statuses[part] == [0, 0], runs.stderr
-        assert_same_curve(runs.report(part), whole, first=first)
+        assert further.statuses[part] == [0, 0], further.stderr
+        assert_same_curve(further.report(part), whole, first=first)
     ours, theirs = (
-        load_file(runs.last(run) / "adapter_model.safetensors")
+        load_file(further.last(run) / "adapter_model.safetensors")
         for run in (f"adapter-{name}", "adapter-single")
     )
     assert_same_weights(ours, theirs)
 
 
-def test_a_mixture_trains_alike(runs):
-    assert (runs.statuses["mixture-single"], runs.statuses["mixture-ddp"]) == ([0], [0, 0]), runs.stderr
-    assert_same_curve(runs.report("mixture-ddp"), runs.report("mixture-single"))
-    assert_same_weights(runs.weights("mixture-ddp"), runs.weights("mixture-single"))
+@pytest.mark.slow
+def test_a_mixture_trains_alike(further):
+    assert (further.statuses["mixture-single"], further.statuses["mixture-ddp"]) == ([0], [0, 0]), (
+        further.stderr
+    )
+    assert_same_curve(further.report("mixture-ddp"), further.report("mixture-single"))
+    assert_same_weights(further.weights("mixture-ddp"), further.weights("mixture-single"))
 
 
 @pytest.mark.parametrize(
