@@ -384,8 +384,10 @@ def _as_bytes(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("field", ["r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern"])
-@pytest.mark.parametrize("value", ["8", None, [], {"a": "b"}, -1.5, True])
+@pytest.mark.parametrize(
+    "field", ["r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save", "rank_pattern"]
+)
+@pytest.mark.parametrize("value", ["8", None, [], [None], {"a": "b"}, -1.5, True])
 def test_a_field_of_the_config_of_another_kind_is_refused_or_harmless(adapter_folder, field, value):
     path = adapter_folder / "adapter_config.json"
     fields = json.loads(path.read_text()) | {field: value}

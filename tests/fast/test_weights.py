@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vla.fast.levels import FormError
-from vla.fast.weights import Product, WeightsWatch, memory_of, weight_of
+from vla.fast.weights import Product, memory_of, weight_of
 
 
 def layers(count: int, inputs: int, *outputs: int, bias: bool = False) -> list[nn.Linear]:
@@ -52,17 +52,3 @@ def test_a_fold_that_is_not_asked_for_is_refused():
 def test_weights_that_are_no_matrix_are_named():
     with pytest.raises(FormError, match="It has a Conv1d, whose weights are not a plain matrix"):
         weight_of(nn.Conv1d(2, 2, 1))
-
-
-@pytest.mark.parametrize("bytes_of", ["value", "parameter", "nothing"])
-def test_changes_are_noticed_once(bytes_of):
-    module = nn.Sequential(*layers(2, 4, 4, 4))
-    watch = WeightsWatch(module)
-    assert not watch.changed()
-    with torch.no_grad():
-        if bytes_of == "value":
-            module[1].weight[0, 0] += 1
-        elif bytes_of == "parameter":
-            module[1].weight = nn.Parameter(module[1].weight.clone())
-    assert watch.changed() == (bytes_of != "nothing")
-    assert not watch.changed()

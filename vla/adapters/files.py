@@ -338,21 +338,43 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json(path, WeightsError, missing)
 
 
-def _read_adapter(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Return the `peft.LoraConfig` and the tensors of an adapter's folder."""
-    peft: Any = import_peft()
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the fields of an adapter's config, of the kinds that PEFT writes.
+
+    Raises:
+        WeightsError: It is not a LoRA's, or a field is of another kind.
+    """
     path = folder / CONFIG_FILE
     fields = _read(path)
     if fields.get("peft_type") != "LORA":
         raise WeightsError(f"{path} describes not a LoRA but '{fields.get('peft_type')}'.")
-    fields["inference_mode"] = False
-    for field in ("r", "lora_alpha"):
-        value = fields.get(field)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+
+    def above_zero(value: Any) -> bool:
+        return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < math.inf
+
+    def names(value: Any) -> bool:
+        return value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+    kinds = {
+        "r": (above_zero, "a number above 0"),
+        "lora_alpha": (above_zero, "a number above 0"),
+        "target_modules": (lambda value: isinstance(value, str) or names(value), "a text or a list of names"),
+        "modules_to_save": (names, "a list of names"),
+    }
+    for field, (fits, wanted) in kinds.items():
+        if not fits(fields.get(field)):
             raise WeightsError(
-                f"{path} does not fit the policy: '{field}' must be a number above 0, got {value!r}; "
+                f"{path} does not fit the policy: '{field}' must be {wanted}, got {fields.get(field)!r}; "
                 f"{remedy(path)}."
             )
+    return fields
+
+
+def _read_adapter(folder: Path) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return the `peft.LoraConfig` and the tensors of an adapter's folder."""
+    peft: Any = import_peft()
+    path, fields = folder / CONFIG_FILE, read_config(folder)
+    fields["inference_mode"] = False
     with misread(path, WeightsError):
         config = peft.LoraConfig.from_peft_type(**fields)
     file = folder / WEIGHTS_FILE

@@ -117,27 +117,6 @@ class Product:
         return [*self.weights, *(bias for bias in self.biases if bias is not None)]
 
 
-class WeightsWatch:
-    """Notices that a module's weights were changed or replaced since.
-
-    Args:
-        module: The module that a form was made of.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._seen = self._state()
-
-    def changed(self) -> bool:
-        """Return whether any weight differs from when this was made, or from the last call."""
-        now = self._state()
-        before, self._seen = self._seen, now
-        return now != before
-
-    def _state(self) -> list[tuple[int, int]]:
-        return [(tensor.data_ptr(), tensor._version) for tensor in self._module.parameters()]
-
-
 def memory_of(tensors: Sequence[torch.Tensor], shared_with: nn.Module) -> int:
     """Return the bytes of tensors that are not a module's own."""
     own = {parameter.data_ptr() for parameter in shared_with.parameters()}

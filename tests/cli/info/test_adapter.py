@@ -11,6 +11,7 @@ from tests.policies.conftest import make_robot_policy
 from vla.adapters.files import load_adapter
 from vla.adapters.lora import AdapterConfig, add_adapter, fingerprint
 from vla.cli import main
+from vla.cli.info import adapter
 from vla.errors import ConfigError, WeightsError
 from vla.policies.auto import AutoPolicy, load
 
@@ -114,3 +115,27 @@ def test_bench_takes_a_base(moved, capsys):
     assert "needs its base" in capsys.readouterr().err
     assert main(["bench", "--preset", "tiny", "--base", str(moved / "moved")]) == 1
     assert "base is about adapters" in capsys.readouterr().err
+
+
+FIELDS = [
+    "alpha_pattern", "base_model_name_or_path", "bias", "lora_alpha", "lora_dropout", "modules_to_save",
+    "peft_type", "r", "rank_pattern", "target_modules", "use_dora", "use_rslora",
+]  # fmt: skip
+
+
+def test_a_field_of_the_config_of_another_kind_is_described_or_refused(moved, monkeypatch):
+    monkeypatch.setattr(adapter, "_find_base", lambda *_: None)  # it says nothing of these fields
+    path = moved / "run" / "checkpoints" / "step-000010" / "adapter_config.json"
+    whole = json.loads(path.read_text())
+    assert set(FIELDS) <= set(whole)
+    refused = set()
+    for name in FIELDS:
+        for value in (None, [None], [["a"]], {"a": None}, -1, "x"):
+            path.write_text(json.dumps(whole | {name: value}))
+            try:
+                words = adapter.in_words(adapter.inspect_adapter(path.parent))
+                assert all(isinstance(word, str) for word in words.values())
+            except WeightsError as error:
+                refused.add(name)
+                assert str(path) in str(error)
+    assert refused == {"modules_to_save", "target_modules", "r", "lora_alpha", "peft_type"}

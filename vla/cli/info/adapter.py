@@ -6,8 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from vla.adapters.files import read_base
-from vla.atomic import read_json
+from vla.adapters.files import read_base, read_config
 from vla.cli.console import print_rows
 from vla.cli.info.checkpoint import inspect, read_our_pipeline
 from vla.cli.info.text import CheckpointInfo, conventions
@@ -17,7 +16,7 @@ from vla.weights.files.safetensors import SafetensorsReader
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
 from vla.weights.source import local_folder
 
-_, CONFIG_FILE, WEIGHTS_FILE = ADAPTER_FILES
+*_, WEIGHTS_FILE = ADAPTER_FILES
 _SHOWN = 4
 
 
@@ -105,7 +104,7 @@ def inspect_adapter(folder: Path, base: str | None = None, token: str | None = N
     said = read_base(folder)
     found.base, found.revision = said["name"], said["revision"]
     found.fingerprint, found.quantize = said["fingerprint"], said.get("quantize")
-    _take_config(found, read_json(folder / CONFIG_FILE, WeightsError))
+    _take_config(found, read_config(folder))
     _take_tensors(found, folder)
     _find_base(found, base, token)
     read_our_pipeline(found.robot, folder)
@@ -158,7 +157,7 @@ def in_words(found: AdapterInfo) -> dict[str, str]:
     names = found.layers
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     rows["adapts"] = f"{len(names)} linear layers: {', '.join(names[:_SHOWN])}{more}" if names else "nothing"
-    targets = found.targets if isinstance(found.targets, str) else ", ".join(map(str, found.targets or ()))
+    targets = found.targets if isinstance(found.targets, str) else ", ".join(found.targets or ())
     rows["targets"] = targets or "not recorded"
     if found.whole:
         rows["trained whole"] = ", ".join(found.whole)

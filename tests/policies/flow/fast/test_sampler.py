@@ -155,7 +155,7 @@ class TestPrograms:
         fast.sample_actions(**three | {"noise": -three["noise"]})
         assert torch.equal(first, kept)
 
-    @pytest.mark.parametrize("change", ["in place", "replaced", "loaded"])
+    @pytest.mark.parametrize("change", ["in place", "replaced", "loaded", "uncounted"])
     def test_changed_weights_are_noticed(self, policy, three, change):
         changed = type(policy)(policy.config).eval()
         changed.load_state_dict(policy.state_dict())
@@ -167,6 +167,8 @@ class TestPrograms:
             elif change == "replaced":
                 layer = changed.model.action_out_proj
                 layer.weight = torch.nn.Parameter(layer.weight * 1.5)
+            elif change == "uncounted":
+                changed.model.expert.layers[0].mlp.down_proj.weight.data.mul_(1.5)
             else:
                 changed.load_state_dict({name: one * 1.1 for name, one in changed.state_dict().items()})
         after = fast.sample_actions(**three)

@@ -16,7 +16,8 @@ from vla.fast.levels import FormError
 from vla.fast.programs import Counts, Programs, compiler_errors
 from vla.fast.stack import Stack
 from vla.fast.vision import Vision
-from vla.fast.weights import WeightsWatch, memory_of
+from vla.fast.watch import WeightsWatch
+from vla.fast.weights import memory_of
 from vla.nn.attention import KeyValueCache
 from vla.nn.layout import PrefixLayout
 from vla.objectives.noise import Generators, standard_normal
