@@ -20,9 +20,9 @@ class WeightsWatch:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._look()
+        self._record()
 
-    def _look(self) -> None:
+    def _record(self) -> None:
         modules = list(self._module.modules())
         # Walking the tree anew takes longer than all the rest.
         self._children = [(one._modules, tuple(one._modules.values())) for one in modules]
@@ -34,7 +34,7 @@ class WeightsWatch:
     def changed(self) -> bool:
         """Return whether any weight differs from when this was made, or from the last call."""
         if any(tuple(now.values()) != then for now, then in self._children) or self._count() != self._counted:
-            self._look()
+            self._record()
             return True
         before, self._sampled = self._sampled, self._sample()
         return self._sampled != before
