@@ -43,7 +43,9 @@ def bench(
     context: typer.Context,
     policy: PolicyOption = None,
     base: BaseOption = None,
-    preset: Annotated[str | None, typer.Option(help="full, middle or tiny; full where not given.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="full, wide, middle or tiny; full where not given.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.")] = None,

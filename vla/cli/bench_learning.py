@@ -73,7 +73,7 @@ def draws(
 
 
 def features(
-    preset: Annotated[str, typer.Option(help="full, middle or tiny.")] = "middle",
+    preset: Annotated[str, typer.Option(help="full, wide, middle or tiny.")] = "middle",
     freeze: Annotated[str, typer.Option(help="What is frozen: vision, or vlm.")] = "vlm",
     batch: Annotated[int, typer.Option(help="Observations per step.")] = 8,
     steps: Annotated[int, typer.Option(help="Steps of each run.")] = 8,

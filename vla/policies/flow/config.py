@@ -81,7 +81,7 @@ class FlowConfig(PolicyConfig):
         knowledge_insulation: Stop gradients of the action loss at the prefix's keys and values.
     """
 
-    PRESETS: ClassVar[tuple[str, ...]] = ("tiny", "middle")
+    PRESETS: ClassVar[tuple[str, ...]] = ("tiny", "middle", "wide")
     old_names: ClassVar[dict[str, str]] = {
         "head_width": "head_dim",
         "insulate_backbone": "knowledge_insulation",
@@ -275,6 +275,24 @@ class FlowConfig(PolicyConfig):
             "vlm": {"width": 512, "mlp_dim": 2048},
             "expert": {"width": 256, "mlp_dim": 1024},
             "depth": 6,
+            "head_dim": 64,
+            "vocab_size": 8192,
+        }
+        return cls(**{**sizes, **overrides})
+
+    @classmethod
+    def wide(cls, **overrides: Any) -> Self:
+        """Return a config of 150 million parameters on images of full size, twice as deep as `middle`."""
+        sizes: dict[str, Any] = {
+            "vision": {
+                "hidden_size": 384,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 6,
+            },
+            "vlm": {"width": 768, "mlp_dim": 3072},
+            "expert": {"width": 384, "mlp_dim": 1536},
+            "depth": 12,
             "head_dim": 64,
             "vocab_size": 8192,
         }
