@@ -45,6 +45,13 @@ def test_what_is_not_set_is_refused(written):
         expanded(written)
 
 
+@pytest.mark.parametrize("written", ["$EMPTY/x", "${EMPTY}", "hf:$EMPTY/x"])
+def test_what_is_set_to_nothing_is_refused(written, monkeypatch):
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(ConfigError, match=r"the environment variable EMPTY is empty\. Set it, or give"):
+        expanded(written)
+
+
 def test_a_dollar_in_a_name_that_is_there(tmp_path):
     (tmp_path / "$NO_SUCH").mkdir()
     assert expanded(tmp_path / "$NO_SUCH" / "new") == tmp_path / "$NO_SUCH" / "new"

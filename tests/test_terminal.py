@@ -59,6 +59,12 @@ def test_no_control_characters_in_a_log(monkeypatch, capsys, caplog, forced):
     ]
 
 
+@pytest.mark.parametrize(("columns", "width"), [("1", 40), ("39", 40), ("41", 41), ("200", 200)])
+def test_tables_have_room_for_what_they_say(monkeypatch, columns, width):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert plain_console().width == width
+
+
 def test_a_bar_on_a_terminal_and_no_lines(terminal, monkeypatch, caplog):
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(vla.terminal, "LINE_EVERY", 0)

@@ -55,8 +55,13 @@ class MissingDependencyError(VlaError, ImportError):
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string."""
-    nearest = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string.
+
+    That is one below a section, `a.name`, where there is such a one.
+    """
+    options = list(options)
+    below = [one for one in options if one.endswith(f".{name}")]
+    nearest = below or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     return f" Did you mean '{nearest[0]}'?" if nearest else ""
 
 

@@ -16,7 +16,7 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     is there.
 
     Raises:
-        ConfigError: No environment variable of that name is set, or the path is an empty text.
+        ConfigError: No environment variable of that name is set, or to nothing, or the path is an empty text.
     """
     if path == "":  # which Path takes for the current folder
         raise ConfigError('The path is empty. Name a file or a folder; the current folder is ".".')
@@ -30,11 +30,12 @@ def expanded_text(text: str) -> str:
         return whole
     for found in _VARIABLE.finditer(whole):
         name = found[1] or found[2]
-        if name in os.environ:
+        if os.environ.get(name):
             continue
         upto = whole.find("/", found.end())
         if not os.path.lexists(whole if upto < 0 else whole[:upto]):
+            said = "empty" if name in os.environ else "not set"  # `$OUT/x` would be /x
             raise ConfigError(
-                f"{text}: the environment variable {name} is not set. Set it, or give the path in full."
+                f"{text}: the environment variable {name} is {said}. Set it, or give the path in full."
             )
     return os.path.expandvars(whole)

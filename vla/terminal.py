@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 LINE_EVERY = 10.0
 """Seconds between two lines about the same work, where no bar moves."""
 
+NARROWEST = 40
+"""Columns that tables get at least."""
+
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -48,7 +51,7 @@ def plain_console(stderr: bool = False) -> "Console":
             raise  # what it is called for: rich itself would exit with 1
 
     watched = is_watched(sys.stderr if stderr else sys.stdout)
-    return Unguarded(
+    made = Unguarded(
         stderr=stderr,
         highlight=False,
         markup=False,
@@ -56,6 +59,9 @@ def plain_console(stderr: bool = False) -> "Console":
         force_terminal=watched,
         color_system="auto" if watched else None,
     )
+    if made.width < NARROWEST:  # COLUMNS=1: tables would be empty boxes
+        made.width = NARROWEST
+    return made
 
 
 @contextmanager

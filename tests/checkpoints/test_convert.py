@@ -249,7 +249,7 @@ def test_a_tokenizer_that_is_not_there_is_refused_needed_or_not(robot_ready, tmp
         ({"to": "vla", "max_shard_size": "much"}, "such as '5GB'"),
         ({"to": "vla", "max_shard_size": 0}, "such as '5GB'"),
         ({"to": "vla", "dtype": "int8"}, "dtype must be one of"),
-        ({"to": "vla", "config": {"depth": 9}}, "You asked for depth is 9"),
+        ({"to": "vla", "config": {"depth": 9}}, "You asked for depth=9"),
     ],
 )
 def test_bad_argument_is_refused(saved, tmp_path, arguments, match):

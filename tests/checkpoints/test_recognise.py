@@ -320,7 +320,7 @@ def test_our_config_that_contradicts_the_tensors_is_refused():
 
 def test_override_that_contradicts_the_tensors_is_refused():
     tensors = renamed(tensors_of(Pi0Config.tiny(**PUBLISHED)), "openpi")
-    refuse(tensors, "You asked for depth is 3", overrides={"depth": 3}, error=ConfigError)
+    refuse(tensors, "You asked for depth=3", overrides={"depth": 3}, error=ConfigError)
     refuse(tensors, "no field 'horizon'.*'action_horizon'", overrides={"horizon": 3}, error=ConfigError)
     refuse(tensors, "is refused: .*solver", overrides={"solver": "magic"}, error=ConfigError)
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.folders import unchanged
+from vla.adapters.files import merge
 from vla.atomic import SaveError
 from vla.checkpoints import replace
+from vla.checkpoints.convert import convert
 from vla.checkpoints.replace import READY, finish_save, replacing_checkpoint
+from vla.cli import main
 
 OLD = {
     "config.json": "old",
@@ -164,6 +167,22 @@ def test_a_checkpoint_of_a_run_is_left_alone(folder):
     with pytest.raises(SaveError, match="a training run resumes from"):
         save(folder)
     assert read(folder) == OLD | OTHERS | {"training_state.pt": "mine"}
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/checkpoints/mine"])
+def test_the_folder_of_a_run_is_left_alone(tmp_path, place):
+    write(tmp_path / "run", {"recipe.yaml": "", "reproduce.json": "[]"})
+    write(tmp_path / "run/checkpoints/step-000002", {"training_state.pt": "", "model.safetensors": ""})
+    said = rf"{place} .*the folder of a training run.*choose another folder.*run_policy"
+    with unchanged(tmp_path):
+        with pytest.raises(SaveError, match=said):
+            save(tmp_path / place)
+        with pytest.raises(SaveError, match=said):
+            merge(tmp_path / "absent", tmp_path / place)
+        with pytest.raises(SaveError, match=said):
+            convert(tmp_path / "absent", tmp_path / place, "vla")
+        for command in (["merge", "absent"], ["convert", "absent", "--to", "vla"]):
+            assert main([*command[:2], str(tmp_path / place), *command[2:]]) == 1
 
 
 @pytest.mark.parametrize("file", ["meta/info.json", "dataset_info.json", "dataset_dict.json"])

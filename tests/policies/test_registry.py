@@ -32,6 +32,7 @@ def test_make_policy_takes_preset_and_overrides():
     ("overrides", "preset", "message"),
     [
         ({"action_horizn": 3}, "tiny", "policy.config.action_horizn.*Did you mean 'action_horizon'"),
+        ({"image_size": 56}, "tiny", r"image_size is not a field .*Did you mean 'vision\.image_size'"),
         ({}, "huge", "no preset 'huge', only tiny"),
         ({"action_horizon": "long"}, "tiny", "action_horizon"),
         ({"action_horizon": 0}, "tiny", "action_horizon must be at least 1, got 0"),

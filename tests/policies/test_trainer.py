@@ -8,12 +8,13 @@ import torch
 import transformers.trainer
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import ConcatDataset, DataLoader, Subset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.training_args import ParallelMode
 from transformers.utils.generic import can_return_loss, find_labels
 
 import vla
 from tests.data.make import make_dataset
-from tests.folders import files_of
+from tests.folders import files_of, unchanged
 from tests.hub_server import TOKEN, serving, speak_to
 from vla.adapters.lora import AdapterConfig, adapter_parameters, add_adapter, fold_in
 from vla.atomic import SaveError
@@ -338,3 +339,50 @@ def test_options_of_language_models_are_refused_by_name(make, option, tmp_path):
 def test_the_token_table_is_not_resized(make):
     with pytest.raises(ConfigError, match="as many rows as its weights"):
         make("pi0")[0].resize_token_embeddings(600)
+
+
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"ddp_find_unused_parameters": False}])
+def test_a_ddp_that_would_wait_for_gradients_that_never_come_is_refused(make, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(TrainingArguments, "parallel_mode", ParallelMode.DISTRIBUTED)
+    policy, items = make("pi0")
+    said = (
+        r"DDP needs TrainingArguments\(ddp_find_unused_parameters=True\), got .*no gradient reaches model\."
+    )
+    (tmp_path / "out").mkdir()  # which the Trainer makes
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=said):
+        trainer(policy, items, tmp_path / "out", **options)
+    trainer(policy, items, tmp_path / "out", **{**options, "ddp_find_unused_parameters": True})
+    trainer(policy, items, tmp_path / "out")
+    wrapped = get_peft_model(policy, LoraConfig(target_modules="all-linear"))
+    if "ddp_find_unused_parameters" in options:
+        with pytest.raises(ConfigError, match=said.replace("model", r".*model")):
+            trainer(wrapped, items, tmp_path / "out", **options)
+    trainer(*make("bc"), tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_in_which_updates_round_to_nothing_are_said(make, tmp_path, caplog, dtype):
+    policy, items = make("bc")
+    one = trainer(policy.to(dtype), items, tmp_path / "out", max_steps=1)
+    one.add_callback(type("Stop", (TrainerCallback,), {"on_step_begin": lambda *_, **__: 1 / 0}))
+    with pytest.raises(ZeroDivisionError):  # before the first step
+        one.train()
+    said = f"more of the trained parameters are {dtype}: there, an update below 2^-9 of a weight rounds to"
+    assert caplog.text.count(said) == (dtype != torch.float32)
+    advice = "let TrainingArguments(bf16=True) make the computation fast"
+    assert (advice in caplog.text) == (dtype != torch.float32)
+
+
+def test_recomputed_layers_keep_the_gradients_of_adapters(make, caplog):
+    """Reentrant checkpointing would drop those of the vision tower, whose input needs none."""
+    policy, items = make("pi0")
+    adapted = get_peft_model(policy, LoraConfig(r=2, target_modules=["q_proj"])).train()
+    policy.gradient_checkpointing_enable({"use_reentrant": True})
+    batch = next(iter(DataLoader(items, batch_size=2)))
+    adapted(**batch).loss.backward()
+    found = {
+        name: one.grad for name, one in adapted.named_parameters() if "lora_B" in name and "vision" in name
+    }
+    assert found
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in found.values())
+    assert caplog.text.count("use_reentrant=True would drop gradients") == 1

@@ -269,6 +269,7 @@ def test_the_recipe_decides_whatever_the_environment_says(monkeypatch, caplog, a
         f"ACCUMULATION_STEPS=4 is not followed: the recipe decides, with train.accumulation={accumulation}"
         in (caplog.text)
     )
+    assert "MIXED_PRECISION=bf16 is not followed: the recipe decides, with train.precision=no" in caplog.text
     assert "BACKEND=INDUCTOR is not followed: the recipe decides, with train.compile=False" in caplog.text
 
 
@@ -276,6 +277,7 @@ def test_the_recipe_decides_whatever_the_environment_says(monkeypatch, caplog, a
 def test_what_launchers_set_unasked_or_alike_is_no_news(monkeypatch, caplog, usual):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", usual)
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     made = engine.make_engine(TrainSection(accumulation=2, precision="no")).accelerator
     assert made.gradient_accumulation_steps == 2
     assert "not followed" not in caplog.text

@@ -46,6 +46,7 @@ def test_what_processes_need_to_meet_is_named(missing):
         (PAIR | {"RANK": "2"}, "RANK=2 is not among 2"),
         (PAIR | {"WORLD_SIZE": "1"}, "RANK=1 is not among 1"),
         ({"WORLD_SIZE": "1", "RANK": "1"}, "RANK=1 is not among 1"),
+        ({"RANK": "1"}, "RANK=1 says .* but WORLD_SIZE is not set: each would train alone.*or unset RANK"),
         ({"LOCAL_RANK": "0"}, "but WORLD_SIZE, RANK, MASTER_ADDR, MASTER_PORT is not set. Unset LOCAL_RANK"),
         ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, "but MASTER_ADDR, MASTER_PORT is not set"),
         (PAIR | {"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is not a port"),

@@ -1,5 +1,7 @@
 """Training an adapter: what moves, what is saved, and that a resumed run equals an unbroken one."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -41,6 +43,7 @@ def lora(tiny, base):
 
 def test_base_stays_bit_identical_and_the_checkpoint_holds_the_adapter_alone(lora, base):
     result = train(lora("policy.adapter.dropout=0.1"), progress=False)
+    assert str(result.folder) in json.loads((base / "adapters.json").read_text())["adapters"]
     names = {path.name for path in result.checkpoint.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "pipeline.json", "statistics.json"} <= names
     assert "model.safetensors" not in names

@@ -4,10 +4,11 @@ from typing import get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from tests.folders import unchanged
 from vla.errors import ConfigError
-from vla.train.recipe import Recipe
+from vla.train.recipe import DataSection, PolicySection, Recipe, TrainSection
 from vla.train.recipe_file import load_recipe
 from vla.transforms.normalize import NormalizationMode
 
@@ -38,6 +39,74 @@ def test_command_line_outranks_the_file(tmp_path):
     assert (recipe.train.steps, recipe.train.learning_rate) == (9, 1e-4)
     assert (recipe.data.path, recipe.data.augment, recipe.output) == ("a", False, "b")
     assert recipe.data.cameras == {"top": "observation.images.top"}
+
+
+FILE = """
+policy: {config: {depth: 3, vision: {width: 8, heads: 2}}}
+data:
+  cameras: {top: a, wrist: b}
+  normalization: {state: zscore, actions: minmax}
+  augment: false
+  mixture:
+    - {path: x, weight: 1, cameras: {top: a}, normalization: {state: zscore}}
+train: {steps: 7}
+"""
+MAPPINGS = {
+    "data.cameras": ("{left: c}", {"left": "c"}),
+    "data.normalization": ("{actions: quantile}", {"actions": "quantile"}),
+    "policy.config": ("{width: 9}", {"width": 9}),
+    "policy.config.vision": ("{width: 4}", {"width": 4}),
+    "data.mixture.0.cameras": ("{left: c}", {"left": "c"}),
+    "data.mixture.0.normalization": ("{}", {}),
+}
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(FILE)
+    return tmp_path / "recipe.yaml"
+
+
+def at(recipe, key):
+    return OmegaConf.select(OmegaConf.create(recipe.model_dump(mode="json")), key)
+
+
+@pytest.mark.parametrize("key", MAPPINGS)
+def test_a_mapping_of_the_users_own_keys_is_replaced(recipe_file, key):
+    """Whole as given, also within a section, which is merged; empty, it is empty."""
+    given, meant = MAPPINGS[key]
+    recipe = load_recipe(recipe_file, ["output=b", f"{key}={given}"])
+    assert at(recipe, key) == meant
+    assert (recipe.train.steps, recipe.data.augment) == (7, False)
+    assert at(load_recipe(recipe_file, ["output=b", f"{key}={{}}"]), key) == {}
+    section, _, last = key.partition(".")
+    if "." not in last:
+        recipe = load_recipe(recipe_file, ["output=b", f"{section}={{{last}: {given}}}"])
+        assert at(recipe, key) == meant
+        assert recipe.data.augment is False
+
+
+def test_every_mapping_of_the_users_own_keys_is_tried():
+    """Those of the schema: a new one must be here, too."""
+    sections = {"policy": PolicySection, "data": DataSection, "train": TrainSection}
+    found = {
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, field in section.model_fields.items()
+        if "dict[" in str(field.annotation)
+    }
+    assert found == {key for key in MAPPINGS if key.count(".") == 1}
+
+
+def test_null_takes_one_key_of_a_mapping_away(recipe_file):
+    taken = ["data.cameras.wrist=null", "policy.config.vision.heads=null", "data.mixture.0.cameras.top=null"]
+    recipe = load_recipe(recipe_file, ["output=b", *taken, "policy.config.depth=~", "data.cameras.left=c"])
+    assert recipe.data.cameras == {"top": "a", "left": "c"}
+    assert recipe.policy.config == {"vision": {"width": 8}}
+    assert at(recipe, "data.mixture.0.cameras") == {}
+    assert load_recipe(recipe_file, ["output=b", "policy.config.new=null"]).policy.config["new"] is None
+    with pytest.raises(ConfigError, match=r"'data\.cameras\.new' is empty \(null\)"):
+        load_recipe(recipe_file, ["output=b", "data.cameras.new=null"])
 
 
 def test_overrides_are_typed():
@@ -79,6 +148,13 @@ def test_unknown_key_names_itself_and_its_nearest_neighbour(key, nearest):
         ("data.validation_fraction=1", ["'data.validation_fraction' is 1", "less than 1"]),
         ("data.cameras=top", ["'data.cameras' is 'top'", "mapping"]),
         ("train=3", ["'train' is 3", "mapping"]),
+        ("output=", ["'output' is empty (null), expected text."]),
+        ("train.steps=", ["'train.steps' is empty (null), expected a whole number"]),
+        ("data.episodes=0", ["'data.episodes' is 0, expected a list, such as [0]."]),
+        ("train.trackers=wandb", ["'train.trackers' is 'wandb', expected a list, such as [wandb]."]),
+        ("train.betas=[0.9]", ["'train.betas' has only 1 of its entries: give all of them."]),
+        ("policy.adapter.r=8", ["Did you mean 'policy.adapter.rank'?"]),
+        ("policy.adapter.target_modules=x", ["Did you mean 'policy.adapter.targets'?"]),
         ("data.episodes=[0,a]", ["'data.episodes.1' is 'a'", "whole number"]),
     ],
 )

@@ -4,9 +4,10 @@ import logging
 
 import pytest
 
+from tests.folders import unchanged
 from vla.errors import WeightsError
 from vla.weights.headers import header_folder
-from vla.weights.run_folder import chosen_checkpoint
+from vla.weights.run_folder import chosen_checkpoint, run_of
 from vla.weights.source import local_folder
 
 
@@ -95,3 +96,28 @@ def test_a_link_to_nothing_and_a_user_who_does_not_exist(tmp_path):
             read(tmp_path / "last")
     with pytest.raises(WeightsError, match="~nobody-of-that-name/x is not a folder here"):
         local_folder("~nobody-of-that-name/x")
+
+
+class TestRunThatHoldsAPolicyItself:
+    def test_is_refused_with_both_paths(self, run):
+        checkpoint(run)
+        newest = run / "checkpoints" / "step-1000000"
+        said = rf"{run} is a training run, whose newest checkpoint is {newest}, and a policy was saved into"
+        with unchanged(run), pytest.raises(WeightsError, match=rf"{said}.*name the checkpoint, {newest}, or"):
+            local_folder(run)
+        assert local_folder(newest) == newest
+
+    def test_of_another_library_is_the_policy_itself_and_the_log_says_so(self, run, caplog):
+        (run / "recipe.yaml").unlink()
+        assert local_folder(checkpoint(run)) == run
+        assert f"{run} is taken as the policy that it holds itself, not as" in caplog.text
+
+
+def test_what_belongs_to_a_run(run, tmp_path):
+    inside = run / "checkpoints"
+    for place in (run, inside, inside / "mine"):
+        assert run_of(place) == run
+    for place in (tmp_path, tmp_path / "other", run / "plots", inside / "step-000600" / "x"):
+        assert run_of(place) is None
+    (run / "recipe.yaml").unlink()
+    assert run_of(run) is None

@@ -31,7 +31,7 @@ from vla.adapters.lora import (
 from vla.adapters.quantize import load_quantized
 from vla.atomic import atomic_folder, atomic_write, read_json
 from vla.checkpoints.module import LoadedFrom, PolicyModule
-from vla.checkpoints.replace import check_replaceable
+from vla.checkpoints.replace import check_replaceable, refuse_run
 from vla.checkpoints.savable import check_finite, check_same_names, check_tensors
 from vla.errors import StatisticsError, VlaError, WeightsError, misread, remedy
 from vla.paths import expanded
@@ -40,6 +40,7 @@ from vla.types import default_device_cpu
 from vla.weights.dtypes import as_dtype
 from vla.weights.finite import refuse_not_finite
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
+from vla.weights.run_folder import ADAPTERS_FILE, CHECKPOINTS_FOLDER
 from vla.weights.source import local_folder
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,34 @@ def write_base(policy: PolicyModule, folder: Path) -> None:
         "quantize": policy.trained_on[name],
     }
     atomic_write(folder / BASE_FILE, json.dumps(said, indent=2) + "\n")
+
+
+def keep_base(policy: PolicyModule, adapter: Path) -> None:
+    """Mark the checkpoint of a run that an adapter rests on, so that the run's rotation never removes it.
+
+    Nothing else is ever written to a base. Bases that are no checkpoints of a run are left alone; where one
+    cannot be written, the log says so.
+
+    Args:
+        policy: A policy with an active adapter.
+        adapter: Where the adapter is to lie, or its run.
+    """
+    base = Path(base_of(policy).name)
+    path = base / ADAPTERS_FILE
+    if base.parent.name != CHECKPOINTS_FOLDER or not (base / "training_state.pt").is_file():
+        return
+    try:
+        known = list(read_json(path, WeightsError).get("adapters", ())) if path.exists() else []
+        whole = adapter.absolute()
+        if not {str(whole), *map(str, whole.parents)} & set(known):
+            atomic_write(path, json.dumps({"adapters": [*known, str(whole)]}, indent=2) + "\n")
+    except (VlaError, TypeError) as error:
+        logger.warning(
+            "The base of this adapter is the checkpoint %s of a training run, which may remove it as it "
+            "trains on (train.keep_last), and without it the adapter is of no use: it cannot be marked as "
+            "needed (%s). Copy it first, `vla convert %s DST --to vla`, and train the adapter on DST.",
+            base, error, base,
+        )  # fmt: skip
 
 
 def base_of(policy: PolicyModule) -> LoadedFrom:
@@ -297,8 +326,10 @@ def merge(
 
     Raises:
         WeightsError: The folder holds no adapter that was trained here, or the base cannot be opened.
-        SaveError: `dst` holds something already, or the disk is full. Nothing is left behind.
+        SaveError: `dst` holds something already or belongs to a run, or the disk is full. Nothing is left
+            behind.
     """
+    refuse_run(expanded(dst))
     folder = local_folder(adapter, hub.pop("revision", None), **hub)
     policy = load_with_base(folder, base=base, dtype=torch.float32, **hub)
     if (quantized := policy.trained_on[DEFAULT_NAME]) is not None:

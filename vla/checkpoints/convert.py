@@ -12,6 +12,7 @@ from vla.checkpoints.agreement import check_pipelines
 from vla.checkpoints.empty import empty_policy, parameter_shapes
 from vla.checkpoints.pipelines import read_pipeline, write_pipeline
 from vla.checkpoints.recognise import format_of, recognise, weights_module
+from vla.checkpoints.replace import refuse_run
 from vla.errors import ConfigError, VlaError
 from vla.paths import expanded
 from vla.policies.registry import policy_entry
@@ -103,9 +104,11 @@ def convert(
         ConfigError: There is no such format for this policy, an argument does not fit it, the given tokenizer
             cannot be read, or the source's pipeline makes something else than the policy reads.
         StatisticsError: The source's statistics are of another width than the rest.
-        SaveError: `dst` holds something already, or the disk is full. Nothing is left behind.
+        SaveError: `dst` holds something already or belongs to a run, or the disk is full. Nothing is left
+            behind.
     """
     wanted_dtype, shard_bytes = as_dtype(dtype), _shard_bytes(max_shard_size, to)
+    refuse_run(expanded(dst))
     with open_stored(local_folder(src, revision, token)) as stored:
         policy, source = recognise(stored)
         target = format_of(policy, to)

@@ -20,6 +20,7 @@ from vla.transforms.named_pipelines import PIPELINES_FOLDER
 from vla.transforms.statistics import STATISTICS_FILE
 from vla.weights.files.row_shards import SHARDS, has_row_shards
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
+from vla.weights.run_folder import run_of
 
 READY = ".vla_saved"
 _MOVES = "moves.json"
@@ -48,10 +49,11 @@ def replacing_checkpoint(target: Path | str) -> Iterator[Path]:
         target: Where the checkpoint goes; made where absent.
 
     Raises:
-        SaveError: `target` is a file, a dataset, a checkpoint that a training run resumes from, or holds a
-            whole policy where an adapter is to be saved; or the disk is full or read-only.
+        SaveError: `target` is a file, a dataset, a training run, a checkpoint that one resumes from, or holds
+            a whole policy where an adapter is to be saved; or the disk is full or read-only.
     """
     target = Path(target)
+    refuse_run(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         with atomic_folder(target) as folder:
             yield folder
@@ -67,6 +69,22 @@ def replacing_checkpoint(target: Path | str) -> Iterator[Path]:
     finish_save(target)
 
 
+def refuse_run(target: Path | str) -> None:
+    """Raise `SaveError` where a policy would lie in a training run's folder, or among its checkpoints.
+
+    The run's folder stands for its newest checkpoint; with a policy of its own it would stand for that.
+    """
+    target = Path(target)
+    if target.name.startswith(".") and target.suffix == ".tmp":  # what becomes a checkpoint of the run
+        return
+    if (run := run_of(target)) is not None and not (target / _TRAINING_STATE).exists():
+        what = "is" if run == target.absolute() else f"belongs to {run},"
+        raise SaveError(
+            f"{target} {what} the folder of a training run, which stands for its newest checkpoint: choose "
+            f"another folder for the policy, such as {run.with_name(run.name + '_policy')}."
+        )
+
+
 def check_replaceable(target: Path, is_adapter: bool = False) -> None:
     """Raise `SaveError` where a policy cannot be saved into `target`, whatever it is; changes nothing.
 
@@ -76,6 +94,7 @@ def check_replaceable(target: Path, is_adapter: bool = False) -> None:
     """
     if target.exists() and not target.is_dir():
         raise SaveError(f"{target} is a file; give a folder to save the policy into.")
+    refuse_run(target)
     if (dataset := next((name for name in _OF_DATASETS if (target / name).exists()), None)) is not None:
         raise SaveError(
             f"{target} holds a dataset ({dataset}), which would no longer be opened as one: choose another "

@@ -93,6 +93,9 @@ def convert(
     Example: vla convert lerobot/pi0_base pi0_base_openpi --to openpi --dtype bfloat16
     """
     overrides = _parse(fields or [])
+    from vla.checkpoints.replace import refuse_run
+
+    refuse_run(dst)
     check_new_folder(dst, "DST", empty=True)
 
     from vla.checkpoints.convert import convert as run

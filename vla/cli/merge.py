@@ -43,6 +43,9 @@ def merge(
 
     Example: vla merge runs/cube/checkpoints/last cube_policy --dtype bfloat16
     """
+    from vla.checkpoints.replace import refuse_run
+
+    refuse_run(dst)
     check_new_folder(dst, "DST", empty=True)
 
     from vla.adapters.files import merge as run

@@ -39,6 +39,11 @@ def train(
 
     settings = load_recipe(recipe, overrides or [])
 
+    if resume:
+        from vla.train.checkpoint.same_run import refuse_another_run
+
+        refuse_another_run(recipe, settings, overrides or [])
+
     from vla.cli.info.training_memory import predicted_for
     from vla.cli.recordings import plots_while_training, while_training
     from vla.train.launch import Launch

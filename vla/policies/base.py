@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import ModelOutput
 
-from vla.adapters.files import check_storable, load_with_base, write_adapter
+from vla.adapters.files import check_storable, keep_base, load_with_base, write_adapter
 from vla.adapters.quantize import load_quantized
 from vla.atomic import SaveError
 from vla.checkpoints.empty import measured
@@ -286,7 +286,8 @@ class Policy(PolicyModule):
         """Keep only the inputs of layers for the backward pass, which then computes the rest again.
 
         Args:
-            activation_checkpointing_kwargs: For `torch.utils.checkpoint.checkpoint`.
+            activation_checkpointing_kwargs: For `torch.utils.checkpoint.checkpoint`; always without
+                `use_reentrant`, which drops the gradients of layers whose inputs need none.
             every_n_layers: 1 treats every layer of every tower so, 2 every second, counted from the first.
             offload: Hold those inputs in the host's memory.
 
@@ -295,7 +296,13 @@ class Policy(PolicyModule):
         """
         if "activation_checkpointing" in self.leaves_out:
             raise ConfigError(f"{type(self).__name__} offers no activation checkpointing: leave it out.")
-        super().activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+        options = dict(activation_checkpointing_kwargs or {})
+        if options.get("use_reentrant"):
+            logger.warning(
+                "use_reentrant=True would drop gradients, of adapters for one: it is taken as False"
+            )
+        options["use_reentrant"] = False
+        super().activation_checkpointing_enable(options, every_n_layers, offload)
         for module in self.modules():
             if hasattr(module, "checkpoint_every"):  # transformers' count is of its own layers alone
                 module.checkpoint_every = every_n_layers  # type: ignore[assignment]
@@ -370,6 +377,8 @@ class Policy(PolicyModule):
                 self.save_pipelines(folder)
         except SafetensorError as error:  # what becomes of a full disk in there
             raise SaveError(f"Could not write {save_directory}: {error}. Nothing was changed.") from error
+        if self.adapter is not None:
+            keep_base(self, save_directory)
         if push_to_hub:
             repo_id = others.pop("repo_id", None) or own_repository(save_directory, others.get("token"))
             self.push_to_hub(repo_id, max_shard_size=max_shard_size, **others)

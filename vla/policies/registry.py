@@ -107,9 +107,10 @@ def make_config(name: str, overrides: dict[str, Any] | None = None, preset: str 
     known = set(config_class().to_dict())
     for key in config_class.renamed(overrides or {}):
         if key not in known:
-            raise ConfigError(
-                f"policy.config.{key} is not a field of {config_class.__name__}.{did_you_mean(key, known)}"
-            )
+            fields = config_class().to_dict().items()
+            below = [f"{name}.{one}" for name, inner in fields if isinstance(inner, dict) for one in inner]
+            hint = did_you_mean(key, [*known, *below])
+            raise ConfigError(f"policy.config.{key} is not a field of {config_class.__name__}.{hint}")
     make: Callable[..., Any] = config_class
     if preset is not None:
         presets = getattr(config_class, "PRESETS", ())

@@ -4,19 +4,25 @@ And the weights of an adapter of `vla.adapters`, once more: in a checkpoint of a
 `model.safetensors` to resume from and to take the best of, unless a policy is wrapped by PEFT.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers.trainer
 from safetensors.torch import save
 from torch.utils.data import ConcatDataset, Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import ParallelMode
 
-from vla.adapters.files import check_saving, write_base
+from vla.adapters.files import check_saving, keep_base, write_base
 from vla.adapters.lora import adapter_parameters
 from vla.atomic import atomic_write
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError
+from vla.weights.dtypes import rounded_weights
+
+logger = logging.getLogger(__name__)
 
 _WEIGHTS = "model.safetensors"
 _OF_LANGUAGE_MODELS = {
@@ -31,11 +37,12 @@ class PolicyCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse options of language models.
+        """Refuse options of language models, and a DDP that would wait for gradients that never come.
 
         Raises:
             ConfigError: One of them is set.
         """
+        check_unused_parameters(kwargs.get("model"), args)
         if not isinstance(kwargs.get("model"), PolicyModule):
             return
         for option, reason in _OF_LANGUAGE_MODELS.items():
@@ -53,6 +60,8 @@ class PolicyCallback(TrainerCallback):
             ConfigError: A dataset's items are not a policy's tensors.
         """
         policy = kwargs.get("model")
+        if isinstance(policy_in(policy), PolicyModule):
+            warn_of_rounded_weights(policy)
         if not isinstance(policy, PolicyModule):
             return
         for loader in (kwargs.get("train_dataloader"), kwargs.get("eval_dataloader")):
@@ -61,6 +70,8 @@ class PolicyCallback(TrainerCallback):
         check_saving(policy, output)
         for folder in output.glob("checkpoint-*") if str(args.save_strategy) != "no" else ():
             check_saving(policy, folder)
+        if policy.adapter is not None and args.should_save:
+            keep_base(policy, output)
         if args.push_to_hub and str(args.hub_strategy) != "end" and args.should_save:
             # With each save the Trainer pushes weights and config, and what else lies in the folder.
             output.mkdir(parents=True, exist_ok=True)
@@ -88,6 +99,48 @@ def install() -> None:
     defaults: list[Any] = transformers.trainer.DEFAULT_CALLBACKS
     if PolicyCallback not in defaults:
         defaults.append(PolicyCallback)
+
+
+def policy_in(model: Any) -> Any:
+    """Return the policy that PEFT has wrapped, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def check_unused_parameters(model: Any, args: TrainingArguments) -> None:
+    """Raise `ConfigError` where DDP would not look for parameters that a step leaves out.
+
+    The Trainer has decided it before any of its events: it does not look for them where `args` say so, or,
+    of a whole model, where activations are recomputed.
+    """
+    policy, find = policy_in(model), args.ddp_find_unused_parameters
+    is_ddp = args.parallel_mode == ParallelMode.DISTRIBUTED and not args.fsdp and not args.deepspeed
+    if not isinstance(policy, PolicyModule) or not is_ddp or find or args.ddp_static_graph:
+        return
+    recomputes = policy.is_activation_checkpointing or args.activation_checkpointing
+    if find is None and (policy is not model or not recomputes):
+        return
+    without: Any = getattr(policy, "prefixes_without_gradient", lambda _: ())
+    unreached = [
+        name
+        for name, one in policy.named_parameters()
+        if one.requires_grad and name.startswith(without(False))
+    ]
+    if unreached:
+        said = "activation checkpointing, which turns it off," if find is None else "False"
+        raise ConfigError(
+            f"DDP needs TrainingArguments(ddp_find_unused_parameters=True), got {said}: without text "
+            f"to learn no gradient reaches {unreached[0]} and {len(unreached) - 1} more, for which it would "
+            "wait."
+        )
+
+
+def warn_of_rounded_weights(model: torch.nn.Module) -> None:
+    """Warn where weights are trained in a dtype in which most updates round to nothing."""
+    trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    rounded = [(name, one.dtype) for name, one in trained if one.dtype in (torch.bfloat16, torch.float16)]
+    if rounded:
+        name, dtype = rounded[0]
+        logger.warning("%s", rounded_weights(name, dtype, len(rounded), "TrainingArguments(bf16=True)"))
 
 
 def refuse_raw_dataset(dataset: Any) -> None:

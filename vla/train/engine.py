@@ -103,6 +103,7 @@ def make_engine(train: TrainSection) -> Engine:
 def _say_what_is_not_followed(train: TrainSection) -> None:
     """Warn of settings of accelerate that the recipe decides as well, and otherwise."""
     ours = {
+        "ACCELERATE_MIXED_PRECISION": ("train.precision", train.precision, "no"),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("train.accumulation", train.accumulation, "1"),
         "ACCELERATE_DYNAMO_BACKEND": ("train.compile", train.compile, "no"),
     }

@@ -52,6 +52,12 @@ class Launch:
                         return cls(_number(given, rank, 0), _number(given, size, 1), _meeting(given))
             _check_not_alone_among_others(given)
             _check_not_half_launched(given)
+            if (rank := _number(given, "RANK", 0)) > 0:
+                raise TrainingError(
+                    f"RANK={rank} says that this is one of several processes, but WORLD_SIZE is not set: "
+                    "each would train alone, into one folder. Start them with `accelerate launch` or "
+                    "`torchrun`, or unset RANK to train alone."
+                )
             return cls()
         world = _number(given, "WORLD_SIZE", 1, least=1)
         rank = _number(given, "RANK", 0)

@@ -17,6 +17,7 @@ from torch import nn
 
 from vla.errors import ConfigError
 from vla.train.recipe import TrainSection
+from vla.weights.dtypes import rounded_weights
 
 
 def set_matmul_precision(train: TrainSection) -> None:
@@ -34,8 +35,4 @@ def check_trained_weights(model: nn.Module) -> None:
     rounded = [(name, dtype) for name, dtype in rounded if dtype != torch.float32]
     if rounded:
         name, dtype = rounded[0]
-        raise ConfigError(
-            f"'{name}' and {len(rounded) - 1} more of the trained parameters are {dtype}: there, an update "
-            "below 2^-9 of a weight rounds to nothing, and most of AdamW's are smaller. Load the policy with "
-            "dtype=torch.float32 and let train.precision=bf16 make the computation fast, or freeze them."
-        )
+        raise ConfigError(rounded_weights(name, dtype, len(rounded), "train.precision=bf16"))

@@ -36,6 +36,16 @@ _EXPECTED = {
 }
 """Words of pydantic, and those for what is written in YAML."""
 
+_OF_PEFT = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "use_dora": "dora",
+    "use_rslora": "rslora",
+}
+"""What `peft` calls the keys of an adapter."""
+
 _NULL = ("", "~", "null", "Null", "NULL")
 _QUOTES = "'\""
 _WITHOUT_LENGTH = (yaml.StreamEndToken, yaml.DocumentEndToken, yaml.BlockEndToken)
@@ -49,7 +59,9 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
     Args:
         path: YAML file, or None to start from the defaults.
         overrides: `"train.steps=200"`; values are read as YAML ("null", "[0, 1]", "1e-4"). Where a key takes
-            text alone, what is neither quoted nor null is that text, whatever YAML would make of it.
+            text alone, what is neither quoted nor null is that text, whatever YAML would make of it. A
+            mapping with keys of the user's own (cameras, `policy.config`) replaces the recipe's, null takes
+            one of its keys away; a section is merged.
 
     Raises:
         ConfigError: The file is missing or not YAML, a key is unknown (its nearest neighbour is named) or
@@ -159,10 +171,11 @@ def _read(path: Path | str | None) -> Any:
 def _overridden(recipe: Any, override: str) -> Any:
     """Return a recipe with one override; a number in its key is the place in a list, from 0."""
     key, _, text = override.partition("=")
-    return _with_value(recipe, key, _value(key, text, override), override)
+    return _with_value(recipe, key, _value(key, text, override), override, [Recipe])
 
 
-def _with_value(recipe: Any, key: str, given_value: Any, override: str) -> Any:
+def _with_value(recipe: Any, key: str, given_value: Any, override: str, kinds: list[Any]) -> Any:
+    """Return a recipe, or what lies in a list of one, of some of the `kinds`, with a value under a key."""
     given = OmegaConf.create()
     OmegaConf.update(given, key, given_value)
     parts, node, value = key.split("."), recipe, given
@@ -176,14 +189,48 @@ def _with_value(recipe: Any, key: str, given_value: Any, override: str) -> Any:
                 )
             rest = ".".join(parts[depth + 1 :])
             if rest:
-                node[int(part)] = _with_value(node[int(part)], rest, given_value, override)
+                inside = _below_all(kinds, parts[: depth + 1])
+                node[int(part)] = _with_value(node[int(part)], rest, given_value, override, inside)
             else:
                 node[int(part)] = value[part] if part in value else value[int(part)]
             return recipe
         if not OmegaConf.is_dict(node) or part not in node or part not in value:
             break
+        if depth + 1 == len(parts) and given_value is None and _is_inside_free(kinds, parts):
+            del node[part]
+            return recipe
         node, value = node[part], value[part]
+    for *above, last in _replaced(kinds, parts, given_value):
+        node = recipe
+        for part in above:
+            node = node[part] if OmegaConf.is_dict(node) and part in node else None
+        if OmegaConf.is_dict(node):
+            node.pop(last, None)
     return OmegaConf.merge(recipe, given)
+
+
+def _replaced(kinds: list[Any], parts: list[str], value: Any) -> Iterator[list[str]]:
+    """Yield the keys, from one on, whose values take the place of the recipe's, where others are merged."""
+    if _is_free(_below_all(kinds, parts)) or _is_inside_free(kinds, parts):
+        yield parts
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _replaced(kinds, [*parts, str(name)], inner)
+
+
+def _is_free(kinds: list[Any]) -> bool:
+    """Whether a place takes a mapping whose keys the user chooses, unlike those of a section."""
+    return any(get_origin(kind) is dict for kind in kinds)
+
+
+def _is_inside_free(kinds: list[Any], parts: Sequence[str]) -> bool:
+    return any(_is_free(_below_all(kinds, parts[:depth])) for depth in range(1, len(parts)))
+
+
+def _below_all(kinds: list[Any], parts: Sequence[str]) -> list[Any]:
+    for part in parts:
+        kinds = [inner for kind in kinds for inner in _below(kind, part)]
+    return kinds
 
 
 def _value(key: str, text: str, override: str) -> Any:
@@ -212,9 +259,7 @@ def _value(key: str, text: str, override: str) -> Any:
 
 def _takes_text(key: str) -> bool:
     """Whether text, or null, is all that a recipe's key takes."""
-    kinds: list[Any] = [Recipe]
-    for part in re.split(r"[.\[\]]+", key):
-        kinds = [inner for kind in kinds for inner in _below(kind, part)]
+    kinds = _below_all([Recipe], re.split(r"[.\[\]]+", key))
     return str in kinds and {*kinds} <= {str, NoneType}
 
 
@@ -297,7 +342,13 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
-            complaints.append(f"unknown key '{key}'.{did_you_mean(key, _known_keys(Recipe))}")
+            section, _, last = key.rpartition(".")
+            ours = f"{section}.{_OF_PEFT.get(last)}" if section == "policy.adapter" else None
+            known = list(_known_keys(Recipe))
+            complaints.append(f"unknown key '{key}'.{did_you_mean(ours if ours in known else key, known)}")
+        elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+            whole, _, number = key.rpartition(".")
+            complaints.append(f"'{whole}' has only {number} of its entries: give all of them.")
         elif problem["type"] == "missing":
             complaints.append(
                 f"'{key}' is missing; give it in the recipe or as {key}=... on the command line."
@@ -308,5 +359,10 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
             expected = problem["msg"].removeprefix("Input should be ")
             for theirs, ours in _EXPECTED.items():
                 expected = expected.replace(theirs, ours)
-            complaints.append(f"'{key}' is {problem['input']!r}, expected {expected}.")
+            given, said = problem["input"], repr(problem["input"])
+            if given is None:
+                said, expected = "empty (null)", expected.partition(":")[0]
+            elif expected == "a list" and isinstance(given, str | int | float):
+                expected = f"a list, such as [{given}]"
+            complaints.append(f"'{key}' is {said}, expected {expected}.")
     return f"Recipe{f' {path}' if path else ''}: {' '.join(complaints)}"

@@ -95,3 +95,19 @@ def _refuse_odd(
 def short_name(dtype: torch.dtype) -> str:
     """Return `float32` for `torch.float32`."""
     return str(dtype).removeprefix("torch.")
+
+
+def rounded_weights(name: str, dtype: torch.dtype, number: int, faster: str) -> str:
+    """Return what is to be said of trained weights that are not float32.
+
+    Args:
+        name: One of the parameters.
+        dtype: Its dtype.
+        number: How many there are.
+        faster: The setting that makes the computation fast instead.
+    """
+    return (
+        f"'{name}' and {number - 1} more of the trained parameters are {dtype}: there, an update "
+        "below 2^-9 of a weight rounds to nothing, and most of AdamW's are smaller. Load the policy with "
+        f"dtype=torch.float32 and let {faster} make the computation fast, or freeze them."
+    )

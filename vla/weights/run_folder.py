@@ -17,6 +17,9 @@ CHECKPOINTS_FOLDER = "checkpoints"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Endings of files that may run code when they are opened; this project never opens one."""
 
+ADAPTERS_FILE = "adapters.json"
+"""Which adapters were trained on a checkpoint of a run: the run's rotation then leaves it where it is."""
+
 _STEP = re.compile(r"(?:step-|checkpoint-)?(\d+)")  # ours, transformers' Trainer's, LeRobot's and openpi's
 _POLICY_IN_STEP = "pretrained_model"
 """Where a step of LeRobot's keeps the policy, next to the state of the training."""
@@ -30,9 +33,11 @@ def chosen_checkpoint(folder: Path) -> Path:
     `checkpoints/`, stands for the newest checkpoint in it that has its weights; the log says which.
 
     Raises:
-        WeightsError: It is a run without a checkpoint; the message says what lies in it.
+        WeightsError: It is a run without a checkpoint; the message says what lies in it. Or a run of
+            `vla train` that holds another policy next to its checkpoints, so that either may be meant.
     """
     if holds_checkpoint(folder):
+        _check_is_one(folder)
         return folder
     steps = list_steps(folder)
     for place in reversed(steps):
@@ -48,6 +53,43 @@ def chosen_checkpoint(folder: Path) -> Path:
             "until one is saved (train.save_every), or give another folder."
         )
     return folder
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run of `vla train`; other libraries' are known by their steps alone."""
+    return (folder / "recipe.yaml").is_file() and (
+        (folder / "reproduce.json").is_file()
+        or ((folder / "versions.json").is_file() and (folder / CHECKPOINTS_FOLDER).is_dir())
+        or bool(_own_steps(folder))
+    )
+
+
+def run_of(place: Path) -> Path | None:
+    """Return the run whose folder, `checkpoints/` or one directly in that a path is; None of no run's."""
+    above = place.absolute()
+    found = [above]
+    found += [above.parent] if above.name == CHECKPOINTS_FOLDER else []
+    found += [above.parents[1]] if above.parent.name == CHECKPOINTS_FOLDER else []
+    return next((folder for folder in found if is_run(folder)), None)
+
+
+def _check_is_one(folder: Path) -> None:
+    """Raise where a run's folder holds a policy of its own, next to the run's checkpoints."""
+    steps = [one for one in _own_steps(folder) if holds_checkpoint(one)]
+    if not steps:
+        return
+    if is_run(folder):
+        raise WeightsError(
+            f"{folder} is a training run, whose newest checkpoint is {steps[-1]}, and a policy was saved "
+            f"into the same folder ({listing(folder)}): name the checkpoint, {steps[-1]}, or move the other "
+            "policy's files into a folder of their own."
+        )
+    logger.warning("%s is taken as the policy that it holds itself, not as %s", folder, steps[-1])
+
+
+def _own_steps(folder: Path) -> list[Path]:
+    """Return the policies in a folder's `checkpoints/`, oldest first."""
+    return list_steps(folder / CHECKPOINTS_FOLDER) if (folder / CHECKPOINTS_FOLDER).is_dir() else []
 
 
 def holds_checkpoint(folder: Path) -> bool:

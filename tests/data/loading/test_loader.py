@@ -275,7 +275,11 @@ def test_samples_that_cannot_be_cached():
         ({"rank": None}, ConfigError, "rank must be a whole number"),
         ({"cache": "disk"}, ConfigError, "cache must be 'none' or 'samples'"),
         ({"cache": "samples", "augmented": True}, ConfigError, "would freeze the random augmentation"),
-        ({"batch_size": 24}, DatasetError, "has 23 samples, fewer than one batch of 24 on each of 1"),
+        (
+            {"batch_size": 24},
+            DatasetError,
+            "has 23 samples, fewer than one batch of 24 on each of 1 process:",
+        ),
     ],
 )
 def test_bad_arguments(options, error, message):

@@ -165,7 +165,7 @@ def test_incomplete_paligemma_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        ({"vlm": {"width": 64}}, "You asked for vlm.width is 64, but the tensors have 32"),
+        ({"vlm": {"width": 64}}, "You asked for vlm.width=64, but the tensors have 32"),
         ({"depth": 18}, "depth is 18, but the tensors have 2"),
         ({"horizon": 18}, "no field 'horizon'"),
     ],

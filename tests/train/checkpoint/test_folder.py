@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests.folders import unchanged
-from vla.errors import TrainingError
+from vla.errors import ConfigError, TrainingError
 from vla.train.checkpoint.folder import RunFolder, describe_run
 from vla.train.checkpoint.on_disk import save_checkpoint
-from vla.train.checkpoint.same_run import MAY_CHANGE
+from vla.train.checkpoint.same_run import MAY_CHANGE, refuse_another_run
 from vla.train.recipe_file import load_recipe
 
 
@@ -78,8 +78,42 @@ def test_last_as_a_folder_is_said_before_anything_is_trained(tmp_path):
     last = folder.checkpoints / "last"
     last.unlink()
     shutil.copytree(folder.checkpoints / "step-000005", last)
-    with pytest.raises(TrainingError, match="Move it away, and --resume continues from step-000005"):
+    (last / "mine.txt").touch()
+    with (
+        unchanged(tmp_path),
+        pytest.raises(TrainingError, match="Move it away, and --resume continues from step-000005"),
+    ):
         folder.checkpoint_to_resume(recipe())
+
+
+def test_a_copy_of_a_checkpoint_as_last_becomes_the_link_again(tmp_path):
+    folder = folder_with_checkpoint(tmp_path / "run")
+    last, step = folder.checkpoints / "last", folder.checkpoints / "step-000005"
+    last.unlink()
+    shutil.copytree(step, last)
+    with unchanged(tmp_path):
+        assert folder.checkpoint_to_resume(recipe())[0] == step
+    with unchanged(step):
+        folder.create(recipe())
+    assert last.is_symlink()
+    assert last.resolve() == step
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["last", "step-000005"]
+
+
+def test_a_copied_run_does_not_resume_the_original(tmp_path):
+    made = recipe(f"output={tmp_path / 'run'}")
+    folder_with_checkpoint(tmp_path / "run", made)
+    copy = shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=True)
+    for own in (copy / "recipe.yaml", copy / "checkpoints" / "last" / "recipe.yaml"):
+        said = rf"the recipe of the run in {copy}, but says output={tmp_path}/run, .*Add output={copy} "
+        with unchanged(tmp_path), pytest.raises(ConfigError, match=said):
+            refuse_another_run(own, load_recipe(own), ["train.steps=9"])
+        refuse_another_run(own, load_recipe(own), [f"output={copy}"])
+    given = load_recipe(copy / "recipe.yaml", [f"output={copy}"])
+    assert RunFolder(given.output).checkpoint_to_resume(given)[0] == copy / "checkpoints" / "step-000005"
+    refuse_another_run(tmp_path / "run" / "recipe.yaml", made, [])
+    shutil.copy(copy / "recipe.yaml", tmp_path / "recipe.yaml")  # a person's
+    refuse_another_run(tmp_path / "recipe.yaml", made, [])
 
 
 def test_created_folder_says_what_made_it(tmp_path):

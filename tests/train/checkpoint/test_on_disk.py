@@ -75,6 +75,20 @@ def test_pruning_keeps_the_newest(tmp_path, keep, left):
     assert len(contents(tmp_path)) == len(left) + 1
 
 
+def test_pruning_leaves_what_adapters_rest_on(tmp_path, caplog):
+    for step in (1, 2):
+        save(tmp_path, step)
+    (tmp_path / "step-000001" / "adapters.json").write_text('{"adapters": ["/runs/cup"]}')
+    with unchanged(tmp_path / "step-000001"):
+        for step in (3, 4, 5):
+            prune_checkpoints(tmp_path, 2)
+            save(tmp_path, step)
+        prune_checkpoints(tmp_path, 2)
+    assert [checkpoint_step(path) for path in list_checkpoints(tmp_path)] == [1, 4, 5]
+    assert caplog.text.count("step-000001 stays, beyond keep_last: adapters rest on it") == 1
+    assert "/runs/cup" in caplog.text
+
+
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     kept = [save(tmp_path, 1).name, "last", ".mine", ".step-notes"]
     for name in (".mine", ".step-notes", ".step-000002.0a1b2c3d.tmp", ".step-000001.removed.tmp"):

@@ -227,7 +227,7 @@ class _Order:
         if length < (together if drop_last else 1):
             raise DatasetError(
                 f"The dataset has {length} samples, fewer than one batch of {batch_size} on each of "
-                f"{world_size} processes: choose a smaller batch."
+                f"{world_size} process{'es' if world_size > 1 else ''}: choose a smaller batch."
             )
         self.per_epoch = length // batch_size if drop_last else math.ceil(length / together)
         self.stride = world_size if drop_last else 1

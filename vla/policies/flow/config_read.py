@@ -163,7 +163,8 @@ def _flat_overrides(config_class: type[FlowConfig], overrides: Mapping[str, Any]
     known = set(config_class().to_dict())
     for name in config_class.renamed(overrides):
         if name not in known:
-            raise ConfigError(f"{config_class.__name__} has no field '{name}'.{did_you_mean(name, known)}")
+            hint = did_you_mean(name, [*known, *flatten(config_class().to_dict())])
+            raise ConfigError(f"{config_class.__name__} has no field '{name}'.{hint}")
     return flatten(overrides)
 
 
@@ -241,7 +242,8 @@ def _refuse_contradiction(
         if name == "vocab_size" and format.crops_rows and said[name] < size:
             continue  # rows beyond the recorded vocabulary are left out
         theirs = RECORDED.get(format.name, {}).get(name, name) if error is WeightsError else name
-        raise error(f"{who} {theirs} is {said[name]!r}, but the tensors have {size}.")
+        value = f"={said[name]!r}" if error is ConfigError else f" is {said[name]!r}"
+        raise error(f"{who} {theirs}{value}, but the tensors have {size}.")
 
 
 def _carried(stored: Stored, shown: Mapping[str, int]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def fingerprints_of(folder: Path) -> dict[str, str]:
     """Return the fingerprint of every file in a checkpoint's folder that must be of one step, by its path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in files]
-    return {name: _fingerprint(folder / name) for name in names if name not in _NOT_OF_THE_STEP}
+    return {name: fingerprint(folder / name) for name in names if name not in _NOT_OF_THE_STEP}
 
 
 def check_fingerprints(checkpoint: Path, state: Mapping[str, Any]) -> None:
@@ -52,14 +52,15 @@ def check_fingerprints(checkpoint: Path, state: Mapping[str, Any]) -> None:
         )
 
 
-def _is_same(path: Path, fingerprint: str) -> bool:
+def _is_same(path: Path, was: str) -> bool:
     try:
-        return _fingerprint(path) == fingerprint
+        return fingerprint(path) == was
     except OSError:
         return False
 
 
-def _fingerprint(path: Path) -> str:
+def fingerprint(path: Path) -> str:
+    """Return the fingerprint of a file."""
     with open(path, "rb") as file:
         spans = _ends_of_tensors(file) if path.suffix == ".safetensors" else None
         file.seek(0)

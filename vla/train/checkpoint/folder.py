@@ -32,6 +32,7 @@ from vla.train.checkpoint.on_disk import (
     checkpoint_step,
     damaged_checkpoints,
     is_as_saved,
+    is_copied_checkpoint,
     list_checkpoints,
     point_last_at,
     remove_unfinished,
@@ -143,9 +144,10 @@ class RunFolder:
         if not found:
             raise self._nothing_to_resume(recipe)
         last = self.checkpoints / LAST
-        if last.is_dir() and not last.is_symlink():  # by a copy that followed links
+        if last.is_dir() and not last.is_symlink() and not is_copied_checkpoint(last):
             raise TrainingError(
-                f"{last} is a folder, but must be a link to the newest checkpoint. Move it away, and "
+                f"{last} is a folder, but must be a link to the newest checkpoint, or a copy of one in "
+                f"{self.checkpoints}. Move it away, and "
                 f"--resume continues from {found[-1].name}."
             )
         newer = [

@@ -7,12 +7,14 @@
         training_state.pt      position in the data, running means, counts, fingerprints of the other files
         recipe.yaml            the recipe that wrote it
         versions.json          the packages that wrote it
+        adapters.json          adapters that were trained on it, if any: it is then never removed
       last -> step-000100    always the newest
 
 A folder with a checkpoint's name is always complete: it was written under another name, flushed to the disk
 and renamed.
 """
 
+import logging
 import os
 import pickle
 import re
@@ -30,9 +32,17 @@ from safetensors import SafetensorError
 
 from vla.atomic import SaveError, atomic_folder, remove_leftovers
 from vla.errors import TrainingError
-from vla.train.checkpoint.fingerprints import FINGERPRINTS, check_fingerprints, fingerprints_of
+from vla.train.checkpoint.fingerprints import (
+    FINGERPRINTS,
+    check_fingerprints,
+    fingerprint,
+    fingerprints_of,
+)
 from vla.train.error_files import is_lost_connection
 from vla.train.rescue import is_lost_worker
+from vla.weights.run_folder import ADAPTERS_FILE
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "training_state.pt"
 LAST = "last"
@@ -42,7 +52,7 @@ _UNREADABLE = (
 )
 """What torch and `zipfile` make of a damaged file, depending on where the damage is."""
 _NAME = re.compile(r"step-(\d{6,})")
-_LEFTOVER = re.compile(r"\.(step-\d{6,}\.removed|last)\.tmp")
+_LEFTOVER = re.compile(r"\.((step-\d{6,}|last)\.removed|last)\.tmp")
 
 
 def checkpoint_name(step: int) -> str:
@@ -132,8 +142,16 @@ def write_errors(final: Path) -> Iterator[None]:
 
 
 def prune_checkpoints(folder: Path, keep_last: int | None) -> None:
-    """Remove all but the `keep_last` newest checkpoints; None keeps all."""
-    for path in list_checkpoints(folder)[: -keep_last if keep_last else 0]:
+    """Remove all but the `keep_last` newest checkpoints, and those that adapters rest on; None keeps all."""
+    old = list_checkpoints(folder)[: -keep_last if keep_last else 0]
+    for path in old:
+        if (path / ADAPTERS_FILE).exists():
+            if path == old[-1]:  # once, when its time has come
+                said = (path / ADAPTERS_FILE).read_text(encoding="utf-8", errors="replace")
+                logger.warning(
+                    "%s stays, beyond keep_last: adapters rest on it, %s", path, " ".join(said.split())
+                )
+            continue
         removed = folder / f".{path.name}.removed.tmp"
         os.rename(path, removed)  # at once: half a checkpoint must not keep a checkpoint's name
         shutil.rmtree(removed)
@@ -209,9 +227,24 @@ def _write_error(error: BaseException) -> BaseException:
     return behind or error
 
 
+def is_copied_checkpoint(folder: Path) -> bool:
+    """Whether a folder next to a run's checkpoints is a copy of one, as those make who follow links."""
+    files = _fingerprints(folder)
+    return any(_fingerprints(one) == files for one in list_checkpoints(folder.parent))
+
+
+def _fingerprints(folder: Path) -> dict[str, str]:
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: fingerprint(path) for name, path in found.items() if name != ADAPTERS_FILE}
+
+
 def point_last_at(checkpoint: Path) -> None:
-    """Let `last` be the name of a checkpoint, in one step."""
-    link = checkpoint.parent / f".{LAST}.tmp"
+    """Let `last` be the name of a checkpoint, in one step; a copy of one under that name is removed."""
+    link, last = checkpoint.parent / f".{LAST}.tmp", checkpoint.parent / LAST
+    if last.is_dir() and not last.is_symlink() and is_copied_checkpoint(last):
+        removed = checkpoint.parent / f".{LAST}.removed.tmp"
+        os.rename(last, removed)
+        shutil.rmtree(removed)
     link.unlink(missing_ok=True)
     link.symlink_to(checkpoint.name, target_is_directory=True)
     os.replace(link, checkpoint.parent / LAST)

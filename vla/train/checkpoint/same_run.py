@@ -7,11 +7,15 @@ reads, such as `policy.pretrained`, may have moved, but not be another while the
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vla.errors import TrainingError
+from vla.errors import ConfigError, TrainingError
+from vla.paths import expanded
 from vla.train.recipe import Recipe, flatten, member_name
+from vla.train.recipe_file import RECIPE_FILE
+from vla.weights.run_folder import is_run
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +69,31 @@ def continued(before: Recipe, now: Recipe, checkpoint: Path) -> Recipe:
         listed = ", ".join(f"{key} (was {older.get(key)!r}, now {newer.get(key)!r})" for key in changed)
         raise OtherRunError(f"{checkpoint} was trained by another recipe, so it is not resumed: {listed}.")
     return now
+
+
+def refuse_another_run(path: Path | str, recipe: Recipe, overrides: Sequence[str]) -> None:
+    """Raise where a run's own recipe would resume another folder's run: the one that it was copied from.
+
+    Args:
+        path: File of the recipe.
+        recipe: What was read from it.
+        overrides: The command line's; where they name the `output`, that is the one meant.
+
+    Raises:
+        ConfigError: The recipe lies in the folder of a run, or of one of its checkpoints, and is of another.
+    """
+    path = expanded(path)
+    above = path.absolute().parents
+    run = next((one for one in (above[0], *above[2:3]) if is_run(one)), None)
+    given = any(one.partition("=")[0].strip() == "output" for one in overrides)
+    if path.name != RECIPE_FILE or run is None or given:
+        return
+    if os.path.realpath(run) != os.path.realpath(recipe.output):
+        raise ConfigError(
+            f"{path} is the recipe of the run in {run}, but says output={recipe.output}, which --resume "
+            f"would continue instead: the run was copied or moved, or its output is relative to another "
+            f"folder. Add output={run} to continue the one here, or output={recipe.output} for the other."
+        )
 
 
 def moved_base(before: Recipe, now: Recipe) -> str | None:
