@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vla
-from tests.folders import contents_of, unchanged
+from tests.folders import contents_of
 from tests.parity.transformers_pi0 import make_batch, perturb
 from tests.policies.conftest import make_robot_policy
-from vla.adapters.files import keep_base, load_adapter, load_with_base, merge
+from vla.adapters.files import load_adapter, load_with_base, merge
 from vla.adapters.lora import (
     AdapterConfig,
     adapter_names,
@@ -26,7 +26,6 @@ from vla.adapters.lora import (
     set_adapter,
 )
 from vla.atomic import SaveError
-from vla.checkpoints.module import LoadedFrom
 from vla.errors import ConfigError, MissingDependencyError, VlaError, WeightsError
 from vla.nn.linear import Linear
 from vla.policies.registry import make_policy
@@ -427,31 +426,3 @@ def test_an_adapter_that_is_not_finite_is_neither_read_nor_merged_nor_written(
     with pytest.raises(WeightsError, match="are not saved"):
         policy.save_pretrained(adapter_folder)
     assert _as_bytes(adapter_folder) == before
-
-
-def test_the_base_is_marked_where_a_run_would_remove_it_and_nothing_else_of_it(
-    base, policy, tmp_path, caplog
-):
-    """A checkpoint of a run, which the run's rotation then leaves; other bases stay as they are."""
-    step = shutil.copytree(base, tmp_path / "run" / "checkpoints" / "step-000002")
-    (step / "training_state.pt").touch()
-    before = contents_of(step)
-    for name in ("one", "two", "one"):
-        policy.loaded_from = LoadedFrom.of_folder(step)
-        if policy.adapter is None:
-            add_adapter(policy)
-        policy.save_pretrained(tmp_path / name)
-    found = contents_of(step)
-    assert json.loads(found.pop("adapters.json")) == {
-        "adapters": [str(tmp_path / "one"), str(tmp_path / "two")]
-    }
-    assert found == before
-    assert vla.AutoPolicy.from_pretrained(tmp_path / "run").adapter is None
-    (step / "adapters.json").unlink()
-    (step / "adapters.json").mkdir()  # cannot be written
-    keep_base(policy, tmp_path / "three")
-    assert "which may remove it as it trains on (train.keep_last)" in caplog.text
-    assert f"`vla convert {step} DST --to vla`" in caplog.text
-    with unchanged(base):
-        policy.loaded_from = LoadedFrom.of_folder(base)
-        policy.save_pretrained(tmp_path / "four")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PI0ForConditionalGeneration
 
 from tests.checkpoints.random_configs import POLICIES, configs, policy_of
+from tests.folders import unchanged
 from tests.parity.transformers_pi0 import make_batch, make_pair, perturb, to_their_prefix
 from vla import AutoPolicy
 from vla.atomic import SaveError
@@ -75,6 +76,14 @@ def test_any_config_goes_through_any_formats_and_comes_back(tmp_path, config, da
         assert back.state_dict()[name].dtype == dtype
     batch = observation(config)
     assert torch.equal(policy.sample_actions(**batch), back.sample_actions(**batch))
+
+
+def test_nothing_is_written_into_a_run(saved, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in ("recipe.yaml", "reproduce.json"):
+        (tmp_path / "run" / name).touch()
+    with unchanged(tmp_path), pytest.raises(SaveError, match="the folder of a training run"):
+        convert(saved[1], tmp_path / "run" / "checkpoints" / "mine", "vla")
 
 
 def test_report_says_what_was_done(saved, tmp_path):

@@ -11,7 +11,6 @@ from tests.folders import unchanged
 from vla.adapters.files import merge
 from vla.atomic import SaveError
 from vla.checkpoints import replace
-from vla.checkpoints.convert import convert
 from vla.checkpoints.replace import READY, finish_save, replacing_checkpoint
 from vla.cli import main
 
@@ -179,8 +178,6 @@ def test_the_folder_of_a_run_is_left_alone(tmp_path, place):
             save(tmp_path / place)
         with pytest.raises(SaveError, match=said):
             merge(tmp_path / "absent", tmp_path / place)
-        with pytest.raises(SaveError, match=said):
-            convert(tmp_path / "absent", tmp_path / place, "vla")
         for command in (["merge", "absent"], ["convert", "absent", "--to", "vla"]):
             assert main([*command[:2], str(tmp_path / place), *command[2:]]) == 1
 

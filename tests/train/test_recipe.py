@@ -225,7 +225,7 @@ def test_a_path_gives_way_to_a_mixture(tmp_path, path):
         (["data.path=", "data.mixture=[a]"], "'data.mixture.0' is 'a', expected a mapping."),
         (
             ["data.path=", "data.mixture=[{path: , weight: 1}]"],
-            "'data.mixture.0.path' is None, expected text",
+            "'data.mixture.0.path' is empty (null), expected text",
         ),
         (["data.path=", "data.mixture=[{path: a}]"], "'data.mixture.0.weight' is missing"),
     ],

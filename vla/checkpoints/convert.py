@@ -108,7 +108,6 @@ def convert(
             behind.
     """
     wanted_dtype, shard_bytes = as_dtype(dtype), _shard_bytes(max_shard_size, to)
-    refuse_run(expanded(dst))
     with open_stored(local_folder(src, revision, token)) as stored:
         policy, source = recognise(stored)
         target = format_of(policy, to)
@@ -136,7 +135,7 @@ def convert(
         robots = read_pipelines(stored.folder) if keeps_all else {}
         check_pipelines(empty, robots if own is None else {**robots, None: own}, stored.folder)
         config_file = module.write_config(settings, target, written_dtype)
-        with atomic_folder(expanded(dst)) as folder:
+        with atomic_folder(refuse_run(expanded(dst))) as folder:
             write_tensors(
                 folder,
                 items,

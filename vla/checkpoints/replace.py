@@ -69,20 +69,21 @@ def replacing_checkpoint(target: Path | str) -> Iterator[Path]:
     finish_save(target)
 
 
-def refuse_run(target: Path | str) -> None:
-    """Raise `SaveError` where a policy would lie in a training run's folder, or among its checkpoints.
+def refuse_run(target: Path | str) -> Path:
+    """Return a place for a policy; raise `SaveError` where it is a training run's, or among its checkpoints.
 
     The run's folder stands for its newest checkpoint; with a policy of its own it would stand for that.
     """
     target = Path(target)
     if target.name.startswith(".") and target.suffix == ".tmp":  # what becomes a checkpoint of the run
-        return
+        return target
     if (run := run_of(target)) is not None and not (target / _TRAINING_STATE).exists():
         what = "is" if run == target.absolute() else f"belongs to {run},"
         raise SaveError(
             f"{target} {what} the folder of a training run, which stands for its newest checkpoint: choose "
             f"another folder for the policy, such as {run.with_name(run.name + '_policy')}."
         )
+    return target
 
 
 def check_replaceable(target: Path, is_adapter: bool = False) -> None:

@@ -134,7 +134,7 @@ def check_unused_parameters(model: Any, args: TrainingArguments) -> None:
         )
 
 
-def warn_of_rounded_weights(model: torch.nn.Module) -> None:
+def warn_of_rounded_weights(model: Any) -> None:
     """Warn where weights are trained in a dtype in which most updates round to nothing."""
     trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
     rounded = [(name, one.dtype) for name, one in trained if one.dtype in (torch.bfloat16, torch.float16)]

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from vla.adapters.files import keep_base
 from vla.atomic import atomic_write
 from vla.errors import TrainingError
 from vla.policies.base import PolicyOutput, check_keywords
@@ -325,8 +324,6 @@ class Loop:
         if main:
             say_hints(self.recipe, self.checkpoint, self.step)
             self.folder.create(self.recipe, anew=self.checkpoint is None)
-            if self.job.policy.adapter is not None:
-                keep_base(self.job.policy, self.folder.path)
             record_start(
                 self.folder.reproduce,
                 self.recipe,

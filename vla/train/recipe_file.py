@@ -201,7 +201,7 @@ def _with_value(recipe: Any, key: str, given_value: Any, override: str, kinds: l
             return recipe
         node, value = node[part], value[part]
     for *above, last in _replaced(kinds, parts, given_value):
-        node = recipe
+        node: Any = recipe
         for part in above:
             node = node[part] if OmegaConf.is_dict(node) and part in node else None
         if OmegaConf.is_dict(node):

@@ -166,7 +166,7 @@ def test_incomplete_paligemma_is_refused(tmp_path):
     ("overrides", "match"),
     [
         ({"vlm": {"width": 64}}, "You asked for vlm.width=64, but the tensors have 32"),
-        ({"depth": 18}, "depth is 18, but the tensors have 2"),
+        ({"depth": 18}, "depth=18, but the tensors have 2"),
         ({"horizon": 18}, "no field 'horizon'"),
     ],
 )

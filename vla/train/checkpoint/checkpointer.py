@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from vla.adapters.files import keep_base
 from vla.errors import TrainingError
 from vla.policies.base import Policy
 from vla.train.checkpoint.folder import RunFolder, describe_run
@@ -49,7 +50,7 @@ _RAW = "raw_weights."
 
 
 class Checkpointer:
-    """Writes and reads the checkpoints of one run.
+    """Writes and reads the checkpoints of one run; that of another which an adapter rests on is marked.
 
     Args:
         recipe: The run's recipe.
@@ -69,6 +70,8 @@ class Checkpointer:
     ) -> None:
         self._recipe, self._folder, self._engine, self._policy = recipe, folder.checkpoints, engine, policy
         self._optimizer_state = OptimizerState(engine, optimizer)
+        if policy.adapter is not None and engine.accelerator.is_main_process:
+            keep_base(policy, folder.path)
 
     def save(
         self, step: int, rest: dict[str, Any], model: Any, optimizer: Any, average: WeightAverage | None
