@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from tests.data.make import CAMERAS, make_dataset
+from tests.data.make import CAMERAS, make_dataset, read_code
 from tests.folders import unchanged
 from vla.data import LeRobotDataset, LeRobotWriter, hub
 from vla.data.hf.open import open_dataset
@@ -184,3 +184,13 @@ def test_the_home_folder_is_expanded_everywhere(tiny_datasets, tmp_path, monkeyp
 def test_paths_that_cannot_be(path):
     with pytest.raises(DatasetError):
         locate(path)
+
+
+def test_a_dataset_by_a_relative_path_outlives_a_change_of_folder(tmp_path, monkeypatch):
+    make_dataset(tmp_path / "one/x", episodes=1, length=3)
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    dataset = LeRobotDataset("x", action_horizon=2)
+    monkeypatch.chdir(tmp_path / "two")
+    assert dataset.root == tmp_path / "one/x"
+    assert read_code(dataset[2][CAMERAS[0]]) == (0, 2, 0)

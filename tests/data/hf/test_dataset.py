@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -68,6 +69,16 @@ def test_every_item_of_a_foreign_table():
     assert [episode.tasks for episode in dataset.episodes] == [(task_of(e),) for e in range(3)]
     check_items(opened(make_table().shuffle(seed=1)))
     check_items(opened(make_table(), cache_frames=True))
+
+
+def test_relative_paths_in_a_table_outlive_a_change_of_folder(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    columns, features = make_videos(Path("videos"))
+    dataset = opened(make_table(columns, features, image=False))
+    monkeypatch.chdir(tmp_path / "two")
+    check_items(dataset)
 
 
 CODES = [draw_code(episode, frame, 0) for episode, frame in frames()]

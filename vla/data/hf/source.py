@@ -15,6 +15,7 @@ import pyarrow as pa
 from vla.data.hf.options import TableOptions
 from vla.data.hub import address_hint, dataset_path, download_all, refuse_pointer
 from vla.errors import DatasetError, did_you_mean
+from vla.paths import kept
 from vla.types import COMMIT, HUB_ID, as_text
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _from_dataset(table: "Dataset", options: TableOptions, revision: str | None 
         )
     if not len(table):
         raise DatasetError("The datasets.Dataset is empty: it has no rows.")
-    return Table(_undecoded(table), Path(), None, "the datasets.Dataset")
+    return Table(_undecoded(table), kept("."), None, "the datasets.Dataset")
 
 
 def _load(path: Path, shown: str, options: TableOptions) -> Any:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from vla.atomic import atomic_write, remove_leftovers
 from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError, did_you_mean, remedy
+from vla.paths import kept
 from vla.train.checkpoint.claim import CLAIM_FILE, Claim, claimed, lost_folder
 from vla.train.checkpoint.on_disk import (
     LAST,
@@ -57,7 +58,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = kept(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.reproduce = self.path / "reproduce.json"
