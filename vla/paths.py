@@ -40,6 +40,19 @@ def kept(path: str | os.PathLike[str]) -> Path:
         ) from error
 
 
+def is_hidden(path: Path) -> bool:
+    """Return whether a name begins with a dot, which no file of a dataset or checkpoint does.
+
+    macOS leaves such files next to others where they are copied or unpacked: `._x` for x, and `.DS_Store`.
+    """
+    return path.name.startswith(".")
+
+
+def is_of_finder(path: Path) -> bool:
+    """Return whether a file is one that macOS leaves in any folder that it has shown or copied."""
+    return path.name.startswith("._") or path.name == ".DS_Store"
+
+
 def expanded_text(text: str) -> str:
     """Return what may be a path or a name on the hub, expanded as `expanded` does, and otherwise as it is."""
     whole = os.path.expanduser(text)  # Path's own raises for a user who does not exist

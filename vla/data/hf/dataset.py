@@ -102,6 +102,10 @@ class HuggingFaceDataset(LeRobotDataset):
         cameras = None if cameras is None else as_texts(cameras, "cameras")
         self.window = window_of(action_horizon, window)
         self.action_horizon = self.window.horizon
+        if options is not None and not isinstance(options, TableOptions):
+            raise ConfigError(
+                f"options must be TableOptions(columns=ColumnNames(task=...), ...), got {options!r}."
+            )
         self.options = options or TableOptions()
         self._table = open_table(table, self.options, revision)
         self.root, self.revision, self._stream = self._table.root, self._table.revision, None
@@ -142,6 +146,11 @@ class HuggingFaceDataset(LeRobotDataset):
             open_videos,
             images=self._images,
         )
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self._table.name
 
     def to_datasets(
         self, *, streaming: bool = False, videos: Videos | None = None
@@ -249,12 +258,7 @@ def _read_tasks(columns: TableColumns, key: str, ordered: Sequence[EpisodeRows])
     place = np.zeros(len(found.texts), dtype=np.int32)
     place[used] = np.arange(len(used))
     texts = tuple(found.texts[code] for code in used.tolist())
-    tasks = TextColumn(texts, place[found.codes])
-    blank = [number for number, text in enumerate(texts) if not text.strip()]
-    if blank:
-        count = int(np.isin(tasks.codes, blank).sum())
-        say_once(f"{name}: {count} of {len(tasks.codes)} frames have no instruction ('{key}' is empty).")
-    return tasks
+    return TextColumn(texts, place[found.codes])
 
 
 def _describe(columns: TableColumns, ordered: Sequence[EpisodeRows], tasks: TextColumn) -> DatasetInfo:

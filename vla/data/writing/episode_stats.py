@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla.paths import is_hidden
+
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 Summary = dict[str, list]
 
@@ -44,7 +46,7 @@ def summarize_columns(
         vectors: Which columns hold vectors.
         frames: Rows of all tables together.
     """
-    files = sorted(data.glob("*/*.parquet"))
+    files = sorted(path for path in data.glob("*/*.parquet") if not is_hidden(path))
     found = {}
     for field in schema:
         if field.type == pa.string():

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vla.errors import VlaError
+from vla.paths import is_hidden
 
 _log = logging.getLogger(__name__)
 _open: "weakref.WeakSet[Any]" = weakref.WeakSet()
@@ -73,7 +74,7 @@ def drop_unsaved(data: Path, episodes: int) -> None:
         data: The folder of its tables.
         episodes: How many were saved.
     """
-    last = max(data.glob("*/*.parquet"))
+    last = max(path for path in data.glob("*/*.parquet") if not is_hidden(path))
     table = pq.read_table(last, partitioning=None)
     numbers = table["episode_index"]
     if pc.call_function("max", [numbers]).as_py() in range(episodes):

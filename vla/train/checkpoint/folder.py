@@ -24,7 +24,7 @@ from pathlib import Path
 
 from vla.atomic import atomic_write, remove_leftovers
 from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError, did_you_mean, remedy
-from vla.paths import kept
+from vla.paths import is_of_finder, kept
 from vla.train.checkpoint.claim import CLAIM_FILE, Claim, claimed, lost_folder
 from vla.train.checkpoint.on_disk import (
     LAST,
@@ -232,7 +232,7 @@ class RunFolder:
         if not self.path.is_dir():
             return []
         ours = (self.errors.name, CLAIM_FILE)
-        found = [path for path in self.path.iterdir() if path.name not in ours]
+        found = [path for path in self.path.iterdir() if path.name not in ours and not is_of_finder(path)]
         return sorted(path for path in found if not (path.name[0] == "." and path.suffix == ".tmp"))
 
     def _records(self) -> list[Path]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla.data.loading.loader import ResumableLoader
+from vla.data.policy_dataset import check_instructions
 from vla.policies.base import Policy
 from vla.policies.registry import policy_entry
 from vla.train.recipe import Recipe
@@ -131,4 +132,7 @@ def _check(policy: Policy, member: RunMember) -> None:
     pipeline = policy.pipelines[member.name]
     check_cameras(policy, member.split.cameras)
     policy.check_pipeline(pipeline)
+    for dataset in (member.split.dataset, member.split.held_out):
+        if dataset is not None:
+            check_instructions(dataset, pipeline)
     warn_of_long_prompts(pipeline, member.split.dataset)
