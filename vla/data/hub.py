@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from vla.errors import DatasetError
 from vla.paths import kept
@@ -124,6 +125,8 @@ def address_hint(name: str) -> str:
         name: What the user gave: "https://huggingface.co/datasets/owner/name", "hf://owner/name", with or
             without the scheme.
     """
+    if name.startswith("file:"):
+        return f" A folder of this machine is named by its path: {urlsplit(name).path}."
     match = _ADDRESS.fullmatch(name)
     if match is None:
         return ""

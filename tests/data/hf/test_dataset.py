@@ -373,3 +373,11 @@ def test_a_column_never_takes_the_place_of_the_mask():
     dataset = opened(table.add_column(key, [[True] * H] * len(table)))
     check_items(dataset)
     assert "mask or the instruction" in dataset.left_out[key]
+
+
+def test_options_and_tasks_of_another_kind():
+    with pytest.raises(ConfigError, match=r"options must be TableOptions\(.*got \{'task': 'x'\}"):
+        HuggingFaceDataset(make_table(), {"task": "x"}, action_horizon=H)
+    tasks = [text.encode() for text in make_columns()["instruction"]]
+    with pytest.raises(DatasetError, match="'instruction' cannot be the task: it holds bytes"):
+        opened(make_table({"instruction": tasks}, {"instruction": datasets.Value("binary")}))

@@ -109,6 +109,18 @@ def test_empty_instructions_are_left_out_or_refused(tmp_path):
     assert len(job(load_recipe(None, [*common, "data.episodes=[1]"])).robots[None].dataset) == 8
 
 
+def test_a_dataset_without_cameras_is_named(tmp_path):
+    for name, cameras in (("seen", ["observation.images.top"]), ("blind", [])):
+        make_dataset(tmp_path / name, episodes=2, length=8, cameras=cameras)
+    common = ["output=x", "policy.preset=tiny", "train.batch_size=2", "data.validation_fraction=0"]
+    said = f"{tmp_path / 'blind'} has no camera, and the policy looks through at least one"
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=f"^{said}"):
+        job(load_recipe(None, [*common, f"data.path={tmp_path / 'blind'}"]))
+    both = ", ".join(f"{{path: {tmp_path / name}, weight: 1}}" for name in ("seen", "blind"))
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=f"data.mixture, 'blind': {said}"):
+        job(load_recipe(None, [*common, f"data.mixture=[{both}]"]))
+
+
 def test_cameras_that_end_alike_need_names(tmp_path):
     make_dataset(tmp_path / "set", episodes=2, length=8, cameras=["left.rgb", "right.rgb"])
     common = [f"data.path={tmp_path / 'set'}", "output=x", "policy.preset=tiny", "train.batch_size=2"]

@@ -244,6 +244,11 @@ def _check_one_frame(columns: TableColumns, *vectors: tuple[str, ...]) -> None:
 
 def _read_tasks(columns: TableColumns, key: str, ordered: Sequence[EpisodeRows]) -> TextColumn:
     """Return the instruction of every frame, numbered in the order in which they first occur."""
+    if str(getattr(columns.table.rows.features.get(key), "dtype", "")).endswith("binary"):
+        raise DatasetError(
+            f"{columns.table.name}: the column '{key}' cannot be the task: it holds bytes, and instructions "
+            "are text or class labels. Decode them, with Dataset.map."
+        )
     columns.check_there(key, "the task (data.columns.task, --column task=NAME)")
     name = columns.table.name
     if columns.features[key].dtype != "string":

@@ -85,9 +85,8 @@ def open_table(name: "str | Path | Dataset", options: TableOptions, revision: st
             f"'{PREFIX}'."
         )
     for file in [path] if path.is_file() else path.rglob("*"):
-        if file.suffix.lower() in _BUILDERS and not is_hidden(
-            file
-        ):  # a pointer is a text file, which csv and json might take
+        # A pointer is a text file, which csv and json might take.
+        if file.suffix.lower() in _BUILDERS and not is_hidden(file):
             refuse_pointer(file)
     shown = f"{PREFIX}{bare}"
     table = _choose_split(_load(path, shown, options), shown, options)
