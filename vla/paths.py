@@ -29,7 +29,7 @@ def kept(path: str | os.PathLike[str]) -> Path:
     The program may have changed its folder by then (`os.chdir`, a notebook, hydra).
 
     Raises:
-        ConfigError: As `expanded`; or the path is relative, and the current folder was removed.
+        ConfigError: What `expanded` refuses; or the path is relative, and the current folder was removed.
     """
     found = expanded(path)
     try:

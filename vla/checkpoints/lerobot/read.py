@@ -162,8 +162,9 @@ def _check(processors: _Processors, stored_config: Mapping[str, Any]) -> None:
     )
     after.check_order((UNNORMALIZE, ABSOLUTE))
     for step in (before.get(NORMALIZE), after.get(UNNORMALIZE)):
-        for kind in () if step is None else step.setting("norm_map", {}):
-            step.mode(kind)
+        if step is not None:
+            for kind in step.setting("norm_map", {}):
+                step.mode(kind)
     if (step := before.get(NORMALIZE)) is not None:
         check_images(step)
     if (before.get(RELATIVE) is None) != (after.get(ABSOLUTE) is None):

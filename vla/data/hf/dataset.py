@@ -102,11 +102,7 @@ class HuggingFaceDataset(LeRobotDataset):
         cameras = None if cameras is None else as_texts(cameras, "cameras")
         self.window = window_of(action_horizon, window)
         self.action_horizon = self.window.horizon
-        if options is not None and not isinstance(options, TableOptions):
-            raise ConfigError(
-                f"options must be TableOptions(columns=ColumnNames(task=...), ...), got {options!r}."
-            )
-        self.options = options or TableOptions()
+        self.options = _checked_options(options)
         self._table = open_table(table, self.options, revision)
         self.root, self.revision, self._stream = self._table.root, self._table.revision, None
         self.action_key, self.state_key = name_of(action_key, ACTION_KEY), name_of(state_key, STATE_KEY)
@@ -225,6 +221,15 @@ class HuggingFaceDataset(LeRobotDataset):
             if self.info.features[camera].dtype == "image":
                 for span in self.episode_slices[::step]:
                     self._images.read(self.root, int(self._columns.file_rows[span.start]), camera)
+
+
+def _checked_options(options: TableOptions | None) -> TableOptions:
+    """Return the options, by default those of the class; raises `ConfigError` where they are something else."""
+    if options is not None and not isinstance(options, TableOptions):
+        raise ConfigError(
+            f"options must be TableOptions(columns=ColumnNames(task=...), ...), got {options!r}."
+        )
+    return options or TableOptions()
 
 
 def _check_one_frame(columns: TableColumns, *vectors: tuple[str, ...]) -> None:

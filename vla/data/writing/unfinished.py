@@ -52,7 +52,7 @@ def rescue(writer: Any, how: str = "abandoned") -> None:
     """
     if writer._closed is not None:
         return
-    if not writer._episode_rows and not writer._frames:  # nothing to speak of
+    if not writer._episode_rows and not writer._frames:  # nothing to tell
         writer._close(how)
         return
     error = sys.exception()
@@ -75,7 +75,7 @@ def drop_unsaved(data: Path, episodes: int) -> None:
         episodes: How many were saved.
     """
     last = max(path for path in data.glob("*/*.parquet") if not is_hidden(path))
-    table = pq.read_table(last, partitioning=None)
+    table = pq.ParquetFile(last).read()
     numbers = table["episode_index"]
     if pc.call_function("max", [numbers]).as_py() in range(episodes):
         return
