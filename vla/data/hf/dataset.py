@@ -224,7 +224,7 @@ class HuggingFaceDataset(LeRobotDataset):
 
 
 def _checked_options(options: TableOptions | None) -> TableOptions:
-    """Return the options, by default those of the class; raises `ConfigError` where they are something else."""
+    """Return the options, or the default ones; raises `ConfigError` where they are something else."""
     if options is not None and not isinstance(options, TableOptions):
         raise ConfigError(
             f"options must be TableOptions(columns=ColumnNames(task=...), ...), got {options!r}."
