@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from vla.errors import ConfigError
-from vla.paths import expanded, expanded_text
+from vla.paths import expanded, expanded_text, kept
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +57,16 @@ def test_a_dollar_in_a_name_that_is_there(tmp_path):
     assert expanded(tmp_path / "$NO_SUCH" / "new") == tmp_path / "$NO_SUCH" / "new"
     with pytest.raises(ConfigError):
         expanded(tmp_path / "$NO_SUCHER" / "new")
+
+
+def test_what_is_kept_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert kept("x/y") == tmp_path / "x/y"
+    assert kept("$DATA/x") == Path("/data/x")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigError, match="x is relative to the current folder, which is not there any more"):
+        kept("x")
+    assert kept("/x") == Path("/x")

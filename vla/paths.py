@@ -23,6 +23,36 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return Path(expanded_text(os.fspath(path)))
 
 
+def kept(path: str | os.PathLike[str]) -> Path:
+    """Return an expanded path as an absolute one: for what is opened again later, by a dataset or a run.
+
+    The program may have changed its folder by then (`os.chdir`, a notebook, hydra).
+
+    Raises:
+        ConfigError: What `expanded` refuses; or the path is relative, and the current folder was removed.
+    """
+    found = expanded(path)
+    try:
+        return found.absolute()
+    except OSError as error:
+        raise ConfigError(
+            f"{found} is relative to the current folder, which is not there any more: give a whole path."
+        ) from error
+
+
+def is_hidden(path: Path) -> bool:
+    """Return whether a name begins with a dot, which no file of a dataset or checkpoint does.
+
+    macOS leaves such files next to others where they are copied or unpacked: `._x` for x, and `.DS_Store`.
+    """
+    return path.name.startswith(".")
+
+
+def is_of_finder(path: Path) -> bool:
+    """Return whether a file is one that macOS leaves in any folder that it has shown or copied."""
+    return path.name.startswith("._") or path.name == ".DS_Store"
+
+
 def expanded_text(text: str) -> str:
     """Return what may be a path or a name on the hub, expanded as `expanded` does, and otherwise as it is."""
     whole = os.path.expanduser(text)  # Path's own raises for a user who does not exist

@@ -4,10 +4,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import pyarrow as pa
 import pytest
 from huggingface_hub import errors
 
-from tests.data.make import CAMERAS, make_dataset
+from tests.data.make import CAMERAS, edit_info, make_dataset, read_code, set_column
 from tests.folders import unchanged
 from vla.data import LeRobotDataset, LeRobotWriter, hub
 from vla.data.hf.open import open_dataset
@@ -184,3 +185,63 @@ def test_the_home_folder_is_expanded_everywhere(tiny_datasets, tmp_path, monkeyp
 def test_paths_that_cannot_be(path):
     with pytest.raises(DatasetError):
         locate(path)
+
+
+def test_a_dataset_by_a_relative_path_outlives_a_change_of_folder(tmp_path, monkeypatch):
+    make_dataset(tmp_path / "one/x", episodes=1, length=3)
+    (tmp_path / "two").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    dataset = LeRobotDataset("x", action_horizon=2)
+    monkeypatch.chdir(tmp_path / "two")
+    assert dataset.root == tmp_path / "one/x"
+    assert read_code(dataset[2][CAMERAS[0]]) == (0, 2, 0)
+
+
+def test_files_of_macos_are_no_part_of_a_dataset(tmp_path):
+    for version in ("v2.1", "v3.0"):
+        root = make_dataset(tmp_path / version, version, episodes=1, length=3)
+        fingerprint = LeRobotDataset(root, action_horizon=2).fingerprint
+        for path in [*root.rglob("*")]:
+            path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7")
+            path.with_name(".DS_Store").write_bytes(b"x")
+        with unchanged(root):
+            dataset = LeRobotDataset(root, action_horizon=2)
+            assert read_code(dataset[2][CAMERAS[1]]) == (0, 2, 1)
+        assert dataset.fingerprint == fingerprint
+
+
+def test_the_address_of_a_folder_is_its_path():
+    with pytest.raises(DatasetError, match="A folder of this machine is named by its path: /data/x y/z"):
+        locate("file:///data/x y/z")
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("v2.0", "LeRobot's own scripts convert older"),
+        ("v3.1", "newer than this library"),
+        ("v4.0", "newer than this library"),
+        ("3.0", 'Write "v3.0", as LeRobot does'),
+        (3.0, 'Write "v3.0", as LeRobot does'),
+        ("latest", "Correct it to the version that its files have"),
+        (None, "Correct it to the version"),
+    ],
+)
+def test_other_versions_get_the_advice_that_helps(tmp_path, version, said):
+    root = make_dataset(tmp_path / "x", episodes=1, length=2, cameras=[])
+    edit_info(root, lambda info: info.update(codebase_version=version))
+    with unchanged(root), pytest.raises(DatasetError, match=f"this library reads v2.1 and v3.0. .*{said}"):
+        LeRobotDataset(root, action_horizon=1)
+
+
+def test_a_vector_that_is_empty_and_one_beyond_float32_are_named(tmp_path):
+    root = make_dataset(tmp_path / "x", episodes=2, length=3, cameras=[])
+    kind = pa.list_(pa.float64())
+    set_column(root, "action", lambda rows: [*rows[:4], None, rows[5]], kind)
+    with pytest.raises(DatasetError, match=r"file-000.parquet, row 4: 'action' is empty \(null\)\. Repair"):
+        LeRobotDataset(root, action_horizon=1)
+    edit_info(root, lambda info: info["features"]["action"].update(dtype="float64"))
+    set_column(root, "action", lambda rows: [[0.0] * 3] * 4 + [[0.0, 1e300, 0.0]] * 2, kind)
+    said = r"file-000.parquet: episode 1, frame 1: dimension 1 of 'action' is 1e\+300, which is too large"
+    with unchanged(root), pytest.raises(DatasetError, match=said):
+        LeRobotDataset(root, action_horizon=1)

@@ -1,16 +1,24 @@
 """A dataset's items as a policy's tensors: those of the training loop, in anybody's loader."""
 
+import json
 import pickle
+import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from tests.data.make import make_dataset
+from tests.folders import unchanged
 from tests.policies.conftest import make_robot_policy
 from vla.data import LeRobotDataset, PolicyDataset, to_canonical
-from vla.errors import ConfigError
+from vla.errors import ConfigError, DatasetError
+from vla.eval.open_loop import open_loop
+from vla.policies.robot import RobotPolicy
 from vla.transforms.batch import collate
+from vla.transforms.task import DefaultTask
 
 KEYS = {"top": "observation.images.top", "wrist": "observation.images.wrist"}
 
@@ -106,3 +114,40 @@ def test_arguments_of_another_kind(policy, dataset):
         PolicyDataset(policy.pipeline, policy.pipeline)
     with pytest.raises(ConfigError, match=r"pipeline must be a policy's Pipeline.*got a str"):
         PolicyDataset(dataset, "pipeline")
+
+
+def without_tasks(root, texts):
+    """Let a dataset have other tasks, by task index."""
+    if (path := root / "meta/tasks.parquet").exists():
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(table.column_names.index("task"), "task", pa.array(texts)), path)
+    else:
+        lines = [json.dumps({"task_index": index, "task": text}) for index, text in enumerate(texts)]
+        (root / "meta/tasks.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_empty_instructions_are_said_once_and_refused_where_they_are_needed(
+    tmp_path, caplog, policy, version
+):
+    root = make_dataset(tmp_path / "x", version, episodes=3, length=4, action_dim=2)
+    without_tasks(root, ["put the cup on the plate", " \n"])
+    with unchanged(tmp_path):
+        for _ in range(2):
+            dataset = LeRobotDataset(root, window=policy.config.window)
+    said = f"{root}: 4 of 12 frames have no instruction (episodes 1)."
+    assert [record.getMessage() for record in caplog.records if "no instruction" in record.getMessage()] == [
+        said
+    ]
+    assert len(LeRobotDataset(root, action_horizon=2, episodes=[1, 2])) == 8
+    assert caplog.text.count("no instruction") == 1
+    with pytest.raises(DatasetError, match=re.escape(said) + r".*data\.episodes.*default_prompt"):
+        PolicyDataset(dataset, policy.pipeline)
+    assert len(PolicyDataset(Subset(Subset(dataset, [0, 4, 11]), [0, -1]), policy.pipeline)) == 2
+    with pytest.raises(DatasetError, match=r"1 of 2 frames have no instruction \(episodes 1\)"):
+        PolicyDataset(Subset(Subset(dataset, [0, 4, 11]), [0, 1]), policy.pipeline)
+    with pytest.raises(DatasetError, match=r"4 of 8 frames .*refuses an empty instruction"):
+        open_loop(RobotPolicy(policy), dataset, cameras=KEYS, episodes=[0, 1])
+    assert open_loop(RobotPolicy(policy), dataset, cameras=KEYS, episodes=[0, 2]).steps > 0
+    named = policy.pipeline.replaced([DefaultTask("go"), *policy.pipeline.transforms])
+    assert len(PolicyDataset(dataset, named)) == 12

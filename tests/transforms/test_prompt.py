@@ -246,3 +246,11 @@ def test_an_unfit_tokenizer_that_is_fetched_late_is_refused_then(tokenizer, tmp_
     transform = TokenizePrompt(LazyTokenizer(str(tmp_path)), 2)
     with pytest.raises(ConfigError, match="max_length=2 leaves no room"):
         transform.forward({"task": "reach"})
+
+
+def test_a_long_text_that_does_not_fit_is_logged_in_short(tokenizer, caplog):
+    TokenizePrompt(tokenizer, 8).forward({"task": "pick up the red cup " * 200 + "end"})
+    (record,) = caplog.records
+    assert len(record.getMessage()) < 500
+    assert "'pick up the red cup" in record.getMessage()
+    assert record.getMessage().endswith("cup end'")

@@ -17,6 +17,7 @@ from typing import Any
 from vla.atomic import atomic_write
 from vla.checkpoints.module import PolicyConfig
 from vla.errors import StatisticsError, did_you_mean
+from vla.paths import is_hidden
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import OPENPI_FORMULA, Normalize
 from vla.transforms.statistics import FeatureStats, Statistics
@@ -42,7 +43,12 @@ def find_assets(folder: Path) -> dict[str, Path]:
     """
     for base in (folder / ASSETS, folder.resolve().parent / ASSETS):
         # An asset id may be a hub id, with a slash.
-        paths = [path for depth in ("", "*/", "*/*/") for path in sorted(base.glob(depth + NORM_STATS))]
+        paths = [
+            path
+            for depth in ("", "*/", "*/*/")
+            for path in sorted(base.glob(depth + NORM_STATS))
+            if not is_hidden(path.parent)
+        ]
         if paths:
             return {_asset_id(path, base): path for path in paths}
     return {}

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,11 @@ from vla.data.selection import (
     frame_number,
     hidden_columns,
     made_keys,
+    place_of,
+    say_no_task,
     say_other_tasks,
     select_episodes,
+    tasks_of,
     window_of,
     without_depth,
 )
@@ -247,6 +251,11 @@ class LeRobotDataset:
         rows, is_pad = window(row, span.start, span.stop, self._past_offsets[key])
         return rows, torch.from_numpy(is_pad)
 
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return str(self.root)
+
     def low_dim(self, key: str) -> np.ndarray:
         """Return a whole numeric column of the selected episodes, without touching any video.
 
@@ -417,10 +426,6 @@ class LeRobotDataset:
             digest.update(f"{name} {sizes[name]}\n".encode())
         return digest.hexdigest()[:32]
 
-    def _tasks_of(self, span: slice) -> tuple[str, ...]:
-        rows = self._columns.numbers["task_index"][span]
-        return tuple(self.info.tasks[index] for index in dict.fromkeys(rows.tolist()))
-
     def _load_rows(self, every: Sequence[Episode], tolerance_s: float | None) -> list[np.ndarray]:
         """Read the columns; return the times of each episode's frames since its start, in seconds."""
         starts = np.cumsum([0, *(episode.length for episode in every)]).tolist()
@@ -442,7 +447,7 @@ class LeRobotDataset:
         self.episode_slices = [slice(end - n, end) for n, end in zip(lengths, ends, strict=True)]
         self._positions = np.repeat(np.arange(len(lengths)), lengths)
         self._states, self._actions = (
-            as_vectors([numbers[key] for key in columns])
+            as_vectors({key: numbers[key] for key in columns}, partial(place_of, self))
             for columns in (self.state_columns, self.action_columns)
         )
         self.state_dim, self.action_dim = self._states.shape[1], self._actions.shape[1]
@@ -450,9 +455,10 @@ class LeRobotDataset:
             key: torch.from_numpy(values) for key, values in numbers.items() if key not in (*vectors, *hidden)
         }
         self._texts = {key: text for key, text in columns.texts.items() if key not in hidden}
-        seen = [self._tasks_of(span) for span in self.episode_slices]
+        seen = [tasks_of(self, span) for span in self.episode_slices]
         say_other_tasks(str(self.root), self.episodes, seen)
         self.episodes = [replace(e, tasks=own) for e, own in zip(self.episodes, seen, strict=True)]
+        say_no_task(self)
 
     def _check_times(self, tolerance_s: float | None) -> list[np.ndarray]:
         """Return the times of each episode's frames since its start, in seconds."""

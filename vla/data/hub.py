@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from vla.errors import DatasetError
-from vla.paths import expanded
+from vla.paths import kept
 from vla.types import COMMIT, HUB_ID, as_text
 
 _ADDRESS = re.compile(
@@ -26,7 +27,7 @@ class DatasetLocation:
     """A dataset's root folder, and the repository that it is a snapshot of.
 
     Attributes:
-        root: Folder with `meta/`.
+        root: Folder with `meta/`, as an absolute path.
         repo_id: Hub id, or None for a local folder.
         revision: Commit of the snapshot, so that metadata and files come from the same one.
     """
@@ -34,6 +35,9 @@ class DatasetLocation:
     root: Path
     repo_id: str | None = None
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", kept(self.root))  # images are read as long as a dataset is used
 
     @property
     def name(self) -> str:
@@ -121,6 +125,8 @@ def address_hint(name: str) -> str:
         name: What the user gave: "https://huggingface.co/datasets/owner/name", "hf://owner/name", with or
             without the scheme.
     """
+    if name.startswith("file:"):
+        return f" A folder of this machine is named by its path: {urlsplit(name).path}."
     match = _ADDRESS.fullmatch(name)
     if match is None:
         return ""
@@ -137,9 +143,9 @@ def download_all(repo_id: str, revision: str | None = None) -> Path:
 
 
 def dataset_path(path: str | Path) -> Path:
-    """Return a path as `vla.paths.expanded` does; raises `DatasetError` where it can be no dataset's."""
+    """Return a path as `vla.paths.kept` does; raises `DatasetError` where it can be no dataset's."""
     try:
-        found = expanded(path)
+        found = kept(path)
         found.exists()
     except (OSError, ValueError, TypeError) as error:
         said = str(error).rstrip(".")

@@ -3,15 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
 from vla.data.dataset import LeRobotDataset
 from vla.data.sample import to_canonical
-from vla.errors import ConfigError, did_you_mean
+from vla.data.selection import frames_without_task
+from vla.errors import ConfigError, DatasetError, did_you_mean
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import camera_slots
+from vla.transforms.prompt import TokenizePrompt
+from vla.transforms.task import DefaultTask
 from vla.types import IMAGE_PREFIX, as_flag
+
+WITHOUT_INSTRUCTION = (
+    "The policy acts on its words, and refuses an empty instruction: leave these episodes out "
+    "(data.episodes in a recipe, episodes=[...] here), write their tasks into the dataset, or name one that "
+    "stands for what is empty (default_prompt in a robot file)."
+)
 
 
 class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
@@ -32,6 +42,7 @@ class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
     Raises:
         ConfigError: There is no pipeline, it reads images and the dataset has none of its cameras, or an
             argument is something else.
+        DatasetError: The policy reads instructions, and a frame has an empty one.
     """
 
     def __init__(
@@ -66,6 +77,7 @@ class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
             response_key,
             as_flag(augment, "augment"),
         )
+        check_instructions(self._source, pipeline, _rows(dataset))
         self.cameras = (
             _cameras_of(pipeline, self._source)
             if cameras is None
@@ -85,6 +97,30 @@ class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
             generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
         tensors = self.pipeline.forward(sample, generator)
         return {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+
+
+def check_instructions(dataset: LeRobotDataset, pipeline: Pipeline, rows: np.ndarray | None = None) -> None:
+    """Raise `DatasetError` where a policy that reads instructions would be trained on empty ones.
+
+    Such a policy refuses to act on an empty one.
+
+    Args:
+        dataset: The dataset.
+        pipeline: The policy's; a robot's default prompt takes the place of what is empty.
+        rows: The frames that are used, all by default.
+    """
+    if pipeline.find(TokenizePrompt) is None or pipeline.find(DefaultTask) is not None:
+        return
+    if without := frames_without_task(dataset, rows):
+        raise DatasetError(f"{without} {WITHOUT_INSTRUCTION}")
+
+
+def _rows(dataset: LeRobotDataset | Subset[Any]) -> np.ndarray:
+    """Return the frames of the dataset itself that a subset of it shows."""
+    if not isinstance(dataset, Subset):
+        return np.arange(len(dataset))
+    inner = _rows(dataset.dataset)  # pyright: ignore[reportArgumentType] (checked before)
+    return inner[[int(index) for index in dataset.indices if -len(inner) <= int(index) < len(inner)]]
 
 
 def _checked(cameras: Any, pipeline: Pipeline, dataset: LeRobotDataset) -> dict[str, str]:

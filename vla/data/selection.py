@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vla.data.lerobot.columns import Columns
 from vla.data.lerobot.episodes import Episode
 from vla.data.lerobot.fields import NAMED_DEPTH
 from vla.data.lerobot.schema import DatasetInfo, Feature
-from vla.data.notices import say_once
+from vla.data.notices import say_once, say_once_of
 from vla.errors import ConfigError, DatasetError, did_you_mean
 from vla.types import TASK_KEY, Window, as_count, as_counts, as_texts
 
@@ -98,6 +100,51 @@ def say_other_tasks(name: str, episodes: Sequence[Episode], seen: Sequence[tuple
             f"{name}: meta/episodes lists other tasks than the rows of {len(other)} episodes "
             f"({other[:5]}) have: the rows count."
         )
+
+
+def frames_without_task(dataset: Any, rows: np.ndarray | None = None) -> str:
+    """Return how many frames have an empty instruction, and of which episodes; nothing where none has.
+
+    Args:
+        dataset: A `LeRobotDataset`.
+        rows: The frames to look at, all by default.
+    """
+    blank = [index for index, text in dataset.info.tasks.items() if not text.strip()]
+    if not blank:
+        return ""
+    chosen = np.zeros(len(dataset.low_dim("task_index")), dtype=bool)
+    chosen[slice(None) if rows is None else rows] = True
+    empty = np.isin(dataset.low_dim("task_index"), blank) & chosen
+    spans = zip(dataset.episodes, dataset.episode_slices, strict=True)
+    found = [episode.index for episode, span in spans if empty[span].any()]
+    if not found:
+        return ""
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return (
+        f"{dataset.name}: {empty.sum()} of {chosen.sum()} frames have no instruction (episodes "
+        f"{', '.join(map(str, found[:5]))}{more})."
+    )
+
+
+def say_no_task(dataset: Any) -> None:
+    """Say which frames of a `LeRobotDataset` have an empty instruction: a policy may not act on them."""
+    if without := frames_without_task(dataset):
+        about = (dataset.name, dataset.info.total_frames, tuple(dataset.info.tasks.items()))
+        say_once_of(about, without)  # a run opens parts of it, too
+
+
+def tasks_of(dataset: Any, span: slice) -> tuple[str, ...]:
+    """Return the instructions of some frames of a `LeRobotDataset`, in the order of their first frames."""
+    codes = dataset.low_dim("task_index")[span]
+    return tuple(dataset.info.tasks[index] for index in dict.fromkeys(codes.tolist()))
+
+
+def place_of(dataset: Any, row: int) -> str:
+    """Say where a frame of a `LeRobotDataset` is, for a message."""
+    place = next(number for number, span in enumerate(dataset.episode_slices) if row < span.stop)
+    episode, frame = dataset.episodes[place], row - dataset.episode_slices[place].start
+    file = f"{dataset.name}/{episode.data_path}" if episode.data_path else dataset.name
+    return f"{file}: episode {episode.index}, frame {frame}"
 
 
 def select_episodes(episodes: list[Episode], wanted: Iterable[int] | None, name: str) -> list[Episode]:

@@ -4,7 +4,7 @@ Nothing is executed, so this costs no simulator and no robot; it also says nothi
 The yardstick is the policy that always predicts the mean action.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,8 @@ def open_loop(
         progress: Called with (chunks done, chunks in all).
 
     Raises:
-        DatasetError: An episode that the dataset has not selected, or a camera that it does not decode.
+        DatasetError: An episode that the dataset has not selected or that has no instruction for a policy
+            that needs one, or a camera that it does not decode.
         ConfigError: A stride or batch size below 1, or no episodes.
         ShapeError: The policy's chunk is not what can be executed of the dataset's, `[a, m]`.
     """
@@ -145,6 +146,7 @@ def open_loop(
         raise ConfigError(f"stride and batch_size must be at least 1, got {stride} and {batch_size}.")
     slices = _slices(dataset, episodes)
     check_cameras(dataset, cameras)
+    _check_tasks(robot_policy, dataset, slices.values())
     actions = np.asarray(dataset.low_dim(dataset.action_key), dtype=np.float64)
     frames = [frame for where in slices.values() for frame in range(where.start, where.stop, stride)]
     robot_policy.reset()
@@ -210,6 +212,16 @@ def _slices(dataset: "LeRobotDataset", episodes: Sequence[int] | None) -> dict[i
             f"Episodes {unknown} are not among those that the dataset has selected: {list(slices)}."
         )
     return {index: slices[index] for index in wanted}
+
+
+def _check_tasks(robot_policy: BatchPolicy, dataset: "LeRobotDataset", spans: Iterable[slice]) -> None:
+    """Raise `DatasetError` where the policy acts on words, and a frame of some episodes has none."""
+    from vla.data.policy_dataset import WITHOUT_INSTRUCTION
+    from vla.data.selection import frames_without_task
+
+    rows = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+    if getattr(robot_policy, "needs_task", False) and (without := frames_without_task(dataset, rows)):
+        raise DatasetError(f"{without} {WITHOUT_INSTRUCTION}")
 
 
 def check_cameras(dataset: "LeRobotDataset", cameras: Mapping[str, str]) -> None:

@@ -73,6 +73,7 @@ class RobotPolicy:
 
     Attributes:
         sampler: What samples: the policy, or its inference form.
+        needs_task: Whether an observation must bring an instruction.
         window: Which frames the policy reads and predicts, in control steps: those of the dataset that it
             learned from, at its frequency.
 
@@ -101,8 +102,8 @@ class RobotPolicy:
         self.sampler = policy.fast(fast)
         self.pipeline = chosen
         self.window = policy.config.window
-        needs_task = policy.reads_text and self.pipeline.find(DefaultTask) is None
-        self._guard = ObservationGuard(self.pipeline, needs_task=needs_task)
+        self.needs_task = policy.reads_text and self.pipeline.find(DefaultTask) is None
+        self._guard = ObservationGuard(self.pipeline, needs_task=self.needs_task)
 
     @property
     def past(self) -> int:

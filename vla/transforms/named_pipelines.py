@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vla.errors import ConfigError, did_you_mean
+from vla.paths import is_hidden
 from vla.transforms.base import PIPELINE_FILE, Pipeline
 from vla.transforms.statistics import STATISTICS_FILE
 
@@ -41,7 +42,8 @@ def check_name(name: str) -> str:
 def pipeline_names(folder: Path) -> list[str]:
     """Return the names of the pipelines in a checkpoint's folder; none where it has a single one."""
     below = folder / PIPELINES_FOLDER
-    return sorted(path.name for path in below.iterdir() if path.is_dir()) if below.is_dir() else []
+    inside = below.iterdir() if below.is_dir() else ()
+    return sorted(path.name for path in inside if path.is_dir() and not is_hidden(path))
 
 
 def write_pipelines(pipelines: Mapping[str | None, Pipeline], folder: Path) -> None:

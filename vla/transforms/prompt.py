@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PAD_ID = 0
+_SHOWN = 80
+"""Characters of either end of a text that the log shows."""
 IGNORED = -100
 """Label of a position without a text loss."""
 
@@ -189,9 +191,9 @@ class TokenizePrompt(Transform):
         logger.warning(
             "The %s %r does not fit into max_prompt_length=%d tokens; its end is lost: %r",
             what,
-            text,
+            _cut(text),
             self.max_length,
-            lost,
+            _cut(lost),
         )
 
     @cached_property
@@ -206,6 +208,11 @@ class TokenizePrompt(Transform):
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
+
+
+def _cut(text: str) -> str:
+    """Return a text for the log, without its middle where it is long."""
+    return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} [...] {text[-_SHOWN:]}"
 
 
 def _pending(tokenizer: Any) -> str | None:

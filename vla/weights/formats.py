@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from vla.atomic import read_json
 from vla.errors import ShapeError, WeightsError, remedy
+from vla.paths import is_hidden
 from vla.weights.files.open import open_tensors
 from vla.weights.files.row_shards import has_row_shards
 from vla.weights.keymap import KeyMapping, KeyTable, Spelling, respell
@@ -75,7 +76,7 @@ def open_stored(folder: Path | str) -> Iterator[Stored]:
 def _refuse_other_contents(folder: Path) -> None:
     if not folder.is_dir():
         raise WeightsError(f"{folder} is not a folder; give the folder that holds the weights.")
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir() if not is_hidden(path))
     if not names:
         raise WeightsError(f"{folder} is empty.")
     if BASE_FILE in names:

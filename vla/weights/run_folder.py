@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from vla.errors import WeightsError
-from vla.weights.files.listing import listing
+from vla.weights.files.listing import listing, safetensors_in
 from vla.weights.files.orbax import find_orbax
 from vla.weights.files.row_shards import has_row_shards
 from vla.weights.files.safetensors import INDEX_FILE
@@ -104,7 +104,7 @@ def holds_checkpoint(folder: Path) -> bool:
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds safetensors files, of one process or of several, or an orbax tree."""
     return (
-        next(folder.glob("*.safetensors"), None) is not None
+        bool(safetensors_in(folder))
         or has_row_shards(folder)
         or any(
             (base / file).exists()

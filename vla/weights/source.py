@@ -11,6 +11,7 @@ import huggingface_hub
 from vla.errors import WeightsError, did_you_mean
 from vla.paths import expanded
 from vla.types import COMMIT, HUB_ID
+from vla.weights.files.listing import safetensors_in
 from vla.weights.hub_errors import hub_errors
 from vla.weights.known import known_checkpoints
 from vla.weights.run_folder import PICKLES, chosen_checkpoint, has_weights
@@ -141,7 +142,7 @@ def _snapshot(
 
 
 def _has_safetensors(folder: Path) -> bool:
-    return next(folder.glob("*.safetensors"), None) is not None
+    return bool(safetensors_in(folder))
 
 
 def _what_is_there_instead(name: str, revision: str | None, token: str | bool | None) -> str:

@@ -289,6 +289,14 @@ DAMAGE = {
         lambda b, a: change(b, "normalizer_processor", norm_map={"ACTION": "QUANTILE10"}),
         "normalises ACTION by QUANTILE10",
     ),
+    "unknown type": (
+        lambda b, a: change(b, "normalizer_processor", norm_map={"TACTILE": "MEAN_STD"}),
+        "normalises TACTILE by MEAN_STD, a type of features that is not known",
+    ),
+    "unknown mode": (
+        lambda b, a: change(a, "unnormalizer_processor", norm_map={"ENV": ["MEAN_STD"]}),
+        r"postprocessor.json normalises ENV by \['MEAN_STD'\]; known here are",
+    ),
     "two ways": (
         lambda b, a: change(a, "unnormalizer_processor", norm_map={"ACTION": "MIN_MAX"}),
         "normalises actions by zscore, but .*postprocessor.json undoes minmax",

@@ -133,15 +133,14 @@ def test_other_readers_of_the_format(tmp_path):
     assert episodes[1][f"videos/{CAMERAS[0]}/from_timestamp"] == 2.0
 
 
-def test_nothing_is_there_before_finalize_nor_after_an_error(tmp_path):
+def test_nothing_is_there_before_finalize_nor_after_abort(tmp_path):
     folder = tmp_path / "x"
     writer = make_writer(folder)
     writer.add_frame(frame())
     writer.save_episode("task")
     assert not folder.exists()
     assert len(leftovers(tmp_path)) == 1
-    with pytest.raises(RuntimeError, match="the robot fell over"), writer:
-        raise RuntimeError("the robot fell over")
+    writer.abort()
     assert leftovers(tmp_path) == []
     writer.abort()  # idempotent
     with pytest.raises(DatasetError, match="was given up and removed"):
@@ -227,9 +226,12 @@ def test_an_existing_folder_is_refused(tmp_path):
     writer.add_frame(frame())
     writer.save_episode("task")
     (tmp_path / "y").mkdir()
-    with pytest.raises(DatasetError, match="was created"):
+    with pytest.raises(DatasetError, match=r"was created .* is left in .*\.y\..*\.partial"):
         writer.finalize()
-    assert leftovers(tmp_path) == ["x", "y"]
+    assert leftovers(tmp_path)[1:] == ["x", "y"]
+    with pytest.raises(DatasetError, match=r"failed. What was recorded is left in .*\.partial: record"):
+        writer.add_frame(frame())
+    assert (tmp_path / leftovers(tmp_path)[0] / "meta/info.json").exists()
 
 
 def test_incomplete_recordings(tmp_path):
@@ -243,11 +245,14 @@ def test_incomplete_recordings(tmp_path):
     writer.add_frame(frame())
     with pytest.raises(DatasetError, match="1 frames were added after the last save_episode"):
         writer.finalize()
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) != ["x"]  # open still
+    writer.discard_episode()
+    writer.finalize()
+    assert leftovers(tmp_path) == ["x"]
 
 
 @pytest.mark.parametrize("where", ["rows", "video", "metadata"])
-def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, where):
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch, where):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -263,7 +268,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, where):
         writer.save_episode("task")
     with pytest.raises(DatasetError, match="No space left on device"):
         writer.finalize() if where == "metadata" else writer.save_episode("task")
-    assert leftovers(tmp_path) == []
+    assert len(leftovers(tmp_path)) == (where == "metadata")  # what was saved is left
 
 
 def test_permissions_are_the_usual_ones(tmp_path):

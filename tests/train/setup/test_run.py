@@ -1,9 +1,12 @@
 import logging
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tests.data.make import make_dataset
+from tests.folders import unchanged
 from vla.errors import ConfigError, DatasetError, WeightsError
 from vla.policies.registry import make_policy
 from vla.train.recipe_file import load_recipe
@@ -90,6 +93,32 @@ def test_prompt_that_does_not_fit_is_said_once(tiny, caplog):
 def test_misfits_are_named(tiny, overrides, error, said):
     with pytest.raises(error, match=said):
         job(tiny(*overrides))
+
+
+def test_empty_instructions_are_left_out_or_refused(tmp_path):
+    make_dataset(tmp_path / "set", episodes=3, length=8, cameras=["observation.images.top"])
+    tasks = tmp_path / "set/meta/tasks.parquet"
+    table = pq.read_table(tasks)
+    column = table.column_names.index("task")
+    pq.write_table(table.set_column(column, "task", pa.array(["", "open the drawer"])), tasks)
+    common = [f"data.path={tmp_path / 'set'}", "output=x", "policy.preset=tiny", "train.batch_size=2"]
+    common += ["data.validation_fraction=0"]
+    said = r"16 of 24 frames have no instruction \(episodes 0, 2\)\. .*data\.episodes"
+    with unchanged(tmp_path), pytest.raises(DatasetError, match=said):
+        job(load_recipe(None, common))
+    assert len(job(load_recipe(None, [*common, "data.episodes=[1]"])).robots[None].dataset) == 8
+
+
+def test_a_dataset_without_cameras_is_named(tmp_path):
+    for name, cameras in (("seen", ["observation.images.top"]), ("blind", [])):
+        make_dataset(tmp_path / name, episodes=2, length=8, cameras=cameras)
+    common = ["output=x", "policy.preset=tiny", "train.batch_size=2", "data.validation_fraction=0"]
+    said = f"{tmp_path / 'blind'} has no camera, and the policy looks through at least one"
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=f"^{said}"):
+        job(load_recipe(None, [*common, f"data.path={tmp_path / 'blind'}"]))
+    both = ", ".join(f"{{path: {tmp_path / name}, weight: 1}}" for name in ("seen", "blind"))
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=f"data.mixture, 'blind': {said}"):
+        job(load_recipe(None, [*common, f"data.mixture=[{both}]"]))
 
 
 def test_cameras_that_end_alike_need_names(tmp_path):

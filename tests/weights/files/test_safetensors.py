@@ -12,6 +12,7 @@ from safetensors.torch import save, save_file
 from vla.errors import WeightsError
 from vla.weights.files import safetensors as safetensors_file
 from vla.weights.files.safetensors import DTYPES, MAX_HEADER_BYTES, open_safetensors
+from vla.weights.run_folder import has_weights
 from vla.weights.tensors import TensorInfo
 
 
@@ -313,3 +314,18 @@ def test_reads_that_return_little_are_continued(tmp_path, monkeypatch):
 def test_a_folder_of_that_name(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     refused(tmp_path, "cannot be (opened|read)")
+
+
+def test_files_of_macos_are_no_part_of_a_checkpoint(tmp_path):
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    write_shards(tmp_path, {name: {f"x{place}": torch.ones(2)} for place, name in enumerate(names)},
+                 {f"x{place}": name for place, name in enumerate(names)})  # fmt: skip
+    for name in (*names, "model-00003-of-00003.safetensors"):
+        (tmp_path / f"._{name}").write_bytes(b"\0\5\26\7")
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    with open_safetensors(tmp_path) as reader:
+        assert sorted(reader.infos) == ["x0", "x1"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "._model.safetensors").write_bytes(b"\0\5\26\7")
+    assert not has_weights(empty)

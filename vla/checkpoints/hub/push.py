@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from vla.checkpoints.hub.card import BEGIN, END, Origin, license_of, merge_cards, model_card, read_origin
 from vla.checkpoints.module import PolicyModule
 from vla.errors import ConfigError, WeightsError
+from vla.paths import is_of_finder
 from vla.types import HUB_ID
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
 from vla.weights.hub_errors import hub_errors
@@ -158,7 +159,7 @@ def _write_card(
 
 
 def _operations(folder: Path, there: list[str]) -> list[CommitOperationAdd | CommitOperationDelete | Any]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_of_finder(path))
     names = [path.relative_to(folder).as_posix() for path in files]
     stale = [name for name in there if _STALE.fullmatch(name) and name not in names]
     if BASE_FILE in there and BASE_FILE not in names:  # the adapter here was one of ours

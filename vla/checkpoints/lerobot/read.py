@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from vla.checkpoints.lerobot.equivalent import read_note
+from vla.checkpoints.lerobot.images import check_early_images, check_images
 from vla.checkpoints.lerobot.steps import (
     ABSOLUTE,
     ACTION_KEY,
     FEATURE_KEYS,
-    MODES,
     NEWLINE,
     NORMALIZE,
     POSTPROCESSOR,
@@ -79,6 +79,7 @@ def read_lerobot(
     """
     processors = _read(folder)
     if processors is None:
+        check_early_images(folder, stored_config)
         return None
     _check(processors, stored_config)
     normalize = _normalize(processors)
@@ -160,6 +161,12 @@ def _check(processors: _Processors, stored_config: Mapping[str, Any]) -> None:
         (NEWLINE, TOKENIZE),
     )
     after.check_order((UNNORMALIZE, ABSOLUTE))
+    for step in (before.get(NORMALIZE), after.get(UNNORMALIZE)):
+        if step is not None:
+            for kind in step.setting("norm_map", {}):
+                step.mode(kind)
+    if (step := before.get(NORMALIZE)) is not None:
+        check_images(step)
     if (before.get(RELATIVE) is None) != (after.get(ABSOLUTE) is None):
         here, there = (before, after) if before.get(RELATIVE) else (after, before)
         raise WeightsError(
@@ -211,8 +218,8 @@ def _asked_modes(
 ) -> dict[str, NormalizationMode]:
     """Return how state and actions are to be normalised, whether there are statistics for it or not."""
     state: NormalizationMode = "identity" if forward is None else _state_mode(forward)
-    there: NormalizationMode = "identity" if forward is None else _mode(forward, "ACTION")
-    again: NormalizationMode = "identity" if back is None else _mode(back, "ACTION")
+    there: NormalizationMode = "identity" if forward is None else forward.mode("ACTION")
+    again: NormalizationMode = "identity" if back is None else back.mode("ACTION")
     if there != again:
         raise WeightsError(
             f"{processors.before.path} normalises actions by {there}, but {processors.after.path} undoes "
@@ -223,20 +230,13 @@ def _asked_modes(
 
 def _state_mode(step: Step) -> NormalizationMode:
     chosen = step.setting("normalize_observation_keys", [STATE_KEY])
-    mode = _mode(step, step.feature(STATE_KEY).get("type", "STATE"))
+    mode = step.mode(str(step.feature(STATE_KEY).get("type", "STATE")))
     if step.feature(STATE_KEY) and STATE_KEY in chosen:
         return mode
     if mode != "identity" and step.statistics:
         logger.warning("%s does not list %s, so LeRobot leaves it as it is.", step.path, STATE_KEY)
         return "identity"
     return mode
-
-
-def _mode(step: Step, kind: str) -> NormalizationMode:
-    given = step.setting("norm_map", {}).get(kind, "IDENTITY")
-    if given not in MODES:
-        raise WeightsError(f"{step.path} normalises {kind} by {given}; known here are {', '.join(MODES)}.")
-    return MODES[given]
 
 
 def _check_same_statistics(forward: Step | None, back: Step | None, mode: NormalizationMode) -> None:

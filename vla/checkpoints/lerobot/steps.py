@@ -54,6 +54,9 @@ MODES: dict[str, NormalizationMode] = {
 }
 """LeRobot's modes -> ours."""
 
+KINDS = ("STATE", "ACTION", "VISUAL", "ENV", "REWARD", "LANGUAGE")
+"""LeRobot's types of features; policies here read the first three."""
+
 HARMLESS = (BATCH, DEVICE)
 """Steps that change where values are stored, not the values."""
 
@@ -131,6 +134,14 @@ class Step:
             raise WeightsError(f"{self.path}, step '{self.name}': the feature {key} is {said!r}.")
         return said
 
+    def mode(self, kind: str) -> NormalizationMode:
+        """Return how a type of features is normalised; those that `norm_map` leaves out are not.
+
+        Raises:
+            WeightsError: In a way that is not known here.
+        """
+        return known_mode(self.path, kind, self.setting("norm_map", {}).get(kind, "IDENTITY"))
+
     @cached_property
     def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         if self.state_file is None:
@@ -182,6 +193,18 @@ class Step:
             except StatisticsError as error:
                 raise StatisticsError(f"{self.state_file}, {key}: {error}") from error
         return found
+
+
+def known_mode(path: Path, kind: str, given: Any) -> NormalizationMode:
+    """Return a mode as ours; raises `WeightsError` where it, or the type of features, is not known here."""
+    if not isinstance(given, str) or given not in MODES:
+        raise WeightsError(f"{path} normalises {kind} by {given}; known here are {', '.join(MODES)}.")
+    if kind not in KINDS and given != "IDENTITY":
+        raise WeightsError(
+            f"{path} normalises {kind} by {given}, a type of features that is not known here: known are "
+            f"{', '.join(KINDS)}."
+        )
+    return MODES[given]
 
 
 class Steps:

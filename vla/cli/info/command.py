@@ -18,7 +18,7 @@ from vla.cli.info.table_options import (
 )
 from vla.cli.logs import json_alone
 from vla.errors import ConfigError, DatasetError, WeightsError
-from vla.paths import expanded
+from vla.paths import expanded, is_hidden
 
 if TYPE_CHECKING:
     from vla.data.hf.options import TableOptions
@@ -217,7 +217,9 @@ def _checkpoint_here(what: str) -> Path | str | None:
     if (folder / "meta" / "info.json").is_file():
         return DATASET
     chosen = chosen_checkpoint(folder)
-    if not holds_checkpoint(chosen) and not any(path.name.endswith(PICKLES) for path in chosen.iterdir()):
+    if not holds_checkpoint(chosen) and not any(
+        path.name.endswith(PICKLES) and not is_hidden(path) for path in chosen.iterdir()
+    ):
         raise ConfigError(
             f"{what} is neither a checkpoint (config.json, weights) nor a dataset (meta/info.json), nor a "
             f"run with a checkpoint: {listing(folder)}."

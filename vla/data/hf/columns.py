@@ -28,6 +28,7 @@ from vla.data.lerobot.fields import depth_reason, grey_depth
 from vla.data.lerobot.schema import Feature
 from vla.data.video import check_container
 from vla.errors import DatasetError, did_you_mean
+from vla.paths import kept
 
 _VIDEOS = "vla-videos"
 _MOST_VALUES = 1 << 16
@@ -250,7 +251,7 @@ def video_file(value: Any, root: Path, what: str) -> Path:
     from datasets import config
 
     name = hashlib.sha256(data).hexdigest()[:32] + (Path(path).suffix if path else ".mp4")
-    file = Path(config.HF_DATASETS_CACHE) / _VIDEOS / name
+    file = kept(config.HF_DATASETS_CACHE) / _VIDEOS / name
     try:
         if not file.is_file() or file.stat().st_size != len(data):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -102,7 +102,7 @@ class HuggingFaceDataset(LeRobotDataset):
         cameras = None if cameras is None else as_texts(cameras, "cameras")
         self.window = window_of(action_horizon, window)
         self.action_horizon = self.window.horizon
-        self.options = options or TableOptions()
+        self.options = _checked_options(options)
         self._table = open_table(table, self.options, revision)
         self.root, self.revision, self._stream = self._table.root, self._table.revision, None
         self.action_key, self.state_key = name_of(action_key, ACTION_KEY), name_of(state_key, STATE_KEY)
@@ -142,6 +142,11 @@ class HuggingFaceDataset(LeRobotDataset):
             open_videos,
             images=self._images,
         )
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self._table.name
 
     def to_datasets(
         self, *, streaming: bool = False, videos: Videos | None = None
@@ -218,6 +223,15 @@ class HuggingFaceDataset(LeRobotDataset):
                     self._images.read(self.root, int(self._columns.file_rows[span.start]), camera)
 
 
+def _checked_options(options: TableOptions | None) -> TableOptions:
+    """Return the options, or the default ones; raises `ConfigError` where they are something else."""
+    if options is not None and not isinstance(options, TableOptions):
+        raise ConfigError(
+            f"options must be TableOptions(columns=ColumnNames(task=...), ...), got {options!r}."
+        )
+    return options or TableOptions()
+
+
 def _check_one_frame(columns: TableColumns, *vectors: tuple[str, ...]) -> None:
     """Raise `DatasetError` where a row holds several states or actions, as in tables of whole episodes."""
     for key in (key for keys in vectors for key in keys):
@@ -235,6 +249,11 @@ def _check_one_frame(columns: TableColumns, *vectors: tuple[str, ...]) -> None:
 
 def _read_tasks(columns: TableColumns, key: str, ordered: Sequence[EpisodeRows]) -> TextColumn:
     """Return the instruction of every frame, numbered in the order in which they first occur."""
+    if str(getattr(columns.table.rows.features.get(key), "dtype", "")).endswith("binary"):
+        raise DatasetError(
+            f"{columns.table.name}: the column '{key}' cannot be the task: it holds bytes, and instructions "
+            "are text or class labels. Decode them, with Dataset.map."
+        )
     columns.check_there(key, "the task (data.columns.task, --column task=NAME)")
     name = columns.table.name
     if columns.features[key].dtype != "string":
@@ -249,12 +268,7 @@ def _read_tasks(columns: TableColumns, key: str, ordered: Sequence[EpisodeRows])
     place = np.zeros(len(found.texts), dtype=np.int32)
     place[used] = np.arange(len(used))
     texts = tuple(found.texts[code] for code in used.tolist())
-    tasks = TextColumn(texts, place[found.codes])
-    blank = [number for number, text in enumerate(texts) if not text.strip()]
-    if blank:
-        count = int(np.isin(tasks.codes, blank).sum())
-        say_once(f"{name}: {count} of {len(tasks.codes)} frames have no instruction ('{key}' is empty).")
-    return tasks
+    return TextColumn(texts, place[found.codes])
 
 
 def _describe(columns: TableColumns, ordered: Sequence[EpisodeRows], tasks: TextColumn) -> DatasetInfo:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from vla.data.hf.options import TableOptions
 from vla.data.hub import address_hint, dataset_path, download_all, refuse_pointer
 from vla.errors import DatasetError, did_you_mean
+from vla.paths import is_hidden, kept
 from vla.types import COMMIT, HUB_ID, as_text
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def open_table(name: "str | Path | Dataset", options: TableOptions, revision: st
             f"'{PREFIX}'."
         )
     for file in [path] if path.is_file() else path.rglob("*"):
-        if file.suffix.lower() in _BUILDERS:  # a pointer is a text file, which csv and json might take
+        # A pointer is a text file, which csv and json might take.
+        if file.suffix.lower() in _BUILDERS and not is_hidden(file):
             refuse_pointer(file)
     shown = f"{PREFIX}{bare}"
     table = _choose_split(_load(path, shown, options), shown, options)
@@ -125,7 +127,7 @@ def _from_dataset(table: "Dataset", options: TableOptions, revision: str | None 
         )
     if not len(table):
         raise DatasetError("The datasets.Dataset is empty: it has no rows.")
-    return Table(_undecoded(table), Path(), None, "the datasets.Dataset")
+    return Table(_undecoded(table), kept("."), None, "the datasets.Dataset")
 
 
 def _load(path: Path, shown: str, options: TableOptions) -> Any:

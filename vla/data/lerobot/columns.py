@@ -279,10 +279,11 @@ def _flatten(path: Path, array: pa.Array, key: str) -> pa.Array:
         lengths = pc.call_function("list_value_length", [array]).fill_null(-1).to_numpy(zero_copy_only=False)
         odd = np.flatnonzero(lengths != lengths[0]) if len(lengths) else lengths
         if len(odd) or (len(lengths) and lengths[0] < 0):
-            row = int(odd[0]) if len(odd) else 0
+            row = int(np.flatnonzero(lengths < 0)[0]) if (lengths < 0).any() else int(odd[0])
+            if lengths[row] < 0:
+                raise DatasetError(f"{path}, row {row}: '{key}' is empty (null). Repair this row.")
             raise DatasetError(
-                f"{path}, row {row}: '{key}' has {lengths[row]} values where the first row has {lengths[0]} "
-                "(-1: empty)."
+                f"{path}, row {row}: '{key}' has {lengths[row]} values where the first row has {lengths[0]}."
             )
         array = _plain(array.flatten())
     return array

@@ -194,7 +194,7 @@ def read_info(root: Path) -> DatasetInfo:
     if version not in VERSIONS:
         raise DatasetError(
             f"{path}: 'codebase_version' is of version {fields.shown(version)}; this library reads "
-            f"{' and '.join(VERSIONS)}. LeRobot's own scripts convert older datasets."
+            f"{' and '.join(VERSIONS)}. {_about_version(version)}"
         )
     about = str(path)
     features = fields.present(values, "features", about)
@@ -219,6 +219,19 @@ def read_info(root: Path) -> DatasetInfo:
             f"{info.total_frames}."
         )
     return info
+
+
+def _about_version(version: Any) -> str:
+    """Say what to do about a version that is not read here."""
+    if f"v{version}" in VERSIONS:
+        return f'Write "v{version}", as LeRobot does.'
+    number = re.fullmatch(r"v?(\d+)\.(\d+)(\.\d+)?", version) if isinstance(version, str) else None
+    if number is None:
+        return "Correct it to the version that its files have."
+    found = (int(number[1]), int(number[2]))
+    if found < (3, 0):
+        return "LeRobot's own scripts convert older datasets."
+    return "It is newer than this library: look for a newer version of vla, or write the dataset as v3.0."
 
 
 def _chunks_size(values: Mapping[str, Any], version: str, source: str) -> int:

@@ -8,6 +8,7 @@ from vla.data.lerobot.episodes import Episode, VideoSpan, add_task, check_totals
 from vla.data.lerobot.fields import fill_template, number, shown, whole
 from vla.data.lerobot.schema import DatasetInfo
 from vla.errors import DatasetError
+from vla.paths import is_hidden
 
 TASKS_PATH = "meta/tasks.parquet"
 EPISODES_FOLDER = "meta/episodes"
@@ -65,7 +66,8 @@ def metadata_files(root: Path) -> list[Path]:
 
 
 def _episode_files(root: Path) -> list[Path]:
-    files = sorted((root / EPISODES_FOLDER).glob("*/*.parquet"))
+    found = (root / EPISODES_FOLDER).glob("*/*.parquet")
+    files = sorted(path for path in found if not is_hidden(path))
     if not files:
         raise DatasetError(f"{root / EPISODES_FOLDER} holds no parquet file: the dataset lists no episodes.")
     return files

@@ -1,6 +1,6 @@
 """Numbers of a dataset's rows as its items show them: vectors, times since an episode's start."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -14,22 +14,30 @@ def locked(values: np.ndarray) -> np.ndarray:
     return view
 
 
-def as_vectors(columns: Sequence[np.ndarray]) -> np.ndarray:
+def as_vectors(
+    columns: Mapping[str, np.ndarray], where: Callable[[int], str] = "row {}".format
+) -> np.ndarray:
     """Join columns of the rows to float32 vectors `[n, d]`.
+
+    Args:
+        columns: By key, in their order.
+        where: Says where a row is, for the message.
 
     Raises:
         DatasetError: A value is too large for float32.
     """
-    with np.errstate(over="ignore"):
-        parts = [values.reshape(len(values), -1).astype(np.float32, copy=False) for values in columns]
-    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    if not np.isfinite(joined).all():  # finite as float64, as columns are checked when they are read
-        row, dimension = np.argwhere(~np.isfinite(joined))[0].tolist()
-        raise DatasetError(
-            f"The state or an action is too large for float32: frame {row} of the selected episodes, "
-            f"dimension {dimension}."
-        )
-    return joined
+    parts = []
+    for key, values in columns.items():
+        rows = values.reshape(len(values), -1)
+        with np.errstate(over="ignore"):
+            parts.append(rows.astype(np.float32, copy=False))
+        if not np.isfinite(parts[-1]).all():  # finite as float64, as columns are checked when they are read
+            row, dimension = np.argwhere(~np.isfinite(parts[-1]))[0].tolist()
+            raise DatasetError(
+                f"{where(row)}: dimension {dimension} of '{key}' is {rows[row, dimension]:.6g}, which is too "
+                "large for float32. Repair or leave out this episode."
+            )
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def frame_times(timestamps: np.ndarray, frame_index: np.ndarray, fps: float) -> np.ndarray:

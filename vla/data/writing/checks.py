@@ -136,6 +136,20 @@ def text(value: Any, what: str) -> str:
     return str(value)
 
 
+def task(value: Any, what: str) -> str:
+    """Return an instruction.
+
+    Raises:
+        DatasetError: It is not text that can be written, or holds no word: no policy could act on it.
+    """
+    found = text(value, what)
+    if not found.strip():
+        raise DatasetError(
+            f'{what} is empty, {value!r}: say what the robot does, save_episode("pick a cup").'
+        )
+    return found
+
+
 def scalar(value: Any, dtype: str, what: str) -> Scalar:
     """Return a frame's value of an extra feature as a plain number, truth value or text.
 

@@ -4,9 +4,15 @@ They are written for other readers of the dataset; training uses `vla.data.stats
 model sees. Quantiles are exact here too (LeRobot merges per-episode histograms by an outer envelope).
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla.paths import is_hidden
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 Summary = dict[str, list]
@@ -27,6 +33,31 @@ def summarize(values: np.ndarray) -> Summary:
         "count": [len(rows)],
         **{name: row.tolist() for name, row in zip(QUANTILES, quantiles, strict=True)},
     }
+
+
+def summarize_columns(
+    data: Path, schema: pa.Schema, vectors: Collection[str], frames: int
+) -> dict[str, Summary]:
+    """Summarise every column of numbers over all frames, read back one by one, so that quantiles are exact.
+
+    Args:
+        data: The folder of the tables.
+        schema: Theirs.
+        vectors: Which columns hold vectors.
+        frames: Rows of all tables together.
+    """
+    files = sorted(path for path in data.glob("*/*.parquet") if not is_hidden(path))
+    found = {}
+    for field in schema:
+        if field.type == pa.string():
+            continue
+        parts = defaultdict(list)
+        for file in files:
+            column = pq.read_table(file, columns=[field.name])[field.name].combine_chunks()
+            flat = column.flatten() if field.name in vectors else column
+            parts[field.name].append(flat.to_numpy(zero_copy_only=False))
+        found[field.name] = summarize(np.concatenate(parts[field.name]).reshape(frames, -1))
+    return found
 
 
 class PixelHistogram:

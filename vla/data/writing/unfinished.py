@@ -1,12 +1,18 @@
-"""Recordings that nobody completed: done when their writer goes, or the program ends, and said."""
+"""Recordings that were not completed: done after an error, or when the writer goes or the program ends."""
 
 import atexit
 import logging
 import os
+import sys
 import weakref
+from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from vla.errors import VlaError
+from vla.paths import is_hidden
 
 _log = logging.getLogger(__name__)
 _open: "weakref.WeakSet[Any]" = weakref.WeakSet()
@@ -30,24 +36,71 @@ def finish(writer: Any) -> None:
     closed = getattr(writer, "_closed", "never opened")
     if closed is not None or getattr(writer, "_process", None) != os.getpid():  # a forked copy writes nothing
         return
+    _log.warning(
+        "A LeRobotWriter was left without finalize(): %s Call finalize() at the end of a recording, or use "
+        "the writer in a with block.",
+        _completed(writer),
+    )
+
+
+def rescue(writer: Any, how: str = "abandoned") -> None:
+    """Complete the dataset of a writer that is still open while an exception passes, and say so.
+
+    Args:
+        writer: The writer; without a saved episode nothing is left of it.
+        how: What becomes of it in that case: `"abandoned"` or `"failed"`.
+    """
+    if writer._closed is not None:
+        return
+    if not writer._episode_rows and not writer._frames:  # nothing to tell
+        writer._close(how)
+        return
+    error = sys.exception()
+    cause = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+    _log.warning("A recording was ended by %s: %s", cause, _completed(writer, how))
+
+
+def left_of(writer: Any) -> str:
+    """Return where the files of a recording are that could not be completed, as a sentence."""
+    if writer._temporary.exists():
+        return f"What was recorded is left in {writer._temporary}."
+    return f"What was recorded is gone: {writer._temporary}, where it was, is not there any more."
+
+
+def drop_unsaved(data: Path, episodes: int) -> None:
+    """Remove the rows of an episode that was not saved from the last file of a closed recording.
+
+    Args:
+        data: The folder of its tables.
+        episodes: How many were saved.
+    """
+    last = max(path for path in data.glob("*/*.parquet") if not is_hidden(path))
+    table = pq.ParquetFile(last).read()
+    numbers = table["episode_index"]
+    if pc.call_function("max", [numbers]).as_py() in range(episodes):
+        return
+    last.unlink()
+    saved = [number for number in numbers.unique().to_pylist() if number < episodes]
+    if saved:
+        with pq.ParquetWriter(last, table.schema) as file:
+            for number in saved:
+                file.write_table(table.filter(pc.call_function("equal", [numbers, number])))
+
+
+def _completed(writer: Any, how: str = "abandoned") -> str:
+    """Complete an open writer's dataset with the episodes that were saved; return what became of it."""
     frames, episodes = len(writer._frames), len(writer._episode_rows)
     unsaved = f" {frames} frames that were added after the last save_episode are not in it." if frames else ""
     try:
         if not episodes:
-            writer.abort()
-            what = f"no episode was saved, so there is no dataset in {writer.folder}."
-        else:
-            writer.discard_episode()
-            writer.finalize()
-            what = f"{writer.folder} has been completed now, with the {episodes} episodes that were saved."
+            writer._close(how)
+            unsaved = f" {frames} frames that were added are lost." if frames else ""
+            return f"no episode was saved, so there is no dataset in {writer.folder}.{unsaved}"
+        writer.discard_episode()
+        writer.finalize()
     except (VlaError, OSError) as error:
-        what = f"{writer.folder} could not be completed now: {error}"
-    _log.warning(
-        "A LeRobotWriter was left without finalize(): %s%s Call finalize() at the end of a recording, or use "
-        "the writer in a with block.",
-        what,
-        unsaved,
-    )
+        return f"{writer.folder} could not be completed now: {error}{unsaved}"
+    return f"{writer.folder} has been completed now, with the {episodes} episodes that were saved.{unsaved}"
 
 
 @atexit.register

@@ -9,9 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -34,10 +32,10 @@ from vla.data.lerobot.layout_v30 import (
 )
 from vla.data.writing import checks
 from vla.data.writing.encoder import Codec, VideoEncoder, whole_rate
-from vla.data.writing.episode_stats import PixelHistogram, summarize
-from vla.data.writing.unfinished import Unfinished, remember
+from vla.data.writing.episode_stats import PixelHistogram, summarize, summarize_columns
+from vla.data.writing.unfinished import Unfinished, drop_unsaved, left_of, remember, rescue
 from vla.errors import ConfigError, DatasetError
-from vla.paths import expanded
+from vla.paths import kept
 from vla.types import ACTION_KEY, STATE_KEY
 
 _log = logging.getLogger(__name__)
@@ -47,12 +45,16 @@ class LeRobotWriter(Unfinished):
     """Writes a v3.0 dataset that LeRobot's own reader accepts.
 
     Frames of the episode being recorded are held in memory until `save_episode`, so that an episode can
-    be discarded. As a context manager it finalises on a clean exit and leaves nothing behind after an
-    error. Used otherwise, `finalize` completes the dataset; where it was forgotten, that is done when the
-    program ends, with a warning.
+    be discarded. As a context manager it finalises on a clean exit. Used otherwise, `finalize` completes the
+    dataset; where it was forgotten, that is done when the program ends, with a warning.
+
+    A recording is costly, so that nothing that was saved is lost: after Ctrl-C or an error, inside the `with`
+    or in a method, the dataset is completed with the episodes that were saved, without the one that was being
+    recorded, and a warning says so. Without a saved episode nothing is left behind. Where it cannot be
+    completed, its folder is left as it is, and named.
 
     Args:
-        folder: Destination; must not exist yet.
+        folder: Destination; must not exist yet. It stays the same when the program changes its folder.
         fps: Frames per second, whole.
         cameras: Dataset key to frame size (height, width), `{"observation.images.top": (224, 224)}`.
         state_names: A name per state dimension; for a state in several columns the names by column,
@@ -87,7 +89,7 @@ class LeRobotWriter(Unfinished):
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise ConfigError(f"The folder of a recording must be a path, got {folder!r}.")
-        self.folder = expanded(folder)
+        self.folder = kept(folder)
         if self.folder.exists():
             raise DatasetError(f"{self.folder} exists already: give another folder, or remove it first.")
         if not isinstance(robot_type, str):
@@ -111,7 +113,6 @@ class LeRobotWriter(Unfinished):
         self._schema = self._make_schema()
         self._tasks: dict[str, int] = {}
         self._episode_rows: list[dict[str, Any]] = []
-        self._num_frames = 0
         self._frames: list[dict[str, Any]] = []
         self._pixels = {key: PixelHistogram() for key in self.cameras}
         self._data: tuple[Path, pq.ParquetWriter, int] | None = None
@@ -124,6 +125,7 @@ class LeRobotWriter(Unfinished):
         except OSError as error:
             raise DatasetError(f"{self.folder} cannot be written: {error}.") from error
         self._closed: Literal["finalised", "abandoned", "failed"] | None = None
+        self._is_torn = False  # whether the files may hold a part of an episode that is not a saved one
         remember(self)
 
     def __enter__(self) -> Self:
@@ -132,10 +134,11 @@ class LeRobotWriter(Unfinished):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self.abort()
-        elif self._closed != "abandoned":
-            self.finalize()
+        try:
+            if kind is None and self._closed != "abandoned":
+                self.finalize()
+        finally:
+            rescue(self)
 
     def add_frame(self, frame: Mapping[str, Any]) -> None:
         """Add one frame to the episode being recorded.
@@ -180,17 +183,24 @@ class LeRobotWriter(Unfinished):
             task: The instruction given to the robot.
 
         Raises:
-            DatasetError: No frame was added, the task is not text, the recording is closed, or the data could
-                not be written (nothing is left behind then).
+            DatasetError: No frame was added, the task is not text or is empty, the recording is closed, or
+                the data could not be written: the dataset is then completed with the episodes before.
         """
         self._check_open()
         if not self._frames:
             raise DatasetError("The episode holds no frames: add_frame comes before save_episode.")
         index = len(self._episode_rows)
-        task = checks.text(task, f"The task of episode {index}")
-        with self._removed_on_failure(f"Episode {index} could not be written to {self.folder}"):
+        task = checks.task(task, f"The task of episode {index}")
+        is_done = False
+        try:
             self._episode_rows.append(self._write_episode(index, task))
-        self._num_frames += len(self._frames)
+            is_done = True
+        except (OSError, av.FFmpegError) as error:
+            raise DatasetError(f"Episode {index} could not be written to {self.folder}: {error}.") from error
+        finally:
+            if not is_done:  # by whatever: half an episode may be in the files
+                self._is_torn = True
+                rescue(self, "failed")
         self._frames = []
         return index
 
@@ -198,25 +208,27 @@ class LeRobotWriter(Unfinished):
         """Complete the files and move the dataset to its destination. Idempotent.
 
         Raises:
-            DatasetError: No episode was saved, frames were added but not saved, the destination was created
-                meanwhile, or the data could not be written. Nothing is left behind then. Or the recording was
-                given up before.
+            DatasetError: No episode was saved (nothing is left behind then); frames were added but not saved
+                (the recording stays open); the destination was created meanwhile, or the data could not be
+                written (what there is of them is left, and named); or the recording was given up before.
         """
         if self._closed == "finalised":
             return
         self._check_open()
-        with self._removed_on_failure(f"{self.folder} could not be written"):
-            if not self._episode_rows:
-                raise DatasetError(f"No episode was saved, so {self.folder} is not written.")
-            if self._frames:
-                raise DatasetError(f"{len(self._frames)} frames were added after the last save_episode.")
-            self._close_files()
-            self._write_metadata()
-            if self.folder.exists():
-                raise DatasetError(f"{self.folder} was created while the dataset was recorded.")
-            self._temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for the owner only
-            os.replace(self._temporary, self.folder)
-        self._closed = "finalised"
+        if not self._episode_rows:
+            self._close("failed")
+            raise DatasetError(f"No episode was saved, so {self.folder} is not written.")
+        if self._frames:
+            raise DatasetError(
+                f"{len(self._frames)} frames were added after the last save_episode: save_episode(task) "
+                "keeps them, discard_episode() drops them."
+            )
+        try:
+            self._complete()
+        except (OSError, av.FFmpegError, pa.ArrowException, ValueError) as error:
+            self._closed = "failed"
+            said = str(error).rstrip(".")
+            raise DatasetError(f"{self.folder} could not be written: {said}. {left_of(self)}") from error
         _log.info(
             "Wrote %d episodes, %d frames to %s", len(self._episode_rows), self._num_frames, self.folder
         )
@@ -226,29 +238,32 @@ class LeRobotWriter(Unfinished):
         if self._closed is None:
             self._close("abandoned")
 
-    @contextmanager
-    def _removed_on_failure(self, what: str) -> Iterator[None]:
-        """Remove the recording when the block fails, by whatever: half an episode may be in its files."""
-        is_done = False
-        try:
-            yield
-            is_done = True
-        except (OSError, av.FFmpegError) as error:
-            raise DatasetError(f"{what}: {error}.") from error
-        finally:
-            if not is_done:
-                self._close("failed")
+    def _complete(self) -> None:
+        self._close_files()
+        if self._is_torn:
+            drop_unsaved(self._temporary / "data", len(self._episode_rows))
+        self._write_metadata()
+        if self.folder.exists():
+            raise FileExistsError(f"{self.folder} was created while the dataset was recorded")
+        self._temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for the owner only
+        os.replace(self._temporary, self.folder)
+        self._closed = "finalised"
+
+    @property
+    def _num_frames(self) -> int:
+        """Frames of the saved episodes."""
+        return self._episode_rows[-1]["dataset_to_index"] if self._episode_rows else 0
 
     def _check_open(self) -> None:
         if self._closed is not None:
             how = {
                 "finalised": "is complete",
                 "abandoned": "was given up and removed",
-                "failed": "failed and was removed",
+                "failed": f"failed. {left_of(self)}" if self._episode_rows else "failed and was removed",
             }
             raise DatasetError(
-                f"The recording of {self.folder} {how[self._closed]}: record more episodes with a new "
-                "LeRobotWriter, into a folder of their own."
+                f"The recording of {self.folder} {how[self._closed].rstrip('.')}: record more episodes "
+                "with a new LeRobotWriter, into a folder of their own."
             )
 
     def _close(self, how: Literal["abandoned", "failed"]) -> None:
@@ -292,14 +307,14 @@ class LeRobotWriter(Unfinished):
             "dataset_from_index": self._num_frames,
             "dataset_to_index": self._num_frames + length,
         }
-        stats = {}
-        for key in self.cameras:
+        seen = {key: PixelHistogram() for key in self.cameras}
+        for key, histogram in seen.items():
             pixels = [f[key] for f in frames]
             row |= self._write_video(key, pixels)
-            histogram = PixelHistogram()
             histogram.add_episode(pixels)
+        for key, histogram in seen.items():  # of whole episodes alone
             self._pixels[key].merge(histogram)
-            stats[key] = histogram.summary()
+        stats = {key: histogram.summary() for key, histogram in seen.items()}
         stats |= {key: summarize(column) for key, column in columns.items() if column.dtype.kind != "O"}
         row |= {f"stats/{key}/{name}": v for key, summary in stats.items() for name, v in summary.items()}
         return {**row, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
@@ -360,8 +375,10 @@ class LeRobotWriter(Unfinished):
     def _write_metadata(self) -> None:
         meta = self._temporary / "meta"
         episodes = self._temporary / EPISODES_PATH.format(chunk_index=0, file_index=0)
-        episodes.parent.mkdir(parents=True)
+        episodes.parent.mkdir(parents=True, exist_ok=True)  # it is there after a Ctrl-C in here
         pq.write_table(pa.Table.from_pylist(self._episode_rows), episodes)
+        used = {task for row in self._episode_rows for task in row["tasks"]}
+        self._tasks = {task: index for task, index in self._tasks.items() if task in used}
         pq.write_table(tasks_table(self._tasks), meta / "tasks.parquet")
         features = make_features(self.cameras, self._names, self._extra, self.fps, self.codec)
         info = make_info(
@@ -371,24 +388,10 @@ class LeRobotWriter(Unfinished):
             totals=(len(self._episode_rows), self._num_frames, len(self._tasks)),
             limits_mb=self._limits_mb,
         )
-        (meta / "info.json").write_text(json.dumps(info, indent=4) + "\n", encoding="utf-8")
-        (meta / "stats.json").write_text(json.dumps(self._stats(), indent=4) + "\n", encoding="utf-8")
-
-    def _stats(self) -> dict[str, Any]:
-        """Statistics over every frame, read back column by column, so that quantiles are exact."""
-        files = sorted((self._temporary / "data").glob("*/*.parquet"))
         stats = {key: histogram.summary() for key, histogram in self._pixels.items()}
-        for field in self._schema:
-            if field.type == pa.string():
-                continue
-            parts = defaultdict(list)
-            for file in files:
-                column = pq.read_table(file, columns=[field.name])[field.name].combine_chunks()
-                flat = column.flatten() if field.name in self._names else column
-                parts[field.name].append(flat.to_numpy(zero_copy_only=False))
-            values = np.concatenate(parts[field.name])
-            stats[field.name] = summarize(values.reshape(self._num_frames, -1))
-        return stats
+        stats |= summarize_columns(self._temporary / "data", self._schema, self._names, self._num_frames)
+        (meta / "info.json").write_text(json.dumps(info, indent=4) + "\n", encoding="utf-8")
+        (meta / "stats.json").write_text(json.dumps(stats, indent=4) + "\n", encoding="utf-8")
 
 
 def _umask() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vla.errors import TrainingError
+from vla.paths import is_of_finder
 
 FINGERPRINTS = "files"
 """Key of the training state."""
@@ -28,7 +29,7 @@ _END = 4096
 
 def fingerprints_of(folder: Path) -> dict[str, str]:
     """Return the fingerprint of every file in a checkpoint's folder that must be of one step, by its path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_of_finder(path))
     names = [path.relative_to(folder).as_posix() for path in files]
     return {name: fingerprint(folder / name) for name in names if name not in _NOT_OF_THE_STEP}
 

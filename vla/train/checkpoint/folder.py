@@ -24,6 +24,7 @@ from pathlib import Path
 
 from vla.atomic import atomic_write, remove_leftovers
 from vla.errors import ConfigError, StatisticsError, TrainingError, WeightsError, did_you_mean, remedy
+from vla.paths import is_of_finder, kept
 from vla.train.checkpoint.claim import CLAIM_FILE, Claim, claimed, lost_folder
 from vla.train.checkpoint.on_disk import (
     LAST,
@@ -58,7 +59,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = kept(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.reproduce = self.path / "reproduce.json"
@@ -233,7 +234,7 @@ class RunFolder:
         if not self.path.is_dir():
             return []
         ours = (self.errors.name, CLAIM_FILE)
-        found = [path for path in self.path.iterdir() if path.name not in ours]
+        found = [path for path in self.path.iterdir() if path.name not in ours and not is_of_finder(path)]
         return sorted(path for path in found if not (path.name[0] == "." and path.suffix == ".tmp"))
 
     def _records(self) -> list[Path]:

@@ -27,6 +27,7 @@ from vla.atomic import SaveError, atomic_folder, one_at_a_time
 from vla.data.dataset import LeRobotDataset
 from vla.data.sample import to_canonical
 from vla.errors import ConfigError, did_you_mean
+from vla.paths import kept
 from vla.policies.base import Policy
 from vla.policies.cacheable import Cacheable
 from vla.terminal import progress
@@ -137,7 +138,7 @@ def cached_features(
     if any(parameter.requires_grad for module in modules for parameter in module.parameters()):
         raise ConfigError(f"data.feature_cache needs a frozen {features.requires_frozen}.")
     rows, decided = features.plan(source)
-    folder = Path(root) / _key(features, source, decided, precision)
+    folder = kept(root) / _key(features, source, decided, precision)
     with one_at_a_time(folder):
         if not folder.is_dir():
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -4,11 +4,13 @@ Whatever can be wrong with a recipe, a dataset or a pretrained policy shows here
 made and before the first step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vla.data.loading.loader import ResumableLoader
+from vla.data.policy_dataset import check_instructions
+from vla.errors import ConfigError
 from vla.policies.base import Policy
 from vla.policies.registry import policy_entry
 from vla.train.recipe import Recipe
@@ -80,6 +82,9 @@ def set_up(
     policy = start(recipe, checkpoint, load_weights=rank == 0 or not shards_weights)
     config = policy.config if policy is not None else config_of(recipe)
     members = open_members(recipe, config.window)
+    for member in members:
+        with naming(member.name):
+            _check_sees(config.cameras, member)
     check_text(recipe, members)
     if checkpoint is None:
         policy = with_pipelines(recipe, policy, members)
@@ -126,9 +131,21 @@ def _prepare(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resumed: b
         policy.compile_layers()
 
 
+def _check_sees(slots: Sequence[str], member: RunMember) -> None:
+    """Raise `ConfigError` where the policy looks through cameras, and a dataset has none."""
+    if slots and not member.split.cameras:
+        raise ConfigError(
+            f"{member.split.dataset.name} has no camera, and the policy looks through at least one: leave "
+            "the dataset out, or say with data.cameras which of its columns are images."
+        )
+
+
 def _check(policy: Policy, member: RunMember) -> None:
     """Check that the policy can read a member's samples, and warn of prompts that are too long."""
     pipeline = policy.pipelines[member.name]
     check_cameras(policy, member.split.cameras)
     policy.check_pipeline(pipeline)
+    for dataset in (member.split.dataset, member.split.held_out):
+        if dataset is not None:
+            check_instructions(dataset, pipeline)
     warn_of_long_prompts(pipeline, member.split.dataset)

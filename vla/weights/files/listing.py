@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
+from vla.paths import is_hidden
+
 _SHOWN = 6
+
+
+def safetensors_in(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder, in the order of their names, but for hidden ones."""
+    return sorted(path for path in folder.glob("*.safetensors") if not is_hidden(path))
 
 
 def listing(folder: Path, leaving_out: str = "") -> str:

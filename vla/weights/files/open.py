@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vla.errors import WeightsError
-from vla.weights.files.listing import listing
+from vla.weights.files.listing import listing, safetensors_in
 from vla.weights.files.orbax import find_orbax, open_orbax
 from vla.weights.files.row_shards import SHARDS, RowShardsReader, has_row_shards
 from vla.weights.files.safetensors import INDEX_FILE, SINGLE_FILE, open_safetensors
@@ -34,7 +34,7 @@ def open_tensors(folder: Path | str) -> TensorReader:
     root = find_orbax(folder)
     if root is not None:
         return open_orbax(root)
-    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    shards = [path.name for path in safetensors_in(folder)]
     if shards:
         raise WeightsError(
             f"{folder} holds {', '.join(shards[:3])}{' and others' if len(shards) > 3 else ''}, but neither "

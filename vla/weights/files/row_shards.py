@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vla.errors import WeightsError
+from vla.weights.files.listing import safetensors_in
 from vla.weights.files.safetensors import SafetensorsReader
 from vla.weights.tensors import TensorInfo, TensorReader
 
@@ -102,7 +103,7 @@ def has_row_shards(folder: Path) -> bool:
 
 def write_shapes(folder: Path, tensors: Mapping[str, Any]) -> None:
     """Write down what the files in `folder` hold together: the last step of writing them."""
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    files = [path.name for path in safetensors_in(folder)]
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     (folder / SHAPES_FILE).write_text(json.dumps({"files": files, "shapes": shapes}), encoding="utf-8")
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vla.errors import WeightsError, remedy
+from vla.weights.files.listing import safetensors_in
 from vla.weights.finite import CHUNK_BYTES, first_not_finite, not_finite_error, raw_bytes
 from vla.weights.tensors import TensorInfo, TensorReader
 
@@ -148,7 +149,7 @@ def open_safetensors(folder: Path) -> SafetensorsReader:
             f"{_some(absent)}: it is incomplete; {remedy(folder)}."
         )
     listed = {_SHARD.sub("", name) for name in shards if _SHARD.search(name)}
-    alongside = [path.name for path in sorted(folder.glob("*.safetensors")) if _SHARD.search(path.name)]
+    alongside = [path.name for path in safetensors_in(folder) if _SHARD.search(path.name)]
     if unlisted := [name for name in alongside if _SHARD.sub("", name) in listed and name not in shards]:
         raise WeightsError(
             f"{folder} holds {_some(unlisted)}, which {INDEX_FILE} does not list: the index is damaged or "
