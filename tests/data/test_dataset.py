@@ -193,7 +193,7 @@ def _code_of_last(dataset, queue):
     queue.put(read_code(dataset[len(dataset) - 1][CAMERAS[0]]))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_other_processes(tiny, method):
     dataset = LeRobotDataset(tiny, action_horizon=H)
     assert read_code(dataset[28][CAMERAS[0]]) == (

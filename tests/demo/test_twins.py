@@ -16,6 +16,7 @@ def recipe(tmp_path, name):
     )
 
 
+@pytest.mark.slow
 def test_a_failed_training_speaks_its_last_line(tmp_path):
     with pytest.raises(TrainingError, match=r"Training 'one' failed: .*nowhere.*\(see .*one\.log\)"):
         train_side_by_side({"one": recipe(tmp_path, "one")}, show=False)

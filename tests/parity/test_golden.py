@@ -217,6 +217,7 @@ def test_missing_arrays_are_refused(goldens, tmp_path, capsys):
     assert "5 x 5 do not divide" in refused("lerobot_pi05", odd, capsys)
 
 
+@pytest.mark.slow
 def test_runs_from_anywhere(goldens, tmp_path):
     folder = goldens("lerobot_pi05")
     command = [sys.executable, "-m", "tests.parity.golden", "lerobot_pi05", folder.name]

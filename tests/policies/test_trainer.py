@@ -24,6 +24,7 @@ from vla.policies.registry import make_config, policy_entry
 from vla.transforms.tokenizer import train_tokenizer
 
 NAMES = ("pi0", "pi05", "bc")
+MOSTLY_ONE = [name if name == "pi0" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 SIZES = {"state_dim": 3, "action_dim": 2}
 
 
@@ -85,7 +86,7 @@ SAVING = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOSTLY_ONE)
 def test_from_start_to_save_model_and_resume(make, name, tmp_path):
     policy, items = make(name)
     one = trainer(policy, items, tmp_path / "out", **SAVING)
@@ -313,7 +314,7 @@ def test_what_cannot_be_saved_is_refused_before_the_training(make, adapt, wrong,
     assert files_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOSTLY_ONE)
 @pytest.mark.parametrize("unread_too", [True, False])
 def test_a_dataset_of_raw_frames_is_told_of_policy_dataset(make, name, unread_too, tmp_path):
     policy, items = make(name)

@@ -67,7 +67,9 @@ def seen(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("4bit", "bf16"), ("8bit", "no")])
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("4bit", "bf16"), pytest.param("8bit", "no", marks=pytest.mark.slow)]
+)
 def test_losses_fall_and_the_base_stays_bit_identical(qlora, seen, base, kind, precision):
     recipe = qlora(
         *(f"train.precision={precision}", "train.steps=24", "train.learning_rate=5e-3", "train.ema=0.9"),
@@ -106,7 +108,7 @@ def test_only_the_named_parameters_train(qlora):
     assert {name for name, one in job.policy.named_parameters() if one.grad is not None} == trained
 
 
-@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+@pytest.mark.parametrize("kind", ["4bit", pytest.param("8bit", marks=pytest.mark.slow)])
 def test_a_resumed_run_equals_the_unbroken_one(qlora, tmp_path, kind):
     options = ["policy.adapter.dropout=0.1", "train.precision=bf16", "train.ema=0.9"]
     whole = train(qlora(*options, output="whole", quantize=kind), progress=False)

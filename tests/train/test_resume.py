@@ -26,23 +26,13 @@ CASES = {
     "while-saving": ("save", 2, -9, []),
     "terminated-with-its-workers": ("group", 2, 7, ["data.num_workers=1", "train.accumulation=6"]),
 }
+SLOW = ["workers-1", "accumulate-workers-0"]
 # Means over 4 steps, so that every kill falls between two records.
 COMMON = ["train.log_every=4"]
 
 
-@pytest.fixture(scope="module")
-def killed(dataset, tmp_path_factory):
-    """Folder with one killed run per case."""
-    folder = tmp_path_factory.mktemp("killed")
-    cases = [
-        [{"where": where, "at": at, "recipe": [*tiny_overrides(dataset, folder / name), *COMMON, *extra]}]
-        for name, (where, at, _, extra) in CASES.items()
-    ]
-    cases += [
-        pair([*tiny_overrides(dataset, folder / "whole-pair"), "train.batch_size=2"], None),
-        pair([*tiny_overrides(dataset, folder / "pair"), "train.batch_size=2"], "step"),
-        pair([*tiny_overrides(dataset, folder / "pair"), "train.batch_size=2"], None, resume=True),
-    ]
+def run_and_kill(folder, cases):
+    """Run cases in processes forked from one; return their exit statuses and what they said."""
     file = folder / "cases.json"
     file.write_text(json.dumps(cases))
     ran = subprocess.run(
@@ -52,10 +42,40 @@ def killed(dataset, tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     # Some releases of PyTorch let gloo speak on the same stream.
-    statuses = [int(line) for line in re.findall(r"^-?\d+$", ran.stdout, re.MULTILINE)]
-    pairs = [0, 0, -9, -9, 0, 0]
-    assert statuses == [status for _, _, status, _ in CASES.values()] + pairs, ran.stderr
+    return [int(line) for line in re.findall(r"^-?\d+$", ran.stdout, re.MULTILINE)], ran.stderr
+
+
+def run_named(folder, dataset, names, further=()):
+    """Run cases by name, and further ones; return the statuses of the latter."""
+    cases = [
+        [{"where": where, "at": at, "recipe": [*tiny_overrides(dataset, folder / name), *COMMON, *extra]}]
+        for name in names
+        for where, at, _, extra in [CASES[name]]
+    ]
+    statuses, said = run_and_kill(folder, [*cases, *further])
+    assert statuses[: len(names)] == [CASES[name][2] for name in names], said
+    return statuses[len(names) :]
+
+
+@pytest.fixture(scope="module")
+def killed(dataset, tmp_path_factory):
+    """Folder with one killed run per case of the default tests, and runs of two processes."""
+    folder = tmp_path_factory.mktemp("killed")
+    pairs = [
+        pair([*tiny_overrides(dataset, folder / "whole-pair"), "train.batch_size=2"], None),
+        pair([*tiny_overrides(dataset, folder / "pair"), "train.batch_size=2"], "step"),
+        pair([*tiny_overrides(dataset, folder / "pair"), "train.batch_size=2"], None, resume=True),
+    ]
+    statuses = run_named(folder, dataset, [name for name in CASES if name not in SLOW], pairs)
+    assert statuses == [0, 0, -9, -9, 0, 0]
     return folder
+
+
+@pytest.fixture(scope="module")
+def killed_too(killed, dataset):
+    """The same folder, with the cases of the slow tests."""
+    run_named(killed, dataset, SLOW)
+    return killed
 
 
 def pair(recipe, where, resume=False):
@@ -86,8 +106,12 @@ def unbroken(dataset, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_resumed_run_equals_the_unbroken_one(killed, unbroken, dataset, name):
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+)
+def test_resumed_run_equals_the_unbroken_one(request, killed, unbroken, dataset, name):
+    if name in SLOW:
+        request.getfixturevalue("killed_too")
     *_, extra = CASES[name]
     overrides = [*tiny_overrides(dataset, killed / name), *COMMON, *extra]
     before = len(read_metrics(killed / name / "metrics.jsonl"))

@@ -386,6 +386,7 @@ with open_tensors(source) as reader:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_memory_does_not_grow_with_the_weights(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"

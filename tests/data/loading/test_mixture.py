@@ -155,6 +155,7 @@ def test_no_two_processes_see_one_sample_in_an_epoch(sizes, weight, world_size, 
         assert abs(share - weight / (1 + weight)) <= 1 / epochs.length
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     sizes=st.tuples(st.integers(12, 40), st.integers(12, 40)),

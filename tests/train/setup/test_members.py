@@ -170,6 +170,7 @@ def test_weights_are_honoured_in_the_batches_that_are_trained_on(make):
     assert abs(seen.count("arm") / draws - share) <= 2 * (share * (1 - share) / draws) ** 0.5
 
 
+@pytest.mark.slow
 def test_an_adapter_of_two_robots_at_once(make, tmp_path):
     base = train(make("train.steps=1", output="base"), progress=False).checkpoint
     adapted = ["policy.preset=null", "policy.config={}", f"policy.pretrained={base}", "policy.adapter.rank=2"]
