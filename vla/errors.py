@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _RUN_CHECKPOINT = re.compile(r"step-(\d{6,})")
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
 
 
 class VlaError(Exception):
@@ -52,6 +53,13 @@ class TrainingError(VlaError, RuntimeError):
 
 class MissingDependencyError(VlaError, ImportError):
     """An optional package is needed for what was asked; the message names the extra to install."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception, of Python or of torch, says that memory ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _NO_MEMORY)
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

@@ -45,7 +45,10 @@ def test_every_part_is_timed_and_counted():
     assert report.peak_memory.keys() == {"build", "level graph", "sampling", "training"}
     assert report.skipped == {}
     assert report.levels["graph"]["difference"] < 1e-5
-    assert report.levels["graph"]["extra_bytes"] > 0
+    plain, graph = report.levels["plain"], report.levels["graph"]
+    assert graph["resident_bytes"] == plain["resident_bytes"] + graph["extra_bytes"] > plain["resident_bytes"]
+    assert (plain["programs"], graph["programs"]) == (0, 2)  # three cameras, and one
+    assert min(plain["warm_up_seconds"], graph["warm_up_seconds"]) > 0
     assert report.settings["threads"] == 1
     assert torch.get_num_threads() == threads
     assert said[0] == "building the policy"

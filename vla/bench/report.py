@@ -47,8 +47,9 @@ class Report:
         ratios: Between rows.
         skipped: Part -> why it was not timed.
         peak_memory: Most bytes held, after each stage.
-        levels: Level of sampling -> what it takes: `warm_up_seconds` of the first sample, `extra_bytes` of
-            weights next to the policy's own, `difference` of its chunk from the plain path's.
+        levels: Level of sampling -> what it takes: `warm_up_seconds` until each shape has been sampled once,
+            the making of its form included, and the `programs` made in them; `resident_bytes` of all weights
+            and `extra_bytes` next to the policy's own; `difference` of its chunk from the plain path's.
         largest_difference: Between our samples and the reference's; None without a reference.
     """
 

@@ -114,7 +114,7 @@ class _Bench:
         if alone:
             works[fewer] = lambda: policy.sample_actions(**alone, noise=noise)
         same: dict[str, str] = {}
-        for level, sampler in self._samplers(observation).items():
+        for level, sampler in self._samplers([one for one in (observation, alone) if one]).items():
             works[f"{whole}, {level}"] = partial(sampler.sample_actions, **observation, noise=noise)
             same[f"{whole}, {level}"] = whole
             if alone:
@@ -122,7 +122,7 @@ class _Bench:
                 same[f"{fewer}, {level}"] = fewer
         with torch.no_grad():
             self._time(works, counted_as=same)
-        for level in ("plain", *self.report.levels):
+        for level in self.report.levels:
             of_level = "" if level == "plain" else f", {level}"
             if alone:
                 name = f"1 camera / {present} cameras{of_level}"
@@ -130,25 +130,39 @@ class _Bench:
             if of_level:
                 self.report.compare(f"sample: plain / {level}", whole, f"{whole}{of_level}")
 
-    def _samplers(self, observation: Batch) -> dict[str, Any]:
+    def _samplers(self, observations: list[Batch]) -> dict[str, Any]:
         """Return the inference forms at the levels that are asked for, warm, and note what they take."""
         policy, noise = self.policy, self.noise
         made: dict[str, Any] = {}
-        plain = policy.sample_actions(**observation, noise=noise)
+        start = time.perf_counter()
+        plain, *_ = [policy.sample_actions(**one, noise=noise) for one in observations]
+        taken = time.perf_counter() - start
+        self.report.levels["plain"] = {
+            "warm_up_seconds": taken,
+            "programs": 0,
+            "resident_bytes": self.report.weights_bytes,
+            "extra_bytes": 0,
+            "difference": 0.0,
+        }
         for level in self.options.wanted_levels[1:]:
             self.say(f"making the inference form, level {level}")
             try:
                 start = time.perf_counter()
                 sampler = policy.fast(level)
-                own = sampler.sample_actions(**observation, noise=noise)
+                own, *_ = [sampler.sample_actions(**one, noise=noise) for one in observations]
                 taken = time.perf_counter() - start
             except FormError as error:
                 if self.options.levels:  # named by the user
                     self.report.skipped[f"sample, {level}"] = str(error)
                 continue
-            difference = (own.float() - plain.float()).abs().max().item()
-            costs = {"warm_up_seconds": taken, "extra_bytes": sampler.extra_bytes, "difference": difference}
-            self.report.levels[level], made[level] = costs, sampler
+            made[level] = sampler
+            self.report.levels[level] = {
+                "warm_up_seconds": taken,
+                "programs": sum(sampler.counts.built.values()),
+                "resident_bytes": sampler.resident_bytes,
+                "extra_bytes": sampler.extra_bytes,
+                "difference": (own.float() - plain.float()).abs().max().item(),
+            }
             self._note_memory(f"level {level}")
         return made
 
@@ -185,7 +199,7 @@ class _Bench:
         self.say(f"building the policy of {name}")
         theirs = reference_of(policy, name)
         observation = make_observation(self.options, policy)
-        fast = {level: policy.fast(level).sample_actions for level in self.report.levels}
+        fast = {level: policy.fast(level).sample_actions for level in self.report.levels if level != "plain"}
         with torch.no_grad():
             own = policy.sample_actions(**observation, noise=noise)
             other = theirs.sample_actions(observation, noise)

@@ -166,10 +166,15 @@ def _show(report: "Report") -> None:
     if report.ratios:
         out.print(_ratios_table(report))
     for level, costs in report.levels.items():
-        out.print(
-            f"level {level}: first sample after {costs['warm_up_seconds']:.1f} s, weights of its own "
-            f"{costs['extra_bytes'] / 1e9:.2f} GB, chunk within {costs['difference']:.1e} of plain"
-        )
+        said = f"level {level}: warm after {costs['warm_up_seconds']:.1f} s"
+        own = f"{costs['resident_bytes'] / 1e9:.2f} GB"
+        if level != "plain":
+            said += f" ({costs['programs']:.0f} programs)"
+            own += (
+                f", {costs['extra_bytes'] / 1e9:.2f} of them its own; chunk within "
+                f"{costs['difference']:.1e} of plain"
+            )
+        out.print(f"{said}, weights {own}")
     for part, reason in report.skipped.items():
         out.print(f"not timed: {part}: {reason}")
     if report.largest_difference is not None:

@@ -9,7 +9,7 @@ import os
 from traceback import walk_tb
 from types import TracebackType
 
-from vla.errors import VlaError
+from vla.errors import VlaError, is_out_of_memory
 
 SYSTEM_ERRORS = (VlaError, OSError, UnicodeError, MemoryError, RuntimeError, EOFError)
 """What `in_one_line` may have words for."""
@@ -30,7 +30,6 @@ _ADVICE = {
     errno.EIO: "the disk reports an error",
     errno.ESTALE: "the network disk that it lay on was taken away",
 }
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
 NO_MEMORY = (
     "There is not enough memory. A smaller batch, dtype bfloat16, activation checkpointing, an adapter or a "
     "smaller preset needs less: `vla info CHECKPOINT --memory` predicts how much each way of using it takes."
@@ -55,13 +54,6 @@ def in_one_line(error: BaseException) -> str | None:
     else:
         return None
     return " ".join(said.split())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception, of Python or of torch, says that memory ran out."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _NO_MEMORY)
 
 
 def _of_the_system(error: OSError) -> str:

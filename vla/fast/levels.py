@@ -17,21 +17,51 @@ class FormError(ConfigError):
     """A policy has no inference form, or not at the level that was asked for; the message says why."""
 
 
-def check_level(level: str | bool, device: torch.device | str = "cpu") -> tuple[str, bool]:
+FOR_EPISODES = "graph"
+"""The highest level that pays for episodes in a simulator, of which fewer and fewer run at once: each number
+of rows would have to be compiled."""
+
+
+def check_level(
+    level: str | bool, device: torch.device | str = "cpu", highest: str | None = None
+) -> tuple[str, bool]:
     """Return the level that is wanted, and whether a lower one will do.
 
     Args:
         level: A name of `LEVELS`, which must be reached; True: the highest that pays on the device, or one
             below; False: "plain".
         device: Where the policy lies. On a CPU, compiling takes longer than it gives back.
+        highest: With True: no higher one than this.
 
     Raises:
         ConfigError: There is no such level.
     """
     if isinstance(level, bool):
-        highest = "compiled" if torch.device(device).type == "cuda" else "graph"
-        return (highest if level else "plain"), True
+        pays = "compiled" if torch.device(device).type == "cuda" else "graph"
+        best = pays if highest is None else min(pays, highest, key=LEVELS.index)
+        return (best if level else "plain"), True
     if level not in LEVELS:
         hint = did_you_mean(level, LEVELS) if isinstance(level, str) else ""
         raise ConfigError(f"fast must be True, False or one of {', '.join(LEVELS)}, got {level!r}.{hint}")
     return level, False
+
+
+def check_release(level: str, release_plain: bool) -> None:
+    """Raise `ConfigError` where the plain weights are to be released by the level that needs them."""
+    if release_plain and level == "plain":
+        raise ConfigError(
+            "release_plain lets go of the plain weights, with which level 'plain' samples: choose another "
+            "one, fast=True for instance."
+        )
+
+
+def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise `FormError` where a card has no arithmetic for the weights' dtype: bfloat16 before Ampere."""
+    if dtype != torch.bfloat16 or device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        raise FormError(
+            f"Its weights are bfloat16, which {torch.cuda.get_device_name(device)} (compute capability "
+            f"{capability[0]}.{capability[1]}) has no arithmetic for: load it with dtype=torch.float32."
+        )

@@ -90,11 +90,11 @@ class Layer:
         self.out = Product([attention.o_proj], fold)
         self.gate_up = Product([mlp.gate_proj, mlp.up_proj], fold, self.mlp_norm.folded)
         self.down = Product([mlp.down_proj], fold)
+        self.products = (self.qkv, self.out, self.gate_up, self.down)
 
     def tensors(self) -> list[torch.Tensor]:
         """Return its matrices."""
-        products = (self.qkv, self.out, self.gate_up, self.down)
-        return [tensor for product in products for tensor in product.tensors()]
+        return [tensor for product in self.products for tensor in product.tensors()]
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         """Split `[b, t, i]` into `[b, i / e, t, e]`."""
@@ -115,6 +115,10 @@ class Stack:
         self._attend = attend_by_rows if fold else attend
         self.layers = [Layer(layer, fold) for layer in decoder.layers]
         self.norm = Norm(decoder.norm, fold)
+
+    def products(self) -> list[Product]:
+        """Return all products."""
+        return [product for layer in self.layers for product in layer.products]
 
     def tensors(self) -> list[torch.Tensor]:
         """Return all matrices."""

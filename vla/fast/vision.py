@@ -22,10 +22,13 @@ class Vision:
         self._layers = [_Layer(layer) for layer in tower.encoder.layers] if fold else []
         self._project = Product([projector.linear], fold)
 
+    def products(self) -> list[Product]:
+        """Return all products."""
+        return [*(product for layer in self._layers for product in layer.products), self._project]
+
     def tensors(self) -> list[torch.Tensor]:
         """Return its matrices."""
-        layers = [product for layer in self._layers for product in layer.products]
-        return [tensor for product in (*layers, self._project) for tensor in product.tensors()]
+        return [tensor for product in self.products() for tensor in product.tensors()]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Return the tokens `[n, p, d]` of images `[n, 3, size, size]`."""

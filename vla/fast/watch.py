@@ -51,6 +51,8 @@ class WeightsWatch:
         """Return a few values in the middle of every tensor, as views of it, by dtype and device."""
         groups: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
         for parameter in self._module.parameters():
+            if parameter.is_meta:  # released, or elsewhere
+                continue
             tensor = parameter.detach()
             while tensor.ndim > 1:
                 tensor = tensor[len(tensor) // 2]

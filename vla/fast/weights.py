@@ -70,6 +70,7 @@ class Product:
     def __init__(
         self, layers: Sequence[nn.Module], fold: bool, gain: torch.Tensor | None = None, sign: float = 1.0
     ) -> None:
+        self.layers = tuple(layers)
         weights = [weight_of(layer) for layer in layers]
         biases = [bias_of(layer) for layer in layers]
         self._kernels: dict[int, Kernel] | None = None
@@ -90,7 +91,7 @@ class Product:
 
     def __call__(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
         """Map `[..., i]` to one tensor `[..., o]` for each layer."""
-        if self._kernels is not None and not torch.compiler.is_compiling():
+        if self._kernels is not None and not torch.compiler.is_compiling() and not x.requires_grad:
             made = [self._fastest(x)(x)]
         else:
             made = [linear(x, weight, bias) for weight, bias in zip(self.weights, self.biases, strict=True)]

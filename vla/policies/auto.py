@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.errors import ConfigError
-from vla.fast.levels import check_level
+from vla.fast.levels import FOR_EPISODES, check_level, check_release
 from vla.policies.base import Policy
 from vla.policies.robot import RobotPolicy, choose_pipeline
 from vla.transforms.named_pipelines import check_choice, pipeline_names
@@ -28,6 +28,8 @@ def load(
     robot: str | Path | None = None,
     pipeline: str | None = None,
     fast: str | bool = False,
+    highest: str | None = None,
+    release_plain: bool = False,
     **options: Any,
 ) -> RobotPolicy:
     """Load weights and pipeline: robot units in, robot units out.
@@ -40,6 +42,9 @@ def load(
         pipeline: Which robot of a checkpoint that was trained on a mixture: the name of its pipeline.
         fast: Level at which chunks are sampled, "graph" for one, or True for the highest that pays here: see
             `Policy.fast`.
+        highest: With `fast=True`: no higher level than this.
+        release_plain: Let go of the plain weights that the inference form holds joined or folded, so that
+            about one set stays in memory: the policy then acts, and does nothing else.
         **options: Options of `AutoPolicy.from_pretrained`: `dtype`, `device`, `revision`, `base`, ...
 
     Raises:
@@ -48,7 +53,7 @@ def load(
         ConfigError: The robot's description does not fit, or `pipeline` names none of the checkpoint's.
     """
     as_device(options.get("device"))  # before gigabytes are fetched
-    check_level(fast)
+    check_release(check_level(fast)[0], release_plain)
     described = None if robot is None else load_robot(robot)
     folder = local_folder(name_or_path, **{key: options[key] for key in _WHERE if key in options})
     for key in ("revision", "force_download", "subfolder"):
@@ -67,4 +72,16 @@ def load(
     policy = choose_pipeline(AutoPolicy.from_pretrained(folder, **options), pipeline)
     if described is not None and policy.pipeline is not None:
         policy.pipeline = apply_robot(policy.pipeline, described)
-    return RobotPolicy(policy, fast=fast)
+    return RobotPolicy(policy, fast=fast, highest=highest, release_plain=release_plain)
+
+
+def load_for_episodes(name_or_path: str | Path, level: str | None = None, **options: Any) -> RobotPolicy:
+    """Load a policy for episodes in a simulator, of which fewer and fewer run at once.
+
+    Args:
+        name_or_path: See `load`.
+        level: Level of sampling, which must be reached; None: the highest that pays for episodes.
+        **options: See `load`.
+    """
+    how: dict[str, Any] = {"fast": True, "highest": FOR_EPISODES} if level is None else {"fast": level}
+    return load(name_or_path, **how, **options)

@@ -38,7 +38,7 @@ from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.checkpoints.replace import finish_save, replacing_checkpoint
 from vla.checkpoints.savable import check_savable
 from vla.errors import ConfigError
-from vla.fast.levels import FormError, check_level
+from vla.fast.levels import FormError, check_level, check_release
 from vla.paths import expanded
 from vla.policies.auto_classes import register_classes
 from vla.policies.cacheable import Cacheable
@@ -127,6 +127,9 @@ class Policy(PolicyModule):
     sampling_inputs: ClassVar[tuple[str, ...] | None] = None
     """What `sample_actions` takes of the pipeline's tensors and of `host_inputs`; None: all of it."""
 
+    offers: ClassVar[frozenset[str]] = frozenset()
+    """Keywords of `sample_actions` for variants of sampling, of `vla.objectives.guidance.VARIANTS`."""
+
     training_draws: int | None = None
     """Noise draws of each observation in training mode; None: the config's. `train.draws_per_observation`."""
 
@@ -160,7 +163,7 @@ class Policy(PolicyModule):
         """
         raise NotImplementedError(f"{type(self).__name__} does not sample actions.")
 
-    def fast(self, level: str | bool = True, **options: Any) -> Any:
+    def fast(self, level: str | bool = True, *, highest: str | None = None, **options: Any) -> Any:
         """Return what samples faster: an object whose `sample_actions` takes what the policy's takes.
 
         It is made of the weights as they are now, and is never saved.
@@ -168,14 +171,16 @@ class Policy(PolicyModule):
         Args:
             level: A name of `vla.fast.levels.LEVELS`; True: the highest that pays on the policy's device. The
                 policy itself is "plain".
+            highest: With True: no higher level than this.
             **options: Arguments of `inference_form`.
 
         Raises:
-            ConfigError: There is no such level.
+            ConfigError: There is no such level; or "plain" is to release the plain weights.
             FormError: A level that was named cannot be had. With True, a lower one is used, and the log says
                 why.
         """
-        wanted, lower_will_do = check_level(level, self.device)
+        wanted, lower_will_do = check_level(level, self.device, highest)
+        check_release(wanted, options.get("release_plain", False))
         if wanted == "plain":
             return self
         try:
@@ -533,6 +538,13 @@ def check_keywords(method: Callable[..., Any], names: Iterable[str], policy: typ
             f"{policy.__name__}.{method.__name__} does not take {', '.join(unknown)}, which its pipeline "
             "makes. Add it to the arguments, or take **unread; `sampling_inputs` chooses for sample_actions."
         )
+
+
+def accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the values that a function takes by keyword."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return {name: value for name, value in values.items() if takes_all or name in parameters}
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ finite reaches the policy, and no such action reaches a robot.
 import logging
 import numbers
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from vla.checkpoints.agreement import robot_widths
-from vla.errors import ActionError, ConfigError, ObservationError, did_you_mean
+from vla.errors import ActionError, ConfigError, ObservationError, ShapeError, did_you_mean
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import camera_slots
 from vla.types import IMAGE_PREFIX, STATE_KEY, Sample
@@ -370,3 +371,15 @@ def execution_device(policy: Any) -> torch.device:
                 "load them (vla.load, or accelerate's load_checkpoint_and_dispatch)."
             )
     return policy.device if place is None else torch.device(place)
+
+
+@contextmanager
+def naming(place: int, count: int) -> Iterator[None]:
+    """Let what does not fit be an `ObservationError` that names the observation, where there are several."""
+    try:
+        yield
+    except ShapeError as error:
+        if count == 1 and isinstance(error, ObservationError):
+            raise
+        where = "" if count == 1 else f"Observation {place + 1} of {count}: "
+        raise ObservationError(f"{where}{error}") from error

@@ -8,10 +8,9 @@ A session remembers the frames of the past that the policy reads; of a policy th
 remembers nothing, and `robot_policy.infer(observation)` is the same.
 """
 
-import inspect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +19,9 @@ import torch
 
 from vla.checkpoints.agreement import check_agreement
 from vla.errors import ConfigError, ObservationError, ShapeError, StatisticsError
+from vla.fast.programs import WarmUp
 from vla.objectives.noise import Generators
-from vla.policies.base import Policy, check_keywords
+from vla.policies.base import Policy, accepted, check_keywords
 from vla.policies.observation import (
     Observation,
     ObservationGuard,
@@ -29,7 +29,9 @@ from vla.policies.observation import (
     check_noise,
     check_num_steps,
     execution_device,
+    naming,
 )
+from vla.policies.warm_up import warm_up
 from vla.transforms.actions import REFERENCE_STATE
 from vla.transforms.base import Pipeline
 from vla.transforms.batch import collate
@@ -70,6 +72,8 @@ class RobotPolicy:
         policy: With its pipeline. It is put in evaluation mode.
         pipeline: Which robot of a policy that has the pipelines of several: its name.
         fast: Level at which chunks are sampled: see `Policy.fast`.
+        highest: With `fast=True`: no higher level than this.
+        release_plain: Whether to let go of weights that the inference form does without: see `vla.load`.
 
     Attributes:
         sampler: What samples: the policy, or its inference form.
@@ -84,7 +88,14 @@ class RobotPolicy:
             it cannot sample at level `fast`.
     """
 
-    def __init__(self, policy: Policy, pipeline: str | None = None, fast: str | bool = False) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        pipeline: str | None = None,
+        fast: str | bool = False,
+        highest: str | None = None,
+        release_plain: bool = False,
+    ) -> None:
         if not hasattr(policy, "pipeline_names"):
             raise ConfigError(
                 f"RobotPolicy takes a policy, such as vla.AutoPolicy.from_pretrained returns, got a "
@@ -99,7 +110,8 @@ class RobotPolicy:
         check_agreement(policy, chosen)
         execution_device(policy)
         self.policy = policy.eval()
-        self.sampler = policy.fast(fast)
+        options = {"release_plain": True} if release_plain else {}
+        self.sampler = policy.fast(fast, highest=highest, **options)
         self.pipeline = chosen
         self.window = policy.config.window
         self.needs_task = policy.reads_text and self.pipeline.find(DefaultTask) is None
@@ -120,6 +132,11 @@ class RobotPolicy:
     def device(self) -> torch.device:
         """Where the policy's tensors belong: where its weights lie, or whereto `accelerate` takes them."""
         return execution_device(self.policy)
+
+    @property
+    def last_level(self) -> str:
+        """Level of the last chunk: a lower one where it could not be had for its shape."""
+        return getattr(self.sampler, "last_level", "plain")
 
     def start(self) -> "Session":
         """Begin an episode."""
@@ -200,11 +217,9 @@ class RobotPolicy:
         frames = self._frames([observation for _, observation in pairs])
         samples = []
         for place, ((session, _), frame) in enumerate(zip(pairs, frames, strict=True)):
-            with _naming(place, len(pairs)):
+            with naming(place, len(pairs)):
                 samples.append(self._forward(frame if session is None else session._with_past(frame)))
-        stacked = collate(samples)
-        batch = {name: tensor.to(self.device) for name, tensor in stacked.items()}
-        batch |= self.policy.host_inputs(stacked)
+        batch = self._batch(samples)
         chunks = self._sample(batch, noise, generator, num_steps)
         results: list[dict[str, Any]] = []
         for sample, chunk in zip(samples, chunks.cpu(), strict=True):
@@ -213,12 +228,16 @@ class RobotPolicy:
             results.append({"actions": self._guard.actions(actions[self.window.first_executable :])})
         if text:
             generate = self.policy.generate_text
-            for result, ids in zip(results, generate(**_accepted(generate, batch)).cpu(), strict=True):
+            for result, ids in zip(results, generate(**accepted(generate, batch)).cpu(), strict=True):
                 result["text"] = self.pipeline.decode(ids)
         for (session, _), frame in zip(pairs, frames, strict=True):  # a session knows what was acted on
             if session is not None:
                 session._keep(frame)
         return results
+
+    def warm_up(self, tasks: str | Iterable[str] | None = None, **options: Any) -> WarmUp:
+        """Get ready before the robot moves; see `vla.policies.warm_up.warm_up`."""
+        return warm_up(self, tasks, **options)
 
     def _pairs(self, observations: Any) -> "list[tuple[Session | None, Observation]]":
         """Return every observation with its session, if it has one."""
@@ -245,7 +264,7 @@ class RobotPolicy:
         """Return observations as samples without a past, checked."""
         frames = []
         for place, observation in enumerate(observations):
-            with _naming(place, len(observations)):
+            with naming(place, len(observations)):
                 frames.append(self._guard.sample(observation))
         return frames
 
@@ -261,7 +280,7 @@ class RobotPolicy:
         return sample
 
     def _checked_steps(self, num_steps: int) -> int:
-        if not _accepted(self.policy.sample_actions, {"num_steps": num_steps}):
+        if not accepted(self.policy.sample_actions, {"num_steps": num_steps}):
             raise ConfigError(f"{type(self.policy).__name__} takes no num_steps: leave it out.")
         return check_num_steps(num_steps)
 
@@ -279,8 +298,13 @@ class RobotPolicy:
         if num_steps is not None:
             inputs["num_steps"] = num_steps
         start = None if noise is None else torch.from_numpy(noise).to(self.device)
-        with nullcontext() if noise is None else _naming(0, 1):  # of which the policy knows the width
+        with nullcontext() if noise is None else naming(0, 1):  # of which the policy knows the width
             return self.sampler.sample_actions(**inputs, noise=start, generator=generator)
+
+    def _batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return samples as a batch where the policy computes, with what the host reads off it before."""
+        stacked = collate(samples)
+        return {name: one.to(self.device) for name, one in stacked.items()} | self.policy.host_inputs(stacked)
 
     def _check(
         self,
@@ -391,22 +415,3 @@ class Session:
                 f"{before} (None: not there). After a change of the robot, begin another episode."
             )
         return torch.stack(tensors), torch.tensor([place < 0 for place in places])
-
-
-@contextmanager
-def _naming(place: int, count: int) -> Iterator[None]:
-    """Let what does not fit be an `ObservationError` that names the observation, where there are several."""
-    try:
-        yield
-    except ShapeError as error:
-        if count == 1 and isinstance(error, ObservationError):
-            raise
-        where = "" if count == 1 else f"Observation {place + 1} of {count}: "
-        raise ObservationError(f"{where}{error}") from error
-
-
-def _accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the values that a function takes by keyword."""
-    parameters = inspect.signature(function).parameters
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    return {name: value for name, value in values.items() if takes_all or name in parameters}

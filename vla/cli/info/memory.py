@@ -4,8 +4,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from vla.cli.edge import NO_MEMORY, is_out_of_memory
-from vla.errors import ConfigError, VlaError
+from vla.cli.edge import NO_MEMORY
+from vla.errors import ConfigError, VlaError, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,6 +10,7 @@ A subclass names its config and makes `self.model`, which offers
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,6 +25,7 @@ from vla.nn.layout import PrefixLayout
 from vla.nn.norms import Modulation, RMSNorm
 from vla.nn.prefix import Prefix
 from vla.objectives.flow import flow_loss, sample_noise, sample_tau, straight_path
+from vla.objectives.guidance import VARIANTS, ActionPrefix, Guidance, begin, check_variants
 from vla.objectives.noise import Generators, standard_normal
 from vla.objectives.solvers import SOLVERS, Solver, Velocity
 from vla.policies.base import Policy
@@ -65,6 +67,7 @@ class FlowPolicy(Policy):
         "action_dim_is_pad",
         "layout",
     )
+    offers = VARIANTS
     fast_suffix: ClassVar[Callable[[Any, bool], Suffix]]
     """The inference form of its expert."""
 
@@ -327,12 +330,12 @@ class FlowPolicy(Policy):
 
         Args:
             x: Noisy chunk `[b, a, m]`.
-            tau: Time `[b]`, in [0, 1].
+            tau: Time `[b]`, in [0, 1]; or `[b, a]`, a time for each step.
             cache: What `encode_prefix` returned; `cache.repeat(n)` serves `n` chunks of each observation.
         """
         batch = cache.next_position_b.shape[0]
         check_shape(x, "b a m", "x", b=batch, m=self.config.max_action_dim)
-        check_shape(tau, "b", "tau", b=batch)
+        check_shape(tau, "b a" if tau.ndim == 2 else "b", "tau", b=batch, a=x.shape[1])
         return self.model.velocity(x, tau, cache)
 
     @torch.no_grad()
@@ -351,8 +354,11 @@ class FlowPolicy(Policy):
         action_dim_is_pad: torch.Tensor | None = None,
         solver: Solver | None = None,
         layout: PrefixLayout | None = None,
+        samples: int = 1,
+        guidance: Guidance | None = None,
+        action_prefix: ActionPrefix | None = None,
     ) -> torch.Tensor:
-        """Draw one chunk per observation, in model space.
+        """Draw one chunk per observation, or several, in model space.
 
         Args:
             pixel_values: `[b, v, 3, size, size]` in [-1, 1].
@@ -360,7 +366,7 @@ class FlowPolicy(Policy):
             input_ids: long `[b, l]`, right-padded.
             attention_mask: `[b, l]`.
             state: `[b, m]`, normalised, zero-padded; may be None where the prompt holds it.
-            noise: `[b, a, m]`, where the flow starts; drawn where not given.
+            noise: `[b * samples, a, m]`, where the flow starts; drawn where not given.
             num_steps: Solver steps; the config's `num_inference_steps` (10) where not given.
             generator: Source of the noise, on the policy's device; or one for each observation, whose chunk
                 then does not depend on the others of the batch.
@@ -369,36 +375,33 @@ class FlowPolicy(Policy):
                 their known path to zero, as they did in training, instead of an untrained prediction.
             solver: Any function like those of `objectives.solvers`; the config's where not given.
             layout: What `host_inputs` read off these tensors; read here where not given.
+            samples: Chunks of each observation, in a row, over one prefix.
+            guidance: Pulls the chunks towards given ones.
+            action_prefix: First steps that are known; of a policy that was trained with them.
 
         Returns:
-            float32 `[b, a, m]`.
+            float32 `[b * samples, a, m]`.
         """
         seen = (pixel_values, pixel_mask, input_ids, attention_mask)
-        cache = self.encode_prefix(*seen, state, token_type_ids, layout)
+        cache = self.encode_prefix(*seen, state, token_type_ids, layout).repeat(samples)
         config = self.config
         horizon = config.action_horizon if noise is None else noise.shape[-2]
-        shape, device = (input_ids.shape[0], horizon, config.max_action_dim), input_ids.device
+        shape, device = (input_ids.shape[0] * samples, horizon, config.max_action_dim), input_ids.device
         if config.action_objective == "regression":
             noise, num_steps = torch.zeros(shape, device=device), 1
         if noise is None:
             noise = standard_normal(shape, generator=generator, device=device)
         check_shape(noise, "b a m", "noise", b=shape[0], m=shape[2])
         warn_if_horizon_differs(self, noise)
-        start = noise.float()
-        pad = None
-        if action_dim_is_pad is not None:
-            pad = action_dim_is_pad.bool().expand(shape[0], -1)[:, None, :]
-
-        times = sampling_times(
-            config.num_inference_steps if num_steps is None else num_steps, config.numerics
-        )
-        field = self.velocity_field(cache, times)
-
-        def velocity(x: torch.Tensor, tau: float) -> torch.Tensor:
-            return field(x, tau) if pad is None else torch.where(pad, -start, field(x, tau))
-
-        solve: Solver = solver or SOLVERS[config.solver]
-        return solve(velocity, start, times)
+        check_variants(noise, guidance, action_prefix, config.action_objective)
+        absent = action_dim_is_pad
+        if absent is not None:
+            absent = absent.bool().expand(len(input_ids), -1).repeat_interleave(samples, dim=0)[:, None]
+        steps = config.num_inference_steps if num_steps is None else num_steps
+        times = sampling_times(steps, config.numerics)
+        fields = self.velocity_field(cache, times), partial(self.model.velocity, cache=cache)
+        velocity, start = begin(*fields, noise.float(), absent, guidance, action_prefix)
+        return (solver or SOLVERS[config.solver])(velocity, start, times)
 
     def inference_form(self, level: str, lower_will_do: bool = False, **options: Any) -> FastSampler:
         """Return the policy's sampler on fixed buffers; see `vla.policies.flow.fast.sampler.FastSampler`."""

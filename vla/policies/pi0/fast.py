@@ -39,14 +39,23 @@ class Pi0Suffix(Suffix):
         if fold:
             fused, projected = weight_of(model.action_time_mlp_in).double(), weight_of(model.action_in_proj)
             of_actions, self._of_time = fused.split(fused.shape[1] // 2, dim=1)
+            self._of_time = self._of_time.clone()  # not a view of all of it
             self._embed = (of_actions @ projected.double()).to(self._dtype)
             self._constant = _bias(model.action_time_mlp_in) + of_actions @ _bias(model.action_in_proj)
 
+    def products(self) -> list[Product]:
+        """Return all products."""
+        own = (self._state, self._actions, self._fuse, self._mix, self._out)
+        return [*self.stack.products(), *own]
+
     def tensors(self) -> list[torch.Tensor]:
         """Return all weights that it multiplies by."""
-        products = (self._state, self._actions, self._fuse, self._mix, self._out)
-        tensors = [tensor for product in products for tensor in product.tensors()]
-        return [*self.stack.tensors(), *tensors, *([self._embed] if self._fold else [])]
+        tensors = [tensor for product in self.products() for tensor in product.tensors()]
+        return [*tensors, *([self._embed, self._of_time] if self._fold else [])]
+
+    def per_token(self, known_ba: torch.Tensor, clean: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+        """Return one entry for each token, `[b, a, d]`."""
+        return torch.where(known_ba[..., None], clean, made)
 
     def tables(self, tau_n: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return the time's embedding `[d]`; folded, the bias that it amounts to."""
@@ -75,7 +84,8 @@ class Pi0Suffix(Suffix):
         """Return the velocity, float32 `[b, a, m]`."""
         x = x_bam.to(self._dtype)
         if self._fold:
-            fused = F.linear(x, self._embed, made)
+            whole = made.ndim == 1
+            fused = F.linear(x, self._embed, made) if whole else F.linear(x, self._embed) + made
         else:
             embedded = self._actions.one(x)
             fused = self._fuse.one(torch.cat([embedded, made.expand_as(embedded)], dim=-1))

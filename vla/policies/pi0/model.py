@@ -62,7 +62,7 @@ class Pi0Model(PrefixModel):
         self.action_out_proj = Linear(width, config.max_action_dim)
 
     def velocity(self, x_bam: torch.Tensor, tau_b: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
-        """Return the velocity `[b, a, m]`, float32, at `x_bam` and time `tau_b` `[b]`.
+        """Return the velocity `[b, a, m]`, float32, at `x_bam` and time `tau_b` `[b]`, or `[b, a]` by step.
 
         `cache` must hold prefix and state (`append_state`).
         """
@@ -119,11 +119,12 @@ class Pi0Model(PrefixModel):
         return self.state_proj(state_bm.to(self.state_proj.weight.dtype))[:, None]
 
     def _embed_actions(self, x: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
-        """Fuse noisy actions `[..., a, m]` with their time `[...]` into tokens `[..., a, d]`."""
+        """Fuse noisy actions `[..., a, m]` and time, `[...]` or `[..., a]`, into tokens `[..., a, d]`."""
         embedded = self.action_in_proj(x.to(self.action_in_proj.weight.dtype))
         config = self.config
         time = embed_time(tau, embedded.shape[-1], config.min_period, config.max_period, config.numerics)
-        time = time.to(embedded.dtype)[..., None, :].expand_as(embedded)
+        time = time if tau.ndim == x.ndim - 1 else time[..., None, :]
+        time = time.to(embedded.dtype).expand_as(embedded)
         fused = self.action_time_mlp_in(torch.cat([embedded, time], dim=-1))
         return self.action_time_mlp_out(F.silu(fused))
 

@@ -7,7 +7,7 @@ import torch
 
 from vla.fast.stack import Slots
 from vla.fast.weights import Product
-from vla.nn.gemma_adaptive import StackModulation
+from vla.nn.gemma_adaptive import LayerModulation, StackModulation
 from vla.nn.rope import Rotary
 from vla.policies.flow.fast.program import Suffix
 
@@ -28,9 +28,24 @@ class Pi05Suffix(Suffix):
         self._actions = Product([model.action_in_proj], False)
         self._out = Product([model.action_out_proj], fold, None, -1.0 if fold else 1.0)
 
+    def products(self) -> list[Product]:
+        """Return all products."""
+        return [*self.stack.products(), self._actions, self._out]
+
     def tensors(self) -> list[torch.Tensor]:
         """Return all weights that it multiplies by."""
-        return [*self.stack.tensors(), *self._actions.tensors(), *self._out.tensors()]
+        return [tensor for product in self.products() for tensor in product.tensors()]
+
+    def per_token(
+        self, known_ba: torch.Tensor, clean: StackModulation, made: StackModulation
+    ) -> StackModulation:
+        """Return the modulations of each token, `[b, a, 3 d]`."""
+        known = known_ba[..., None]
+        layers = tuple(
+            LayerModulation(*(torch.where(known, one, other) for one, other in zip(*pair, strict=True)))
+            for pair in zip(clean.layers, made.layers, strict=True)
+        )
+        return StackModulation(layers, torch.where(known, clean.norm, made.norm))
 
     def tables(self, tau_n: torch.Tensor) -> Sequence[StackModulation]:
         """Return the modulations of all layers at each time."""

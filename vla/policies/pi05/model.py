@@ -72,21 +72,24 @@ class Pi05Model(PrefixModel):
         cache: KeyValueCache,
         modulation: StackModulation | None = None,
     ) -> torch.Tensor:
-        """Return the velocity `[b, a, m]`, float32, at `x_bam` and time `tau_b` `[b]`.
+        """Return the velocity `[b, a, m]`, float32, at `x_bam` and time `tau_b`.
 
         Args:
             x_bam: Noisy chunk.
-            tau_b: Time; not read where its modulation is given.
+            tau_b: Time `[b]`, or `[b, a]` of each step; not read where its modulation is given.
             cache: Cache of the prefix.
             modulation: From `modulations`, where every row has the same time.
         """
         tokens_bad = self._embed_actions(x_bam)
+        condition: torch.Tensor | StackModulation | None = modulation
+        if condition is None:
+            condition = self._condition(tau_b if tau_b.ndim == 2 else tau_b[:, None])
         output = self.expert(
             tokens_bad,
             positions_bt=cache.next_position_b[:, None] + torch.arange(x_bam.shape[1], device=x_bam.device),
             mask=cache.mask_for(x_bam.shape[1]),
             cache=cache,
-            condition=self._condition(tau_b)[:, None] if modulation is None else modulation,
+            condition=condition,
         )
         return self._velocity_from_hidden(output.hidden)
 

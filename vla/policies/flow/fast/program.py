@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from vla.fast.appended import AppendedSlots
 from vla.fast.stack import Slots, Stack
 from vla.fast.vision import Vision
+from vla.fast.weights import Product
 from vla.nn.attention import KeyValueCache
 from vla.nn.layout import PrefixLayout
 from vla.nn.rope import Rotary, rotary_angles
-from vla.objectives.solvers import Solver
+from vla.objectives.guidance import guided, held, to_zero
+from vla.objectives.solvers import Solver, Velocity
 
 MAX_SHAPES = 32
 """Shapes whose buffers are kept."""
@@ -65,6 +68,20 @@ class Suffix(ABC):
         """
 
     @abstractmethod
+    def per_token(self, known_ba: torch.Tensor, clean: Any, made: Any) -> Any:
+        """Return an entry of `tables` for each token: that of time 1 where it is known, else another one.
+
+        Args:
+            known_ba: bool `[b, a]`.
+            clean: The entry of time 1.
+            made: The entry of the others.
+        """
+
+    @abstractmethod
+    def products(self) -> list[Product]:
+        """Return all products with weights."""
+
+    @abstractmethod
     def tensors(self) -> list[torch.Tensor]:
         """Return all weights that it multiplies by."""
 
@@ -82,6 +99,8 @@ class SampleShape:
         times: Where the solver stops.
         solver: The solver.
         has_absent_dims: Whether some action dimensions follow their known path to zero.
+        has_known_steps: Whether the first steps may be known.
+        guidance: Largest weight of the pull towards a given chunk; None: no pull.
     """
 
     layout: PrefixLayout
@@ -92,6 +111,8 @@ class SampleShape:
     times: tuple[float, ...]
     solver: Solver
     has_absent_dims: bool
+    has_known_steps: bool = False
+    guidance: float | None = None
 
 
 def times_evaluated(solver: Solver, times: Sequence[float]) -> list[float]:
@@ -143,6 +164,11 @@ class SampleProgram:
             "noise": torch.zeros(rows, shape.horizon, width, device=device),
             "action_dim_is_pad": torch.zeros(rows, width, dtype=torch.bool, device=device),
         }
+        if shape.has_known_steps:
+            self.buffers["known"] = torch.zeros(rows, shape.horizon, dtype=torch.bool, device=device)
+        if shape.guidance is not None:
+            for name in ("target", "weights"):
+                self.buffers[name] = torch.zeros(rows, shape.horizon, width, device=device)
         dtype = self.model.language_model.embed_tokens.weight.dtype
         seen = self.prefix.config
         self.slots = Slots(seen, rows, self.start + shape.horizon, dtype, device)
@@ -242,13 +268,31 @@ class SampleProgram:
         steps = torch.arange(shape.horizon, device=number.device)
         rotary = rotary_angles(number[:, None] + steps, config.head_dim, config.rope_theta)
         begin = self.buffers["noise"]
+        known = self.buffers.get("known")
         absent = self.buffers["action_dim_is_pad"][:, None] if shape.has_absent_dims else None
 
         def velocity(x: torch.Tensor, tau: float) -> torch.Tensor:
-            made = self._velocity(x, self.tables[tau], rotary, mask, self.slots, start)
-            return made if absent is None else torch.where(absent, -begin, made)
+            made = self.tables[tau]
+            if known is not None:
+                made = self.suffix.per_token(known, self.tables[1.0], made)
+            if shape.guidance is None:
+                return self._velocity(x, made, rotary, mask, self.slots, start)
+            return self.suffix.velocity(x, made, rotary, mask, AppendedSlots(self.slots, start), start)
 
-        return shape.solver(velocity, begin, shape.times)
+        return shape.solver(self._wrapped(velocity, begin, known, absent), begin, shape.times)
+
+    def _wrapped(
+        self, velocity: Velocity, begin: torch.Tensor, known: torch.Tensor | None, absent: torch.Tensor | None
+    ) -> Velocity:
+        """Return the velocity with all that changes it; as `objectives.guidance.begin`."""
+        if absent is not None:
+            velocity = to_zero(velocity, absent, begin)
+        if self.shape.guidance is not None:
+            target, weights = self.buffers["target"], self.buffers["weights"]
+            velocity = guided(velocity, target, weights, self.shape.guidance)
+            if absent is not None:
+                velocity = to_zero(velocity, absent, begin)
+        return velocity if known is None else held(velocity, known)
 
 
 def compiled(work: Callable[..., Any], **options: Any) -> Callable[..., Any]:

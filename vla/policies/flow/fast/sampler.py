@@ -6,24 +6,28 @@ positions, rotations. Keys and values of prefix, state and actions lie in one bu
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from vla.errors import ShapeError
-from vla.fast.levels import FormError
-from vla.fast.programs import Counts, Programs, compiler_errors
-from vla.fast.stack import Stack
-from vla.fast.vision import Vision
+from vla.errors import ConfigError, ShapeError
+from vla.fast.ladder import Ladder
+from vla.fast.programs import Counts, Programs, WarmUp
+from vla.fast.release import ReleasedError
 from vla.fast.watch import WeightsWatch
-from vla.fast.weights import memory_of
 from vla.nn.attention import KeyValueCache
 from vla.nn.layout import PrefixLayout
+from vla.objectives.guidance import VARIANTS, ActionPrefix, Guidance, check_variants
 from vla.objectives.noise import Generators, standard_normal
 from vla.objectives.solvers import SOLVERS, Solver
 from vla.policies.flow.checks import read_layout, warn_if_horizon_differs
+from vla.policies.flow.fast.form import Form, check_form
 from vla.policies.flow.fast.program import MAX_SHAPES, SampleProgram, SampleShape, Suffix
+from vla.policies.flow.fast.shapes import in_words, news
 from vla.policies.flow.time import sampling_times
 from vla.types import check_shape
 
@@ -33,6 +37,16 @@ CACHE_STEP = 32
 """Room for a prefix from the plain path is a multiple of this many tokens."""
 
 SEEN = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state")
+
+BATCH_BUCKETS = tuple(1 << power for power in range(11))
+"""Numbers of rows that batches are filled up to on a GPU; larger ones keep theirs."""
+
+OFFERS: Mapping[str, frozenset[str]] = {
+    "plain": VARIANTS,
+    "graph": VARIANTS,
+    "compiled": frozenset({"action_prefix"}),
+}
+"""Variants of sampling that each level offers itself; a level that is not listed offers none."""
 
 
 class FastSampler:
@@ -52,16 +66,22 @@ class FastSampler:
             all where there are no buckets; None: the expert's own. Exact lengths fit prompts that repeat;
             where every prompt has another length (pi-0.5 writes the state into it), buckets bound the number
             of shapes.
+        batch_buckets: Numbers of rows that batches are filled up to, ascending; None: powers of two on a GPU,
+            where each number is recorded, and none elsewhere, where rows cost what they compute.
         max_shapes: Shapes whose buffers are kept, the least recently used dropped.
         backend: Backend of `torch.compile`, for "compiled".
+        release_plain: Whether to let go of the policy's own matrices that joined or folded ones take the
+            place of. The policy then does nothing else: see `vla.fast.release`.
 
     Attributes:
-        level: The level that runs.
-        reason: Why it is not a higher one, where that was asked for.
+        form: The weights.
+        counts: Programs made, replayed and dropped.
+        released_bytes: Bytes of plain weights that were let go of.
 
     Raises:
-        FormError: The policy's weights have no inference form (quantised ones); or, when sampling, the level
-            cannot be had and no lower one will do.
+        FormError: The policy's weights have no inference form (quantised ones), or the card no arithmetic for
+            them; or, when sampling, the level cannot be had and no lower one will do.
+        ConfigError: `release_plain` without folding, or of a policy that generates text to act.
     """
 
     def __init__(
@@ -73,65 +93,158 @@ class FastSampler:
         lower_will_do: bool = False,
         fold: bool = True,
         buckets: Sequence[int] | None = None,
+        batch_buckets: Sequence[int] | None = None,
         max_shapes: int = MAX_SHAPES,
         backend: str = "inductor",
+        release_plain: bool = False,
     ) -> None:
-        if any(parameter.is_meta for parameter in policy.parameters()) or hasattr(policy, "_hf_hook"):
-            raise FormError("Its weights are elsewhere: offloaded, or spread over devices by accelerate.")
+        check_form(policy, fold, release_plain)
         self.policy = policy
         self._buckets = None if buckets is None else tuple(buckets)
-        self.level, self._lower_will_do = level, lower_will_do
-        self.reason: str | None = None
-        self._make_suffix, self._fold, self._backend = suffix, fold, backend
-        self._watch = WeightsWatch(policy)
+        on_gpu = policy.device.type == "cuda"
+        self._batch_buckets = (BATCH_BUCKETS if on_gpu else ()) if batch_buckets is None else batch_buckets
+        self._ladder = Ladder(level, lower_will_do, OFFERS, in_words)
+        self._make_form, self._backend = partial(Form, policy, suffix, fold), backend
         self._max_shapes, self._building = max_shapes, threading.Lock()
+        self.counts = Counts()
+        self._is_warm = self._is_stale = False
+        self._met: dict[SampleShape, str] = {}
         self._build()
+        self.released_bytes = self._release() if release_plain else 0
+        self._watch = WeightsWatch(policy)
 
     def _build(self) -> None:
-        model = self.policy.model
-        self.vision = Vision(model.vision_tower, model.multi_modal_projector, self._fold)
-        self.prefix = Stack(model.language_model, self._fold)
-        self.suffix = self._make_suffix(model, self._fold)
-        self._programs = Programs(self.policy.device, self._max_shapes)
+        self.form = self._make_form()
+        self._programs = Programs(self.policy.device, self._max_shapes, self.counts, self._note)
+
+    def _release(self) -> int:
+        before = self.resident_bytes
+        released = self.form.release_plain()
+        self._ladder.has_plain = False
+        said = "The plain weights were released: %.2f GB are resident, %.2f GB before."
+        logger.info(said, self.resident_bytes / 1e9, before / 1e9)
+        return released
+
+    @property
+    def level(self) -> str:
+        """The level that runs."""
+        return self._ladder.level
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not a higher one, where that was asked for."""
+        return self._ladder.reason
+
+    @property
+    def last_level(self) -> str:
+        """The level of the last sample: a lower one where its shape did not fit, or for a variant."""
+        return self._ladder.last_level
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Variants of `sample_actions` that the level offers itself; the others run at a lower one."""
+        return self._ladder.offers
 
     @property
     def buckets(self) -> tuple[int, ...]:
         """Lengths that texts are padded to."""
-        return self.suffix.buckets if self._buckets is None else self._buckets
-
-    @property
-    def counts(self) -> Counts:
-        """How many programs were made, replayed and dropped."""
-        return self._programs.counts
+        return self.form.suffix.buckets if self._buckets is None else self._buckets
 
     @property
     def extra_bytes(self) -> int:
         """Bytes of weights that are not the policy's own."""
-        return memory_of(
-            [*self.vision.tensors(), *self.prefix.tensors(), *self.suffix.tensors()], self.policy
-        )
+        return self.form.extra_bytes
 
-    def _program(self, shape: SampleShape) -> SampleProgram:
-        backend = self._backend if self.level == "compiled" else None
-        return SampleProgram(self.policy, self.vision, self.prefix, self.suffix, shape, backend)
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of all weights: the policy's and the form's, what they share counted once."""
+        return self.form.resident_bytes
+
+    def _program(self, shape: SampleShape, level: str) -> SampleProgram:
+        backend = self._backend if level == "compiled" else None
+        form = self.form
+        return SampleProgram(self.policy, form.vision, form.prefix, form.suffix, shape, backend)
 
     @property
     def last_program(self) -> SampleProgram:
         """The program that made the last sample."""
         return self._programs.last
 
-    def _sample(self, shape: SampleShape, inputs: Mapping[str, torch.Tensor | None]) -> torch.Tensor:
-        """Run the program of a shape at the highest level that works."""
-        try:
-            return self._programs(shape, self.level, lambda: self._program(shape), inputs)
-        except compiler_errors() as error:
-            cause = str(getattr(error, "inner_exception", error)).strip()
-            reason = f"torch.compile failed: {cause.splitlines()[0]}"
-        if not self._lower_will_do:
-            raise FormError(f"The level 'compiled' cannot be had here, 'graph' can. {reason}")
-        self.level, self.reason = "graph", reason
-        logger.warning("Sampling at level 'graph' instead of 'compiled': %s", reason)
-        return self._programs(shape, self.level, lambda: self._program(shape), inputs)
+    def warm_up(
+        self,
+        observations: Iterable[Mapping[str, Any]] | None = None,
+        *,
+        text_lengths: Sequence[int] | None = None,
+        batch_sizes: Sequence[int] = (1,),
+        **options: Any,
+    ) -> WarmUp:
+        """Make the programs that will be needed, before somebody waits for them.
+
+        A program that is made later is counted (`counts.after_warm_up`), and the log says what was new. More
+        warm-ups may follow.
+
+        Args:
+            observations: Keyword tensors of `sample_actions`, of one row each: the cameras and absent action
+                dimensions that will occur. Where not given, one with all cameras.
+            text_lengths: Lengths of the texts; where not given, the buckets that the policy's texts may need,
+                or, without buckets, the observations' own.
+            batch_sizes: Numbers of rows.
+            **options: More of `sample_actions`, the same for all: num_steps, samples, solver, ...
+
+        Raises:
+            ConfigError: There are no buckets, and neither texts nor lengths are given.
+        """
+        start, before = time.perf_counter(), sum(self.counts.built.values())
+        if text_lengths is None:
+            longest = self.policy.config.max_prompt_length
+            text_lengths = [one for one in self.buckets if one < longest]
+            text_lengths += [one for one in self.buckets if one >= longest][:1]
+            if not text_lengths and observations is None:
+                raise ConfigError(
+                    "Texts keep their exact length here, so a warm-up needs text_lengths, or observations "
+                    "with the texts that will occur."
+                )
+        seen = [self.policy.example_batch(1)] if observations is None else observations
+        self._is_warm = False
+        for one in seen:
+            lengths = text_lengths or [int(one["attention_mask"].sum())]
+            for length in lengths:
+                for size in batch_sizes:
+                    self.sample_actions(**_repeated(one, size, length), **options)
+        self._is_warm = True
+        done = WarmUp(self.last_level, sum(self.counts.built.values()) - before, time.perf_counter() - start)
+        logger.info("%s.", done)
+        return done
+
+    def _note(self, shape: SampleShape, level: str, seconds: float) -> None:
+        """Count and log a program that was made: as a warning where somebody has waited for it."""
+        if not self._is_warm:
+            logger.info("Made for level '%s' in %.1f s: %s.", level, seconds, in_words(shape))
+        else:
+            why = self._met.get(shape) or f"new is {news(shape, list(self._met))}"
+            self.counts.after_warm_up += 1
+            logger.warning(
+                "Made after the warm-up, for level '%s' in %.1f s: %s. %d so far.",
+                level,
+                seconds,
+                why,
+                self.counts.after_warm_up,
+            )
+        self._met[shape] = f"it was dropped, since more than {self._max_shapes} shapes occur"
+
+    def _renew(self) -> None:
+        """Make the form anew where the policy's weights have changed."""
+        with self._building:  # a second thread waits for what the first one makes anew
+            self._is_stale = self._watch.changed() or self._is_stale
+            if not self._is_stale:
+                return
+            if self.released_bytes:
+                raise ReleasedError("making the inference form anew of changed weights")
+            logger.info("The policy's weights have changed: its inference form is made anew.")
+            self._met = dict.fromkeys(self._met, "the policy's weights have changed")
+            self._ladder.forget()
+            self._build()
+            self._is_stale = False
 
     @torch.no_grad()
     def sample_actions(
@@ -150,6 +263,8 @@ class FastSampler:
         solver: Solver | None = None,
         layout: PrefixLayout | None = None,
         samples: int = 1,
+        guidance: Guidance | None = None,
+        action_prefix: ActionPrefix | None = None,
     ) -> torch.Tensor:
         """Draw chunks, in model space; as the policy's `sample_actions`.
 
@@ -167,46 +282,111 @@ class FastSampler:
             solver: Any function like those of `objectives.solvers`; the config's where not given.
             layout: What `host_inputs` read off these tensors; read here where not given.
             samples: Chunks of each observation, in a row.
+            guidance: Pulls the chunks towards given ones.
+            action_prefix: First steps that are known; of a policy that was trained with them.
 
         Returns:
             float32 `[b * samples, a, m]`.
         """
+        seen = (pixel_values, pixel_mask, input_ids, attention_mask, state)
+        given = dict(zip(SEEN, seen, strict=True)) | {
+            "num_steps": num_steps,
+            "token_type_ids": token_type_ids,
+            "action_dim_is_pad": action_dim_is_pad,
+            "solver": solver,
+            "layout": layout,
+            "samples": samples,
+            "guidance": guidance,
+            "action_prefix": action_prefix,
+        }
         policy, config = self.policy, self.policy.config
-        policy._check_observation(pixel_values, pixel_mask, input_ids, attention_mask, state)
+        policy._check_observation(*seen)
         if layout is None:
             layout = read_layout(config, pixel_mask, input_ids, attention_mask, token_type_ids)
-        if self.suffix.state_tokens and state is None:
+        if self.form.suffix.state_tokens and state is None:
             raise ShapeError("The policy reads the state as a token, so state [b, m] must be given.")
-        with self._building:  # a second thread waits for what the first one makes anew
-            if self._watch.changed():
-                logger.info("The policy's weights have changed: its inference form is made anew.")
-                self._build()
-        inputs: dict[str, Any] = {"action_dim_is_pad": action_dim_is_pad, "noise": noise}
-        seen = (pixel_values, pixel_mask, input_ids, attention_mask, state)
-        if config.actions_see_response or (token_type_ids is not None and layout.has_response):
-            inputs["cache"] = policy.encode_prefix(*seen, token_type_ids, layout)
-        else:
-            inputs |= dict(zip(SEEN, seen, strict=True))
-        rows, width, device = len(input_ids) * samples, config.max_action_dim, input_ids.device
+        self._renew()
+        noise = self._noise(noise, len(input_ids) * samples, generator, input_ids.device)
+        check_variants(noise, guidance, action_prefix, config.action_objective)
+        inputs = self._inputs(given, noise, layout)
+        if "cache" not in inputs:
+            layout = self._fill_up(inputs, layout, samples)
+        shape = self._shape(given, noise, layout, inputs.get("cache"))
+        variant = "guidance" if guidance is not None else None if action_prefix is None else "action_prefix"
+
+        def at(level: str) -> torch.Tensor:
+            return self._programs(shape, level, lambda: self._program(shape, level), inputs)[: len(noise)]
+
+        def plain() -> torch.Tensor:
+            return policy.sample_actions(**given | {"noise": noise})
+
+        return self._ladder.run(shape, variant, at, plain)
+
+    def _noise(
+        self, noise: torch.Tensor | None, rows: int, generator: Generators | None, device: torch.device
+    ) -> torch.Tensor:
+        """Return where sampling starts, `[rows, a, m]`, checked; drawn where not given."""
+        config, width = self.policy.config, self.policy.config.max_action_dim
         horizon = config.action_horizon if noise is None else noise.shape[-2]
         if config.action_objective == "regression":
-            inputs["noise"], num_steps = torch.zeros(rows, horizon, width, device=device), 1
+            noise = torch.zeros(rows, horizon, width, device=device)
         elif noise is None:
-            inputs["noise"] = standard_normal((rows, horizon, width), generator=generator, device=device)
-        check_shape(inputs["noise"], "b a m", "noise", b=rows, m=width)
-        warn_if_horizon_differs(policy, inputs["noise"])
-        times = sampling_times(
-            config.num_inference_steps if num_steps is None else num_steps, config.numerics
+            noise = standard_normal((rows, horizon, width), generator=generator, device=device)
+        check_shape(noise, "b a m", "noise", b=rows, m=width)
+        warn_if_horizon_differs(self.policy, noise)
+        return noise
+
+    def _inputs(self, given: Mapping[str, Any], noise: torch.Tensor, layout: PrefixLayout) -> dict[str, Any]:
+        """Return what a program loads."""
+        seen, types = [given[name] for name in SEEN], given["token_type_ids"]
+        inputs: dict[str, Any] = {"noise": noise}
+        if (absent := given["action_dim_is_pad"]) is not None:
+            inputs["action_dim_is_pad"] = absent.bool().expand(len(given["input_ids"]), -1)
+        if self.policy.config.actions_see_response or (types is not None and layout.has_response):
+            inputs["cache"] = self.policy.encode_prefix(*seen, types, layout)
+        else:
+            inputs |= dict(zip(SEEN, seen, strict=True))
+        if (prefix := given["action_prefix"]) is not None:
+            inputs["noise"], inputs["known"] = prefix.within(noise.float())
+        if (guidance := given["guidance"]) is not None:
+            inputs |= {"target": guidance.target, "weights": guidance.weights.expand(noise.shape)}
+        return inputs
+
+    def _fill_up(self, inputs: dict[str, Any], layout: PrefixLayout, samples: int) -> PrefixLayout:
+        """Repeat the last row up to a number of rows that there is a bucket for; return the new layout."""
+        rows = len(layout.cameras)
+        more = next((one for one in self._batch_buckets if one >= rows), rows) - rows
+        if not more:
+            return layout
+        for name, given in inputs.items():
+            if given is not None:
+                added = more * (1 if name in (*SEEN, "action_dim_is_pad") else samples)
+                inputs[name] = torch.cat([given, given[-1:].expand(added, *given.shape[1:])])
+        cameras, lengths = layout.cameras, layout.text_lengths
+        return replace(
+            layout, cameras=cameras + cameras[-1:] * more, text_lengths=lengths + lengths[-1:] * more
         )
-        shape = SampleShape(
-            *self._lengths(layout, inputs.get("cache")),
-            samples,
-            horizon,
-            tuple(times),
-            solver or SOLVERS[config.solver],
-            action_dim_is_pad is not None,
+
+    def _shape(
+        self,
+        given: Mapping[str, Any],
+        noise: torch.Tensor,
+        layout: PrefixLayout,
+        cache: KeyValueCache | None,
+    ) -> SampleShape:
+        config, guidance = self.policy.config, given["guidance"]
+        steps = config.num_inference_steps if given["num_steps"] is None else given["num_steps"]
+        steps = 1 if config.action_objective == "regression" else steps
+        return SampleShape(
+            *self._lengths(layout, cache),
+            given["samples"],
+            noise.shape[-2],
+            tuple(sampling_times(steps, config.numerics)),
+            given["solver"] or SOLVERS[config.solver],
+            given["action_dim_is_pad"] is not None,
+            given["action_prefix"] is not None,
+            None if guidance is None else float(guidance.max_weight),
         )
-        return self._sample(shape, inputs)
 
     def _lengths(
         self, layout: PrefixLayout, cache: KeyValueCache | None
@@ -219,3 +399,19 @@ class FastSampler:
         length = next((one for one in self.buckets if one >= longest), longest)
         padded = length > longest or layout.is_padded
         return PrefixLayout(layout.cameras, (length,) * rows), None, padded or bool(self.buckets)
+
+
+def _repeated(observation: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
+    """Return an observation of one row several times, with a text of some length."""
+    made = {
+        name: value.repeat(rows, *(1,) * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value
+        for name, value in observation.items()
+        if name not in ("layout", "noise", "action_dim_is_pad")
+    }
+    if (absent := observation.get("action_dim_is_pad")) is not None:
+        made["action_dim_is_pad"] = absent
+    ids = made["input_ids"]
+    shared = ids[:, : min(length, ids.shape[1])]
+    made["input_ids"] = torch.cat([shared, shared[:, :1].expand(-1, length - shared.shape[1])], dim=1)
+    made["attention_mask"] = torch.ones_like(made["input_ids"])
+    return made

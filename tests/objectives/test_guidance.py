@@ -1,0 +1,79 @@
+"""Guidance and known steps, on velocities that can be written down."""
+
+import pytest
+import torch
+
+from vla.errors import ConfigError, ShapeError
+from vla.objectives.guidance import ActionPrefix, Guidance, guided, held, pull_weight, to_zero, token_times
+from vla.objectives.solvers import SOLVERS, euler, time_grid
+
+NOISE = torch.linspace(-1, 1, 12).reshape(2, 3, 2)
+
+
+def test_the_weight_of_the_pull_is_that_of_the_paper():
+    made = [pull_weight(tau) for tau in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    assert made == pytest.approx([5.0, 4.25, 2.1667, 2.1667, 4.25], abs=1e-4)
+    assert pull_weight(0.01, max_weight=10.0) == 10.0
+
+
+def test_a_linear_flow_is_pulled_by_the_formula():
+    matrix, target = torch.randn(2, 2), torch.randn(2, 3, 2)
+    weights = torch.tensor([1.0, 0.5, 0.0])[:, None]
+    tau, rest = 0.4, 0.6
+    made = guided(lambda x, tau: x @ matrix.T, target, weights)(NOISE, tau)
+    jacobian = torch.eye(2) + rest * matrix
+    error = weights * (target - NOISE @ jacobian.T)
+    torch.testing.assert_close(made, NOISE @ matrix.T + pull_weight(tau) * (error @ jacobian))
+    assert not made.requires_grad
+
+
+def test_a_guided_chunk_ends_nearer_to_its_target():
+    target, weights = torch.ones(2, 3, 2), torch.tensor([1.0, 0.5, 0.0])[:, None]
+    times = time_grid(10)
+    free = euler(lambda x, tau: -x, NOISE, times)
+    led = euler(guided(lambda x, tau: -x, target, weights), NOISE, times)
+    near, freely = ((one - target).abs().mean(dim=(0, 2)) for one in (led, free))
+    assert near[0] < near[1] < 0.7 * freely[1]
+    torch.testing.assert_close(led[:, 2], free[:, 2])
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=list(SOLVERS))
+def test_known_steps_stay(solver):
+    prefix = ActionPrefix(torch.randn(2, 2, 2), torch.tensor([2, 1]))
+    start, known = prefix.within(NOISE)
+    assert known.tolist() == [[True, True, False], [True, False, False]]
+    made = solver(held(lambda x, tau: x + tau, known), start, time_grid(3))
+    assert torch.equal(made[known], torch.cat([prefix.actions[0], prefix.actions[1, :1]]))
+    assert torch.equal(made[~known], solver(lambda x, tau: x + tau, NOISE, time_grid(3))[~known])
+
+
+def test_times_of_known_steps():
+    known = torch.tensor([[True, False]])
+    assert token_times(known, 0.25).tolist() == [[1.0, 0.25]]
+    assert token_times(known, 0.25).dtype == torch.float64
+
+
+def test_absent_dimensions_end_at_zero():
+    absent = torch.tensor([False, True])
+    made = euler(to_zero(lambda x, tau: x, absent, NOISE), NOISE, time_grid(4))
+    assert made[..., 1].abs().max() < 1e-6
+    assert made[..., 0].abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        (Guidance(NOISE[:1], torch.ones(())), ShapeError, "guidance.target must have shape"),
+        (Guidance(NOISE, torch.ones(2, 1)), ShapeError, r"guidance.weights must broadcast to \[2, 3, 2\]"),
+        (Guidance(NOISE, torch.ones(4, 2, 3, 2)), ShapeError, r"got \[4, 2, 3, 2\]"),
+        (Guidance(NOISE, torch.ones(3, 1), 0.0), ConfigError, "max_weight must be above 0, got 0.0"),
+        (ActionPrefix(NOISE[..., :1]), ShapeError, "action_prefix.actions must have shape"),
+        (ActionPrefix(NOISE, torch.ones(3)), ShapeError, "action_prefix.lengths must have shape"),
+        (ActionPrefix(torch.zeros(2, 4, 2)), ConfigError, "has 4 steps, a chunk only 3"),
+    ],
+)
+def test_what_does_not_fit(wrong, error, said):
+    with pytest.raises(error, match=said):
+        wrong.check(NOISE)
+    Guidance(NOISE, torch.ones(3, 1)).check(NOISE)
+    ActionPrefix(NOISE, torch.tensor([3, 0])).check(NOISE)

@@ -1,0 +1,129 @@
+"""One set of weights in memory: what was released is gone, and refuses to be used."""
+
+import logging
+
+import pytest
+import torch
+
+from tests.parity.transformers_pi0 import make_batch
+from tests.policies.conftest import make_robot_policy
+from tests.policies.flow.fast.test_sampler import ROUNDING, difference, make
+from tests.policies.flow.test_policy import OBSERVATION
+from tests.policies.test_robot import make_observation
+from vla.adapters.lora import AdapterConfig, add_adapter
+from vla.errors import ConfigError
+from vla.fast.levels import FormError
+from vla.fast.release import ReleasedError
+from vla.policies.auto import load
+from vla.policies.pi0 import Pi0Policy
+from vla.policies.pi05 import Pi05Policy
+
+
+def resident(policy, form) -> int:
+    """Bytes of all storages that the policy's and the form's tensors lie in."""
+    tensors = [*policy.parameters(), *form.tensors]
+    pieces = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}
+    return sum(size for place, size in pieces.items() if place)
+
+
+@pytest.fixture(params=[Pi0Policy, Pi05Policy])
+def policy(request):
+    return make(request.param, vocab_size=64)
+
+
+@pytest.fixture
+def seen(policy) -> dict:
+    batch = make_batch(policy.config)
+    return {name: batch[name] for name in (*OBSERVATION, "noise")}
+
+
+def test_about_one_set_of_weights_stays(policy, seen, caplog):
+    one_set = sum(one.numel() * one.element_size() for one in policy.parameters())
+    want = policy.sample_actions(**seen)
+    with caplog.at_level(logging.INFO):
+        fast = policy.fast("graph", release_plain=True)
+    assert resident(policy, fast.form) == fast.resident_bytes < 1.1 * one_set
+    assert fast.released_bytes > 0.3 * one_set
+    assert fast.resident_bytes == one_set - fast.released_bytes + fast.extra_bytes
+    assert "The plain weights were released: 0.00 GB are resident, 0.00 GB before." in caplog.text
+    assert difference(fast.sample_actions(**seen), want) < ROUNDING
+    assert policy.num_parameters() * 4 == one_set  # sizes are still known
+
+
+def test_what_needs_the_plain_weights_is_refused(policy, seen, tmp_path):
+    fast = policy.fast("graph", release_plain=True)
+    plain, said = {name: seen[name] for name in OBSERVATION}, r"were released \(release_plain=True\)"
+    uses = {
+        "training": lambda: policy(**plain, actions=seen["noise"]),
+        "sampling": lambda: policy.sample_actions(**seen),
+        "text": lambda: policy.generate_text(**{name: seen[name] for name in OBSERVATION[:4]}),
+        "saving": lambda: policy.save_pretrained(tmp_path / "saved"),
+        "its tensors": policy.state_dict,
+        "loading": lambda: policy.load_state_dict({}),
+        "converting": lambda: policy.to(torch.float64),
+        "moving": lambda: policy.to("cpu"),
+        "another form": lambda: policy.fast("graph"),
+        "a response": lambda: fast.sample_actions(**seen, token_type_ids=torch.ones_like(seen["input_ids"])),
+    }
+    for use in uses.values():
+        with pytest.raises(ReleasedError, match=said):
+            use()
+    assert not (tmp_path / "saved").exists()
+    assert fast.sample_actions(**seen).isfinite().all()
+
+
+def test_changed_weights_are_refused_again_and_again(policy, seen):
+    fast = policy.fast("graph", release_plain=True)
+    with torch.no_grad():
+        policy.model.expert.layers[0].mlp.down_proj.weight.mul_(2)
+    for _ in range(2):
+        with pytest.raises(ReleasedError, match="of changed weights needs"):
+            fast.sample_actions(**seen)
+
+
+def test_an_adapter_is_released_with_its_layer(policy, seen):
+    add_adapter(policy, AdapterConfig(rank=2))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    want = policy.sample_actions(**seen)
+    fast = policy.fast("graph", release_plain=True)
+    assert difference(fast.sample_actions(**seen), want) < ROUNDING
+    with pytest.raises(ReleasedError):
+        policy.sample_actions(**seen)
+
+
+def test_what_cannot_release_says_so(policy, seen):
+    with pytest.raises(ConfigError, match="fold=False folds nothing"):
+        policy.fast("graph", fold=False, release_plain=True)
+    with pytest.raises(ConfigError, match="with which level 'plain' samples"):
+        policy.fast("plain", release_plain=True)
+    speaking = make(type(policy), actions_see_response=True)
+    with pytest.raises(ConfigError, match="generates text before it acts"):
+        speaking.fast("graph", release_plain=True)
+    assert speaking.sample_actions(**seen).isfinite().all()
+
+
+def test_a_loaded_policy_of_one_set(tmp_path):
+    make_robot_policy().save_pretrained(tmp_path / "saved")
+    want = load(tmp_path / "saved").infer(make_observation(), generator=torch.Generator().manual_seed(1))
+    robot = load(tmp_path / "saved", fast="graph", release_plain=True)
+    made = robot.infer(make_observation(), generator=torch.Generator().manual_seed(1))
+    assert abs(made["actions"] - want["actions"]).max() < 1e-4
+    with pytest.raises(ReleasedError):
+        robot.infer(make_observation(), text=True)
+    with pytest.raises(ConfigError, match="with which level 'plain' samples"):
+        load(tmp_path / "nowhere", release_plain=True)
+
+
+def test_a_card_without_bfloat16(policy, monkeypatch, caplog):
+    half = policy.to(torch.bfloat16)
+    monkeypatch.setattr(type(half), "device", property(lambda self: torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    said = r"bfloat16, which Tesla T4 \(compute capability 7\.5\) has no arithmetic for: load it with dtype="
+    with pytest.raises(FormError, match=said):
+        half.fast("graph")
+    assert half.fast(True) is half
+    assert "Sampling at level 'plain': Its weights are bfloat16, which Tesla T4" in caplog.text

@@ -1,0 +1,225 @@
+"""What changes a flow on its way, by wrapping its velocity: guidance towards a chunk, steps that are known.
+
+Both let a new chunk continue one that is being executed (real-time chunking). Guidance pulls any flow policy
+(arXiv 2506.07339, section 4); a clean prefix needs a policy that was trained with one (arXiv 2512.05964).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from vla.errors import ConfigError, ShapeError
+from vla.objectives.solvers import Velocity
+from vla.types import check_shape
+
+MAX_GUIDANCE = 5.0
+"""Largest weight of the pull, which would grow without bound towards tau = 0."""
+
+VARIANTS = frozenset({"guidance", "action_prefix"})
+"""Keywords of `sample_actions` that ask for one of them."""
+
+TokenVelocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""`velocity(x, tau)` with a time for each step of each chunk, `[b, a]`, in float64."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A chunk that the new one is pulled towards.
+
+    Attributes:
+        target: `[b, a, m]`, in model space, such as what remains of the chunk that is being executed.
+        weights: How much each entry counts, 0 to 1; broadcast to `target`: `[a, 1]` for weights of steps.
+        max_weight: Largest weight of the pull, above 0.
+    """
+
+    target: torch.Tensor
+    weights: torch.Tensor
+    max_weight: float = MAX_GUIDANCE
+
+    def check(self, noise: torch.Tensor) -> None:
+        """Raise unless it fits the noise `[b, a, m]` that sampling starts from.
+
+        Raises:
+            ShapeError: The target has another shape, or the weights do not broadcast to it.
+            ConfigError: `max_weight` is not above 0.
+        """
+        b, a, m = noise.shape
+        check_shape(self.target, "b a m", "guidance.target", b=b, a=a, m=m)
+        try:
+            fits = torch.broadcast_shapes(self.weights.shape, noise.shape) == noise.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ShapeError(
+                f"guidance.weights must broadcast to {list(noise.shape)}, got {list(self.weights.shape)}; "
+                "weights of steps are [a, 1]."
+            )
+        if not self.max_weight > 0:
+            raise ConfigError(f"guidance.max_weight must be above 0, got {self.max_weight}.")
+
+
+@dataclass(frozen=True)
+class ActionPrefix:
+    """First steps of the new chunks that are known, and stay as they are.
+
+    Attributes:
+        actions: `[b, d, m]`, in model space.
+        lengths: long `[b]`, how many of the `d` steps of each row are known, 0 to d; None: all of them.
+    """
+
+    actions: torch.Tensor
+    lengths: torch.Tensor | None = None
+
+    def check(self, noise: torch.Tensor) -> None:
+        """Raise unless it fits the noise `[b, a, m]` that sampling starts from.
+
+        Raises:
+            ShapeError: The actions or lengths have other shapes.
+            ConfigError: There are more known steps than a chunk has.
+        """
+        b, a, m = noise.shape
+        check_shape(self.actions, "b d m", "action_prefix.actions", b=b, m=m)
+        if self.lengths is not None:
+            check_shape(self.lengths, "b", "action_prefix.lengths", b=b)
+        if self.actions.shape[1] > a:
+            raise ConfigError(
+                f"action_prefix.actions has {self.actions.shape[1]} steps, a chunk only {a}: give the first "
+                "steps alone."
+            )
+
+    def within(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the start of sampling with the known steps in place, and which those are, bool `[b, a]`."""
+        given = self.actions.shape[1]
+        steps = torch.arange(noise.shape[1], device=noise.device)
+        lengths = given if self.lengths is None else self.lengths.clamp(max=given)[:, None]
+        known = (steps < lengths).expand(len(noise), -1)
+        padded = torch.zeros_like(noise)
+        padded[:, :given] = self.actions.to(noise.dtype)
+        return torch.where(known[..., None], padded, noise), known
+
+
+def pull_weight(tau: float, max_weight: float = MAX_GUIDANCE) -> float:
+    """Return how strongly a step at time tau pulls: `(1 - tau) / (tau r^2)`, bounded.
+
+    `r^2 = (1 - tau)^2 / (tau^2 + (1 - tau)^2)` is the spread of the data around what is expected of them at
+    tau.
+    """
+    if tau <= 0.0 or tau >= 1.0:
+        return max_weight
+    return min(max_weight, (tau**2 + (1 - tau) ** 2) / (tau * (1 - tau)))
+
+
+def guided(
+    velocity: Velocity, target: torch.Tensor, weights: torch.Tensor, max_weight: float = MAX_GUIDANCE
+) -> Velocity:
+    """Return a velocity that also pulls the chunk that is expected at the end towards a target.
+
+    At each step, `x + (1 - tau) v` is expected. Its weighted distance to the target goes back through the
+    network, as a vector-Jacobian product with respect to `x`, and is added to `v`. No gradient reaches
+    weights.
+
+    Args:
+        velocity: Differentiable in `x`.
+        target: Shaped like `x`.
+        weights: Broadcast to `x`.
+        max_weight: See `pull_weight`.
+    """
+
+    def with_pull(x: torch.Tensor, tau: float) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            made = velocity(x, tau)
+            expected = x + (1.0 - tau) * made
+        error = weights * (target - expected.detach())
+        (pull,) = torch.autograd.grad(expected, x, error)
+        return made.detach() + pull_weight(tau, max_weight) * pull
+
+    return with_pull
+
+
+def token_times(known: torch.Tensor, tau: float) -> torch.Tensor:
+    """Return the time of each step, float64 `[b, a]`: 1 (data) where it is known, else tau.
+
+    Args:
+        known: bool `[b, a]`.
+        tau: The time of the others.
+    """
+    return torch.where(known, 1.0, torch.full(known.shape, tau, dtype=torch.float64, device=known.device))
+
+
+def held(velocity: Velocity, known: torch.Tensor) -> Velocity:
+    """Return a velocity that does not move known steps, bool `[b, a]`: no solver changes them."""
+    return lambda x, tau: torch.where(known[..., None], 0.0, velocity(x, tau))
+
+
+def to_zero(velocity: Velocity, absent: torch.Tensor, start: torch.Tensor) -> Velocity:
+    """Return a velocity that takes absent dimensions straight from where they start to zero.
+
+    Args:
+        velocity: The flow's.
+        absent: bool, broadcast to `[b, a, m]`.
+        start: Noise `[b, a, m]`.
+    """
+    return lambda x, tau: torch.where(absent, -start, velocity(x, tau))
+
+
+def check_variants(
+    noise: torch.Tensor, guidance: Guidance | None, prefix: ActionPrefix | None, objective: str
+) -> None:
+    """Raise unless a chunk can be sampled so.
+
+    Args:
+        noise: Where sampling starts, `[b, a, m]`.
+        guidance: Pulls the chunk.
+        prefix: Its first steps, where they are known.
+        objective: What the policy was trained for: "flow" or "regression".
+
+    Raises:
+        ShapeError: A tensor has another shape.
+        ConfigError: Both are given; or the policy has no flow to guide.
+    """
+    if guidance is None and prefix is None:
+        return
+    if guidance is not None and prefix is not None:
+        raise ConfigError("Give guidance or action_prefix, not both: each of them continues a chunk.")
+    if objective == "regression":
+        raise ConfigError(
+            "The policy was trained with action_objective='regression', whose chunk is one step: there is no "
+            "flow to guide or to begin with known steps. Leave out guidance and action_prefix."
+        )
+    for one in (guidance, prefix):
+        if one is not None:
+            one.check(noise)
+
+
+def begin(
+    field: Velocity,
+    of_tokens: TokenVelocity,
+    start: torch.Tensor,
+    absent: torch.Tensor | None,
+    guidance: Guidance | None,
+    prefix: ActionPrefix | None,
+) -> tuple[Velocity, torch.Tensor]:
+    """Return the velocity that a solver walks along, and where it begins.
+
+    Args:
+        field: The flow's velocity, one time for all.
+        of_tokens: The same with a time for each step.
+        start: Noise `[b, a, m]`.
+        absent: bool `[b, 1, m]`, dimensions that the robot does not have.
+        guidance: Pulls the chunk.
+        prefix: Its first steps, where they are known.
+    """
+    velocity, known = field, None
+    if prefix is not None:
+        start, known = prefix.within(start)
+        mask = known
+        velocity = lambda x, tau: of_tokens(x, token_times(mask, tau))  # noqa: E731
+    if absent is not None:
+        velocity = to_zero(velocity, absent, start)
+    if guidance is not None:
+        velocity = guided(velocity, guidance.target.float(), guidance.weights.float(), guidance.max_weight)
+        if absent is not None:  # what pulls the others must not move them
+            velocity = to_zero(velocity, absent, start)
+    return (velocity if known is None else held(velocity, known)), start

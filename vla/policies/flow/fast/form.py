@@ -1,0 +1,77 @@
+"""A policy's weights as inference wants them, all three stacks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vla.errors import ConfigError
+from vla.fast.levels import FormError, check_dtype
+from vla.fast.release import ReleasedError, is_released, release, storage_bytes
+from vla.fast.stack import Stack
+from vla.fast.vision import Vision
+from vla.fast.weights import Product, memory_of
+from vla.policies.flow.fast.program import Suffix
+
+
+class Form:
+    """Vision, prefix and suffix of a policy, made of its weights as they are now.
+
+    Args:
+        policy: A policy of pi-0's family.
+        suffix: The inference form of its expert.
+        fold: Whether matrices of one input are joined and gains folded into them.
+    """
+
+    def __init__(self, policy: Any, suffix: Callable[[Any, bool], Suffix], fold: bool) -> None:
+        model = policy.model
+        self._policy = policy
+        self.vision = Vision(model.vision_tower, model.multi_modal_projector, fold)
+        self.prefix = Stack(model.language_model, fold)
+        self.suffix = suffix(model, fold)
+
+    @property
+    def products(self) -> list[Product]:
+        """All products with weights."""
+        return [*self.vision.products(), *self.prefix.products(), *self.suffix.products()]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All weights that it multiplies by."""
+        return [*self.vision.tensors(), *self.prefix.tensors(), *self.suffix.tensors()]
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes of weights that are not the policy's own."""
+        return memory_of(self.tensors, self._policy)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of all weights: the policy's and its own, what they share counted once."""
+        return storage_bytes([*self._policy.parameters(), *self.tensors])
+
+    def release_plain(self) -> int:
+        """Let go of the policy's own weights that it holds otherwise; returns their bytes."""
+        return release(self._policy, self.products, self.tensors)
+
+
+def check_form(policy: Any, fold: bool, release_plain: bool) -> None:
+    """Raise unless a policy can have a form.
+
+    Raises:
+        FormError: Its weights are elsewhere, or the device has no arithmetic for them.
+        ReleasedError: Its plain weights were released.
+        ConfigError: `release_plain` would release nothing, or more than the form holds.
+    """
+    if is_released(policy):
+        raise ReleasedError("making another inference form")
+    if any(parameter.is_meta for parameter in policy.parameters()) or hasattr(policy, "_hf_hook"):
+        raise FormError("Its weights are elsewhere: offloaded, or spread over devices by accelerate.")
+    check_dtype(policy.dtype, policy.device)
+    if release_plain and not fold:
+        raise ConfigError("release_plain releases what is held folded, and fold=False folds nothing.")
+    if release_plain and policy.config.actions_see_response:
+        raise ConfigError(
+            "The policy generates text before it acts (actions_see_response), for which it needs its plain "
+            "weights: leave out release_plain."
+        )

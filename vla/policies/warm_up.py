@@ -1,0 +1,104 @@
+"""A policy is made ready before the robot moves, with observations of nothing in particular."""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla.checkpoints.agreement import robot_widths
+from vla.errors import ConfigError, did_you_mean
+from vla.fast.programs import WarmUp
+from vla.policies.observation import TASK_KEY, Observation
+from vla.transforms.cameras import camera_slots
+from vla.transforms.task import DefaultTask
+from vla.types import IMAGE_PREFIX, STATE_KEY, default_device_cpu
+
+ANY_TASK = "anything"
+"""An instruction where its length does not matter."""
+
+IMAGE_SIZE = 224
+"""Height and width of an image where the policy's config does not say."""
+
+
+def blank_observations(
+    robot_policy: Any, tasks: str | Iterable[str] | None, cameras: Iterable[str] | None
+) -> list[Observation]:
+    """Return one observation for each task, black and at rest.
+
+    Args:
+        robot_policy: A `RobotPolicy`.
+        tasks: Instructions; None: none.
+        cameras: Names of those that are there; None: all.
+
+    Raises:
+        ConfigError: There is no such camera, or an instruction is needed.
+    """
+    pipeline, slots = robot_policy.pipeline, camera_slots(robot_policy.pipeline)
+    exact = not getattr(robot_policy.sampler, "buckets", ())
+    if tasks is None and exact and robot_policy.policy.reads_text and pipeline.find(DefaultTask) is None:
+        raise ConfigError(
+            "The policy's texts keep their exact length, so a warm-up needs the instructions that will "
+            "occur: warm_up(['pick up the cup'])."
+        )
+    names = {slot: name for name, slot in slots.items()}.values() if cameras is None else list(cameras)
+    for name in names:
+        if name not in slots:
+            hint = did_you_mean(name, slots)
+            raise ConfigError(
+                f"warm_up: there is no camera '{name}', only {', '.join(slots) or 'none'}.{hint}"
+            )
+    size = getattr(robot_policy.policy.config, "image_size", IMAGE_SIZE)
+    size = size if isinstance(size, int) else IMAGE_SIZE
+    images = {IMAGE_PREFIX + name: np.zeros((size, size, 3), np.uint8) for name in names}
+    state = np.zeros(robot_widths(pipeline)[0] or 1, np.float32)
+    default = pipeline.find(DefaultTask)
+    named = [ANY_TASK if default is None else default.task] if tasks is None else tasks
+    named = [named] if isinstance(named, str) else named
+    return [{**images, STATE_KEY: state, TASK_KEY: task} for task in named]
+
+
+@default_device_cpu()
+def warm_up(
+    robot_policy: Any,
+    tasks: str | Iterable[str] | None = None,
+    *,
+    cameras: Iterable[str] | None = None,
+    batch_sizes: Sequence[int] = (1,),
+    num_steps: int | None = None,
+) -> WarmUp:
+    """Make what the first samples would have to wait for.
+
+    What has to be made later all the same is counted and logged, with the reason.
+
+    Args:
+        robot_policy: A `RobotPolicy`.
+        tasks: The instructions that will occur. May be left out where texts are padded to buckets (pi-0.5),
+            all of which are made ready then, and where the robot has one task.
+        cameras: Names of the cameras that are there; all of them where not given.
+        batch_sizes: Numbers of observations in one call.
+        num_steps: Steps of sampling; the policy's own number where not given.
+
+    Returns:
+        The level, how many programs were made, and in how many seconds.
+
+    Raises:
+        ConfigError: An instruction is needed, or there is no such camera.
+    """
+    start, session = time.perf_counter(), robot_policy.start()
+    frames = robot_policy._frames(blank_observations(robot_policy, tasks, cameras))
+    batches = [robot_policy._batch([robot_policy._forward(session._with_past(frame))]) for frame in frames]
+    wanted = robot_policy.policy.sampling_inputs
+    inputs = [
+        {name: value for name, value in batch.items() if wanted is None or name in wanted}
+        for batch in batches
+    ]
+    steps = {} if num_steps is None else {"num_steps": robot_policy._checked_steps(num_steps)}
+    sampler = robot_policy.sampler
+    if hasattr(sampler, "warm_up"):
+        return sampler.warm_up(inputs, batch_sizes=batch_sizes, **steps)
+    with torch.no_grad():
+        for one in inputs:
+            sampler.sample_actions(**one, **steps)
+    return WarmUp(robot_policy.last_level, 0, time.perf_counter() - start)
