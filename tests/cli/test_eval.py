@@ -67,12 +67,15 @@ def test_same_seed_gives_the_same_numbers(detour_run, tmp_path):
     assert list(summaries[0]) == ["left"]
 
 
-def test_the_inference_form_succeeds_where_the_plain_path_does(detour_run, tmp_path):
+def test_the_inference_form_succeeds_where_the_plain_path_does(detour_run, tmp_path, capsys):
     counts = []
-    for level in ("plain", "graph"):
-        argv = ["eval", str(detour_run), "--episodes", "3", "--film", "0", "--level", level]
+    for level, chosen in (("plain", ["--level", "plain"]), ("graph", [])):
+        argv = ["eval", str(detour_run), "--episodes", "3", "--film", "0", *chosen]
         assert main([*argv, "--output", str(tmp_path / level)]) == 0
-        conditions = json.loads((tmp_path / level / "summary.json").read_text())["conditions"]
+        assert f"sampled at level '{level}'" in capsys.readouterr().out
+        summary = json.loads((tmp_path / level / "summary.json").read_text())
+        assert summary["level"] == level
+        conditions = summary["conditions"]
         counts.append({name: (one["episodes"], one["success_rate"]) for name, one in conditions.items()})
     assert counts[0] == counts[1]
 
@@ -84,6 +87,7 @@ def test_recordings_are_compared_and_drawn(run, dataset, tmp_path, capsys):
     printed = capsys.readouterr().out
     numbers = json.loads((out / "open_loop.json").read_text())
     assert numbers["episodes"] == [1, 3]
+    assert numbers["level"] == "graph"
     assert numbers["steps"] == 24
     assert list(numbers["dimensions"]) == ["a0", "a1", "a2"]
     assert f"{numbers['relative_error']:.3f} of that of always predicting the mean action" in printed

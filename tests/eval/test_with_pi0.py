@@ -46,6 +46,29 @@ def test_episodes_run_and_the_generator_decides_them(robot_policy):
         assert np.hypot(*np.diff(a.trajectory, axis=0).T).max() <= MAX_STEP + 1e-6
 
 
+def test_the_inference_form_runs_the_same_episodes(robot_policy):
+    """The same ways up to rounding, so the same successes."""
+
+    def run(policy):
+        noise = torch.Generator().manual_seed(1)
+        return rollout(
+            DetourEnv, policy, range(5), {"side": None}, execute=3, batch_size=3, generator=noise, text=True
+        )
+
+    fast = RobotPolicy(robot_policy.policy, fast=True)
+    want, made = run(robot_policy), run(fast)
+    for one, other in zip(want, made, strict=True):
+        assert (one.seed, one.success, one.steps, one.texts) == (
+            other.seed,
+            other.success,
+            other.steps,
+            other.texts,
+        )
+        np.testing.assert_allclose(other.trajectory, one.trajectory, atol=1e-5)
+    assert (fast.last_level, robot_policy.last_level) == ("graph", "plain")
+    assert fast.sampler.counts.built["graph"] >= 3  # fewer and fewer episodes run at once
+
+
 def test_text_at_every_decision(robot_policy):
     result = rollout(DetourEnv, robot_policy, [0], execute=4, text=True)[0]
     assert len(result.texts) == len(result.decisions)

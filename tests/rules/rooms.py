@@ -123,7 +123,16 @@ ROOMS: dict[str, Room] = {
     # Measured by training: what cost and learning are weighed against each other by.
     "bench.learning": Room(rooms=("demo", "train"), packages=("torch",)),
     "demo": Room(
-        rooms=("data", "train", "eval", "policies.auto", "policies.registry", "transforms", "weights.source"),
+        rooms=(
+            "data",
+            "train",
+            "eval",
+            "fast.levels",
+            "policies.auto",
+            "policies.registry",
+            "transforms",
+            "weights.source",
+        ),
         packages=("torch", "numpy", "PIL", "jinja2", "markupsafe", "matplotlib", "gymnasium", "rich"),
     ),
     "cli": Room(rooms=("*",), packages=("*",)),

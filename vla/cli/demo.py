@@ -29,6 +29,13 @@ LayoutsOption = Annotated[
     int | None,
     typer.Option(min=3, help="Unseen layouts, each under three instructions.", show_default="200"),
 ]
+LevelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How to sample in the evaluation: plain, graph or compiled (Real time).",
+        show_default="the highest that pays",
+    ),
+]
 StepsOption = Annotated[
     int | None, typer.Option(min=1, help="Training steps.", show_default="the demo's recipe's")
 ]
@@ -42,6 +49,7 @@ def demo(
     demonstrations: DemonstrationsOption = None,
     layouts: LayoutsOption = None,
     steps: StepsOption = None,
+    level: LevelOption = None,
 ) -> None:
     """Record demonstrations, train a small pi-0 on them, evaluate it, and write a report.
 
@@ -59,22 +67,27 @@ def demo(
         raise ConfigError("--base is about --adapt, which is not given.")
     check_new_folder(output, "--output", empty=True)
     quiet_loading()
-    numbers: Any = {"demonstrations": demonstrations, "layouts": layouts, "steps": steps}
+    numbers: Any = {"demonstrations": demonstrations, "layouts": layouts, "steps": steps, "level": level}
     if adapt:
         from vla.demo import run_adapting
         from vla.demo.adapting_report import to_table
 
-        print_table(to_table(run_adapting(output, seed, base=base, progress=progress_bar, **numbers)))
+        adapted = run_adapting(output, seed, base=base, progress=progress_bar, **numbers)
+        print_table(to_table(adapted))
+        levels = {way.level for way in adapted.ways.values()}
     else:
         from vla.cli.rollouts import show_success
         from vla.demo import run_demo
         from vla.demo.report import TITLES
         from vla.eval.envs.detour_report import DetourReport
 
+        results = run_demo(output, seed, progress=progress_bar, **numbers)
+        levels = set(results.levels.values())
         episodes = {
             f"{TITLES[name]}, side {condition}": rows
-            for name, conditions in run_demo(output, seed, progress=progress_bar, **numbers).episodes.items()
+            for name, conditions in results.episodes.items()
             for condition, rows in conditions.items()
         }
         show_success(episodes, DetourReport())
+    console().print(f"sampled at level {' and '.join(sorted(levels))}")
     console().print(f"report: {output / 'report.html'}\nnumbers: {output / 'summary.json'}")

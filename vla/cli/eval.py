@@ -60,6 +60,12 @@ BaseOption = Annotated[
     str | None,
     typer.Option(help="Of an adapter: where its base lies, if no longer where it says.", metavar="WHERE"),
 ]
+LevelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How to sample: plain, graph or compiled (Real time).", show_default="the highest that pays"
+    ),
+]
 OutputOption = Annotated[Path, typer.Option(help="Folder for the report; must not exist.")]
 
 
@@ -88,9 +94,7 @@ def evaluate(
     base: BaseOption = None,
     output: OutputOption = Path("eval_run"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
-    level: Annotated[
-        str, typer.Option(help="How to sample: plain, graph or compiled (Real time).")
-    ] = "plain",
+    level: LevelOption = None,
 ) -> None:
     """Evaluate a policy in a simulated environment, or against a dataset's recorded actions.
 
@@ -106,7 +110,8 @@ def evaluate(
     _check_options(context, open_loop)
 
     from vla.atomic import atomic_folder
-    from vla.policies.auto import load
+    from vla.cli.rollouts import Acting
+    from vla.policies.auto import load_for_episodes
     from vla.weights.source import local_folder
 
     quiet_loading()
@@ -117,26 +122,26 @@ def evaluate(
 
         chosen = None if dataset_episodes is None else parse_numbers(dataset_episodes, "--dataset-episodes")
         check_table(open_loop, table_options(column, split, subset, fps))
-        policy = load(source, pipeline=pipeline, device=device, base=base, fast=level)
+        policy = load_for_episodes(source, level, pipeline=pipeline, device=device, base=base)
         keys = keys_of(source, camera, pipeline)
         keys = replace(keys, table=table_options(column, split, subset, fps, keys.table))
         compared = compare(policy, open_loop, keys, chosen, seed)
         print_errors(compared)
         with atomic_folder(output) as folder:
-            write_comparison(folder, checkpoint, pipeline, open_loop, compared)
+            write_comparison(folder, Acting(checkpoint, pipeline, policy.last_level), open_loop, compared)
     else:
         from vla.cli.rollouts import Rollouts, choose_conditions, run_conditions, show_success, write_results
         from vla.eval.envs import environment_report
 
         conditions = choose_conditions(env, condition)
-        policy = load(source, pipeline=pipeline, device=device, base=base, fast=level)
+        policy = load_for_episodes(source, level, pipeline=pipeline, device=device, base=base)
         steps = policy.policy.config.executed_steps if execute is None else execute
         plan = Rollouts(env, episodes, seed, conditions, steps, batch_size, film=min(film, episodes))
         results = run_conditions(policy, plan)
         summaries = show_success(results, environment_report(env))
         with atomic_folder(output) as folder:
-            write_results(folder, checkpoint, pipeline, plan, results, summaries)
-    console().print(f"report: {output / 'report.html'}")
+            write_results(folder, Acting(checkpoint, pipeline, policy.last_level), plan, results, summaries)
+    console().print(f"sampled at level '{policy.last_level}'\nreport: {output / 'report.html'}")
 
 
 def _check_options(context: typer.Context, open_loop: str | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.cli.console import console, progress_bar
+from vla.cli.rollouts import Acting
 from vla.errors import ConfigError, DatasetError
 from vla.types import ACTION_KEY, STATE_KEY, Columns
 
@@ -208,9 +209,7 @@ def _sentence(result: "OpenLoopResult") -> str:
     )
 
 
-def write_comparison(
-    folder: Path, checkpoint: str, pipeline: str | None, dataset: str, result: "OpenLoopResult"
-) -> None:
+def write_comparison(folder: Path, acting: Acting, dataset: str, result: "OpenLoopResult") -> None:
     """Write report.html, a plot of each of the first few episodes, and open_loop.json."""
     from vla.eval.figures import to_png
     from vla.eval.report import FigureBlock, Report, TableBlock, write_report
@@ -221,8 +220,8 @@ def write_comparison(
         png = to_png(figure)
         (folder / f"episode_{episode:04d}.png").write_bytes(png)
         blocks.append(FigureBlock(f"Episode {episode}", png, "Each dot begins a predicted chunk."))
-    acting = checkpoint if pipeline is None else f"{checkpoint} as {pipeline}"
     lead = f"Predictions of {acting} at the recorded frames of {dataset}; {_sentence(result)}."
     write_report(folder / "report.html", Report("Predicted against recorded actions", lead, blocks=blocks))
-    numbers = {"checkpoint": checkpoint, "pipeline": pipeline, "dataset": dataset, **result.to_json()}
+    who = {"checkpoint": acting.checkpoint, "pipeline": acting.pipeline, "level": acting.level}
+    numbers = {**who, "dataset": dataset, **result.to_json()}
     (folder / "open_loop.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

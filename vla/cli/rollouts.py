@@ -17,6 +17,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Acting:
+    """Who acted.
+
+    Attributes:
+        checkpoint: Name that the user gave.
+        pipeline: Which robot of a checkpoint that was trained on several.
+        level: Level of sampling.
+    """
+
+    checkpoint: str
+    pipeline: str | None
+    level: str
+
+    def __str__(self) -> str:
+        return self.checkpoint if self.pipeline is None else f"{self.checkpoint} as {self.pipeline}"
+
+
+@dataclass(frozen=True)
 class Rollouts:
     """What to run.
 
@@ -129,8 +147,7 @@ def show_success(
 
 def write_results(
     folder: Path,
-    checkpoint: str,
-    pipeline: str | None,
+    acting: Acting,
     plan: Rollouts,
     results: "dict[str, list[EpisodeResult]]",
     summaries: "dict[str, Summary]",
@@ -140,21 +157,21 @@ def write_results(
     from vla.eval.report import Report, VideoBlock, write_report
 
     report = environment_report(plan.env)
-    rows = [(Path(checkpoint).name, name, one) for name, one in summaries.items()]
+    rows = [(Path(acting.checkpoint).name, name, one) for name, one in summaries.items()]
     blocks: list[Any] = [report.success_block("Success", rows), *report.figures(results)]
     if plan.film:
         film = _film(results)
         (folder / "episodes.mp4").write_bytes(film)
         blocks.append(VideoBlock("Episodes", film, "Rows are conditions, columns are layouts."))
-    acting = checkpoint if pipeline is None else f"{checkpoint} as {pipeline}"
     lead = (
         f"{plan.episodes} episodes of {plan.env} per condition, seeds from {plan.seed}, "
         f"{plan.execute} actions executed of each predicted chunk."
     )
     write_report(folder / "report.html", Report(f"Evaluation of {acting}", lead, blocks=blocks))
     numbers = {
-        "checkpoint": checkpoint,
-        "pipeline": pipeline,
+        "checkpoint": acting.checkpoint,
+        "pipeline": acting.pipeline,
+        "level": acting.level,
         "env": plan.env,
         "seed": plan.seed,
         "execute": plan.execute,

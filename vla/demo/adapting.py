@@ -29,6 +29,7 @@ from vla.demo.twins import Trained, train_side_by_side
 from vla.errors import ConfigError, VlaError, WeightsError
 from vla.eval.envs.detour import CAMERA
 from vla.eval.envs.detour_embodiment import SECOND
+from vla.fast.levels import check_level
 from vla.policies.auto import AutoPolicy
 from vla.train.recipe import Recipe
 from vla.train.setup.members import check_cameras
@@ -59,6 +60,7 @@ def run_adapting(
     demonstrations: int | None = None,
     layouts: int | None = None,
     steps: int | None = None,
+    level: str | None = None,
     progress: PartProgress = no_progress,
 ) -> AdaptingResults:
     """Adapt a policy of the demo's first robot to its second in two ways, and compare on unseen layouts.
@@ -76,6 +78,7 @@ def run_adapting(
         demonstrations: Episodes of the second robot to record; `FEW` where not given.
         layouts: Unseen layouts, each tried under three instructions; `LAYOUTS` where not given.
         steps: Steps of every training; the recipes' where not given.
+        level: Level of sampling; the highest that pays where not given.
         progress: Makes a progress callback for a named part.
 
     Raises:
@@ -86,6 +89,7 @@ def run_adapting(
     """
     demonstrations = FEW if demonstrations is None else demonstrations
     layouts = LAYOUTS if layouts is None else layouts
+    check_level(level or True)
     check_plan(output, seed, demonstrations, layouts)
     seconds: dict[str, float] = {}
     first = seed * SEEDS_PER_RUN + SEEDS_PER_RUN // 4
@@ -111,7 +115,7 @@ def run_adapting(
     with timed(seconds, "evaluation"):
         for name in TITLES:
             with progress(f"trying {TITLES[name]}") as show:
-                ways[name] = _try(checkpoint, runs.get(name), unseen, seed, show)
+                ways[name] = _try(checkpoint, runs.get(name), unseen, seed, show, level)
     results = AdaptingResults(seed, demonstrations, frames, parameters, ways, seconds)
     write_results(output, results)
     return results
@@ -170,13 +174,17 @@ def _recipe(name: str, output: Path, base: Path, seed: int, steps: int | None) -
     return packaged_recipe("detour.yaml", overrides, as_long.train.steps)
 
 
-def _try(base: Path, run: Trained | None, unseen: range, seed: int, show: ProgressCallback) -> Way:
+def _try(
+    base: Path, run: Trained | None, unseen: range, seed: int, show: ProgressCallback, level: str | None
+) -> Way:
     """Evaluate one of the policies with the second robot, and note what it cost to get it."""
     checkpoint = base if run is None else run.checkpoint
     policy = AutoPolicy.from_pretrained(checkpoint)
+    episodes, sampled_at = evaluate(checkpoint, unseen, seed, show, SECOND, level)
     return Way(
-        evaluate(checkpoint, unseen, seed, show, SECOND),
+        episodes,
         trained=0 if run is None else policy.num_parameters(only_trainable=True),
         saved=sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")),
         run=run,
+        level=sampled_at,
     )

@@ -43,12 +43,14 @@ class Way:
         trained: Parameters that were trained.
         saved: Size of its weight files, bytes.
         run: Its training; None where there was none.
+        level: Level that sampled the episodes.
     """
 
     episodes: Episodes
     trained: int
     saved: int
     run: Trained | None
+    level: str = "plain"
 
     @property
     def overall(self) -> Summary:
@@ -123,6 +125,7 @@ def to_summary(results: AdaptingResults) -> dict[str, Any]:
             "trained_parameters": way.trained,
             "trained_share": results.share(name),
             "saved_bytes": way.saved,
+            "level": way.level,
             "training_seconds": None if way.run is None else way.run.seconds,
         }
     return {

@@ -14,7 +14,7 @@ from vla.eval.envs.detour_figures import Fan
 from vla.eval.envs.detour_report import DetourReport
 from vla.eval.outcome import EpisodeResult
 from vla.eval.rollout import BatchPolicy, rollout
-from vla.policies.auto import load
+from vla.policies.auto import load, load_for_episodes
 from vla.types import ProgressCallback
 
 EXECUTE = 8
@@ -31,7 +31,8 @@ def evaluate(
     noise_seed: int,
     progress: ProgressCallback | None = None,
     embodiment: Embodiment = FIRST,
-) -> Episodes:
+    level: str | None = None,
+) -> tuple[Episodes, str]:
     """Run a policy on the same layouts under each of the three instructions.
 
     Args:
@@ -40,8 +41,12 @@ def evaluate(
         noise_seed: Seed of the policy's noise.
         progress: Called with (episodes done, episodes in all).
         embodiment: The robot.
+        level: Level of sampling; the highest that pays where not given.
+
+    Returns:
+        The episodes, and the level that sampled them.
     """
-    policy = load(checkpoint)
+    policy = load_for_episodes(checkpoint, level)
     conditions = DetourReport.conditions
     total, done = len(seeds) * len(conditions), 0
     results: Episodes = {}
@@ -64,7 +69,7 @@ def evaluate(
             progress=report,
         )
         done += len(seeds)
-    return results
+    return results, policy.last_level
 
 
 def check_acts(checkpoint: Path, embodiment: Embodiment) -> None:
@@ -93,7 +98,13 @@ def share_said(episodes: Sequence[EpisodeResult]) -> float | None:
     return float(np.mean([one.texts[1].strip() == one.info["side_passed"] for one in asked]))
 
 
-def fans(checkpoints: Mapping[str, Path], seed: int, noise_seed: int, chunks: int = 48) -> list[Fan]:
+def fans(
+    checkpoints: Mapping[str, Path],
+    seed: int,
+    noise_seed: int,
+    chunks: int = 48,
+    level: str | None = None,
+) -> list[Fan]:
     """Sample many chunks at the decision point of one layout, with a side left open."""
     env = DetourEnv()
     observation, _ = env.reset(seed=seed, options={"side": None})
@@ -104,7 +115,7 @@ def fans(checkpoints: Mapping[str, Path], seed: int, noise_seed: int, chunks: in
             layout.gripper,
             layout.cup,
             layout.target,
-            _sample(load(checkpoint), observation, chunks, noise_seed),
+            _sample(load_for_episodes(checkpoint, level), observation, chunks, noise_seed),
             EXECUTE,
         )
         for name, checkpoint in checkpoints.items()

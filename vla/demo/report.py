@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class DemoResults:
         episodes: Evaluation episodes by name and condition.
         fans: Chunks sampled at one decision point.
         seconds: Wall-clock of each part, by name, in order.
+        levels: Level that sampled each policy's episodes, by name.
     """
 
     seed: int
@@ -55,6 +56,7 @@ class DemoResults:
     episodes: Mapping[str, Episodes]
     fans: list[Fan]
     seconds: Mapping[str, float]
+    levels: Mapping[str, str] = field(default_factory=dict)
 
     def summaries(self, name: str) -> dict[str, Summary]:
         """Return one policy's counts by condition."""
@@ -72,6 +74,7 @@ def to_summary(results: DemoResults) -> dict[str, Any]:
             "conditions": {condition: one.to_json() for condition, one in summaries.items()},
             "followed_rate": followed_share(summaries),
             "said_the_side_passed": _said(results, name),
+            "level": results.levels.get(name, "plain"),
             "training_seconds": trained.seconds,
             "last_metrics": last,
         }

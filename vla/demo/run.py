@@ -11,6 +11,7 @@ from vla.demo.evaluation import evaluate, fans
 from vla.demo.report import FLOW, REGRESSION, TITLES, DemoResults, write_results
 from vla.demo.twins import train_side_by_side
 from vla.errors import ConfigError
+from vla.fast.levels import check_level
 from vla.policies.auto import AutoPolicy
 from vla.train.recipe import Recipe
 from vla.train.recipe_file import load_recipe
@@ -38,6 +39,7 @@ def run_demo(
     demonstrations: int | None = None,
     layouts: int | None = None,
     steps: int | None = None,
+    level: str | None = None,
     progress: PartProgress = no_progress,
 ) -> DemoResults:
     """Record demonstrations, train pi-0 and its regression twin on them, evaluate both, write the report.
@@ -51,6 +53,7 @@ def run_demo(
         demonstrations: Episodes to record; `DEMONSTRATIONS` where not given.
         layouts: Unseen layouts, each tried under three instructions; `LAYOUTS` where not given.
         steps: Training steps; the recipe's where not given.
+        level: Level of sampling; the highest that pays where not given.
         progress: Makes a progress callback for a named part.
 
     Raises:
@@ -59,6 +62,7 @@ def run_demo(
     """
     demonstrations = DEMONSTRATIONS if demonstrations is None else demonstrations
     layouts = LAYOUTS if layouts is None else layouts
+    check_level(level or True)
     check_plan(output, seed, demonstrations, layouts)
     seconds: dict[str, float] = {}
     first = seed * SEEDS_PER_RUN
@@ -71,15 +75,17 @@ def run_demo(
     with timed(seconds, "training"):
         trained = train_side_by_side(recipes)
     unseen = range(first + SEEDS_PER_RUN // 2, first + SEEDS_PER_RUN // 2 + layouts)
-    episodes = {}
+    episodes, levels = {}, {}
     with timed(seconds, "evaluation"):
         for name, run in trained.items():
             with progress(f"trying {name}") as show:
-                episodes[name] = evaluate(run.checkpoint, unseen, seed, show)
+                episodes[name], levels[name] = evaluate(run.checkpoint, unseen, seed, show, level=level)
         checkpoints = {TITLES[name]: run.checkpoint for name, run in trained.items()}
-        sampled = fans(checkpoints, unseen[0], seed)
+        sampled = fans(checkpoints, unseen[0], seed, level=level)
     parameters = AutoPolicy.from_pretrained(trained[FLOW].checkpoint).num_parameters()
-    results = DemoResults(seed, demonstrations, frames, parameters, trained, episodes, sampled, seconds)
+    results = DemoResults(
+        seed, demonstrations, frames, parameters, trained, episodes, sampled, seconds, levels
+    )
     write_results(output, results)
     return results
 
