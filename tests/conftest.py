@@ -5,8 +5,12 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; a missing repository fails at once
+
+if not torch.cuda.is_available():  # Triton, as it is imported, is told to run its kernels on the CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell leaves it for what runs in its background
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -66,11 +66,14 @@ def test_a_blind_policy_of_another_package_is_measured():
     assert report.row("train").flops == 3 * once - first
 
 
-def test_one_camera_without_training_has_nothing_to_compare():
-    options = BenchOptions(**TINY, cameras_present=1, train=False, dtype="bfloat16", levels=("plain",))
+def test_one_camera_without_training_has_nothing_to_compare(monkeypatch):
+    monkeypatch.setattr("vla.fast.triton.available.is_interpreted", lambda: False)
+    levels = ("plain", "triton")  # which needs a card
+    options = BenchOptions(**TINY, cameras_present=1, train=False, dtype="bfloat16", levels=levels)
     report = run_bench(options)
     assert parts(report) == ["prefix", "velocity step", "sample, 1/3 cameras"]
     assert report.ratios == []
+    assert "The level 'triton' cannot be had here" in report.skipped["sample, triton"]
 
 
 def test_training_that_does_not_fit_is_skipped_with_the_reason(monkeypatch):

@@ -49,6 +49,7 @@ ROOMS: dict[str, Room] = {
     "terminal": Room(packages=("rich",)),  # bars for a person, lines for a log
     "nn": Room(packages=("torch",)),
     "fast": Room(rooms=("nn",), packages=("torch",)),  # the inference form of networks; knows no policy
+    "fast.triton": Room(rooms=("nn", "fast"), packages=("torch", "triton")),
     "nn.vision": Room(packages=("torch", "transformers")),
     "objectives": Room(packages=("torch",)),
     "transforms": Room(packages=("torch", "numpy", "PIL", "transformers", "tokenizers", "sentencepiece")),

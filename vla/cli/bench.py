@@ -32,7 +32,8 @@ PromptOption = Annotated[
     int | None, typer.Option(help="Length of the prompt; by default the longest that the policy takes.")
 ]
 LevelOption = Annotated[
-    str | None, typer.Option(help="Levels of sampling: plain, graph, compiled; by default those that pay.")
+    str | None,
+    typer.Option(help="Levels of sampling: plain, graph, compiled, triton; by default those that pay."),
 ]
 RoundsOption = Annotated[
     int | None, typer.Option(help="Timed runs of each part; by default a few seconds' worth.")

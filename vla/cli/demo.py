@@ -32,7 +32,7 @@ LayoutsOption = Annotated[
 LevelOption = Annotated[
     str | None,
     typer.Option(
-        help="How to sample in the evaluation: plain, graph or compiled (Real time).",
+        help="How to sample in the evaluation: plain, graph, compiled or triton (Real time).",
         show_default="the highest that pays",
     ),
 ]

@@ -63,7 +63,8 @@ BaseOption = Annotated[
 LevelOption = Annotated[
     str | None,
     typer.Option(
-        help="How to sample: plain, graph or compiled (Real time).", show_default="the highest that pays"
+        help="How to sample: plain, graph, compiled or triton (Real time).",
+        show_default="the highest that pays",
     ),
 ]
 OutputOption = Annotated[Path, typer.Option(help="Folder for the report; must not exist.")]

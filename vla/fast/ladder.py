@@ -9,6 +9,7 @@ import torch
 from vla.errors import ConfigError, is_out_of_memory
 from vla.fast.levels import LEVELS, FormError
 from vla.fast.programs import RecordingError, compiler_errors
+from vla.fast.triton.available import kernel_errors
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,14 @@ class Ladder:
         """Try again where memory did not suffice."""
         self._lower.clear()
 
+    def leave(self, reason: str) -> None:
+        """Step down before any work is done.
+
+        Raises:
+            FormError: No lower level will do.
+        """
+        self._below(self.level, None, reason, for_all=True)
+
     def run(
         self,
         shape: Hashable,
@@ -78,7 +87,7 @@ class Ladder:
         while level != "plain":
             try:
                 made = at(level)
-            except (FormError, RecordingError, *compiler_errors()) as error:
+            except (FormError, RecordingError, *compiler_errors(), *kernel_errors()) as error:
                 level = self._below(level, shape, _cause(error), for_all=variant is None)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -131,4 +140,6 @@ def _cause(error: Exception) -> str:
     if isinstance(error, FormError | RecordingError):
         return str(error)
     said = str(getattr(error, "inner_exception", error)).strip()
+    if isinstance(error, kernel_errors()):
+        return f"a kernel failed: {said.splitlines()[0]}"
     return f"torch.compile failed: {said.splitlines()[0]}"

@@ -4,13 +4,14 @@ plain      the layers as they are, one by one: what the others are held to
 graph      fixed buffers, everything that does not depend on the noise made beforehand, weights joined;
            on a GPU the whole sample is recorded once and replayed as one CUDA graph
 compiled   prefix and step go through `torch.compile`, inside that graph
+triton     the expert's step is a few Triton kernels for each layer (`vla.fast.triton`), inside that graph
 """
 
 import torch
 
 from vla.errors import ConfigError, did_you_mean
 
-LEVELS = ("plain", "graph", "compiled")
+LEVELS = ("plain", "graph", "compiled", "triton")
 
 
 class FormError(ConfigError):
@@ -29,7 +30,7 @@ def check_level(
 
     Args:
         level: A name of `LEVELS`, which must be reached; True: the highest that pays on the device, or one
-            below; False: "plain".
+            below; False: "plain". No card has measured what "triton" gains yet: it must be named.
         device: Where the policy lies. On a CPU, compiling takes longer than it gives back.
         highest: With True: no higher one than this.
 

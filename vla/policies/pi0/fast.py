@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from vla.fast.stack import Slots
+from vla.fast.triton.forms import Ends, Given, Linear
 from vla.fast.weights import Product, bias_of, weight_of
 from vla.nn.rope import Rotary
 from vla.policies.flow.fast.program import Suffix
@@ -64,6 +65,17 @@ class Pi0Suffix(Suffix):
         if not self._fold:
             return time.to(self._dtype).unbind()
         return (time.double() @ self._of_time.T + self._constant).to(self._dtype).unbind()
+
+    def ends(self) -> Ends:
+        """Return the embedding, the time a bias of its own, and the projection."""
+        (mix,), (mix_bias,) = self._mix.weights, self._mix.biases
+        assert mix_bias is not None
+        embed = (Linear(self._embed, None, silu=True), Linear(mix, mix_bias))
+        return Ends(embed, Linear(self._out.weights[0], self._out.biases[0]))
+
+    def given(self, made: torch.Tensor) -> Given:
+        """Return the time's bias."""
+        return Given(made, None)
 
     def write_state(
         self, state_bm: torch.Tensor, rotary: Rotary, mask: torch.Tensor | None, slots: Slots, start: int

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from vla.fast.stack import Slots
+from vla.fast.triton.forms import Ends, Given, Linear
 from vla.fast.weights import Product
 from vla.nn.gemma_adaptive import LayerModulation, StackModulation
 from vla.nn.rope import Rotary
@@ -51,6 +52,15 @@ class Pi05Suffix(Suffix):
         """Return the modulations of all layers at each time."""
         made = self._model.modulations(tau_n)
         return [made.at(index) for index in range(len(tau_n))]
+
+    def ends(self) -> Ends:
+        """Return both projections."""
+        (weight,), (bias,) = self._actions.weights, self._actions.biases
+        return Ends((Linear(weight, bias),), Linear(self._out.weights[0], self._out.biases[0]))
+
+    def given(self, made: StackModulation) -> Given:
+        """Return the time's modulations."""
+        return Given(None, made)
 
     def velocity(
         self,

@@ -9,13 +9,14 @@ import torch
 
 from vla.fast.appended import AppendedSlots
 from vla.fast.stack import Slots, Stack
+from vla.fast.triton.forms import Ends, Given
 from vla.fast.vision import Vision
 from vla.fast.weights import Product
 from vla.nn.attention import KeyValueCache
 from vla.nn.layout import PrefixLayout
 from vla.nn.rope import Rotary, rotary_angles
 from vla.objectives.guidance import guided, held, to_zero
-from vla.objectives.solvers import Solver, Velocity
+from vla.objectives.solvers import Solver, Velocity, euler
 
 MAX_SHAPES = 32
 """Shapes whose buffers are kept."""
@@ -82,6 +83,14 @@ class Suffix(ABC):
         """Return all products with weights."""
 
     @abstractmethod
+    def ends(self) -> Ends:
+        """Return what kernels must know of what comes before and after the layers; folded only."""
+
+    @abstractmethod
+    def given(self, made: Any) -> Given:
+        """Return an entry of `tables` as kernels take it; folded only."""
+
+    @abstractmethod
     def tensors(self) -> list[torch.Tensor]:
         """Return all weights that it multiplies by."""
 
@@ -128,7 +137,20 @@ def times_evaluated(solver: Solver, times: Sequence[float]) -> list[float]:
 
 
 class SampleProgram:
-    """One shape's buffers, and the sample that is computed on them."""
+    """One shape's buffers, and the sample that is computed on them.
+
+    Args:
+        policy: The policy.
+        vision: Its image encoder.
+        prefix: Its language model's layers.
+        suffix: Its expert.
+        shape: What the program is made for.
+        backend: Backend of `torch.compile`, which prefix and step go through; None: neither does.
+        kernels: Whether the step is made of Triton kernels instead, which need a folded expert.
+
+    Attributes:
+        expert: The step by kernels, or None.
+    """
 
     def __init__(
         self,
@@ -138,6 +160,7 @@ class SampleProgram:
         suffix: Suffix,
         shape: SampleShape,
         backend: str | None = None,
+        kernels: bool = False,
     ) -> None:
         self.shape, self.model = shape, policy.model
         self.vision, self.prefix, self.suffix = vision, prefix, suffix
@@ -175,6 +198,7 @@ class SampleProgram:
         self.prefix_slots = (
             self.slots if shape.samples == 1 else Slots(seen, batch, self.start, dtype, device)
         )
+        self.expert = self._make_expert() if kernels else None
         self.tables = self._tables(device)
         self._encode, self._velocity = self.encode, self.suffix.velocity
         if backend is not None:
@@ -183,6 +207,13 @@ class SampleProgram:
                 options["mode"] = "max-autotune-no-cudagraphs"
             self._encode = compiled(self.encode, **options)
             self._velocity = compiled(self.suffix.velocity, **options)
+        if self.expert is not None:
+            self._velocity = self.expert.velocity
+
+    def _make_expert(self) -> Any:
+        from vla.fast.triton.expert import Expert  # the one import that needs Triton
+
+        return Expert(self.suffix.stack, self.suffix.ends(), self.slots, self.start, self.shape.horizon)
 
     def _tables(self, device: torch.device) -> dict[float, Any]:
         """Return what depends on the time alone; of the solver's stops in one go, as on the plain path."""
@@ -191,6 +222,8 @@ class SampleProgram:
         made: dict[float, Any] = {}
         for group in (list(times), *others):
             of_times = self.suffix.tables(torch.tensor(group, dtype=torch.float64, device=device))
+            if self.expert is not None:
+                of_times = self.expert.tables([self.suffix.given(made) for made in of_times])
             made.update(zip(group, of_times, strict=True))
         return made
 
@@ -262,12 +295,14 @@ class SampleProgram:
             )
             number = number.repeat_interleave(shape.samples)
             visible = None if visible is None else visible.repeat_interleave(shape.samples, dim=0)
-        mask = None
-        if visible is not None:
-            mask = _behind(visible, shape.horizon)[:, None].expand(-1, shape.horizon, -1)
+        seen = None if visible is None else _behind(visible, shape.horizon)
         steps = torch.arange(shape.horizon, device=number.device)
         rotary = rotary_angles(number[:, None] + steps, config.head_dim, config.rope_theta)
         begin = self.buffers["noise"]
+        if self.expert is not None and shape.solver is euler:
+            lacking = self.buffers["action_dim_is_pad"] if shape.has_absent_dims else None
+            return self.expert.euler(begin, lacking, shape.times, self.tables, rotary, seen)
+        mask = None if seen is None else seen[:, None].expand(-1, shape.horizon, -1)
         known = self.buffers.get("known")
         absent = self.buffers["action_dim_is_pad"][:, None] if shape.has_absent_dims else None
 

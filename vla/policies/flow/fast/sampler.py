@@ -18,6 +18,7 @@ from vla.errors import ConfigError, ShapeError
 from vla.fast.ladder import Ladder
 from vla.fast.programs import Counts, Programs, WarmUp
 from vla.fast.release import ReleasedError
+from vla.fast.triton.available import reason_against
 from vla.fast.watch import WeightsWatch
 from vla.nn.attention import KeyValueCache
 from vla.nn.layout import PrefixLayout
@@ -69,7 +70,7 @@ class FastSampler:
         batch_buckets: Numbers of rows that batches are filled up to, ascending; None: powers of two on a GPU,
             where each number is recorded, and none elsewhere, where rows cost what they compute.
         max_shapes: Shapes whose buffers are kept, the least recently used dropped.
-        backend: Backend of `torch.compile`, for "compiled".
+        backend: Backend of `torch.compile`, for "compiled", and for the prefix at "triton".
         release_plain: Whether to let go of the policy's own matrices that joined or folded ones take the
             place of. The policy then does nothing else: see `vla.fast.release`.
 
@@ -110,6 +111,8 @@ class FastSampler:
         self._is_warm = self._is_stale = False
         self._met: dict[SampleShape, str] = {}
         self._build()
+        if level == "triton" and (reason := self._reason_against_kernels(fold)):
+            self._ladder.leave(reason)
         self.released_bytes = self._release() if release_plain else 0
         self._watch = WeightsWatch(policy)
 
@@ -161,9 +164,17 @@ class FastSampler:
         return self.form.resident_bytes
 
     def _program(self, shape: SampleShape, level: str) -> SampleProgram:
-        backend = self._backend if level == "compiled" else None
-        form = self.form
-        return SampleProgram(self.policy, form.vision, form.prefix, form.suffix, shape, backend)
+        backend = None if level == "graph" else self._backend
+        form, kernels = self.form, level == "triton"
+        return SampleProgram(self.policy, form.vision, form.prefix, form.suffix, shape, backend, kernels)
+
+    def _reason_against_kernels(self, fold: bool) -> str | None:
+        if not fold:
+            return "the kernels take joined matrices: leave fold=False out"
+        suffix, of_prefix = self.form.suffix, self.policy.model.language_model.embed_tokens.weight
+        ends = suffix.ends()
+        own = (*suffix.stack.tensors(), *(one.weight for one in (*ends.embed, ends.out)))
+        return reason_against(self.policy.device, {one.dtype for one in (*own, of_prefix)})
 
     @property
     def last_program(self) -> SampleProgram:
