@@ -148,7 +148,7 @@ def qkv(
         first += tl.load(bias + one, mask=in_half, other=0.0)[None, :]
         second += tl.load(bias + one + HALF, mask=in_half, other=0.0)[None, :]
     written = in_rows[:, None] & in_half[None, :]
-    turning = written & (head < HEADS + KV_HEADS)
+    turning = written & (head + 0 * channel < HEADS + KV_HEADS)[None, :]
     angle = rows[:, None] * HALF + channel[None, :]
     c = tl.load(cos + angle, mask=turning, other=1.0)  # values turn by nothing
     s = tl.load(sin + angle, mask=turning, other=0.0)
