@@ -31,6 +31,7 @@ from vla.fast.levels import LEVELS, FormError
 from vla.fast.triton.tiles import CHOSEN
 from vla.policies.base import Policy
 from vla.train.monitor.flop_rate import peak_tflops
+from vla.train.monitor.operations import TrainingOperations
 from vla.train.recipe import TrainSection
 
 Result = dict[str, Any]
@@ -217,12 +218,14 @@ def training(arguments: argparse.Namespace) -> Iterator[Result]:
             if compiles:
                 policy.compile_layers()
             given = make_training_batch(chosen, policy)
-            given |= policy.host_inputs({name: tensor.cpu() for name, tensor in given.items()})
+            on_host = {name: tensor.cpu() for name, tensor in given.items()}
+            needed = TrainingOperations(policy)(on_host, policy)
+            given |= policy.host_inputs(on_host)
             step = training_step(policy, lambda policy=policy, given=given: policy(**given).loss)
             for _ in range(3):
                 step()
             found = percentiles(step, arguments.device, 10)
-            tflops = policy.training_flops()(given) / found["p50_ms"] / 1e9
+            tflops = needed / found["p50_ms"] / 1e9
             result = {"batch": batch, "compiled": compiles, **found, "tflops": round(tflops, 2)}
             result["samples_per_s"] = round(1e3 * batch / found["p50_ms"], 2)
             result["peak_gb"] = round(peak_memory(torch.device(arguments.device)) / 1e9, 2)

@@ -1,14 +1,11 @@
-"""What a training step really holds, counted tensor by tensor: the truth for the memory formulas.
+"""What a training step really holds, counted tensor by tensor: the truth for the memory predictions.
 
-`saved_bytes` is what autograd keeps of one forward pass; `StepBytes` follows every tensor of a whole step,
-from its creation to its end. Both count storages, each once, without the weights.
+`StepBytes` follows every tensor of a whole step, from its creation to its end: storages, each once.
 """
 
 import weakref
 
 import torch
-from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -49,23 +46,6 @@ def freeze(policy, beginnings):
 def loss_of(policy, batch, autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         return policy(**batch).loss
-
-
-def saved_bytes(policy, batch, autocast=False):
-    there = [*policy.parameters(), *batch.values()]
-    weights = {tensor.untyped_storage().data_ptr() for tensor in there}
-    seen, alive = {}, []
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # or a later tensor might get its address
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss_of(policy, batch, autocast)
-    return sum(seen.values())
 
 
 class StepBytes(TorchDispatchMode):
@@ -118,38 +98,3 @@ def step_peak(policy, batch, autocast=False):
                 count.add(value)
         step()
     return count.peak
-
-
-class Adapted(nn.Module):
-    """LoRA as PEFT computes it: the frozen map, and two small ones next to it in their own dtype."""
-
-    def __init__(self, base, rank):
-        super().__init__()
-        self.base = base
-        self.down = nn.Linear(base.in_features, rank, bias=False)
-        self.up = nn.Linear(rank, base.out_features, bias=False)
-
-    def forward(self, x):
-        return self.base(x) + self.up(self.down(x.to(self.down.weight.dtype))).to(x.dtype)
-
-
-def adapt(policy, ranks, dtype):
-    """Freeze a policy in a dtype; adapters on both stacks, and the heads, are trained in float32."""
-    trained = torch.float32
-    policy.requires_grad_(False).to(dtype)
-    for stack, rank in (
-        (policy.model.language_model, ranks["language"]),
-        (policy.model.expert, ranks["expert"]),
-    ):
-        for layer in stack.layers:
-            for block, names in (
-                (layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")),
-                (layer.mlp, ("gate_proj", "up_proj", "down_proj")),
-            ):
-                for name in names:
-                    setattr(block, name, Adapted(getattr(block, name), rank).to(trained))
-                    getattr(block, name).base.to(dtype).requires_grad_(False)
-    for name, child in policy.model.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(policy.model, name, child.to(trained).requires_grad_(True))
-    return policy

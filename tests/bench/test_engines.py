@@ -1,40 +1,60 @@
 """What one of several GPUs holds, by arithmetic on counted tensors."""
 
+from functools import cache
+
 import pytest
+import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.bench.saved_bytes import StepBytes, freeze, make, make_batch
 from tests.processes import report_of
-from vla.bench.activations import Load
 from vla.bench.engines import SHARDED, ShardingPlan
 from vla.bench.memory import (
-    ADAMW,
     ADAMW_8BIT,
     FLOAT32,
     FULL,
     LORA,
     MASTER,
+    Load,
+    Plan,
     Settings,
-    TrainingPlan,
+    _layers,
     memory_table,
+    uses_of,
 )
-from vla.bench.tensors import RANKS, count_tensors
 from vla.errors import ConfigError
+from vla.policies.pi0 import Pi0Policy
 from vla.policies.registry import make_config
 from vla.train.engine import _options
 from vla.train.recipe import TrainSection
 
 CONFIG = make_config("pi0", {}, "middle")
-TENSORS = count_tensors(CONFIG)
-EVERYTHING = sum(tensor.size for tensor in TENSORS)
-REACHED = sum(tensor.size for tensor in TENSORS if tensor.reached)
-TABLE = next(tensor.size for tensor in TENSORS if tensor.part == "table")
 
 
-def row(engine, gpus, use=FULL, precision=FLOAT32, optimizer=ADAMW, **settings):
-    settings = Settings(engine=ShardingPlan(engine, gpus), **settings)
-    return TrainingPlan(CONFIG, TENSORS, Load(2, 3, 16), use, precision, optimizer, settings).row()
+def plan(engine, gpus, use=FULL, precision=FLOAT32, load=None, **settings):
+    [way] = [one for one in uses_of(Pi0Policy) if one.name == use]
+    chosen = Settings(engine=ShardingPlan(engine, gpus), **settings)
+    return Plan(CONFIG, load or Load(2, 3, 16), way, precision, chosen)
+
+
+@cache
+def row(engine, gpus, use=FULL, precision=FLOAT32, **settings):
+    return next(plan(engine, gpus, use, precision, **settings).rows())
+
+
+@cache
+def sizes():
+    """Values of all weights, and of those that the loss reaches."""
+    with torch.device("meta"):
+        policy = Pi0Policy(CONFIG)
+    unreached = policy.prefixes_without_gradient(False)
+    named = {name: one.numel() for name, one in policy.named_parameters()}
+    return sum(named.values()), sum(size for name, size in named.items() if not name.startswith(unreached))
+
+
+EVERYTHING, REACHED = sizes()
+TABLE = CONFIG.vocab_size * CONFIG.vlm["width"]
 
 
 @pytest.mark.parametrize(
@@ -56,13 +76,15 @@ def test_shares_of_eight(engine, weights, gradients, state):
 
 def test_the_largest_layer_is_gathered_beside_the_shares():
     """With so many GPUs that shares vanish, what is left is activations and the token table, whole."""
-    layers = {}
-    for tensor in TENSORS:
-        layers[tensor.layer] = layers.get(tensor.layer, 0) + 4 * tensor.size / 1e9
-    assert max(layers.values()) == layers["table"] == pytest.approx(4 * TABLE / 1e9)
+    shards, layers = plan("fsdp2", 10**9), dict[str, float]()
+    for name, layer in _layers(shards.policy).items():
+        size = 4e-9 * shards.policy.get_parameter(name).numel()
+        layers[layer] = layers.get(layer, 0) + size
+    table = layers["model.language_model.embed_tokens"]
+    assert max(layers.values()) == table == pytest.approx(4 * TABLE / 1e9)
     many = row("fsdp2", 10**9)
-    assert many.activations_gb + layers["table"] <= many.total_gb
-    assert many.total_gb < many.activations_gb + 2 * layers["table"]
+    assert many.activations_gb + table <= many.total_gb
+    assert many.total_gb < many.activations_gb + 2 * table
 
 
 @pytest.fixture
@@ -76,8 +98,7 @@ def test_ddp_as_it_is_launched_holds_all_gradients_once(alone):
     [handler] = _options(None, TrainSection())["kwargs_handlers"]
     policy = make("pi0")
     freeze(policy, policy.prefixes_without_gradient(False))
-    tensors = count_tensors(policy.config)
-    batch, load = make_batch(policy.config, 2, 3, 12), Load(2, 3, 12)
+    batch = make_batch(policy.config, 2, 3, 12)
     with StepBytes(batch) as count:
         for parameter in policy.parameters():
             count.add(parameter)
@@ -85,10 +106,10 @@ def test_ddp_as_it_is_launched_holds_all_gradients_once(alone):
         replicas = DistributedDataParallel(policy, **handler.to_kwargs())
         buckets = count.now - before
         replicas(**batch).loss.backward()
+    [full] = [one for one in uses_of(Pi0Policy) if one.name == FULL]
     settings = Settings(engine=ShardingPlan("ddp", 2))
-    gradients = (
-        TrainingPlan(policy.config, tensors, load, FULL, FLOAT32, ADAMW, settings).row().gradients_gb * 1e9
-    )
+    ours = next(Plan(policy.config, Load(2, 3, 12), full, FLOAT32, settings).rows())
+    gradients = ours.gradients_gb * 1e9
     assert buckets == pytest.approx(gradients, rel=0.01)
     storages = {p.grad.untyped_storage().data_ptr() for p in policy.parameters() if p.grad is not None}
     assert len(storages) == 1
@@ -98,10 +119,13 @@ def test_ddp_as_it_is_launched_holds_all_gradients_once(alone):
 def test_fsdp2_holds_what_is_predicted():
     for checkpointing, real in zip(("none", "all"), report_of("tests.bench.sharded_bytes"), strict=True):
         load = Load(1, 1, 12, fused_norms=False)
-        settings = Settings(checkpointing, engine=ShardingPlan("fsdp2", 2))
-        row = TrainingPlan(CONFIG, TENSORS, load, FULL, MASTER, ADAMW, settings).row()
+        row = next(plan("fsdp2", 2, FULL, MASTER, load, checkpointing=checkpointing).rows())
         assert (row.weights_gb + row.optimizer_gb) * 1e9 == pytest.approx(real["static"], rel=1e-4)
-        root = sum(4 * tensor.size for tensor in TENSORS if not tensor.layer)  # stays gathered, and is small
+        shards = plan("fsdp2", 2)
+        rest = [name for name, layer in _layers(shards.policy).items() if not layer]
+        root = sum(
+            4 * shards.policy.get_parameter(name).numel() for name in rest
+        )  # stays gathered, and is small
         assert row.activations_gb * 1e9 == pytest.approx(real["kept"] - root, rel=0.02)
         assert row.total_gb * 1e9 == pytest.approx(real["peak"], rel=0.1)  # gloo has buffers of its own
 
@@ -123,13 +147,8 @@ def test_the_average_lies_where_the_weights_do(engine, share):
 
 def test_of_an_adapter_the_adapter_is_averaged():
     gained = row("ddp", 1, LORA, MASTER, average=True).optimizer_gb - row("ddp", 1, LORA, MASTER).optimizer_gb
-    heads = sum(tensor.size for tensor in TENSORS if tensor.part == "heads")
-    matrices = sum(
-        RANKS[tensor.part] * sum(tensor.linear_shape)
-        for tensor in TENSORS
-        if tensor.linear_shape and tensor.reached
-    )
-    assert gained == pytest.approx(4e-9 * (heads + matrices))
+    trained = [one for one in plan("ddp", 1, LORA, MASTER).policy.parameters() if one.requires_grad]
+    assert gained == pytest.approx(4e-9 * sum(one.numel() for one in trained))
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
@@ -140,7 +159,8 @@ def test_a_frozen_base_is_shared_in_its_own_dtype(engine):
 
 @pytest.mark.parametrize("engine", SHARDED)
 def test_what_no_run_can_have_is_left_out(engine):
-    rows = memory_table(CONFIG, settings=Settings(engine=ShardingPlan(engine, 2)))
+    config, settings = make_config("pi0", {}, "tiny"), Settings(engine=ShardingPlan(engine, 2))
+    rows = memory_table(config, settings=settings, wanted=lambda use, precision: precision == MASTER.name)
     assert any("QLoRA" in one.use for one in rows) == (engine not in ("fsdp2", "zero3"))
     assert any(one.optimizer == ADAMW_8BIT for one in rows) == (engine != "fsdp2")
 

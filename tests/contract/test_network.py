@@ -11,6 +11,7 @@ from vla.nn.flop_counter import flop_counter
 from vla.policies.base import CAPABILITIES, Policy
 from vla.policies.config import PolicyConfig
 from vla.policies.registry import make_config, name_of, policy_entry
+from vla.train.monitor.operations import TrainingOperations
 from vla.types import DatasetFacts, Window
 
 FACTS = DatasetFacts(("top", "wrist"), ("wrist",), state_dim=3, action_dim=2, fps=10.0, vocabulary=64)
@@ -195,16 +196,13 @@ def test_activation_checkpointing_changes_no_gradient(name, policy, needs):
             torch.testing.assert_close(other[key], gradient, msg=key)
 
 
-def test_formula_of_operations_is_pytorchs_count(name, policy, needs):
-    if "training_flops" in policy.leaves_out:
-        assert policy.training_flops() is None
-    needs("training_flops")
+def test_operations_are_pytorchs_count(name, policy):
     batch = policy.train().example_batch(2, training=True)
     for key, parameter in policy.named_parameters():
         parameter.requires_grad_(not key.startswith(policy.prefixes_without_gradient(False)))
     with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):  # fused kernels compute scores twice
         loss_of(policy, batch).loss.backward()
-    assert policy.training_flops()(batch) == counter.get_total_flops()
+    assert TrainingOperations(policy)(batch, policy) == counter.get_total_flops()
 
 
 def test_text(name, policy, needs):

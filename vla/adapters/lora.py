@@ -82,6 +82,8 @@ def import_peft() -> ModuleType:
     Raises:
         MissingDependencyError: It is not installed.
     """
+    # It imports bitsandbytes where that is installed, which reports that a faster kernel is absent.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:
@@ -308,6 +310,8 @@ def fingerprint(policy: PolicyModule) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(base_parameters(policy).items()):
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        if parameter.is_meta:  # it has no values
+            continue
         flat = parameter.detach().flatten()
         places = torch.arange(min(_SAMPLES, len(flat)), device=flat.device) * len(flat) // _SAMPLES
         values = flat[places if len(flat) > _SAMPLES else slice(None)].to(torch.bfloat16)

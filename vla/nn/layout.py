@@ -74,3 +74,9 @@ class PrefixLayout:
     def is_padded(self) -> bool:
         """Whether the sequence holds tokens that are not real: absent cameras, or ends of shorter texts."""
         return not self.has_all_images or len(set(self.text_lengths)) > 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What the shapes inside the network follow from: batches that share it cost the same."""
+        numbers = (len(self.images), self.longest_text, self.num_supervised)
+        return (*self.slots, *numbers, int(self.is_padded), int(self.has_response))

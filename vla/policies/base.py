@@ -60,8 +60,6 @@ CAPABILITIES = {
     "feature_cache": "what frozen parts make of a frame can be kept (`cacheable`)",
     "backbone": "can begin with another model's weights (`from_backbone`)",
     "activation_checkpointing": "layers can compute their activations again",
-    "training_flops": "counts the operations of training by a formula (`training_flops`)",
-    "memory_prediction": "its memory can be predicted (`vla info --memory`)",
     "draws": "several noise draws share one observation in training (`training_draws`)",
 }
 """What a policy may leave out, by the names of `Policy.leaves_out`."""
@@ -212,7 +210,8 @@ class Policy(PolicyModule):
         """Return plain values that the host reads off a batch, as keywords for the passes over it.
 
         Called before the batch is copied to the policy's device: lengths, say, which would have to be waited
-        for there. `forward`, `sample_actions` and `generate_text` take them, and do without.
+        for there. `forward`, `sample_actions` and `generate_text` take them, and do without. Where a value is
+        an object, its `sizes`, a tuple of integers, tell batches of different cost apart.
 
         Args:
             batch: Tensors that the pipeline made, stacked, on the host.
@@ -248,14 +247,6 @@ class Policy(PolicyModule):
 
     # -- measuring -------------------------------------------------------------------------------------
 
-    def training_flops(self, draws: int | None = None) -> Callable[[Mapping[str, torch.Tensor]], int] | None:
-        """Return what counts the floating-point operations of a training batch; None where nothing does.
-
-        Args:
-            draws: Noise draws of each observation; those of training where not given.
-        """
-        return None
-
     def example_batch(
         self,
         batch_size: int,
@@ -273,6 +264,9 @@ class Policy(PolicyModule):
             text_tokens: Length of the text; None: the longest that the config allows. Without text: ignored.
             training: Whether to add what the loss needs (`actions`).
             seed: Seed of the values.
+
+        A policy that generates text takes `response_tokens` as well: how many of the text's tokens, the last
+        ones, are a response, to be learned in training.
         """
         raise NotImplementedError(f"{type(self).__name__} makes no example batch.")
 

@@ -139,6 +139,7 @@ class Loop:
         set_matmul_precision(recipe.train)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.job = set_up(recipe, checkpoint, self.rank, self.world, self.engine.shards_weights)
+        self.flop_rate = FlopRate(self.job.policy, self.accelerator, recipe.train)  # before it is sharded
         optimizer = make_optimizer(self.job.policy, recipe.train)
         self.snapshots = Checkpointer(recipe, folder, self.engine, self.job.policy, optimizer)
         self.model, self.optimizer = self.accelerator.prepare(self.job.policy, optimizer)
@@ -150,7 +151,6 @@ class Loop:
         self.metrics: dict[str, float] = {}
         self.diagnostics = Diagnostics(self.job.policy, self.accelerator)
         self.data_wait = DataWait()
-        self.flop_rate = FlopRate(self.job.policy, self.accelerator, recipe.train)
         if checkpoint is not None:
             self._restore(checkpoint)
         self.first_step = self.step

@@ -8,11 +8,11 @@ from torch import nn
 
 from tests.train.conftest import numbers
 from vla.bench.flops import count_flops
-from vla.policies.pi0 import Pi0Policy
 from vla.train.loop import train
 from vla.train.monitor import flop_rate
 from vla.train.monitor.flop_rate import FlopRate, peak_tflops
 from vla.train.monitor.metrics import read_metrics
+from vla.train.monitor.operations import TrainingOperations, UncountedError
 from vla.train.recipe import TrainSection
 from vla.train.setup.run import set_up
 
@@ -35,17 +35,15 @@ def clock(monkeypatch):
     return now
 
 
-class Counting:
-    """A policy whose batches say what they cost."""
-
-    def training_flops(self):
-        return lambda batch: batch["cost"]
+def counting(batch, policy):
+    """In place of `TrainingOperations`: batches say what they cost."""
+    return batch["cost"]
 
 
 @pytest.mark.parametrize("processes", [1, 4])
 def test_rates_are_of_the_time_since_the_last_report_and_of_all_processes(clock, processes):
     settings = TrainSection(peak_tflops=8.0)
-    rate = FlopRate(Counting(), Accelerator(num_processes=processes), settings)
+    rate = FlopRate(None, Accelerator(num_processes=processes), settings, counting)
     for cost in (2e12, 6e12):
         rate.add({"cost": cost})
     clock.seconds += 2
@@ -55,21 +53,15 @@ def test_rates_are_of_the_time_since_the_last_report_and_of_all_processes(clock,
     assert rate.take() == {"tflops": 2.0 * processes, "mfu": 0.25}
 
 
-class NotCounting(nn.Linear):
-    """A policy without a formula; [rows, 3] times [3, 5]."""
-
-    def __init__(self):
-        super().__init__(3, 5)
-
-    def training_flops(self):
-        return None
+def refusing(batch, policy):
+    raise UncountedError("Some pass depends on values: item()")
 
 
-def test_without_a_formula_each_shape_is_measured_once(clock, monkeypatch):
-    policy, counters = NotCounting(), []
-    counting = flop_rate.TrainingFlopCounter
-    monkeypatch.setattr(flop_rate, "TrainingFlopCounter", lambda: counters.append(1) or counting())
-    rate = FlopRate(policy, Accelerator(num_processes=1), TrainSection())
+def test_where_values_are_needed_each_shape_is_measured_once(clock, monkeypatch, caplog):
+    policy, counters = nn.Linear(3, 5), []
+    counter = flop_rate.TrainingFlopCounter
+    monkeypatch.setattr(flop_rate, "TrainingFlopCounter", lambda: counters.append(1) or counter())
+    rate = FlopRate(policy, Accelerator(num_processes=1), TrainSection(), refusing)
     for rows in (2, 4, 2, 2):
         batch = {"x": torch.ones(rows, 3)}
         rate.add(batch)
@@ -79,14 +71,20 @@ def test_without_a_formula_each_shape_is_measured_once(clock, monkeypatch):
     # Forward, and the gradient of the weights; none of the input is wanted.
     assert rate.take()["tflops"] * 1e12 == pytest.approx(2 * 2 * (3 * 5) * (2 + 4 + 2 + 2))
     assert len(counters) == 2
+    said = [record.message for record in caplog.records]
+    assert said == [
+        "Operations are not counted beforehand (Some pass depends on values: item()); PyTorch counts the "
+        "first batch of each shape as it runs."
+    ]
 
 
-def test_compiled_layers_without_a_formula_give_no_numbers():
-    rate = FlopRate(NotCounting(), Accelerator(num_processes=1), TrainSection(compile=True))
+def test_compiled_layers_of_a_pass_that_needs_values_give_no_numbers(caplog):
+    rate = FlopRate(None, Accelerator(num_processes=1), TrainSection(compile=True), refusing)
     rate.add({"x": torch.ones(1, 3)})
     with rate.measured():
         pass
     assert rate.take() == {}
+    assert "so tflops and mfu are left out" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -128,11 +126,11 @@ def test_a_run_reports_what_pytorch_counts(tiny, monkeypatch):
         assert record["mfu"] == pytest.approx(record["tflops"] / 1e-3)
 
 
-def test_a_run_without_a_formula_reports_what_pytorch_counts_and_has_the_same_losses(tiny, monkeypatch):
+def test_a_run_whose_pass_needs_values_reports_what_pytorch_counts_and_has_the_same_losses(tiny, monkeypatch):
     monkeypatch.setattr(flop_rate, "time", SimpleNamespace(perf_counter=iter(range(100)).__next__))
     overrides = ("train.steps=2", "train.accumulation=2", "data.augment=false", "train.precision=bf16")
     plain = train(tiny(*overrides), progress=False)
-    monkeypatch.setattr(Pi0Policy, "training_flops", lambda self: None)
+    monkeypatch.setattr(TrainingOperations, "__call__", lambda self, batch, policy: refusing(batch, policy))
     recipe = tiny(*overrides, output="measured")
     result = train(recipe, progress=False)
     assert numbers(result.folder) == numbers(plain.folder)

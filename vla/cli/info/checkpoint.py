@@ -13,7 +13,7 @@ from vla.checkpoints.hub.push import CARD_FILE
 from vla.checkpoints.pipelines import read_pipeline
 from vla.checkpoints.recognise import is_paligemma, recognise, weights_module
 from vla.cli.console import console, print_rows
-from vla.cli.info.memory import MemoryOptions, memory_rows, memory_table, not_predicted
+from vla.cli.info.memory import MemoryOptions, memory_rows, memory_table
 from vla.cli.info.pipeline import describe, read_robots, read_statistics, read_steps
 from vla.cli.info.text import CheckpointInfo, in_words
 from vla.cli.logs import print_json
@@ -56,18 +56,13 @@ def print_checkpoint(
         ConfigError: Its config or pipeline is damaged, or the memory of what would not load is asked for.
     """
     found = inspect(folder, asset_id)
-    rows, unpredicted = None, None if memory is None else not_predicted(found.config)
-    if memory is not None and unpredicted is None:
-        rows = memory_rows(found.config, found.problem, memory)
+    rows = None if memory is None else memory_rows(found.config, found.problem, memory)
     if as_json:
         extra = {} if memory is None else {"memory": rows}
-        extra |= {} if unpredicted is None else {"memory_problem": unpredicted}
         print_json({"kind": "checkpoint", "path": what, **found.to_json(), **extra})
         return
     print_rows(f"checkpoint {what}", in_words(found))
-    if unpredicted is not None:
-        console().print(unpredicted)
-    elif rows is not None and memory is not None:
+    if rows is not None and memory is not None:
         console().print(memory_table(rows, memory))
 
 

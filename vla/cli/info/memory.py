@@ -63,22 +63,19 @@ class MemoryOptions:
         return ", ".join(said)
 
 
-def not_predicted(config: Any) -> str | None:
-    """Return one line that says so where the memory of a config's policy is not predicted; None otherwise."""
-    from vla.policies.registry import name_of, policy_entry
-
-    if config is None or "memory_prediction" not in policy_entry(name_of(config)).policy.leaves_out:
-        return None
-    return f"memory of {name_of(config)} is not predicted yet"
-
-
-def memory_rows(config: Any, problem: str | None, options: MemoryOptions) -> list[dict[str, Any]]:
+def memory_rows(
+    config: Any,
+    problem: str | None,
+    options: MemoryOptions,
+    wanted: "Callable[[str, str], bool] | None" = None,
+) -> list[dict[str, Any]]:
     """Return the prediction, one dictionary per way of using the policy.
 
     Args:
         config: The policy's config; None where the checkpoint would not load.
         problem: Why it would not.
         options: What to predict for.
+        wanted: Which uses and precisions, by name; None: all.
 
     Raises:
         ConfigError: There is no config to predict from, or the options do not fit it or each other.
@@ -93,6 +90,8 @@ def memory_rows(config: Any, problem: str | None, options: MemoryOptions) -> lis
     if cameras is not None and cameras > len(config.cameras):
         raise ConfigError(f"--cameras {cameras} is more than the policy's {len(config.cameras)}.")
     limit = config.max_text_tokens
+    if limit is None and text:
+        raise ConfigError(f"--text {text} is about text that is learned, and this policy has none.")
     if limit is not None and text >= limit:
         raise ConfigError(
             f"--text {text} leaves no room for a prompt: the policy's texts have {limit} tokens, response "
@@ -103,7 +102,12 @@ def memory_rows(config: Any, problem: str | None, options: MemoryOptions) -> lis
     names = ("use", "precision", "optimizer", *_COLUMNS)
     settings = Settings(options.checkpointing, options.average, ShardingPlan(options.engine, options.gpus))
     rows = predict(
-        config, batch_size=options.batch_size, cameras=cameras, text_tokens=text, settings=settings
+        config,
+        batch_size=options.batch_size,
+        cameras=cameras,
+        text_tokens=text,
+        settings=settings,
+        wanted=wanted,
     )
     return [{name: getattr(row, name) for name in names} for row in rows]
 
@@ -128,7 +132,7 @@ def memory_table(rows: list[dict[str, Any]], options: MemoryOptions) -> "Table":
         table.add_column(_HEADS.get(column, column), justify=justify, no_wrap=True)
     for row in rows:
         numbers = (_short(row[column]) for column in _COLUMNS)
-        use, precision = str(row["use"]).replace(" fine-tuning", ""), str(row["precision"])
+        use, precision = str(row["use"]).removesuffix(" fine-tuning"), str(row["precision"])
         precision = precision.replace(" compute, float32 master", " / f32")
         table.add_row(use, precision, str(row["optimizer"] or "-").replace("8-bit AdamW", "8-bit"), *numbers)
     return table
@@ -163,7 +167,7 @@ def _needs(config: "Callable[[], Any]", batch_size: int) -> str:
     """Return a sentence on each use's least and most memory; nothing where none is predicted."""
     try:
         found = config()
-        if found is None or not_predicted(found) is not None:
+        if found is None:
             return ""
         rows = memory_rows(found, None, MemoryOptions(batch_size))
     except VlaError:

@@ -19,15 +19,17 @@ def predicted_for(recipe: "Recipe", config: Any, engine: "Engine") -> str | None
     """
     import torch
 
-    from vla.bench.memory import ADAMW, ADAMW_8BIT, EXPERT, FULL, LORA, QLORA
-    from vla.cli.info.memory import MemoryOptions, memory_rows, not_predicted
+    from vla.bench.memory import ADAMW, ADAMW_8BIT, FLOAT32, FULL, LORA, MASTER, QLORA, uses_of
+    from vla.cli.info.memory import MemoryOptions, memory_rows
+    from vla.policies.registry import policy_entry
 
-    if not_predicted(config) is not None:
-        return None
     chosen, train = recipe.policy, recipe.train
-    use = EXPERT if chosen.freeze == "vlm" else FULL
+    offered = uses_of(policy_entry(chosen.type).policy)
+    frozen = [one.name for one in offered if one.trains and not one.adapted and one.freeze == chosen.freeze]
+    use = frozen[0] if frozen else FULL
     if chosen.adapter is not None:
         use = LORA if chosen.adapter.quantize is None else QLORA
+    precision = (FLOAT32 if train.precision == "no" else MASTER).name
     options = MemoryOptions(
         batch_size=train.batch_size,
         average=train.ema is not None,
@@ -36,10 +38,9 @@ def predicted_for(recipe: "Recipe", config: Any, engine: "Engine") -> str | None
         gpus=engine.accelerator.num_processes,
     )
     try:
-        rows = memory_rows(config, None, options)
+        rows = memory_rows(config, None, options, lambda *way: way == (use, precision))
     except ConfigError:
         return None
-    precision = "float32" if train.precision == "no" else "bf16 compute, float32 master"
     optimizer = ADAMW if train.optimizer == "adamw" else ADAMW_8BIT
     key = (use, precision, optimizer)
     found = [row for row in rows if (row["use"], row["precision"], row["optimizer"]) == key]

@@ -42,7 +42,7 @@ from vla.policies.flow.config import FlowConfig
 from vla.policies.flow.fast.program import Suffix
 from vla.policies.flow.fast.sampler import FastSampler
 from vla.policies.flow.initialise import from_paligemma
-from vla.policies.flow.measure import TrainingFlops, example_batch, timed_parts
+from vla.policies.flow.measure import example_batch, timed_parts
 from vla.policies.flow.output import FlowOutput, counted_entries
 from vla.policies.flow.parts import FLOW_PARTS, prefixes_without_gradient
 from vla.policies.flow.pipeline import check_flow_pipeline
@@ -93,16 +93,6 @@ class FlowPolicy(Policy):
     def prefixes_without_gradient(self, trains_text: bool) -> tuple[str, ...]:
         """See `vla.policies.flow.parts.prefixes_without_gradient`."""
         return prefixes_without_gradient(self.config, trains_text)
-
-    def training_flops(self, draws: int | None = None) -> TrainingFlops:
-        """Return what counts the floating-point operations of training, batch by batch.
-
-        Args:
-            draws: Noise draws of each observation; those of training where not given.
-        """
-        flows = self.config.action_objective != "regression"
-        draws = draws or self.training_draws or self.config.draws_per_observation
-        return TrainingFlops(self, draws if flows else 1)
 
     def example_batch(self, batch_size: int, **options: Any) -> Batch:
         """Return a random observation; see `vla.policies.flow.measure.example_batch`."""

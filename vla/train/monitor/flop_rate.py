@@ -4,13 +4,15 @@
     mfu       the same over what the devices could do at most (model FLOPs utilisation, PaLM, arXiv
               2204.02311, appendix B); left out where that is not known
 
-A policy counts what the model needs by a formula, from the shapes of the batches: its `training_flops`. For
-one that has none, PyTorch counts what the first micro-batch of each shape runs, forward and backward. Layers
-that are computed twice (activation checkpointing) then count twice, and products that it cannot see (those of
-4-bit and 8-bit layers) not at all; compiled layers hide all of theirs, so that nothing is reported. Time is
-wall-clock between two reports, validation and saving included, as for `samples_per_second`.
+The operations are those that the model needs for the batches, counted on a copy of the policy without values
+(`operations.py`). Where its pass depends on values, PyTorch counts what the first micro-batch of each shape
+runs, forward and backward, and one line says so. Layers that are computed twice (activation checkpointing)
+then count twice, and products that it cannot see (those of 4-bit and 8-bit layers) not at all; compiled
+layers hide all of theirs, so that nothing is reported. Time is wall-clock between two reports, validation and
+saving included, as for `samples_per_second`.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +24,10 @@ from accelerate import Accelerator
 
 from vla.nn.flop_counter import TrainingFlopCounter
 from vla.policies.base import Policy
+from vla.train.monitor.operations import TrainingOperations, UncountedError
 from vla.train.recipe import TrainSection
+
+logger = logging.getLogger(__name__)
 
 
 class Peak(NamedTuple):
@@ -56,41 +61,71 @@ class FlopRate:
     """Adds up the operations of every micro-batch.
 
     Args:
-        policy: Its `training_flops` counts; without one, PyTorch does.
+        policy: What is trained, before accelerate prepares it.
         accelerator: accelerate's view of the processes, whose operations are added up.
         settings: Precision, `compile`, and `peak_tflops`, which outranks the table.
+        operations: Counts the policy's batches; made of it where not given.
     """
 
-    def __init__(self, policy: Policy, accelerator: Accelerator, settings: TrainSection) -> None:
-        formula = policy.training_flops()
-        self._reports = formula is not None or not settings.compile
-        self._count: _Count = formula or _MeasuredCosts()
-        self._accelerator, self._done, self._since = accelerator, 0, time.perf_counter()
+    def __init__(
+        self,
+        policy: Policy,
+        accelerator: Accelerator,
+        settings: TrainSection,
+        operations: Callable[[Mapping[str, torch.Tensor], Policy], int] | None = None,
+    ) -> None:
+        self._policy, self._is_compiled = policy, settings.compile
+        self._operations = TrainingOperations(policy) if operations is None else operations
+        self._measured: _MeasuredCosts | None = None  # where the operations cannot be counted beforehand
+        self._reports = True
+        self._accelerator, self._done = accelerator, 0
+        self._since: float | None = None  # the first batch
         self._peak = settings.peak_tflops
         if self._peak is None:
             self._peak = peak_tflops(_device_name(accelerator.device), settings)
 
     def add(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Count a micro-batch; on the host, where reading its shape waits for no device."""
-        if self._reports:
-            self._done += self._count(batch)
+        if not self._reports:
+            return
+        if self._since is None:
+            self._since = time.perf_counter()
+        if self._measured is not None:
+            self._done += self._measured(batch)
+            return
+        try:
+            self._done += self._operations(batch, self._policy)
+        except UncountedError as error:
+            self._do_without(error)
+            self.add(batch)
+
+    def _do_without(self, error: UncountedError) -> None:
+        self._reports = not self._is_compiled
+        self._measured = _MeasuredCosts()
+        instead = (
+            "compiled layers hide theirs from PyTorch's counter, so tflops and mfu are left out"
+            if self._is_compiled
+            else "PyTorch counts the first batch of each shape as it runs"
+        )
+        logger.warning("Operations are not counted beforehand (%s); %s.", error, instead)
 
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Enclose the forward and backward pass of the micro-batch that was added last."""
-        if not (self._reports and isinstance(self._count, _MeasuredCosts) and self._count.is_wanted):
+        if not self._reports or self._measured is None or not self._measured.is_wanted:
             yield
             return
         with TrainingFlopCounter() as counter:
             yield
-        self._done += self._count.learn(counter.total)
+        self._done += self._measured.learn(counter.total)
 
     def take(self) -> dict[str, float]:
         """Return the rates since the last call, and start anew: to be called by all processes."""
         if not self._reports:
             return {}
         now = time.perf_counter()
-        rate = self._done / 1e12 / max(now - self._since, 1e-9)
+        since = now if self._since is None else self._since
+        rate = self._done / 1e12 / max(now - since, 1e-9)
         self._done, self._since = 0, now
         device = self._accelerator.device
         total: Any = self._accelerator.reduce(torch.tensor(rate, device=device), "sum")
@@ -98,9 +133,6 @@ class FlopRate:
         if self._peak is not None:
             rates["mfu"] = rates["tflops"] / (self._peak * self._accelerator.num_processes)
         return rates
-
-
-_Count = Callable[[Mapping[str, torch.Tensor]], int]
 
 
 class _MeasuredCosts:
