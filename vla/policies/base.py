@@ -189,7 +189,7 @@ class Policy(PolicyModule):
             logger.warning("Sampling at level 'plain': %s", error)
             return self
 
-    def inference_form(self, level: str, lower_will_do: bool = False, **options: Any) -> Any:
+    def inference_form(self, level: str, lower_will_do: bool = False, /, **options: Any) -> Any:
         """Return the policy's inference form at a level above "plain", for `fast`.
 
         Args:

@@ -106,7 +106,7 @@ def test_nan_in_a_scalar_column(v21):
             pa.list_(pa.float32()),
             "row 11: 'action' has 1 values where the first",
         ),
-        ("action", [[0.0] * 3] * 11 + [None], pa.list_(pa.float32()), "row 11: 'action' has -1 values"),
+        ("action", [[0.0] * 3] * 11 + [None], pa.list_(pa.float32()), r"row 11: 'action' is empty \(null\)"),
         ("action", ["x"] * 12, pa.string(), r"'action' is float32 \[3\], but the column has type string"),
         ("task_index", [0] * 11 + [None], pa.int64(), "column 'task_index' has 1 empty values"),
         ("task_index", [0] * 11 + [7], pa.int64(), r"use task_index \[7\], but the task list has \[0, 1\]"),

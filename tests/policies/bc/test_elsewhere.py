@@ -41,14 +41,14 @@ def test_card_shows_the_config():
     assert "prompt" not in table
 
 
-def test_info_describes_it_without_a_prediction_of_memory(tmp_path, capsys):
+def test_info_describes_it_and_predicts_its_memory(tmp_path, capsys):
     make_policy("bc", {}, "tiny").save_pretrained(tmp_path / "bc")
     assert main(["info", str(tmp_path / "bc"), "--memory"]) == 0
     printed = capsys.readouterr().out
     assert "ResNet, blocks [1, 1, 1, 1]" in printed
-    assert printed.rstrip().endswith("memory of bc is not predicted yet")
+    assert {"encoder", "frozen", "full"} <= set(printed.split())
+    assert "…" not in printed
     assert main(["info", str(tmp_path / "bc"), "--memory", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["memory"] is None
-    assert found["memory_problem"] == "memory of bc is not predicted yet"
+    assert {row["use"] for row in found["memory"]} >= {"inference", "full fine-tuning"}
     assert found["dimensions"]["frames read"] == 2

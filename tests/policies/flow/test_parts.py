@@ -3,7 +3,7 @@
 import pytest
 
 from tests.bench.saved_bytes import make, make_batch
-from tests.policies.flow.test_measure import with_text
+from tests.train.monitor.test_operations import with_text
 
 
 @pytest.mark.parametrize("name", ["pi0", "pi05"])

@@ -129,7 +129,7 @@ def memory_table(rows: list[dict[str, Any]], options: MemoryOptions) -> "Table":
     )
     for column in ("use", "precision", "optimizer", *_COLUMNS):
         justify = "right" if column in _COLUMNS else "left"
-        table.add_column(_HEADS.get(column, column), justify=justify, no_wrap=True)
+        table.add_column(_HEADS.get(column, column), justify=justify, no_wrap=column != "use")
     for row in rows:
         numbers = (_short(row[column]) for column in _COLUMNS)
         use, precision = str(row["use"]).removesuffix(" fine-tuning"), str(row["precision"])

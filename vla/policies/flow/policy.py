@@ -40,7 +40,7 @@ from vla.policies.flow.checks import (
 )
 from vla.policies.flow.config import FlowConfig
 from vla.policies.flow.fast.program import Suffix
-from vla.policies.flow.fast.sampler import FastSampler
+from vla.policies.flow.fast.sampler import FastSampler, make_sampler
 from vla.policies.flow.initialise import from_paligemma
 from vla.policies.flow.measure import example_batch, timed_parts
 from vla.policies.flow.output import FlowOutput, counted_entries
@@ -393,9 +393,9 @@ class FlowPolicy(Policy):
         velocity, start = begin(*fields, noise.float(), absent, guidance, action_prefix)
         return (solver or SOLVERS[config.solver])(velocity, start, times)
 
-    def inference_form(self, level: str, lower_will_do: bool = False, **options: Any) -> FastSampler:
+    def inference_form(self, level: str, lower_will_do: bool = False, /, **options: Any) -> FastSampler:
         """Return the policy's sampler on fixed buffers; see `vla.policies.flow.fast.sampler.FastSampler`."""
-        return FastSampler(self, type(self).fast_suffix, level, lower_will_do=lower_will_do, **options)
+        return make_sampler(self, type(self).fast_suffix, level, lower_will_do, options)
 
     def velocity_field(self, cache: KeyValueCache, times: Sequence[float]) -> Velocity:
         """Return `velocity(x, tau)` over a cache; `times` are those at which a solver will stop.

@@ -1,7 +1,10 @@
 """One set of weights in memory: what was released is gone, and refuses to be used."""
 
+import copy
 import logging
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +20,7 @@ from vla.fast.release import ReleasedError
 from vla.policies.auto import load
 from vla.policies.pi0 import Pi0Policy
 from vla.policies.pi05 import Pi05Policy
+from vla.policies.robot import RobotPolicy
 
 
 def resident(policy, form) -> int:
@@ -127,3 +131,58 @@ def test_a_card_without_bfloat16(policy, monkeypatch, caplog):
         half.fast("graph")
     assert half.fast(True) is half
     assert "Sampling at level 'plain': Its weights are bfloat16, which Tesla T4" in caplog.text
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_samples_alike_and_by_itself(policy, seen, again):
+    fast = policy.fast("graph", buckets=(16,), max_shapes=3)
+    want = fast.sample_actions(**seen)
+    other = again(fast)
+    assert other.policy is not policy
+    assert (other.level, other.buckets, other.counts.built) == ("graph", (16,), {})
+    assert torch.equal(other.sample_actions(**seen), want)
+    with torch.no_grad():
+        other.policy.model.action_out_proj.weight.mul_(2)
+    assert difference(other.sample_actions(**seen), want) > 100 * ROUNDING
+    assert torch.equal(fast.sample_actions(**seen), want)
+
+
+def test_a_robot_policy_with_a_form_is_copied_with_it():
+    policy = make_robot_policy()
+    observation = make_observation()
+    acting = RobotPolicy(policy, fast="graph")
+    config = policy.config
+    noise = np.random.default_rng(0).standard_normal((config.action_horizon, config.max_action_dim))
+    want = acting.infer(observation, noise=noise.astype(np.float32))["actions"]
+    other = pickle.loads(pickle.dumps(acting))
+    assert other.sampler.policy is other.policy
+    assert other.sampler.level == "graph"
+    assert (other.infer(observation, noise=noise.astype(np.float32))["actions"] == want).all()
+
+
+def test_what_was_released_is_not_copied(policy):
+    fast = policy.fast("graph", release_plain=True)
+    for again in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(ReleasedError, match="copying or pickling"):
+            again(fast)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"buckets": "32"}, r"buckets must be a list of whole numbers"),
+        ({"buckets": 32}, r"buckets must be a list of whole numbers"),
+        ({"buckets": (1.5,)}, "Each of buckets must be a whole number"),
+        ({"buckets": (10**6,)}, r"buckets must be numbers from 1 to 256, each above the one before"),
+        ({"buckets": (0,)}, "buckets must be numbers from 1"),
+        ({"buckets": (-1,)}, "Each of buckets must be at least 0"),
+        ({"buckets": (200, 32)}, r"each above the one before, got \[200, 32\]"),
+        ({"batch_buckets": (4, 4)}, r"batch_buckets must be numbers .* each above the one before"),
+        ({"max_shapes": 0}, "max_shapes must be at least 1"),
+        ({"bucket": (32,)}, r"takes no 'bucket', only fold, .*Did you mean 'buckets'"),
+        ({"lower_will_do": True}, r"takes no 'lower_will_do'"),
+    ],
+)
+def test_options_are_checked(policy, options, says):
+    with pytest.raises(ConfigError, match=says):
+        policy.fast("graph", **options)

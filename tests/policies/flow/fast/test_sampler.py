@@ -228,7 +228,7 @@ class TestCompiled:
 
         with pytest.raises(FormError, match=r"'compiled' cannot be had here, 'graph' can.*no compiler"):
             policy.fast("compiled", backend=broken).sample_actions(**three)
-        fast = policy.inference_form("compiled", lower_will_do=True, backend=broken)
+        fast = policy.inference_form("compiled", True, backend=broken)
         with caplog.at_level(logging.WARNING):
             made = fast.sample_actions(**three)
         assert difference(made, policy.sample_actions(**three)) < ROUNDING

@@ -120,7 +120,7 @@ class TestOtherLevels:
         ):
             policy.fast("triton")
         with caplog.at_level(logging.WARNING):
-            fast = policy.inference_form("triton", lower_will_do=True, backend="eager")
+            fast = policy.inference_form("triton", True, backend="eager")
         assert fast.level == "compiled"
         assert "'compiled' instead of 'triton': Triton kernels run on a CUDA device" in caplog.text
         given = observe(policy, **BATCHES["one"])
@@ -156,7 +156,7 @@ class TestOtherLevels:
             FormError, match=r"'compiled' can: a kernel failed: out of resource: shared memory"
         ):
             policy.fast("triton", backend="eager").sample_actions(**given)
-        fast = policy.inference_form("triton", lower_will_do=True, backend="eager")
+        fast = policy.inference_form("triton", True, backend="eager")
         made = fast.sample_actions(**given)
         assert difference(made, policy.sample_actions(**given)) < ROUNDING
         assert (fast.level, fast.counts.built) == ("compiled", {"compiled": 1})

@@ -216,7 +216,7 @@ class TestFailures:
 
     def test_without_its_plain_weights_a_failure_is_told(self, failing):
         alone = make(Pi0Policy)
-        fast = alone.inference_form("graph", lower_will_do=True, release_plain=True)
+        fast = alone.inference_form("graph", True, release_plain=True)
         failing[:] = [RecordingError("CUDA records no graph of it")]
         with pytest.raises(FormError, match="the weights that 'plain' needs were released: CUDA records no"):
             fast.sample_actions(**seen(alone))

@@ -1,17 +1,20 @@
 """A policy's weights as inference wants them, all three stacks."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
 
-from vla.errors import ConfigError
+from vla.errors import ConfigError, did_you_mean
 from vla.fast.levels import FormError, check_dtype
 from vla.fast.release import ReleasedError, is_released, release, storage_bytes
 from vla.fast.stack import Stack
 from vla.fast.vision import Vision
 from vla.fast.weights import Product, memory_of
 from vla.policies.flow.fast.program import Suffix
+from vla.types import as_counts
 
 
 class Form:
@@ -75,3 +78,32 @@ def check_form(policy: Any, fold: bool, release_plain: bool) -> None:
             "The policy generates text before it acts (actions_see_response), for which it needs its plain "
             "weights: leave out release_plain."
         )
+
+
+def as_buckets(given: Any, name: str, longest: int) -> tuple[int, ...]:
+    """Return sizes that shapes are filled up to.
+
+    Raises:
+        ConfigError: They are not whole numbers from 1 to `longest`, each larger than the one before.
+    """
+    buckets = tuple(as_counts(given, name))
+    rises = all(before < after for before, after in pairwise((0, *buckets)))
+    if not rises or (buckets and buckets[-1] > longest):
+        raise ConfigError(
+            f"{name} must be numbers from 1 to {longest}, each above the one before, got {list(buckets)}."
+        )
+    return buckets
+
+
+def check_options(form: Callable[..., Any], given: Mapping[str, Any], own: Iterable[str]) -> None:
+    """Raise `ConfigError` for an option that a form does not take; `own` are not the user's to give."""
+    known = [
+        name
+        for name, one in inspect.signature(form).parameters.items()
+        if one.kind is one.KEYWORD_ONLY and name not in own
+    ]
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"The inference form takes no '{name}', only {', '.join(known)}.{did_you_mean(name, known)}"
+            )

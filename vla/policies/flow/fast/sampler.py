@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,18 +25,16 @@ from vla.objectives.guidance import VARIANTS, ActionPrefix, Guidance, check_vari
 from vla.objectives.noise import Generators, standard_normal
 from vla.objectives.solvers import SOLVERS, Solver
 from vla.policies.flow.checks import read_layout, warn_if_horizon_differs
-from vla.policies.flow.fast.form import Form, check_form
+from vla.policies.flow.fast.form import Form, as_buckets, check_form, check_options
 from vla.policies.flow.fast.program import MAX_SHAPES, SampleProgram, SampleShape, Suffix
-from vla.policies.flow.fast.shapes import in_words, news
+from vla.policies.flow.fast.shapes import SEEN, fill_up, in_words, news, repeated
 from vla.policies.flow.time import sampling_times
-from vla.types import check_shape
+from vla.types import as_count, check_shape
 
 logger = logging.getLogger(__name__)
 
 CACHE_STEP = 32
 """Room for a prefix from the plain path is a multiple of this many tokens."""
-
-SEEN = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state")
 
 BATCH_BUCKETS = tuple(1 << power for power in range(11))
 """Numbers of rows that batches are filled up to on a GPU; larger ones keep theirs."""
@@ -48,6 +45,11 @@ OFFERS: Mapping[str, frozenset[str]] = {
     "compiled": frozenset({"action_prefix"}),
 }
 """Variants of sampling that each level offers itself; a level that is not listed offers none."""
+
+
+LONGEST_BUCKET = 256
+"""Longest bucket of texts, or twice the longest text of the policy."""
+LARGEST_BATCH = 1 << 20
 
 
 class FastSampler:
@@ -82,7 +84,8 @@ class FastSampler:
     Raises:
         FormError: The policy's weights have no inference form (quantised ones), or the card no arithmetic for
             them; or, when sampling, the level cannot be had and no lower one will do.
-        ConfigError: `release_plain` without folding, or of a policy that generates text to act.
+        ConfigError: `release_plain` without folding, or of a policy that generates text to act; buckets or
+            `max_shapes` that are not numbers of that kind.
     """
 
     def __init__(
@@ -100,13 +103,25 @@ class FastSampler:
         release_plain: bool = False,
     ) -> None:
         check_form(policy, fold, release_plain)
+        self._made_with = {
+            "suffix": suffix,
+            "level": level,
+            "lower_will_do": lower_will_do,
+            "fold": fold,
+            "buckets": buckets,
+            "batch_buckets": batch_buckets,
+            "max_shapes": max_shapes,
+            "backend": backend,
+        }
         self.policy = policy
-        self._buckets = None if buckets is None else tuple(buckets)
-        on_gpu = policy.device.type == "cuda"
-        self._batch_buckets = (BATCH_BUCKETS if on_gpu else ()) if batch_buckets is None else batch_buckets
+        longest = max(LONGEST_BUCKET, 2 * policy.config.max_prompt_length)
+        self._buckets = None if buckets is None else as_buckets(buckets, "buckets", longest)
+        if batch_buckets is None:
+            batch_buckets = BATCH_BUCKETS if policy.device.type == "cuda" else ()
+        self._batch_buckets = as_buckets(batch_buckets, "batch_buckets", LARGEST_BATCH)
         self._ladder = Ladder(level, lower_will_do, OFFERS, in_words)
         self._make_form, self._backend = partial(Form, policy, suffix, fold), backend
-        self._max_shapes, self._building = max_shapes, threading.Lock()
+        self._max_shapes, self._building = as_count(max_shapes, "max_shapes"), threading.Lock()
         self.counts = Counts()
         self._is_warm = self._is_stale = False
         self._met: dict[SampleShape, str] = {}
@@ -115,6 +130,12 @@ class FastSampler:
             self._ladder.leave(reason)
         self.released_bytes = self._release() if release_plain else 0
         self._watch = WeightsWatch(policy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made anew where it is copied or unpickled: buffers and graphs belong to a process."""
+        if self.released_bytes:
+            raise ReleasedError("copying or pickling")
+        return _made_anew, (type(self), self.policy, self._made_with)
 
     def _build(self) -> None:
         self.form = self._make_form()
@@ -221,7 +242,7 @@ class FastSampler:
             lengths = text_lengths or [int(one["attention_mask"].sum())]
             for length in lengths:
                 for size in batch_sizes:
-                    self.sample_actions(**_repeated(one, size, length), **options)
+                    self.sample_actions(**repeated(one, size, length), **options)
         self._is_warm = True
         done = WarmUp(self.last_level, sum(self.counts.built.values()) - before, time.perf_counter() - start)
         logger.info("%s.", done)
@@ -321,7 +342,7 @@ class FastSampler:
         check_variants(noise, guidance, action_prefix, config.action_objective)
         inputs = self._inputs(given, noise, layout)
         if "cache" not in inputs:
-            layout = self._fill_up(inputs, layout, samples)
+            layout = fill_up(inputs, layout, samples, self._batch_buckets)
         shape = self._shape(given, noise, layout, inputs.get("cache"))
         variant = "guidance" if guidance is not None else None if action_prefix is None else "action_prefix"
 
@@ -363,21 +384,6 @@ class FastSampler:
             inputs |= {"target": guidance.target, "weights": guidance.weights.expand(noise.shape)}
         return inputs
 
-    def _fill_up(self, inputs: dict[str, Any], layout: PrefixLayout, samples: int) -> PrefixLayout:
-        """Repeat the last row up to a number of rows that there is a bucket for; return the new layout."""
-        rows = len(layout.cameras)
-        more = next((one for one in self._batch_buckets if one >= rows), rows) - rows
-        if not more:
-            return layout
-        for name, given in inputs.items():
-            if given is not None:
-                added = more * (1 if name in (*SEEN, "action_dim_is_pad") else samples)
-                inputs[name] = torch.cat([given, given[-1:].expand(added, *given.shape[1:])])
-        cameras, lengths = layout.cameras, layout.text_lengths
-        return replace(
-            layout, cameras=cameras + cameras[-1:] * more, text_lengths=lengths + lengths[-1:] * more
-        )
-
     def _shape(
         self,
         given: Mapping[str, Any],
@@ -412,17 +418,21 @@ class FastSampler:
         return PrefixLayout(layout.cameras, (length,) * rows), None, padded or bool(self.buckets)
 
 
-def _repeated(observation: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
-    """Return an observation of one row several times, with a text of some length."""
-    made = {
-        name: value.repeat(rows, *(1,) * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value
-        for name, value in observation.items()
-        if name not in ("layout", "noise", "action_dim_is_pad")
-    }
-    if (absent := observation.get("action_dim_is_pad")) is not None:
-        made["action_dim_is_pad"] = absent
-    ids = made["input_ids"]
-    shared = ids[:, : min(length, ids.shape[1])]
-    made["input_ids"] = torch.cat([shared, shared[:, :1].expand(-1, length - shared.shape[1])], dim=1)
-    made["attention_mask"] = torch.ones_like(made["input_ids"])
-    return made
+def make_sampler(
+    policy: Any,
+    suffix: Callable[[Any, bool], Suffix],
+    level: str,
+    lower_will_do: bool,
+    options: Mapping[str, Any],
+) -> FastSampler:
+    """Return a sampler with options as a user gives them.
+
+    Raises:
+        ConfigError: It takes no such option.
+    """
+    check_options(FastSampler, options, own=("lower_will_do",))
+    return FastSampler(policy, suffix, level, lower_will_do=lower_will_do, **options)
+
+
+def _made_anew(kind: type[FastSampler], policy: Any, made_with: Mapping[str, Any]) -> FastSampler:
+    return kind(policy, **made_with)

@@ -1,8 +1,58 @@
-"""What a sample's shape is in words, and what is new in it: for the log, where a program is made for it."""
+"""Shapes of samples: batches filled up to fewer of them, and what they are in words, for the log."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import torch
+
+from vla.nn.layout import PrefixLayout
 from vla.policies.flow.fast.program import SampleShape
+
+SEEN = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state")
+
+
+def fill_up(
+    inputs: dict[str, Any], layout: PrefixLayout, samples: int, buckets: Sequence[int]
+) -> PrefixLayout:
+    """Repeat the last row up to a number of rows that there is a bucket for, in place.
+
+    Args:
+        inputs: Tensors by name; those of `SEEN` and "action_dim_is_pad" have a row for each observation, the
+            others one for each sample.
+        layout: That of the observations.
+        samples: Samples of each observation.
+        buckets: Numbers of rows, ascending.
+
+    Returns:
+        The new layout.
+    """
+    rows = len(layout.cameras)
+    more = next((one for one in buckets if one >= rows), rows) - rows
+    if not more:
+        return layout
+    for name, given in inputs.items():
+        if given is not None:
+            added = more * (1 if name in (*SEEN, "action_dim_is_pad") else samples)
+            inputs[name] = torch.cat([given, given[-1:].expand(added, *given.shape[1:])])
+    cameras, lengths = layout.cameras, layout.text_lengths
+    return replace(layout, cameras=cameras + cameras[-1:] * more, text_lengths=lengths + lengths[-1:] * more)
+
+
+def repeated(observation: Mapping[str, Any], rows: int, length: int) -> dict[str, Any]:
+    """Return an observation of one row several times, with a text of some length."""
+    made = {
+        name: value.repeat(rows, *(1,) * (value.ndim - 1)) if isinstance(value, torch.Tensor) else value
+        for name, value in observation.items()
+        if name not in ("layout", "noise", "action_dim_is_pad")
+    }
+    if (absent := observation.get("action_dim_is_pad")) is not None:
+        made["action_dim_is_pad"] = absent
+    ids = made["input_ids"]
+    shared = ids[:, : min(length, ids.shape[1])]
+    made["input_ids"] = torch.cat([shared, shared[:, :1].expand(-1, length - shared.shape[1])], dim=1)
+    made["attention_mask"] = torch.ones_like(made["input_ids"])
+    return made
 
 
 def in_words(shape: SampleShape) -> str:
