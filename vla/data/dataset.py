@@ -406,7 +406,8 @@ class LeRobotDataset:
         for episode, own in zip(self.episodes, times, strict=True):
             for key in self.cameras:
                 if (span := episode.videos.get(key)) is not None:
-                    part = VideoPart(self.info.features[key], episode.index, span.start + own, span.stop)
+                    camera, start = self.info.features[key], span.start
+                    part = VideoPart(camera, episode.index, start + own, span.stop, span.whole)
                     parts.setdefault(span.path, []).append(part)
         return parts
 

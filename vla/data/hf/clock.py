@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vla.data.hf.columns import TableColumns
-from vla.data.hf.order import TIMESTAMP_KEY, scalar_column
+from vla.data.hf.options import ColumnNames
+from vla.data.hf.order import TIMESTAMP_KEY, EpisodeRows, frame_numbers, scalar_column
 from vla.errors import DatasetError
 
 _RATES = 0.5, 1000  # frames a second that timestamps may say by themselves
@@ -37,6 +38,38 @@ def timestamps(
     if stamps.dtype.kind != "f":
         stamps = stamps.astype(np.float64)
     return np.concatenate([stamps[span] - stamps[span.start] for span in spans])
+
+
+def seconds_cut_off(
+    columns: TableColumns, names: ColumnNames, episodes: Sequence[EpisodeRows], fps: float, timed: bool
+) -> np.ndarray:
+    """Return how much of each episode is missing before its first row, in seconds, `[e]`.
+
+    A table may hold episodes without their first frames, `Dataset.filter(...)`, next to videos that have
+    them. Numbers of frames say so, together with timestamps that began at 0 with the recording. Numbers that
+    begin at 1 in every episode, or count through all of them, do not.
+
+    Args:
+        columns: The table's columns.
+        names: Those of frames and timestamps.
+        episodes: All episodes.
+        fps: Frames per second.
+        timed: Whether the table has timestamps.
+    """
+    nothing = np.zeros(len(episodes))
+    numbers = frame_numbers(columns, names)
+    if numbers is None:
+        return nothing
+    firsts = np.array([episode.rows[0] for episode in episodes])
+    skipped = numbers[firsts]
+    if timed:
+        key = names.timestamp or TIMESTAMP_KEY
+        stamps = scalar_column(columns, key, f"{columns.table.name}: '{key}'", firsts).astype(np.float64)
+        return np.where(np.abs(stamps - skipped / fps) < 0.5 / fps, stamps, nothing)
+    lengths = np.array([len(episode.rows) for episode in episodes])
+    if len(episodes) > 1 and np.array_equal(np.diff(skipped), lengths[:-1]):
+        return nothing
+    return (skipped - (skipped.min() == 1)) / fps
 
 
 def _no_clock(columns: TableColumns) -> str:

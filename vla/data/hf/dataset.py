@@ -15,7 +15,7 @@ import numpy as np
 
 from vla.data.dataset import LeRobotDataset
 from vla.data.frames import FrameStore
-from vla.data.hf.clock import frame_rate, timestamps
+from vla.data.hf.clock import frame_rate, seconds_cut_off, timestamps
 from vla.data.hf.columns import TableColumns
 from vla.data.hf.content import table_fingerprint
 from vla.data.hf.export import START_SUFFIX, Videos
@@ -54,7 +54,8 @@ class HuggingFaceDataset(LeRobotDataset):
     columns are called as `Dataset.flatten` does: `observation.state` for `state` in `observation`. An episode
     is numbered as its column says where that holds whole numbers, and else in the order in which episodes
     first occur; they come in the order of their numbers. Frames of a `Video` column are decoded by PyAV at
-    `<camera>.from_timestamp` (0 where there is no such column) plus the row's timestamp.
+    `<camera>.from_timestamp` plus the row's timestamp; where there is no such column, each episode must have
+    a video of its own.
 
     Args:
         table: Folder or file of this machine, or hub id, with or without `hf:` before it; or a
@@ -120,7 +121,7 @@ class HuggingFaceDataset(LeRobotDataset):
         self._read(columns, ordered, tasks)
         with _naming(self._table.name):
             times = self._check_times(tolerance_s)
-            check_parts(every, self.cameras, self.info.fps)
+            check_parts(every, self.cameras, self.info.fps, f"the column '{{camera}}{START_SUFFIX}'")
             parts = self._video_parts(times)
             found = check_videos(self.root, parts, tolerance_s)
             self.info, self.cameras = without_depth(
@@ -205,6 +206,9 @@ class HuggingFaceDataset(LeRobotDataset):
                 left_out[key] = str(error)
             else:
                 numbers[key] = values
+        if any(episode.videos for episode in self.episodes):
+            missing = seconds_cut_off(columns, self.options.columns, ordered, fps, stamps is not None)
+            self.episodes = [_later(*both) for both in zip(self.episodes, missing[chosen], strict=True)]
         for key, reason in left_out.items():
             say_once(f"{self._table.name}: the column '{key}' is left out: {reason}")
         numbers[TIMESTAMP_KEY] = (frames / fps).astype(np.float32) if stamps is None else stamps
@@ -329,6 +333,12 @@ def _choose(
         for key in columns.like_images():
             say_once(f"{columns.table.name}: '{key}' is not a camera: {columns.no_image(key)}")
     return choose_cameras(Path(columns.table.name), info, wanted, episodes)
+
+
+def _later(episode: Episode, seconds: float) -> Episode:
+    """Return an episode that begins later in its videos."""
+    videos = {key: replace(span, start=span.start + float(seconds)) for key, span in episode.videos.items()}
+    return replace(episode, videos=videos)
 
 
 def _check_finite(

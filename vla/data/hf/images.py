@@ -61,12 +61,16 @@ def video_spans(columns: TableColumns, key: str, episodes: Sequence[EpisodeRows]
     """Return where each episode is in the videos of a camera.
 
     Raises:
-        DatasetError: An episode is in several videos, or in none.
+        DatasetError: An episode is in several videos, or in none; or no column says where in a video it
+            starts, and there is one without its camera, or several episodes are in one video.
     """
     table = columns.table
     names = np.concatenate([_video_names(part) for part in _batches(columns, key)])
     starts = np.zeros(len(names))
-    if (start_key := f"{key}{START_SUFFIX}") in table.rows.column_names:
+    is_whole = (start_key := f"{key}{START_SUFFIX}") not in table.rows.column_names
+    if is_whole:
+        _refuse_orphans(columns, key)
+    else:
         what = f"{table.name}: the column '{start_key}' cannot be where an episode starts"
         columns.check_there(start_key, "where an episode starts in its video")
         starts = scalar_column(columns, start_key, what).astype(np.float64)
@@ -81,8 +85,35 @@ def video_spans(columns: TableColumns, key: str, episodes: Sequence[EpisodeRows]
                 )
         first = int(episode.rows[0])
         file = video_file(rows[first][key][0].as_py(), table.root, f"{table.name}, row {first}: '{key}'")
-        spans.append(VideoSpan(str(file), float(starts[first])))
+        spans.append(VideoSpan(str(file), float(starts[first]), whole=is_whole))
+    if is_whole:
+        _refuse_shared(table.name, key, spans, episodes)
     return spans
+
+
+def _refuse_orphans(columns: TableColumns, key: str) -> None:
+    """Raise `DatasetError` where a column says when episodes start in the videos of a column that is gone."""
+    names = columns.table.rows.column_names
+    for orphan in (name for name in names if name.endswith(START_SUFFIX)):
+        if orphan.removesuffix(START_SUFFIX) not in names:
+            raise DatasetError(
+                f"{columns.table.name}: '{orphan}' says where episodes start in the videos of a column that "
+                f"the table does not have, and nothing does so for '{key}'. Where '{key}' is that column "
+                f"renamed, rename the other as well: "
+                f"Dataset.rename_column('{orphan}', '{key}{START_SUFFIX}'). Else remove it."
+            )
+
+
+def _refuse_shared(name: str, key: str, spans: Sequence[VideoSpan], episodes: Sequence[EpisodeRows]) -> None:
+    owner: dict[str, EpisodeRows] = {}
+    for span, episode in zip(spans, episodes, strict=True):
+        other = owner.setdefault(span.path, episode)
+        if other is not episode:
+            raise DatasetError(
+                f"{name}: '{key}' of episodes {other.label} and {episode.label} is in one video, {span.path}, "
+                f"and no column '{key}{START_SUFFIX}' says where in it each of them starts, in seconds. Keep "
+                "or rename that column together with the camera's."
+            )
 
 
 def _batches(columns: TableColumns, key: str) -> Iterator[pa.Array]:

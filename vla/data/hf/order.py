@@ -43,7 +43,7 @@ def order_rows(columns: TableColumns, names: ColumnNames) -> list[EpisodeRows]:
     """
     columns.check_there(names.episode, "the episode (data.columns.episode, --column episode=NAME)")
     labels, codes = _episode_codes(columns, names.episode)
-    frames = _frame_numbers(columns, names)
+    frames = frame_numbers(columns, names)
     order = np.argsort(codes, kind="stable") if frames is None else np.lexsort((frames, codes))
     starts = np.searchsorted(codes[order], np.arange(len(labels)))
     episodes = []
@@ -76,7 +76,12 @@ def _episode_codes(columns: TableColumns, key: str) -> tuple[list[int] | list[st
     return numbers.tolist(), codes.reshape(-1)
 
 
-def _frame_numbers(columns: TableColumns, names: ColumnNames) -> np.ndarray | None:
+def frame_numbers(columns: TableColumns, names: ColumnNames) -> np.ndarray | None:
+    """Return each row's number of its frame, `[n]`; None where the table has none.
+
+    Raises:
+        DatasetError: The column is missing or of another kind, or a number is not whole.
+    """
     if names.frame is None and FRAME_KEY not in columns.table.rows.column_names:
         return None
     key = names.frame or FRAME_KEY

@@ -18,11 +18,13 @@ class VideoSpan:
         path: Relative to the dataset's root.
         start: Time of the episode's first frame in the file, in seconds.
         stop: Where its part ends, in seconds; None where the file is its own, or nothing says.
+        whole: Whether nothing says where in the file it is, so that the file must end with the episode.
     """
 
     path: str
     start: float = 0.0
     stop: float | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)

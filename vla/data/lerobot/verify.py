@@ -43,12 +43,14 @@ class VideoPart:
         episode: The episode's index.
         times: Time of each of its frames in the file, in seconds, float64 `[n]`.
         stop: Where the metadata say that the part ends; None where they do not.
+        whole: See `VideoSpan`.
     """
 
     camera: Feature
     episode: int
     times: np.ndarray
     stop: float | None = None
+    whole: bool = False
 
 
 def check_times(
@@ -99,8 +101,19 @@ def check_times(
             )
 
 
-def check_parts(episodes: Iterable[Episode], cameras: Sequence[str], fps: float) -> None:
+def check_parts(
+    episodes: Iterable[Episode],
+    cameras: Sequence[str],
+    fps: float,
+    remedy: str = "from_timestamp in meta/episodes (v3.0) or video_path in meta/info.json (v2.1)",
+) -> None:
     """Check that no two episodes share a place in a video.
+
+    Args:
+        episodes: The episodes.
+        cameras: Cameras in videos, or others.
+        fps: Frames per second.
+        remedy: What says where they are; `{camera}` stands for the camera's key.
 
     Raises:
         DatasetError: Two do; the message names them and the file.
@@ -118,8 +131,8 @@ def check_parts(episodes: Iterable[Episode], cameras: Sequence[str], fps: float)
                 if start < end:
                     raise DatasetError(
                         f"The metadata put episodes {first} and {second} at one place in {path}: the first "
-                        f"ends after {end:.4f} s, the second begins at {start:.4f} s. Repair from_timestamp "
-                        "in meta/episodes (v3.0) or video_path in meta/info.json (v2.1)."
+                        f"ends after {end:.4f} s, the second begins at {start:.4f} s. Repair "
+                        f"{remedy.format(camera=camera)}."
                     )
 
 
@@ -275,6 +288,15 @@ class _Clock:
             raise DatasetError(
                 f"{what} ends at {last:.4f} s, outside its part of the file, which ends at {part.stop:.4f} s "
                 "(to_timestamp in meta/episodes)."
+            )
+        step = max(period, float(np.diff(part.times).max(initial=0.0)))
+        if part.whole and self.last is not None and self.last > last + step + tolerance:
+            key = part.camera.key
+            raise DatasetError(
+                f"{what} ends at {last:.4f} s, but the video ends at {self.last:.4f} s, and no column "
+                f"'{key}.from_timestamp' says where in it the episode starts: it may be that of other "
+                "episodes. Keep or rename that column together with the camera's; where the episode does "
+                f"start with the video, add one, '{key}.from_timestamp', of zeros."
             )
         if self.regular and period:
             self._check_grid(what, part.times, tolerance)
