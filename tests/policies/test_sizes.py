@@ -1,13 +1,17 @@
 """Sizes that no policy has are refused in a sentence, before memory is touched and before layers are made."""
 
+import dataclasses
 import json
+import shutil
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import vla
-from tests.folders import files_of
+from tests.folders import files_of, unchanged
 from vla.checkpoints import empty
 from vla.errors import ConfigError, VlaError
 from vla.policies.registry import make_config, policy_entry
@@ -101,3 +105,53 @@ def test_weights_larger_than_the_memory_are_refused_before_it_is_touched(monkeyp
 def test_what_a_policy_is_made_next_to_does_not_count(monkeypatch):
     monkeypatch.setattr(empty, "_MOST_MODULES", 0)
     assert len(torch.nn.Sequential(torch.nn.Linear(2, 2))) == 1
+
+
+def fields_of(config_class, kind):
+    return [field.name for field in dataclasses.fields(config_class) if field.type is kind]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_of_other_types_are_taken_for_what_they_are(name):
+    config_class = policy_entry(name).config
+    for kind, given in ((float, 1), (float, np.float32(1)), (int, np.int64(2))):
+        for field in fields_of(config_class, kind):
+            for made in (
+                make_config(name, {field: given}, "tiny"),
+                config_class.from_dict({**config_class.tiny().to_dict(), field: given}),
+            ):
+                assert type(getattr(made, field)) is kind
+                assert getattr(made, field) == given
+        for field in fields_of(config_class, kind):
+            for wrong in ("1", True) if kind is float else ("1", 1.5):
+                with pytest.raises(ConfigError, match=f"Field '{field}' expected {kind.__name__}, got"):
+                    make_config(name, {field: wrong}, "tiny")
+    plain = config_class.tiny().to_dict()
+    assert config_class.from_dict(plain).to_dict() == plain
+
+
+def test_a_foreign_config_is_named_as_its_file_has_it(tmp_path):
+    source = Path(__file__).parents[1] / "before" / "samples" / "converted" / "plain_lerobot"
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "time_sampling_beta_alpha": 3}))
+    with unchanged(tmp_path):
+        assert vla.AutoPolicy.from_pretrained(tmp_path, max_period=5).config.tau_alpha == 3.0
+    path.write_text(json.dumps({**fields, "time_sampling_beta_alpha": "3"}))
+    with unchanged(tmp_path), pytest.raises(ConfigError, match="'tau_alpha' is 'time_sampling_beta_alpha'"):
+        vla.AutoPolicy.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_fields_of_a_stored_config_are_named_once(name, tmp_path, caplog):
+    entry = policy_entry(name)
+    entry.policy(make_config(name, {}, "tiny")).save_pretrained(tmp_path)
+    vla.AutoPolicy.from_pretrained(tmp_path)
+    assert "does not have" not in caplog.text
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "foo": 3, "action_horizn": 4}))
+    with unchanged(tmp_path):
+        vla.AutoPolicy.from_pretrained(tmp_path)
+        vla.AutoPolicy.from_pretrained(tmp_path, config=tmp_path)
+    assert caplog.text.count("which change nothing: foo, action_horizn. Did you mean 'action_horizon'?") == 1

@@ -11,6 +11,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.folders import unchanged
 from vla.errors import ConfigError
 from vla.transforms.tokenizer import (
     PALIGEMMA,
@@ -175,6 +176,9 @@ def test_a_damaged_folder_is_named(tmp_path: Path):
     vocabulary = tmp_path / "tokenizer.json"
     vocabulary.write_text(vocabulary.read_text()[:100])
     with pytest.raises(ConfigError, match=r"tokenizer\.json is not JSON"):
+        load_tokenizer(tmp_path)
+    vocabulary.write_text("{}")
+    with unchanged(tmp_path), pytest.raises(ConfigError, match="the field 'added_tokens' is missing"):
         load_tokenizer(tmp_path)
     # transformers would open this one with five tokens.
     vocabulary.unlink()

@@ -286,6 +286,7 @@ def read_config_of(config_class: Any, folder: str | Path) -> Any:
         raise ConfigError(
             f"{path} is not the config of a {config_class.__name__}: {values.get('model_type')}."
         )
+    config_class.say_unknown(values, str(path.parent))
     try:
         return config_class.from_dict(values)
     except StrictDataclassError as error:

@@ -65,6 +65,7 @@ class OwnFiles:
                 hint = did_you_mean(name, known)
                 raise ConfigError(f"{self.config_class.__name__} has no field '{name}'.{hint}")
         try:
+            self.config_class.say_unknown(stored.config, str(stored.folder))
             fields = dict(self.config_class.renamed(stored.config))
             return self.config_class.from_dict(fields | overrides)
         except (ConfigError, StrictDataclassError) as error:

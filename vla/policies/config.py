@@ -1,16 +1,47 @@
 """The base of every policy's config: fields that a dataset decides, and the frames read and predicted."""
 
+import dataclasses
+import functools
+import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from types import UnionType
+from typing import Any, ClassVar, Self, Union, get_args, get_origin
 
+import numpy as np
 from transformers import PretrainedConfig
 
-from vla.errors import ConfigError
+from vla.errors import ConfigError, did_you_mean
 from vla.types import DatasetFacts, Window
 
 _LARGEST = {"image_size": 2**14, "action_horizon": 2**16, "num_inference_steps": 2**16}
 _LARGEST_ELSE = 2**24
 """Whole numbers in a config are at most so large, whatever the policy."""
+_EXACT = 2**53  # below, every whole number is a float
+_ALSO_STORED = ("torch_dtype", "auto_map", "attn_implementation", "quantization_config")
+"""What `transformers` writes into config.json besides its own fields."""
+
+_log = logging.getLogger(__name__)
+
+
+@functools.lru_cache(maxsize=256)
+def _say_once(message: str) -> None:
+    _log.warning("%s", message)
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """Return a value as JSON would hold it; `kind` is the type that is wanted."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if type(value) is int and float in kinds and int not in kinds:
+        return float(value) if abs(value) < _EXACT else value
+    inner = [one for outer in kinds for one in get_args(outer) if one is not ...]
+    wanted: Any = Union[tuple(inner)] if inner else Any  # noqa: UP007
+    if type(value) is dict:
+        return {name: _plain(one, wanted) for name, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(one, wanted) for one in value)
+    return value
 
 
 class PolicyConfig(PretrainedConfig):
@@ -26,6 +57,48 @@ class PolicyConfig(PretrainedConfig):
     """Field names of earlier versions -> their present names; both are read."""
 
     action_horizon: int
+
+    def __init_subclass__(cls, *args: Any, **kwargs: Any) -> None:
+        super().__init_subclass__(*args, **kwargs)
+        strict_init = cls.__init__
+
+        # `@strict` refuses numbers of other types, which JSON, YAML and numpy write for the same ones.
+        @functools.wraps(strict_init)
+        def init(self: Any, *args: Any, **fields: Any) -> None:
+            strict_init(self, *args, **cls.plain(fields))
+
+        cls.__init__ = init
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return a config of fields by name, some of them changed by keywords."""
+        return super().from_dict(config_dict, **cls.plain(kwargs))
+
+    @classmethod
+    def plain(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return fields with numbers as Python has them, and as floats where a field takes no whole ones."""
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        return {
+            name: _plain(value, kinds.get(cls.old_names.get(name, name), Any))
+            for name, value in fields.items()
+        }
+
+    @classmethod
+    def say_unknown(cls, fields: Mapping[str, Any], where: str) -> None:
+        """Log a warning of stored fields that are neither the config's nor `transformers`'.
+
+        Args:
+            fields: As `config.json` of ours has them.
+            where: Its folder or path, for the message.
+        """
+        known = {*cls().to_dict(), *PretrainedConfig().to_dict(), *cls.old_names, *_ALSO_STORED}
+        unknown = [name for name in fields if name not in known and not name.startswith("_")]
+        if unknown:
+            hint = next(filter(None, (did_you_mean(name, known) for name in unknown)), "")
+            _say_once(
+                f"The config of {where} has fields that {cls.__name__} does not have, which change nothing: "
+                f"{', '.join(unknown)}.{hint}"
+            )
 
     def __post_init__(self, **kwargs: Any) -> None:
         for old, new in self.old_names.items():

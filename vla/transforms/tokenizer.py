@@ -260,9 +260,13 @@ def _open(source: str, *, is_local: bool) -> "PreTrainedTokenizerBase":
     except Exception as error:  # tokenizers raises the base class itself
         if is_local:
             _refuse_damaged(Path(source))
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        if isinstance(error, KeyError):
+            reason = f"the field {reason} is missing"
+        elif not isinstance(error, OSError | ValueError) and type(error) is not Exception:
+            reason = f"they are not laid out as a tokenizer's are ({type(error).__name__}: {reason})"
         raise ConfigError(
-            f"{source} holds no readable tokenizer ({CONFIG_FILE}, {VOCABULARY_FILE}): {reason}"
+            f"{source} holds no readable tokenizer ({CONFIG_FILE}, {VOCABULARY_FILE}): {reason}."
         ) from error
     # transformers builds a tokenizer of special tokens alone where the vocabulary's file is missing.
     names = {VOCABULARY_FILE, MODEL_FILE, *tokenizer.vocab_files_names.values()}

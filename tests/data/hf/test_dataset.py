@@ -185,7 +185,9 @@ def test_videos_that_nothing_places(tmp_path):
     own = table.select(range(LENGTHS[0], 20))  # episodes of whole files
     with unchanged(tmp_path):
         assert read_code(opened(own.remove_columns("view.from_timestamp"))[3]["view"]) == (1, 3, 0)
-        with pytest.raises(DatasetError, match="'view' of episode 0 ends at 0.4.*no column 'view.from_times"):
+        with pytest.raises(
+            DatasetError, match=r"'view' of episode 0 ends at 0\.4.*no column 'view.from_times"
+        ):
             opened(table.remove_columns("view.from_timestamp"))
         opened(table.remove_columns("view.from_timestamp"), cameras=[])
         with pytest.raises(DatasetError, match=r"rename_column\('view.from_timestamp', 'cam.from_timestamp'"):
@@ -193,9 +195,7 @@ def test_videos_that_nothing_places(tmp_path):
         both = {name: name.replace("view", "cam") for name in ("view", "view.from_timestamp")}
         check_items(opened(table.rename_columns(both)), "cam")
         shared = {**columns, "view": [columns["view"][5]] * 20, "view.from_timestamp": None}
-        with pytest.raises(
-            DatasetError, match=r"'view' of episodes 0 and 1 is in one video, .*1\.mp4, and no"
-        ):
+        with pytest.raises(DatasetError, match=r"'view' of episodes 0 and 1 is in .*1\.mp4, and no"):
             opened(make_table(shared, kinds, image=False))
 
 

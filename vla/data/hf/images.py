@@ -110,8 +110,8 @@ def _refuse_shared(name: str, key: str, spans: Sequence[VideoSpan], episodes: Se
         other = owner.setdefault(span.path, episode)
         if other is not episode:
             raise DatasetError(
-                f"{name}: '{key}' of episodes {other.label} and {episode.label} is in one video, {span.path}, "
-                f"and no column '{key}{START_SUFFIX}' says where in it each of them starts, in seconds. Keep "
+                f"{name}: '{key}' of episodes {other.label} and {episode.label} is in {span.path}, and "
+                f"no column '{key}{START_SUFFIX}' says where in it each of them starts, in seconds. Keep "
                 "or rename that column together with the camera's."
             )
 

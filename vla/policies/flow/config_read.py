@@ -7,6 +7,7 @@ carry next to their tensors (`vla_config`).
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -120,7 +121,7 @@ def read_flow_config(
     _refuse_other_policy(config_class, stored, format)
     names = format.read_names(stored.reader.infos)
     shown = {**read_sizes(names.shapes), **_heads_of_arrays(stored, names)}
-    file = _recorded(stored, format)
+    file = _recorded(config_class, stored, format)
     _refuse_contradiction(asked, shown, "You asked for", format, ConfigError)
     _refuse_contradiction(file, shown, f"{stored.folder / 'config.json'} says", format, WeightsError)
 
@@ -135,7 +136,10 @@ def read_flow_config(
     if format.crops_rows and "vocab_size" not in {**carried, **file, **asked} and "vocab_size" in fields:
         fields["vocab_size"] = PALIGEMMA_ROWS.get(fields["vocab_size"], fields["vocab_size"])
     fields |= _heads(stored, shown, fields)
-    return make_config(config_class, fields, stored)
+    theirs = {ours: path for ours, path in RECORDED.get(format.name, {}).items() if ours in file}
+    return make_config(
+        config_class, fields, stored, {o: path for o, path in theirs.items() if o not in asked}
+    )
 
 
 def _refuse_other_policy(config_class: type[FlowConfig], stored: Stored, format: Format) -> None:
@@ -175,9 +179,10 @@ def _heads_of_arrays(stored: Stored, names: Names) -> dict[str, int]:
     return {name: size for name, size in found.items() if size is not None}
 
 
-def _recorded(stored: Stored, format: Format) -> dict[str, Any]:
+def _recorded(config_class: type[FlowConfig], stored: Stored, format: Format) -> dict[str, Any]:
     """Return the fields that `config.json` records, by our names."""
     if format.name == "vla":
+        config_class.say_unknown(stored.config, str(stored.folder))
         return flatten(stored.config)
     fields = {}
     for ours, theirs in RECORDED[format.name].items():
@@ -312,8 +317,16 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def make_config(config_class: type[Config], flat: Mapping[str, Any], stored: Stored) -> Config:
+def make_config(
+    config_class: type[Config], flat: Mapping[str, Any], stored: Stored, theirs: Mapping[str, str]
+) -> Config:
     """Build a config from flat fields.
+
+    Args:
+        config_class: Its class.
+        flat: The fields.
+        stored: The opened folder.
+        theirs: What the fields that its config.json records are called there.
 
     Raises:
         ConfigError: A field has a value that the config refuses.
@@ -329,4 +342,6 @@ def make_config(config_class: type[Config], flat: Mapping[str, Any], stored: Sto
         return config_class.from_dict(nested)
     except (ConfigError, StrictDataclassError) as error:
         detail = " ".join(str(error.__cause__ or error).split())
+        if names := [ours for ours in theirs if theirs[ours] != ours and re.search(rf"\b{ours}\b", detail)]:
+            detail += f" ('{names[0]}' is '{theirs[names[0]]}' in config.json)"
         raise ConfigError(f"The config of {stored.folder} is refused: {detail}") from error
