@@ -1,12 +1,13 @@
 """Where tables come from: folders, files, splits, the hub, and what is said when they cannot be read."""
 
 import json
+import re
 
 import datasets
 import pytest
 
 from tests.data.hf.tables import KEYS, OPTIONS, make_table
-from tests.folders import files_of
+from tests.folders import files_of, unchanged
 from tests.hub_server import serving, speak_to
 from vla.data import HuggingFaceDataset, TableOptions, open_dataset
 from vla.data.hf.source import is_table, open_table
@@ -53,6 +54,35 @@ def test_splits(table, tmp_path):
         open_table(tmp_path / "plain", TableOptions(split="test"))
     with pytest.raises(DatasetError, match="was written by save_to_disk, which has no subsets"):
         open_table(tmp_path / "plain", TableOptions(subset="x"))
+
+
+def test_parts_of_splits_as_datasets_writes_them(table, tmp_path):
+    parts = {"train": table.select(range(5, 20)), "test": table.select(range(5))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    for name, part in parts.items():
+        part.to_parquet(tmp_path / "rows" / f"{name}.parquet")
+    expected = datasets.load_dataset(str(tmp_path / "rows"), split="train[:50%]+test[-2:]")
+    prints = set()
+    with unchanged(tmp_path):
+        for folder in ("saved", "rows"):
+            where = f"hf:{tmp_path / folder}"
+            found = open_table(where, TableOptions(split="train[:50%]+test[-2:]")).rows
+            assert found["step"][:] == expected["step"][:]
+            both = open_dataset(where, **READ | {"options": TableOptions(OPTIONS.columns, "test+train")})
+            prints.add(both.fingerprint)
+            for wrong, said in (
+                ("train[:50%", "Unrecognized"),
+                ("tset[:2]", "its splits are ['train', 'test']"),
+                ("train[:150%]", "150"),
+                ("train+", "Unrecognized"),
+                ("train[a:]", "Unrecognized"),
+            ):
+                with pytest.raises(DatasetError, match=re.escape(f"has no split '{wrong}'")) as error:
+                    open_table(where, TableOptions(split=wrong))
+                assert said.lower() in str(error.value).lower()
+            with pytest.raises(DatasetError, match="is empty"):
+                open_table(where, TableOptions(split="train[3:3]"))
+    assert prints == {HuggingFaceDataset(table, **READ).fingerprint}
 
 
 def test_files_of_other_kinds(table, tmp_path):

@@ -38,7 +38,8 @@ class TableOptions:
 
     Attributes:
         columns: See `ColumnNames`.
-        split: Which split; None takes the only one, or `train`.
+        split: Which split, or parts of splits as `datasets.load_dataset` takes them (`train[:50%]`,
+            `train+test`); None takes the only one, or `train`.
         subset: Which subset (configuration) of a hub dataset; None takes its default.
         fps: Frames per second; None takes it from the timestamps.
     """

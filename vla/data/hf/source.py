@@ -25,6 +25,8 @@ PREFIX = "hf:"
 """What a path begins with that names a table of `datasets` rather than a LeRobot dataset."""
 
 _MOST_OF_A_REASON = 300  # characters
+_SLICES = ("[", "+", "(")
+"""What tells parts of splits, as `datasets` writes them, from the name of a split."""
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
@@ -164,18 +166,41 @@ def _load(path: Path, shown: str, options: TableOptions) -> Any:
 
 def _choose_split(loaded: Any, shown: str, options: TableOptions) -> "Dataset":
     if not isinstance(loaded, Mapping):
-        if options.split not in (None, str(loaded.split)):
+        if options.split in (None, str(loaded.split)):
+            return loaded
+        if loaded.split is None:
             raise DatasetError(f"{shown} is one table without splits: there is no split '{options.split}'.")
-        return loaded
+        loaded = {str(loaded.split): loaded}
     splits: list[str] = [str(name) for name in loaded]
     name = options.split or (splits[0] if len(splits) == 1 else "train")
-    if name not in splits:
-        which = "has no split 'train'" if options.split is None else f"has no split '{name}'"
+    if name in splits:
+        return loaded[name]
+    if options.split is not None and any(sign in name for sign in _SLICES):
+        return _sliced(loaded, shown, name)
+    which = "has no split 'train'" if options.split is None else f"has no split '{name}'"
+    raise DatasetError(
+        f"{shown} {which}; its splits are {splits}. Name one of them (data.split, "
+        f"--split).{did_you_mean(name, splits)}"
+    )
+
+
+def _sliced(loaded: "Mapping[str, Dataset]", shown: str, wanted: str) -> "Dataset":
+    """Return parts of splits as `datasets` writes them, "train[:50%]+test"."""
+    import datasets
+
+    lengths = {str(name): len(rows) for name, rows in loaded.items()}
+    try:
+        parts = datasets.ReadInstruction.from_spec(wanted).to_absolute(lengths)
+    except (ValueError, AssertionError, TypeError) as error:
         raise DatasetError(
-            f"{shown} {which}; its splits are {splits}. Name one of them (data.split, "
-            f"--split).{did_you_mean(name, splits)}"
-        )
-    return loaded[name]
+            f"{shown} has no split '{wanted}': {_reason(error)} Its splits are {list(lengths)}; parts of them "
+            "are written 'train[:50%]', 'train[10:20]' or 'train+test', as load_dataset takes them."
+        ) from error
+    chosen = [loaded[part.splitname].select(range(part.from_, part.to)) for part in parts]
+    try:
+        return datasets.concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        raise DatasetError(f"{shown}: '{wanted}' cannot be put together: {_reason(error)}") from error
 
 
 def _undecoded(table: "Dataset") -> "Dataset":
