@@ -56,3 +56,14 @@ def test_nothing_to_split():
     for none in ([], (), range(0)):
         with pytest.raises(ConfigError, match="no episodes to split"):
             split_episodes(none, 0.1)
+
+
+def test_a_dataset_is_not_its_episodes():
+    class Some:
+        episodes = (1, 2)
+
+    with pytest.raises(ConfigError, match=r"got a Some: of a dataset give \[episode\.index for episode in"):
+        split_episodes(Some(), 0.1)
+    for other in (object(), [object()]):
+        with pytest.raises(ConfigError, match="whole number, got an object of type object"):
+            split_episodes(other, 0.1)

@@ -34,6 +34,11 @@ def split_episodes(
         raise ConfigError(f"validation_fraction must be in [0, 1), got {validation_fraction}.")
     if isinstance(episodes, Iterable) and getattr(episodes, "ndim", 1):
         ids = as_counts(episodes, "episodes")
+    elif hasattr(episodes, "episodes"):
+        raise ConfigError(
+            f"episodes are their numbers, or how many there are, got a {type(episodes).__name__}: of a "
+            "dataset give [episode.index for episode in dataset.episodes]."
+        )
     else:
         number = as_count(episodes, "The number of episodes")
         if number > _MOST_EPISODES:

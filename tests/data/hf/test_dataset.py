@@ -89,6 +89,7 @@ FORMS = {
     "array": (CODES, ARRAY),
     "channels first": ([code.transpose(2, 0, 1) for code in CODES], datasets.Array3D((3, 32, 64), "uint8")),
     "grey": ([code[..., :1] for code in CODES], datasets.Array3D((32, 64, 1), "uint8")),
+    "grey without channels": ([code[..., 0] for code in CODES], datasets.Array2D((32, 64), "uint8")),
     "lists": (
         [code.tolist() for code in CODES],
         datasets.List(datasets.List(datasets.List(datasets.Value("uint8")))),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.make import CAMERAS, draw_code, low_dim, make_dataset, read_code
 from tests.data.writing.recording import frame, leftovers, make_writer, record
-from tests.folders import unchanged
+from tests.folders import files_of, unchanged
 from vla.data import LeRobotDataset
 from vla.data.writing import unfinished
 from vla.data.writing import writer as writer_module
@@ -318,3 +318,22 @@ def test_no_more_frames_a_second_than_can_be_told_apart(tmp_path):
     assert leftovers(tmp_path) == []
     dataset = LeRobotDataset(record(tmp_path / "x", (30,), fps=1000), action_horizon=1)
     assert [read_code(dataset[i][CAMERAS[0]])[1] for i in (0, 7, 29)] == [0, 7, 29]
+
+
+def test_a_task_in_the_wrong_place_is_told_where_it_belongs(tmp_path):
+    with make_writer(tmp_path / "made") as writer:
+        writer.add_frame(frame())
+        written = files_of(tmp_path)
+        for wrong in (
+            lambda: writer.add_frame(frame(), "pick"),
+            lambda: writer.add_frame(frame(), task="pick", timestamp=0.1),
+            lambda: writer.add_frame(frame(task="pick")),
+            lambda: writer.save_episode(),
+        ):
+            with pytest.raises(
+                DatasetError, match=r'once for the whole episode: save_episode\("pick a cup"\)'
+            ):
+                wrong()
+        assert files_of(tmp_path) == written
+        writer.save_episode("pick")
+    assert len(LeRobotDataset(tmp_path / "made", action_horizon=1)) == 1

@@ -4,7 +4,7 @@
 |---|---|
 | a number, or lists or an array of numbers | numbers; as long in every row |
 | text, class labels | text |
-| `Image`, encoded bytes, arrays uint8 of height, width and channels | a camera |
+| `Image`, encoded bytes, arrays uint8 of height, width and channels, or grey without channels | a camera |
 | `Video` | a camera |
 
 Anything else is left out, with the reason.
@@ -146,7 +146,7 @@ class TableColumns:
         held = kind if feature.dtype == "string" else f"{feature.dtype} {list(feature.shape)}"
         return (
             f"its rows are {held}. Images are of the type datasets.Image, encoded bytes, or arrays of uint8 "
-            "of height, width and channels (datasets.Array3D)."
+            "of height, width and channels (datasets.Array3D), or grey without channels (Array2D)."
         )
 
     def _names_image(self, key: str) -> bool:
@@ -188,7 +188,7 @@ class TableColumns:
         shape = _shape_of(self.first(key))
         if not shape:
             raise DatasetError("its first row is empty.")
-        if dtype == "uint8" and len(shape) == 3 and (height_width := _as_image(shape)):
+        if dtype == "uint8" and (height_width := _as_image(shape)):
             self.array_shapes[key] = shape
             return Feature(key, "image", (*height_width, 3), depth=depth_reason(key, None))
         if math.prod(shape) > _MOST_VALUES:
@@ -273,6 +273,11 @@ def local_path(path: str, root: Path) -> Path:
 
 
 def _as_image(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return height and width of what may be an image: of colours, of one channel, or grey without any."""
+    if len(shape) == 2 and min(shape) >= _LEAST_SIDE:
+        return shape[0], shape[1]
+    if len(shape) != 3:
+        return None
     if shape[2] in _CHANNELS:
         return shape[0], shape[1]
     return (shape[1], shape[2]) if shape[0] in _CHANNELS else None

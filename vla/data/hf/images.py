@@ -52,7 +52,9 @@ class TableImages:
     def _from_array(self, stored: pa.ChunkedArray, key: str) -> np.ndarray:
         shape = self._columns.array_shapes[key]
         pixels = self._columns.as_array(stored, Feature(key, "uint8", shape))[0]
-        if shape[2] not in (1, 3, 4):
+        if len(shape) == 2:
+            pixels = pixels[..., None]
+        elif shape[2] not in (1, 3, 4):
             pixels = pixels.transpose(1, 2, 0)
         return np.ascontiguousarray(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3)))
 

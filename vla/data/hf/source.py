@@ -193,8 +193,8 @@ def _sliced(loaded: "Mapping[str, Dataset]", shown: str, wanted: str) -> "Datase
         parts = datasets.ReadInstruction.from_spec(wanted).to_absolute(lengths)
     except (ValueError, AssertionError, TypeError) as error:
         raise DatasetError(
-            f"{shown} has no split '{wanted}': {_reason(error)} Its splits are {list(lengths)}; parts of them "
-            "are written 'train[:50%]', 'train[10:20]' or 'train+test', as load_dataset takes them."
+            f"{shown} has no split '{wanted}': {_reason(error)} Its splits are {list(lengths)}; parts of "
+            "them are written 'train[:50%]', 'train[10:20]' or 'train+test', as load_dataset takes them."
         ) from error
     chosen = [loaded[part.splitname].select(range(part.from_, part.to)) for part in parts]
     try:

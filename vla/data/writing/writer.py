@@ -40,6 +40,8 @@ from vla.types import ACTION_KEY, STATE_KEY
 
 _log = logging.getLogger(__name__)
 
+_TASK_HINT = ' The task is given once for the whole episode: save_episode("pick a cup").'
+
 
 class LeRobotWriter(Unfinished):
     """Writes a v3.0 dataset that LeRobot's own reader accepts.
@@ -140,25 +142,32 @@ class LeRobotWriter(Unfinished):
         finally:
             rescue(self)
 
-    def add_frame(self, frame: Mapping[str, Any]) -> None:
+    def add_frame(self, frame: Mapping[str, Any], *given: Any, **named: Any) -> None:
         """Add one frame to the episode being recorded.
 
         Args:
             frame: Every camera key (uint8 `[h, w, 3]`), `observation.state` `[d]` and `action` `[m]`, or the
                 columns that they are recorded in, and every extra feature.
+            *given: Is not for frames: the task is that of `save_episode(task)`.
+            **named: The same.
 
         Raises:
-            DatasetError: A key is missing or unknown, a value is not finite or does not have the declared
-                dtype, or the recording is closed.
+            DatasetError: There is more than the frame, a key is missing or unknown, a value is not finite or
+                does not have the declared dtype, or the recording is closed.
             ShapeError: An image, a state or an action has another shape or dtype than declared.
         """
         self._check_open()
+        if given or named:
+            raise DatasetError(f"add_frame takes the frame alone, its timestamp is made.{_TASK_HINT}")
         if not isinstance(frame, Mapping):
             raise DatasetError(f"A frame must be a mapping from feature names to values, got {frame!r}.")
         expected = {*self.cameras, *self._names, *self._extra}
         if set(frame) != expected:
             missing, unknown = sorted(expected - set(frame)), sorted(set(frame) - expected, key=str)
-            raise DatasetError(f"A frame must hold {sorted(expected)}; missing {missing}, unknown {unknown}.")
+            hint = _TASK_HINT if "task" in unknown else ""
+            raise DatasetError(
+                f"A frame must hold {sorted(expected)}; missing {missing}, unknown {unknown}.{hint}"
+            )
         where = f"episode {len(self._episode_rows)}, frame {len(self._frames)}"
         row: dict[str, Any] = {
             key: checks.scalar(frame[key], dtype, f"{key} of {where}") for key, dtype in self._extra.items()
@@ -176,20 +185,23 @@ class LeRobotWriter(Unfinished):
         self._check_open()
         self._frames = []
 
-    def save_episode(self, task: str) -> int:
+    def save_episode(self, task: str | None = None) -> int:
         """Write the recorded frames as one episode and return its index.
 
         Args:
-            task: The instruction given to the robot.
+            task: The instruction given to the robot; it must be given.
 
         Raises:
-            DatasetError: No frame was added, the task is not text or is empty, the recording is closed, or
-                the data could not be written: the dataset is then completed with the episodes before.
+            DatasetError: No frame was added, the task is missing, is not text or is empty, the recording is
+                closed, or the data could not be written: the dataset is then completed with the episodes
+                before.
         """
         self._check_open()
         if not self._frames:
             raise DatasetError("The episode holds no frames: add_frame comes before save_episode.")
         index = len(self._episode_rows)
+        if task is None:
+            raise DatasetError(f"The task of episode {index} is missing.{_TASK_HINT}")
         task = checks.task(task, f"The task of episode {index}")
         is_done = False
         try:
