@@ -39,9 +39,9 @@ def _plain(value: Any, kind: Any) -> Any:
     wanted: Any = Union[tuple(inner)] if inner else Any  # noqa: UP007
     if type(value) is dict:
         return {name: _plain(one, wanted) for name, one in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(one, wanted) for one in value)
-    return value
+    if type(value) is list:
+        return [_plain(one, wanted) for one in value]
+    return tuple(_plain(one, wanted) for one in value) if type(value) is tuple else value
 
 
 class PolicyConfig(PretrainedConfig):
@@ -88,7 +88,7 @@ class PolicyConfig(PretrainedConfig):
         """Log a warning of stored fields that are neither the config's nor `transformers`'.
 
         Args:
-            fields: As `config.json` of ours has them.
+            fields: Those of a `config.json` of ours, by name.
             where: Its folder or path, for the message.
         """
         known = {*cls().to_dict(), *PretrainedConfig().to_dict(), *cls.old_names, *_ALSO_STORED}

@@ -18,6 +18,8 @@ Scalar = float | int | bool | str
 _PAD_SUFFIX = "_is_pad"
 _LONGEST_NAME = 200
 
+_TASK_HINT = ' The task is given once for the whole episode: save_episode("pick a cup").'
+
 
 def camera_sizes(cameras: Any, codec: str, fps: int) -> dict[str, tuple[int, int]]:
     """Return the cameras' frame sizes as whole numbers.
@@ -136,12 +138,38 @@ def text(value: Any, what: str) -> str:
     return str(value)
 
 
+def frame(value: Any, keys: set[str], *given: Any, **named: Any) -> Mapping[str, Any]:
+    """Return what was given as a frame.
+
+    Args:
+        value: The frame.
+        keys: What it must hold.
+        *given: What else was given, which must be nothing.
+        **named: The same, by keyword.
+
+    Raises:
+        DatasetError: There is more than the frame, it is not a mapping, or a key is missing or unknown.
+    """
+    if given or named:
+        raise DatasetError(f"add_frame takes the frame alone, and timestamps are made.{_TASK_HINT}")
+    if not isinstance(value, Mapping):
+        raise DatasetError(f"A frame must be a mapping from feature names to values, got {value!r}.")
+    if set(value) != keys:
+        missing, unknown = sorted(keys - set(value)), sorted(set(value) - keys, key=str)
+        hint = _TASK_HINT if "task" in unknown else ""
+        raise DatasetError(f"A frame must hold {sorted(keys)}; missing {missing}, unknown {unknown}.{hint}")
+    return value
+
+
 def task(value: Any, what: str) -> str:
     """Return an instruction.
 
     Raises:
-        DatasetError: It is not text that can be written, or holds no word: no policy could act on it.
+        DatasetError: It is missing, is not text that can be written, or holds no word, so that no policy could
+            act on it.
     """
+    if value is None:
+        raise DatasetError(f"{what} is missing.{_TASK_HINT}")
     found = text(value, what)
     if not found.strip():
         raise DatasetError(

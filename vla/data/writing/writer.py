@@ -40,8 +40,6 @@ from vla.types import ACTION_KEY, STATE_KEY
 
 _log = logging.getLogger(__name__)
 
-_TASK_HINT = ' The task is given once for the whole episode: save_episode("pick a cup").'
-
 
 class LeRobotWriter(Unfinished):
     """Writes a v3.0 dataset that LeRobot's own reader accepts.
@@ -157,17 +155,7 @@ class LeRobotWriter(Unfinished):
             ShapeError: An image, a state or an action has another shape or dtype than declared.
         """
         self._check_open()
-        if given or named:
-            raise DatasetError(f"add_frame takes the frame alone, its timestamp is made.{_TASK_HINT}")
-        if not isinstance(frame, Mapping):
-            raise DatasetError(f"A frame must be a mapping from feature names to values, got {frame!r}.")
-        expected = {*self.cameras, *self._names, *self._extra}
-        if set(frame) != expected:
-            missing, unknown = sorted(expected - set(frame)), sorted(set(frame) - expected, key=str)
-            hint = _TASK_HINT if "task" in unknown else ""
-            raise DatasetError(
-                f"A frame must hold {sorted(expected)}; missing {missing}, unknown {unknown}.{hint}"
-            )
+        frame = checks.frame(frame, {*self.cameras, *self._names, *self._extra}, *given, **named)
         where = f"episode {len(self._episode_rows)}, frame {len(self._frames)}"
         row: dict[str, Any] = {
             key: checks.scalar(frame[key], dtype, f"{key} of {where}") for key, dtype in self._extra.items()
@@ -200,8 +188,6 @@ class LeRobotWriter(Unfinished):
         if not self._frames:
             raise DatasetError("The episode holds no frames: add_frame comes before save_episode.")
         index = len(self._episode_rows)
-        if task is None:
-            raise DatasetError(f"The task of episode {index} is missing.{_TASK_HINT}")
         task = checks.task(task, f"The task of episode {index}")
         is_done = False
         try:
