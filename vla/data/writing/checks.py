@@ -165,8 +165,8 @@ def task(value: Any, what: str) -> str:
     """Return an instruction.
 
     Raises:
-        DatasetError: It is missing, is not text that can be written, or holds no word, so that no policy could
-            act on it.
+        DatasetError: It is missing, is not text that can be written, or holds no word: no policy
+            could act on it.
     """
     if value is None:
         raise DatasetError(f"{what} is missing.{_TASK_HINT}")
