@@ -240,6 +240,18 @@ def as_counts(value: Any, name: str) -> list[int]:
     return [as_count(number, f"Each of {name}", at_least=0) for number in numbers]
 
 
+def as_sizes(value: Any, name: str) -> list[int]:
+    """Return an argument that is a list of whole numbers of at least 1, with one at least.
+
+    Raises:
+        ConfigError: It is something else, or empty.
+    """
+    sizes = as_counts(value, name)
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"{name} must be one or more whole numbers, each at least 1, got {sizes}.")
+    return sizes
+
+
 def name_of(columns: str | Sequence[str], joined: str) -> str:
     """Return the key of a state or of actions in an item: their column's, or a name of several together.
 

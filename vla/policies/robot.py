@@ -110,7 +110,7 @@ class RobotPolicy:
         check_agreement(policy, chosen)
         execution_device(policy)
         self.policy = policy.eval()
-        options = {"release_plain": True} if release_plain else {}
+        options = {} if release_plain is False else {"release_plain": release_plain}
         self.sampler = policy.fast(fast, highest=highest, **options)
         self.pipeline = chosen
         self.window = policy.config.window

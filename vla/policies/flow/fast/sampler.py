@@ -15,6 +15,7 @@ import torch
 
 from vla.errors import ConfigError, ShapeError
 from vla.fast.ladder import Ladder
+from vla.fast.levels import FormError
 from vla.fast.programs import Counts, Programs, WarmUp
 from vla.fast.release import ReleasedError
 from vla.fast.triton.available import reason_against
@@ -24,12 +25,12 @@ from vla.nn.layout import PrefixLayout
 from vla.objectives.guidance import VARIANTS, ActionPrefix, Guidance, check_variants
 from vla.objectives.noise import Generators, standard_normal
 from vla.objectives.solvers import SOLVERS, Solver
-from vla.policies.flow.checks import read_layout, warn_if_horizon_differs
-from vla.policies.flow.fast.form import Form, as_buckets, check_form, check_options
+from vla.policies.flow.checks import checked_sampling, read_layout, warn_if_horizon_differs
+from vla.policies.flow.fast.form import Form, as_backend, as_buckets, check_form, check_options
 from vla.policies.flow.fast.program import MAX_SHAPES, SampleProgram, SampleShape, Suffix
-from vla.policies.flow.fast.shapes import SEEN, fill_up, in_words, news, repeated
+from vla.policies.flow.fast.shapes import SEEN, as_observations, fill_up, in_words, news, repeated
 from vla.policies.flow.time import sampling_times
-from vla.types import as_count, check_shape
+from vla.types import as_count, as_sizes, check_shape
 
 logger = logging.getLogger(__name__)
 
@@ -114,13 +115,13 @@ class FastSampler:
             "backend": backend,
         }
         self.policy = policy
-        longest = max(LONGEST_BUCKET, 2 * policy.config.max_prompt_length)
-        self._buckets = None if buckets is None else as_buckets(buckets, "buckets", longest)
+        self._longest = max(LONGEST_BUCKET, 2 * policy.config.max_prompt_length)
+        self._buckets = None if buckets is None else as_buckets(buckets, "buckets", self._longest)
         if batch_buckets is None:
             batch_buckets = BATCH_BUCKETS if policy.device.type == "cuda" else ()
         self._batch_buckets = as_buckets(batch_buckets, "batch_buckets", LARGEST_BATCH)
         self._ladder = Ladder(level, lower_will_do, OFFERS, in_words)
-        self._make_form, self._backend = partial(Form, policy, suffix, fold), backend
+        self._make_form, self._backend = partial(Form, policy, suffix, fold), as_backend(backend)
         self._max_shapes, self._building = as_count(max_shapes, "max_shapes"), threading.Lock()
         self.counts = Counts()
         self._is_warm = self._is_stale = False
@@ -138,7 +139,8 @@ class FastSampler:
         return _made_anew, (type(self), self.policy, self._made_with)
 
     def _build(self) -> None:
-        self.form = self._make_form()
+        with torch.inference_mode(False), torch.no_grad():  # what is made within it could not be used outside
+            self.form = self._make_form()
         self._programs = Programs(self.policy.device, self._max_shapes, self.counts, self._note)
 
     def _release(self) -> int:
@@ -224,8 +226,19 @@ class FastSampler:
             **options: More of `sample_actions`, the same for all: num_steps, samples, solver, ...
 
         Raises:
-            ConfigError: There are no buckets, and neither texts nor lengths are given.
+            ConfigError: There are no buckets, and neither texts nor lengths are given; or one of them is not
+                of its kind. What is counted as made after a warm-up stays as it was.
         """
+        batch_sizes = as_sizes(batch_sizes, "batch_sizes")
+        if observations is not None:
+            observations = as_observations(observations)
+        if text_lengths is not None:
+            text_lengths = as_sizes(text_lengths, "text_lengths")
+            if max(text_lengths) > self._longest:
+                raise ConfigError(
+                    f"text_lengths must be at most {self._longest}, got {max(text_lengths)}: the policy's "
+                    f"texts have up to {self.policy.config.max_prompt_length} tokens."
+                )
         start, before = time.perf_counter(), sum(self.counts.built.values())
         if text_lengths is None:
             longest = self.policy.config.max_prompt_length
@@ -237,13 +250,16 @@ class FastSampler:
                     "with the texts that will occur."
                 )
         seen = [self.policy.example_batch(1)] if observations is None else observations
-        self._is_warm = False
-        for one in seen:
-            lengths = text_lengths or [int(one["attention_mask"].sum())]
-            for length in lengths:
-                for size in batch_sizes:
-                    self.sample_actions(**repeated(one, size, length), **options)
-        self._is_warm = True
+        was_warm, self._is_warm = self._is_warm, False
+        try:
+            for one in seen:
+                lengths = text_lengths or [int(one["attention_mask"].sum())]
+                for length in lengths:
+                    for size in batch_sizes:
+                        self.sample_actions(**repeated(one, size, length), **options)
+            was_warm = True
+        finally:
+            self._is_warm = was_warm
         done = WarmUp(self.last_level, sum(self.counts.built.values()) - before, time.perf_counter() - start)
         logger.info("%s.", done)
         return done
@@ -272,13 +288,18 @@ class FastSampler:
                 return
             if self.released_bytes:
                 raise ReleasedError("making the inference form anew of changed weights")
-            logger.info("The policy's weights have changed: its inference form is made anew.")
             self._met = dict.fromkeys(self._met, "the policy's weights have changed")
             self._ladder.forget()
-            self._build()
+            try:
+                check_form(self.policy, self._made_with["fold"], release_plain=False)
+                self._build()
+            except FormError as error:
+                self._ladder.to_plain(str(error))
+            else:
+                logger.info("The policy's weights have changed: its inference form is made anew.")
             self._is_stale = False
 
-    @torch.no_grad()
+    @checked_sampling
     def sample_actions(
         self,
         pixel_values: torch.Tensor,
