@@ -17,8 +17,7 @@ from vla.nn.layout import PrefixLayout
 from vla.objectives.guidance import WHOLE, ActionPrefix, Guidance
 from vla.objectives.solvers import SOLVERS
 from vla.policies.flow.config import FlowConfig
-from vla.policies.observation import check_generators, check_num_steps
-from vla.types import as_count, check_shape
+from vla.types import as_count, check_generators, check_num_steps, check_shape
 
 logger = logging.getLogger(__name__)
 

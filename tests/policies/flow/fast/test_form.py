@@ -238,7 +238,7 @@ def test_a_form_that_was_made_before_the_release_says_so(policy, seen):
     sibling = policy.fast("graph")
     policy.fast("graph", release_plain=True)
     for _ in range(2):
-        with pytest.raises(ReleasedError, match="of changed weights needs"):
+        with pytest.raises(ReleasedError, match="making another inference form needs"):
             sibling.sample_actions(**seen)
     with pytest.raises(ReleasedError, match="another sampler"):
         policy.fast("plain")

@@ -11,6 +11,7 @@ from vla.errors import ConfigError, did_you_mean
 from vla.fast.levels import FormError, check_dtype
 from vla.fast.release import ReleasedError, is_released, release, storage_bytes
 from vla.fast.stack import Stack
+from vla.fast.triton.available import reason_against
 from vla.fast.vision import Vision
 from vla.fast.watch import check_hooks
 from vla.fast.weights import Product, memory_of
@@ -55,6 +56,15 @@ class Form:
     def resident_bytes(self) -> int:
         """Bytes of all weights: the policy's and its own, what they share counted once."""
         return storage_bytes([*self._policy.parameters(), *self.tensors])
+
+    def reason_against_kernels(self, fold: bool) -> str | None:
+        """Return why Triton kernels cannot run its expert; None where they can."""
+        if not fold:
+            return "the kernels take joined matrices: leave fold=False out"
+        suffix, of_prefix = self.suffix, self._policy.model.language_model.embed_tokens.weight
+        ends = suffix.ends()
+        own = (*suffix.stack.tensors(), *(one.weight for one in (*ends.embed, ends.out)))
+        return reason_against(self._policy.device, {one.dtype for one in (*own, of_prefix)})
 
     def release_plain(self) -> int:
         """Let go of the policy's own weights that it holds otherwise; returns their bytes."""

@@ -18,7 +18,6 @@ from vla.fast.ladder import Ladder
 from vla.fast.levels import FormError
 from vla.fast.programs import Counts, Programs, WarmUp
 from vla.fast.release import ReleasedError
-from vla.fast.triton.available import reason_against
 from vla.fast.watch import WeightsWatch
 from vla.nn.attention import KeyValueCache
 from vla.nn.layout import PrefixLayout
@@ -28,7 +27,7 @@ from vla.objectives.solvers import SOLVERS, Solver
 from vla.policies.flow.checks import checked_sampling, read_layout, warn_if_horizon_differs
 from vla.policies.flow.fast.form import Form, as_backend, as_buckets, check_form, check_options
 from vla.policies.flow.fast.program import MAX_SHAPES, SampleProgram, SampleShape, Suffix
-from vla.policies.flow.fast.shapes import SEEN, as_observations, fill_up, in_words, news, repeated
+from vla.policies.flow.fast.shapes import SEEN, as_lengths, as_observations, fill_up, in_words, news, repeated
 from vla.policies.flow.time import sampling_times
 from vla.types import as_count, as_sizes, check_shape
 
@@ -127,7 +126,7 @@ class FastSampler:
         self._is_warm = self._is_stale = False
         self._met: dict[SampleShape, str] = {}
         self._build()
-        if level == "triton" and (reason := self._reason_against_kernels(fold)):
+        if level == "triton" and (reason := self.form.reason_against_kernels(fold)):
             self._ladder.leave(reason)
         self.released_bytes = self._release() if release_plain else 0
         self._watch = WeightsWatch(policy)
@@ -191,14 +190,6 @@ class FastSampler:
         form, kernels = self.form, level == "triton"
         return SampleProgram(self.policy, form.vision, form.prefix, form.suffix, shape, backend, kernels)
 
-    def _reason_against_kernels(self, fold: bool) -> str | None:
-        if not fold:
-            return "the kernels take joined matrices: leave fold=False out"
-        suffix, of_prefix = self.form.suffix, self.policy.model.language_model.embed_tokens.weight
-        ends = suffix.ends()
-        own = (*suffix.stack.tensors(), *(one.weight for one in (*ends.embed, ends.out)))
-        return reason_against(self.policy.device, {one.dtype for one in (*own, of_prefix)})
-
     @property
     def last_program(self) -> SampleProgram:
         """The program that made the last sample."""
@@ -230,26 +221,15 @@ class FastSampler:
                 of its kind. What is counted as made after a warm-up stays as it was.
         """
         batch_sizes = as_sizes(batch_sizes, "batch_sizes")
-        if observations is not None:
-            observations = as_observations(observations)
-        if text_lengths is not None:
-            text_lengths = as_sizes(text_lengths, "text_lengths")
-            if max(text_lengths) > self._longest:
-                raise ConfigError(
-                    f"text_lengths must be at most {self._longest}, got {max(text_lengths)}: the policy's "
-                    f"texts have up to {self.policy.config.max_prompt_length} tokens."
-                )
+        longest = self.policy.config.max_prompt_length
+        text_lengths = as_lengths(text_lengths, self.buckets, longest, self._longest)
+        if not text_lengths and observations is None:
+            raise ConfigError(
+                "Texts keep their exact length here, so a warm-up needs text_lengths, or observations "
+                "with the texts that will occur."
+            )
         start, before = time.perf_counter(), sum(self.counts.built.values())
-        if text_lengths is None:
-            longest = self.policy.config.max_prompt_length
-            text_lengths = [one for one in self.buckets if one < longest]
-            text_lengths += [one for one in self.buckets if one >= longest][:1]
-            if not text_lengths and observations is None:
-                raise ConfigError(
-                    "Texts keep their exact length here, so a warm-up needs text_lengths, or observations "
-                    "with the texts that will occur."
-                )
-        seen = [self.policy.example_batch(1)] if observations is None else observations
+        seen = [self.policy.example_batch(1)] if observations is None else as_observations(observations)
         was_warm, self._is_warm = self._is_warm, False
         try:
             for one in seen:

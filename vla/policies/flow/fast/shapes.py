@@ -9,6 +9,7 @@ import torch
 from vla.errors import ConfigError
 from vla.nn.layout import PrefixLayout
 from vla.policies.flow.fast.program import SampleShape
+from vla.types import as_sizes
 
 SEEN = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state")
 
@@ -74,6 +75,24 @@ def as_observations(given: Any) -> list[Mapping[str, Any]]:
             f"one row each: warm_up([tensors]); got {what}."
         )
     return several
+
+
+def as_lengths(given: Any, buckets: Sequence[int], longest_prompt: int, most: int) -> list[int]:
+    """Return lengths of texts for a warm-up; where not given, the buckets that prompts may need.
+
+    Raises:
+        ConfigError: They are not whole numbers from 1 to `most`, or there are none.
+    """
+    if given is None:
+        above = [one for one in buckets if one >= longest_prompt]
+        return [one for one in buckets if one < longest_prompt] + above[:1]
+    lengths = as_sizes(given, "text_lengths")
+    if max(lengths) > most:
+        raise ConfigError(
+            f"text_lengths must be at most {most}, got {max(lengths)}: the policy's texts have up to "
+            f"{longest_prompt} tokens."
+        )
+    return lengths
 
 
 def _is_one_row(value: Any) -> bool:
