@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from vla.errors import ConfigError, ShapeError
+from vla.errors import ConfigError, ObservationError, ShapeError
 
 if TYPE_CHECKING:
     import torch  # not at run time: this module is open to rooms that do without it
@@ -246,6 +246,71 @@ def as_counts(value: Any, name: str) -> list[int]:
             f"{name} must be a list of whole numbers, such as range(0, 10), got {_shown(value)}."
         )
     return [as_count(number, f"Each of {name}", at_least=0) for number in numbers]
+
+
+MAX_STEPS = 10_000
+"""Steps of sampling that may be asked for: far more than any solver gains by."""
+
+
+def check_num_steps(num_steps: Any) -> int:
+    """Return a number of sampling steps.
+
+    Raises:
+        ConfigError: It is not a whole number from 1 to `MAX_STEPS`.
+    """
+    try:
+        steps = as_count(num_steps, "num_steps")
+    except ConfigError:
+        steps = 0
+    if not 1 <= steps <= MAX_STEPS:
+        raise ConfigError(f"num_steps must be a whole number from 1 to {MAX_STEPS}, got {num_steps!r}.")
+    return steps
+
+
+def check_generators(generator: Any, observations: int, device: "torch.device") -> None:
+    """Check the source of a policy's noise.
+
+    Args:
+        generator: A `torch.Generator`, a sequence of one for each observation, or None.
+        observations: How many there are.
+        device: The policy's.
+
+    Raises:
+        ObservationError: There are not as many generators as observations.
+        ConfigError: It is something else, or lies on another device.
+    """
+    if generator is None:
+        return
+    import torch
+
+    given = generator if isinstance(generator, Sequence) and not isinstance(generator, str) else [generator]
+    for one in given:
+        if not isinstance(one, torch.Generator):
+            raise ConfigError(
+                f"generator must be a torch.Generator, or a list of one for each observation, got "
+                f"{type(one).__name__} {one!r}. A seed becomes one by torch.Generator().manual_seed(seed)."
+            )
+        if one.device.type != device.type:
+            raise ConfigError(
+                f"The generator is on {one.device}, the policy on {device}: make it there, "
+                f"torch.Generator('{device}')."
+            )
+    if given is generator and len(given) != observations:
+        raise ObservationError(
+            f"Got {len(given)} generators for {observations} observations; give one, or one each."
+        )
+
+
+def as_sizes(value: Any, name: str) -> list[int]:
+    """Return an argument that is a list of whole numbers of at least 1, with one at least.
+
+    Raises:
+        ConfigError: It is something else, or empty.
+    """
+    sizes = as_counts(value, name)
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"{name} must be one or more whole numbers, each at least 1, got {sizes}.")
+    return sizes
 
 
 def name_of(columns: str | Sequence[str], joined: str) -> str:

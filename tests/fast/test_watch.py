@@ -1,10 +1,12 @@
 """Whatever moves weights is noticed, once."""
 
+import peft
 import pytest
 import torch
 from torch import nn
 
-from vla.fast.watch import WeightsWatch
+from vla.fast.levels import FormError
+from vla.fast.watch import WeightsWatch, check_hooks
 
 
 def _one_value(module):
@@ -68,3 +70,65 @@ def test_dtypes_shapes_and_what_is_not_a_number_compare():
     module.get_parameter("convolution_bfloat16").data.fill_(1)
     assert watch.changed()
     assert not watch.changed()
+
+
+def _adapted():
+    torch.manual_seed(0)
+    options = {"target_modules": ["0"], "modules_to_save": ["1"], "init_lora_weights": False}
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)), peft.LoraConfig(**options))
+    model.add_adapter("other", peft.LoraConfig(**options))
+    return model
+
+
+SWITCHES = {
+    "off": lambda model: model.base_model.disable_adapter_layers(),
+    "another": lambda model: model.set_adapter("other"),
+    "scaled": lambda model: model.base_model.model[0].scale_layer(0.5),
+    "scaling": lambda model: setattr(model.base_model.model[0], "scaling", {"default": 3.0, "other": 1.0}),
+    "merged": lambda model: model.merge_adapter(),
+    "hook": lambda model: model.base_model.model[1].register_forward_hook(lambda *given: None),
+    "pre-hook": lambda model: model.base_model.model[1].register_forward_pre_hook(lambda *given: None),
+    "forward": lambda model: setattr(model.base_model.model[1], "forward", lambda x: x),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES.values(), ids=SWITCHES)
+def test_adapters_and_hooks_are_noticed_once(switch):
+    model = _adapted()
+    watch = WeightsWatch(model)
+    assert not watch.changed()
+    switch(model)
+    assert watch.changed()
+    assert not watch.changed()
+
+
+def test_an_adapter_that_is_off_for_a_while_is_noticed_twice():
+    model = _adapted()
+    watch = WeightsWatch(model)
+    with model.disable_adapter():
+        assert watch.changed()
+    assert watch.changed()
+    assert not watch.changed()
+
+
+def test_a_layer_with_a_hook_has_no_form():
+    module = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2))
+    module[0].register_forward_hook(lambda *given: None)  # embeddings run as they are
+    module.register_forward_hook(lambda *given: None)
+    check_hooks(module)
+    said = r"Its module '1' \(Linear\) has a forward hook"
+    with module[1].register_forward_hook(lambda *given: None), pytest.raises(FormError, match=said):
+        check_hooks(module)
+    module[1].forward = lambda x: x
+    with pytest.raises(FormError, match=r"Its module '1' \(Linear\) has a forward of its own"):
+        check_hooks(module)
+
+
+@torch.inference_mode()
+def test_weights_made_in_inference_mode():
+    module = nn.Linear(6, 5)
+    watch = WeightsWatch(module)
+    assert not watch.changed()
+    with torch.inference_mode():
+        module.weight.mul_(2)
+    assert watch.changed()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vla.errors import ConfigError, ShapeError
+from vla.errors import ConfigError, ShapeError, VlaError
 from vla.objectives.guidance import ActionPrefix, Guidance, guided, held, pull_weight, to_zero, token_times
 from vla.objectives.solvers import SOLVERS, euler, time_grid
 
@@ -77,3 +77,40 @@ def test_what_does_not_fit(wrong, error, said):
         wrong.check(NOISE)
     Guidance(NOISE, torch.ones(3, 1)).check(NOISE)
     ActionPrefix(NOISE, torch.tensor([3, 0])).check(NOISE)
+
+
+NAN = torch.full_like(NOISE, torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (Guidance(NOISE, torch.tensor(-1.0)), "weights must be finite and at least 0 .* got -1.0"),
+        (Guidance(NOISE, torch.tensor(torch.nan)), "weights must be finite .* got nan"),
+        (Guidance(NOISE, torch.tensor(torch.inf)), "weights must be finite .* got inf"),
+        (Guidance(NOISE, torch.ones(()), float("inf")), "max_weight must be a finite number, got inf"),
+        (Guidance(NOISE, torch.ones(()), "5"), "max_weight must be a finite number, got '5'"),
+        (Guidance(NAN, torch.ones(())), "target must be finite where its weight is not 0, got nan"),
+        (Guidance(NOISE, 0.5), "guidance.weights must be a tensor, got a float"),
+        (Guidance(NOISE.numpy(), torch.ones(())), "guidance.target must be a tensor, got a ndarray"),
+        (ActionPrefix(NOISE, torch.tensor([-1, 1])), "lengths must lie in 0 to 3, .* got -1"),
+        (ActionPrefix(NOISE, torch.tensor([4, 1])), "lengths must lie in 0 to 3, .* got 4"),
+        (ActionPrefix(NOISE, torch.tensor([True, True])), "lengths must be whole numbers .* torch.bool"),
+        (ActionPrefix(NOISE, torch.tensor([1.0, 1.0])), "lengths must be whole numbers .* torch.float32"),
+        (ActionPrefix(NOISE, [1, 1]), "lengths must be a tensor, got a list"),
+        (ActionPrefix(NAN), "actions must be finite where they are known, got nan"),
+        (ActionPrefix(NOISE.numpy()), "action_prefix.actions must be a tensor, got a ndarray"),
+    ],
+)
+def test_numbers_that_cannot_be_followed(wrong, said):
+    with pytest.raises(VlaError, match=said):
+        wrong.check(NOISE)
+
+
+def test_what_does_not_count_need_not_be_known():
+    weights = torch.tensor([1.0, 1.0, 0.0])[:, None]
+    target = torch.where(weights == 0, torch.nan, NOISE)
+    Guidance(target, weights).check(NOISE)
+    made = guided(lambda x, tau: x, target, weights)(NOISE, 0.4)
+    assert torch.equal(made, guided(lambda x, tau: x, NOISE * weights, weights)(NOISE, 0.4))
+    ActionPrefix(target, torch.tensor([2, 1])).check(NOISE)

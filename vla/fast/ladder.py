@@ -43,6 +43,7 @@ class Ladder:
         self.has_plain = True
         self._lower_will_do, self._offers, self._in_words = lower_will_do, offers, in_words
         self._lower: dict[Hashable, str] = {}
+        self._before: tuple[str, str | None] | None = None
         self._told: set[str] = set()
 
     @property
@@ -51,8 +52,10 @@ class Ladder:
         return self._offers.get(self.level, frozenset())
 
     def forget(self) -> None:
-        """Try again where memory did not suffice."""
+        """Try again where memory did not suffice, or there was no form."""
         self._lower.clear()
+        if self._before is not None:
+            (self.level, self.reason), self._before = self._before, None
 
     def leave(self, reason: str) -> None:
         """Step down before any work is done.
@@ -61,6 +64,18 @@ class Ladder:
             FormError: No lower level will do.
         """
         self._below(self.level, None, reason, for_all=True)
+
+    def to_plain(self, reason: str) -> None:
+        """Do all work by the plain path, until `forget`.
+
+        Raises:
+            FormError: No lower level will do, or the plain path cannot serve.
+        """
+        self.forget()
+        self._check_below(self.level, "plain", reason)
+        logger.warning("Sampling at level 'plain' instead of '%s': %s", self.level, reason)
+        self._before = self.level, self.reason
+        self.level, self.reason = "plain", reason
 
     def run(
         self,
@@ -120,6 +135,15 @@ class Ladder:
     def _below(self, level: str, shape: Hashable, reason: str, for_all: bool) -> str:
         """Return the level that serves instead, from now on: for all, or for this shape alone."""
         below = LEVELS[LEVELS.index(level) - 1]
+        self._check_below(level, below, reason)
+        logger.warning("Sampling at level '%s' instead of '%s': %s", below, level, reason)
+        if for_all:
+            self.level, self.reason = below, reason
+        else:
+            self._lower[shape] = below
+        return below
+
+    def _check_below(self, level: str, below: str, reason: str) -> None:
         if not self._lower_will_do:
             raise FormError(f"The level '{level}' cannot be had here, '{below}' can: {reason}")
         if below == "plain" and not self.has_plain:
@@ -127,12 +151,6 @@ class Ladder:
                 f"The level '{level}' cannot be had here, and the weights that 'plain' needs were released: "
                 f"{reason}"
             )
-        logger.warning("Sampling at level '%s' instead of '%s': %s", below, level, reason)
-        if for_all:
-            self.level, self.reason = below, reason
-        else:
-            self._lower[shape] = below
-        return below
 
 
 def _cause(error: Exception) -> str:

@@ -7,9 +7,13 @@ compiled   prefix and step go through `torch.compile`, inside that graph
 triton     the expert's step is a few Triton kernels for each layer (`vla.fast.triton`), inside that graph
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from vla.errors import ConfigError, did_you_mean
+from vla.types import as_flag
 
 LEVELS = ("plain", "graph", "compiled", "triton")
 
@@ -35,8 +39,16 @@ def check_level(
         highest: With True: no higher one than this.
 
     Raises:
-        ConfigError: There is no such level.
+        ConfigError: There is no such level; or `highest` goes with a level that is named, or with "plain".
     """
+    if highest is not None:
+        if highest not in LEVELS:
+            hint = did_you_mean(highest, LEVELS) if isinstance(highest, str) else ""
+            raise ConfigError(f"highest must be one of {', '.join(LEVELS)}, got {highest!r}.{hint}")
+        if level is not True:
+            raise ConfigError(
+                f"highest='{highest}' goes with fast=True, which chooses a level; got fast={level!r}."
+            )
     if isinstance(level, bool):
         pays = "compiled" if torch.device(device).type == "cuda" else "graph"
         best = pays if highest is None else min(pays, highest, key=LEVELS.index)
@@ -47,12 +59,22 @@ def check_level(
     return level, False
 
 
-def check_release(level: str, release_plain: bool) -> None:
+def check_release(level: str, release_plain: Any) -> None:
     """Raise `ConfigError` where the plain weights are to be released by the level that needs them."""
-    if release_plain and level == "plain":
+    if as_flag(release_plain, "release_plain") and level == "plain":
         raise ConfigError(
             "release_plain lets go of the plain weights, with which level 'plain' samples: choose another "
             "one, fast=True for instance."
+        )
+
+
+def check_plain_options(options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for options of an inference form where there is none."""
+    given = [name for name in options if name != "release_plain"]  # which `check_release` has seen
+    if given:
+        raise ConfigError(
+            f"Level 'plain' is the policy itself, which takes no {', '.join(given)}: leave them out, or "
+            "choose another level."
         )
 
 

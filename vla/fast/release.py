@@ -36,9 +36,9 @@ def release(policy: nn.Module, products: Iterable[Product], keep: Sequence[torch
     freed = 0
     for layer in {id(layer): layer for product in products for layer in product.layers}.values():
         freed += _let_go(layer, kept)
-    policy.register_state_dict_pre_hook(_refuse("saving"))
-    policy.register_load_state_dict_pre_hook(_refuse("loading into it"))
-    policy._apply = _refuse("moving or converting it")  # type: ignore[method-assign]
+    policy.register_state_dict_pre_hook(_Refusal("saving"))
+    policy.register_load_state_dict_pre_hook(_Refusal("loading into it"))
+    policy._apply = _Refusal("moving or converting it")  # type: ignore[method-assign]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return freed
@@ -70,12 +70,18 @@ def _let_go(layer: nn.Module, kept: set[int]) -> int:
             empty = torch.empty_like(parameter, device="meta")
             setattr(module, name, nn.Parameter(empty, requires_grad=parameter.requires_grad))
     if freed:
-        layer.register_forward_pre_hook(_refuse("a pass through its own layers"))
+        layer.register_forward_pre_hook(_Refusal("a pass through its own layers"))
     return freed
 
 
-def _refuse(what: str) -> Any:
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise ReleasedError(what)
+class _Refusal:
+    """Refuses to be called, and what it is part of to be copied."""
 
-    return refuse
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        raise ReleasedError(self._what)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise ReleasedError("copying or pickling")

@@ -22,8 +22,7 @@ def weight_of(layer: nn.Module) -> torch.Tensor:
     """
     kind: Any = layer
     if hasattr(layer, "modules_to_save"):
-        (active,) = kind.active_adapters
-        return weight_of(kind.modules_to_save[active])
+        return weight_of(_trained_copy(kind))
     if hasattr(layer, "lora_A"):
         weight = weight_of(kind.get_base_layer())
         if kind.merged or kind.disable_adapters:
@@ -32,6 +31,8 @@ def weight_of(layer: nn.Module) -> torch.Tensor:
             if name in kind.lora_A:
                 if getattr(kind, "use_dora", {}).get(name):
                     raise FormError("Its adapter is a DoRA, which cannot be added to the weights: merge it.")
+                if getattr(kind, "lora_bias", {}).get(name):
+                    raise FormError("Its adapter has biases, which cannot be added to the weights: merge it.")
                 weight = weight + kind.get_delta_weight(name).to(weight.dtype)
         return weight.detach()
     weight = getattr(layer, "weight", None)
@@ -42,12 +43,21 @@ def weight_of(layer: nn.Module) -> torch.Tensor:
     return weight.detach()
 
 
+def _trained_copy(wrapper: Any) -> nn.Module:
+    """Return the layer that `peft` calls where it keeps copies of it for adapters."""
+    active = [name for name in wrapper.active_adapters if name in wrapper.modules_to_save]
+    if wrapper.disable_adapters or not active:
+        return wrapper.original_module
+    if len(active) > 1:
+        raise FormError(f"Several whole copies of one layer are active: {', '.join(active)}.")
+    return wrapper.modules_to_save[active[0]]
+
+
 def bias_of(layer: nn.Module) -> torch.Tensor | None:
     """Return the bias `[o]` of a linear layer, adapted or not; None without one."""
     kind: Any = layer
     if hasattr(layer, "modules_to_save"):
-        (active,) = kind.active_adapters
-        return bias_of(kind.modules_to_save[active])
+        return bias_of(_trained_copy(kind))
     bias = (kind.get_base_layer() if hasattr(layer, "get_base_layer") else kind).bias
     return None if bias is None else bias.detach()
 

@@ -11,7 +11,7 @@ import torch
 
 from vla.errors import ConfigError, ShapeError
 from vla.objectives.solvers import Velocity
-from vla.types import check_shape
+from vla.types import as_number, check_shape
 
 MAX_GUIDANCE = 5.0
 """Largest weight of the pull, which would grow without bound towards tau = 0."""
@@ -29,7 +29,8 @@ class Guidance:
 
     Attributes:
         target: `[b, a, m]`, in model space, such as what remains of the chunk that is being executed.
-        weights: How much each entry counts, 0 to 1; broadcast to `target`: `[a, 1]` for weights of steps.
+        weights: How much each entry counts, 0 (the target is not read there) to 1; broadcast to `target`:
+            `[a, 1]` for weights of steps. More than 1 pulls more than the paper does, and soon overshoots.
         max_weight: Largest weight of the pull, above 0.
     """
 
@@ -40,11 +41,16 @@ class Guidance:
     def check(self, noise: torch.Tensor) -> None:
         """Raise unless it fits the noise `[b, a, m]` that sampling starts from.
 
+        Values are looked at on a CPU alone: elsewhere the host would have to wait for them.
+
         Raises:
             ShapeError: The target has another shape, or the weights do not broadcast to it.
-            ConfigError: `max_weight` is not above 0.
+            ConfigError: `max_weight` is not above 0; or a weight is negative or not finite, or a target where
+                it counts.
         """
         b, a, m = noise.shape
+        _check_tensor(self.target, "guidance.target")
+        _check_tensor(self.weights, "guidance.weights")
         check_shape(self.target, "b a m", "guidance.target", b=b, a=a, m=m)
         try:
             fits = torch.broadcast_shapes(self.weights.shape, noise.shape) == noise.shape
@@ -55,8 +61,21 @@ class Guidance:
                 f"guidance.weights must broadcast to {list(noise.shape)}, got {list(self.weights.shape)}; "
                 "weights of steps are [a, 1]."
             )
-        if not self.max_weight > 0:
+        if not as_number(self.max_weight, "guidance.max_weight") > 0:
             raise ConfigError(f"guidance.max_weight must be above 0, got {self.max_weight}.")
+        if self.weights.device.type != "cpu" or self.target.device.type != "cpu":
+            return
+        if not bool((self.weights.isfinite() & (self.weights >= 0)).all()):
+            raise ConfigError(
+                "guidance.weights must be finite and at least 0 (sensible are 0 to 1), got "
+                f"{_first(self.weights, ~(self.weights >= 0) | self.weights.isinf())}."
+            )
+        wrong = (self.weights != 0) & ~self.target.isfinite()
+        if bool(wrong.any()):
+            raise ConfigError(
+                f"guidance.target must be finite where its weight is not 0, got {_first(self.target, wrong)} "
+                "there: what is not known yet takes the weight 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,8 @@ class ActionPrefix:
 
     Attributes:
         actions: `[b, d, m]`, in model space.
-        lengths: long `[b]`, how many of the `d` steps of each row are known, 0 to d; None: all of them.
+        lengths: long `[b]`, how many of the `d` steps of each row are known, 0 to d; None: all of them. What
+            `actions` holds behind them is not read.
     """
 
     actions: torch.Tensor
@@ -74,18 +94,46 @@ class ActionPrefix:
     def check(self, noise: torch.Tensor) -> None:
         """Raise unless it fits the noise `[b, a, m]` that sampling starts from.
 
+        Values are looked at on a CPU alone: elsewhere the host would have to wait for them.
+
         Raises:
             ShapeError: The actions or lengths have other shapes.
-            ConfigError: There are more known steps than a chunk has.
+            ConfigError: There are more known steps than a chunk has, or than `actions`; or a known one is not
+                finite, or a length not a whole number.
         """
         b, a, m = noise.shape
+        _check_tensor(self.actions, "action_prefix.actions")
         check_shape(self.actions, "b d m", "action_prefix.actions", b=b, m=m)
         if self.lengths is not None:
+            _check_tensor(self.lengths, "action_prefix.lengths")
             check_shape(self.lengths, "b", "action_prefix.lengths", b=b)
+            if self.lengths.dtype not in WHOLE:
+                raise ConfigError(
+                    f"action_prefix.lengths must be whole numbers (torch.long), got {self.lengths.dtype}."
+                )
         if self.actions.shape[1] > a:
             raise ConfigError(
                 f"action_prefix.actions has {self.actions.shape[1]} steps, a chunk only {a}: give the first "
                 "steps alone."
+            )
+        if self.actions.device.type == "cpu":
+            self._check_values(noise)
+
+    def _check_values(self, noise: torch.Tensor) -> None:
+        given = self.actions.shape[1]
+        if self.lengths is not None and self.lengths.device.type == "cpu":
+            outside = (self.lengths < 0) | (self.lengths > given)
+            if bool(outside.any()):
+                raise ConfigError(
+                    f"action_prefix.lengths must lie in 0 to {given}, the steps that actions has, got "
+                    f"{_first(self.lengths, outside)}."
+                )
+        known = self.within(noise)[1][:, :given, None]
+        wrong = known & ~self.actions.isfinite()
+        if bool(wrong.any()):
+            raise ConfigError(
+                "action_prefix.actions must be finite where they are known, got "
+                f"{_first(self.actions, wrong)}."
             )
 
     def within(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,6 +145,20 @@ class ActionPrefix:
         padded = torch.zeros_like(noise)
         padded[:, :given] = self.actions.to(noise.dtype)
         return torch.where(known[..., None], padded, noise), known
+
+
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Dtypes of whole numbers."""
+
+
+def _check_tensor(value: object, name: str) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ShapeError(f"{name} must be a tensor, got a {type(value).__name__}.")
+
+
+def _first(tensor: torch.Tensor, where: torch.Tensor) -> float:
+    """Return the first of the entries that are pointed out."""
+    return tensor.expand(where.shape)[where][0].item()
 
 
 def pull_weight(tau: float, max_weight: float = MAX_GUIDANCE) -> float:
@@ -121,10 +183,11 @@ def guided(
 
     Args:
         velocity: Differentiable in `x`.
-        target: Shaped like `x`.
+        target: Shaped like `x`; not read where its weight is 0.
         weights: Broadcast to `x`.
         max_weight: See `pull_weight`.
     """
+    target = torch.where(weights == 0, 0.0, target)
 
     def with_pull(x: torch.Tensor, tau: float) -> torch.Tensor:
         with torch.enable_grad():

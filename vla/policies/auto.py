@@ -53,7 +53,7 @@ def load(
         ConfigError: The robot's description does not fit, or `pipeline` names none of the checkpoint's.
     """
     as_device(options.get("device"))  # before gigabytes are fetched
-    check_release(check_level(fast)[0], release_plain)
+    check_release(check_level(fast, highest=highest)[0], release_plain)
     described = None if robot is None else load_robot(robot)
     folder = local_folder(name_or_path, **{key: options[key] for key in _WHERE if key in options})
     for key in ("revision", "force_download", "subfolder"):

@@ -38,7 +38,8 @@ from vla.checkpoints.module import LoadedFrom, PolicyModule
 from vla.checkpoints.replace import finish_save, replacing_checkpoint
 from vla.checkpoints.savable import check_savable
 from vla.errors import ConfigError
-from vla.fast.levels import FormError, check_level, check_release
+from vla.fast.levels import FormError, check_level, check_plain_options, check_release
+from vla.fast.release import ReleasedError, is_released
 from vla.paths import expanded
 from vla.policies.auto_classes import register_classes
 from vla.policies.cacheable import Cacheable
@@ -179,7 +180,10 @@ class Policy(PolicyModule):
         """
         wanted, lower_will_do = check_level(level, self.device, highest)
         check_release(wanted, options.get("release_plain", False))
+        if is_released(self):
+            raise ReleasedError("another sampler")
         if wanted == "plain":
+            check_plain_options(options)
             return self
         try:
             return self.inference_form(wanted, lower_will_do, **options)

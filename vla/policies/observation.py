@@ -7,7 +7,6 @@ finite reaches the policy, and no such action reaches a robot.
 
 import logging
 import numbers
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -28,9 +27,6 @@ TASK_KEY = "task"
 
 _ALSO_TASK = ("prompt", "instruction", "language_instruction")
 """What other libraries call the task."""
-
-MAX_STEPS = 10_000
-"""Steps of sampling that may be asked for: far more than any solver gains by."""
 
 Observation = Mapping[str, Any]
 """What a robot measures; see `vla.policies.robot.RobotPolicy.infer`."""
@@ -176,53 +172,6 @@ def check_noise(noise: Any, layout: str, batch: int | None = None) -> np.ndarray
         wanted = ", ".join(f"b={batch}" if axis == "b" else axis for axis in axes)
         raise ObservationError(f"noise must have shape [{wanted}] in model space, got {list(made.shape)}.")
     return made
-
-
-def check_num_steps(num_steps: Any) -> int:
-    """Return a number of sampling steps.
-
-    Raises:
-        ConfigError: It is not a whole number from 1 to `MAX_STEPS`.
-    """
-    try:
-        steps = None if isinstance(num_steps, bool | np.bool_) else operator.index(num_steps)
-    except TypeError:
-        steps = None
-    if steps is None or not 1 <= steps <= MAX_STEPS:
-        raise ConfigError(f"num_steps must be a whole number from 1 to {MAX_STEPS}, got {num_steps!r}.")
-    return steps
-
-
-def check_generators(generator: Any, observations: int, device: torch.device) -> None:
-    """Check the source of a policy's noise.
-
-    Args:
-        generator: A `torch.Generator`, a sequence of one for each observation, or None.
-        observations: How many there are.
-        device: The policy's.
-
-    Raises:
-        ObservationError: There are not as many generators as observations.
-        ConfigError: It is something else, or lies on another device.
-    """
-    if generator is None:
-        return
-    given = generator if isinstance(generator, Sequence) and not isinstance(generator, str) else [generator]
-    for one in given:
-        if not isinstance(one, torch.Generator):
-            raise ConfigError(
-                f"generator must be a torch.Generator, or a list of one for each observation, got "
-                f"{type(one).__name__} {one!r}. A seed becomes one by torch.Generator().manual_seed(seed)."
-            )
-        if one.device.type != device.type:
-            raise ConfigError(
-                f"The generator is on {one.device}, the policy on {device}: make it there, "
-                f"torch.Generator('{device}')."
-            )
-    if given is generator and len(given) != observations:
-        raise ObservationError(
-            f"Got {len(given)} generators for {observations} observations; give one, or one each."
-        )
 
 
 def _task(value: Any) -> str:

@@ -25,9 +25,7 @@ from vla.policies.base import Policy, accepted, check_keywords
 from vla.policies.observation import (
     Observation,
     ObservationGuard,
-    check_generators,
     check_noise,
-    check_num_steps,
     execution_device,
     naming,
 )
@@ -38,7 +36,7 @@ from vla.transforms.batch import collate
 from vla.transforms.interface import RobotInterface
 from vla.transforms.named_pipelines import check_choice
 from vla.transforms.task import DefaultTask
-from vla.types import STATE_KEY, Sample, default_device_cpu
+from vla.types import STATE_KEY, Sample, check_generators, check_num_steps, default_device_cpu
 
 
 def choose_pipeline(policy: Policy, name: str | None) -> Policy:
@@ -110,7 +108,7 @@ class RobotPolicy:
         check_agreement(policy, chosen)
         execution_device(policy)
         self.policy = policy.eval()
-        options = {"release_plain": True} if release_plain else {}
+        options = {} if release_plain is False else {"release_plain": release_plain}
         self.sampler = policy.fast(fast, highest=highest, **options)
         self.pipeline = chosen
         self.window = policy.config.window

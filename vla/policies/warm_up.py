@@ -13,7 +13,7 @@ from vla.fast.programs import WarmUp
 from vla.policies.observation import TASK_KEY, Observation
 from vla.transforms.cameras import camera_slots
 from vla.transforms.task import DefaultTask
-from vla.types import IMAGE_PREFIX, STATE_KEY, default_device_cpu
+from vla.types import IMAGE_PREFIX, STATE_KEY, as_sizes, as_texts, default_device_cpu
 
 ANY_TASK = "anything"
 """An instruction where its length does not matter."""
@@ -33,8 +33,12 @@ def blank_observations(
         cameras: Names of those that are there; None: all.
 
     Raises:
-        ConfigError: There is no such camera, or an instruction is needed.
+        ConfigError: There is no such camera, or an instruction is needed; or these are no lists of texts.
     """
+    if tasks is not None and not isinstance(tasks, str):
+        tasks = as_texts(tasks, "warm_up's tasks (the instructions)")
+        if not tasks:
+            raise ConfigError("warm_up: the list of instructions is empty; without one, leave it out.")
     pipeline, slots = robot_policy.pipeline, camera_slots(robot_policy.pipeline)
     exact = not getattr(robot_policy.sampler, "buckets", ())
     if tasks is None and exact and robot_policy.policy.reads_text and pipeline.find(DefaultTask) is None:
@@ -42,7 +46,9 @@ def blank_observations(
             "The policy's texts keep their exact length, so a warm-up needs the instructions that will "
             "occur: warm_up(['pick up the cup'])."
         )
-    names = {slot: name for name, slot in slots.items()}.values() if cameras is None else list(cameras)
+    names = {slot: name for name, slot in slots.items()}.values()
+    if cameras is not None:
+        names = [name.removeprefix(IMAGE_PREFIX) for name in as_texts(cameras, "warm_up's cameras")]
     for name in names:
         if name not in slots:
             hint = did_you_mean(name, slots)
@@ -67,6 +73,7 @@ def warm_up(
     cameras: Iterable[str] | None = None,
     batch_sizes: Sequence[int] = (1,),
     num_steps: int | None = None,
+    **others: Any,
 ) -> WarmUp:
     """Make what the first samples would have to wait for.
 
@@ -76,16 +83,24 @@ def warm_up(
         robot_policy: A `RobotPolicy`.
         tasks: The instructions that will occur. May be left out where texts are padded to buckets (pi-0.5),
             all of which are made ready then, and where the robot has one task.
-        cameras: Names of the cameras that are there; all of them where not given.
+        cameras: Names of the cameras that are there (`top`, or LeRobot's `observation.images.top`); all of
+            them where not given.
         batch_sizes: Numbers of observations in one call.
         num_steps: Steps of sampling; the policy's own number where not given.
+        **others: Refused.
 
     Returns:
         The level, how many programs were made, and in how many seconds.
 
     Raises:
-        ConfigError: An instruction is needed, or there is no such camera.
+        ConfigError: An instruction is needed, or there is no such camera; or an argument is not of its kind.
     """
+    for name in others:
+        known = ("cameras", "batch_sizes", "num_steps")
+        raise ConfigError(
+            f"warm_up takes instructions and {', '.join(known)}, no '{name}'.{did_you_mean(name, known)}"
+        )
+    batch_sizes = as_sizes(batch_sizes, "batch_sizes")
     start, session = time.perf_counter(), robot_policy.start()
     frames = robot_policy._frames(blank_observations(robot_policy, tasks, cameras))
     batches = [robot_policy._batch([robot_policy._forward(session._with_past(frame))]) for frame in frames]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.parity.transformers_pi0 import make_batch, perturb
-from vla.errors import ShapeError
+from vla.errors import ConfigError, ShapeError, VlaError
+from vla.objectives.guidance import ActionPrefix, Guidance
 from vla.policies.flow.cache import pack_prefix
 from vla.policies.pi0 import Pi0Policy
 from vla.policies.pi05 import Pi05Policy
@@ -85,3 +86,92 @@ def test_wrong_kept_prefixes_are_named(policy, batch, change, message):
         policy(**rest | kept)
     with pytest.raises(ShapeError, match=message):
         policy(**rest | kept | change)
+
+
+class TestSampling:
+    """Arguments of `sample_actions`, the same plain and fast."""
+
+    @pytest.fixture(params=["plain", "graph"])
+    def sample(self, policy, batch, request):
+        seen = {name: batch[name] for name in (*OBSERVATION, "state", "noise")}
+        sampler = policy if request.param == "plain" else policy.fast("graph")
+        return lambda **given: sampler.sample_actions(**seen | given)
+
+    @pytest.mark.parametrize(
+        ("name", "change", "says"),
+        [
+            ("pixel_values", lambda one: (one * 127).to(torch.uint8), r"floating-point numbers in \[-1, 1\]"),
+            (
+                "pixel_values",
+                lambda one: one * 255,
+                r"pixel_values must be finite in \[-1, 1\]: the pipeline",
+            ),
+            ("pixel_values", lambda one: one / 0, "pixel_values must be finite"),
+            ("pixel_values", lambda one: one.numpy(), "pixel_values must be a tensor, got a ndarray"),
+            ("state", lambda one: one * torch.nan, "state must be finite; got numbers from nan to nan"),
+            ("noise", lambda one: one / 0, "noise must be finite; got numbers from -inf to inf"),
+            ("noise", lambda one: one.long(), "noise must be floating-point numbers; got torch.int64"),
+            ("input_ids", lambda one: one.float(), "input_ids must be whole numbers"),
+        ],
+    )
+    def test_tensors_of_another_kind(self, sample, batch, name, change, says):
+        with pytest.raises(ShapeError, match=says):
+            sample(**{name: change(batch[name])})
+
+    @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            ({"samples": 0}, "samples must be at least 1, got 0"),
+            ({"samples": 1.0}, "samples must be a whole number, got 1.0"),
+            ({"num_steps": 2.5}, "num_steps must be a whole number from 1 to 10000, got 2.5"),
+            ({"num_steps": "3"}, "num_steps must be a whole number"),
+            ({"num_steps": 0}, "num_steps must be a whole number from 1 to 10000, got 0"),
+            ({"solver": "euler"}, "solver must be a function.*euler, midpoint, heun.*got 'euler'"),
+            ({"generator": 3}, "generator must be a torch.Generator"),
+            ({"generator": [torch.Generator()]}, "Got 1 generators for 3 observations"),
+            ({"guidance": (1, 2)}, "guidance must be a vla.objectives.guidance.Guidance, got a tuple"),
+            (
+                {"action_prefix": torch.zeros(3, 2, 32)},
+                "action_prefix must be a .*ActionPrefix, got a Tensor",
+            ),
+        ],
+    )
+    def test_other_arguments(self, sample, given, says):
+        with pytest.raises(VlaError, match=says):
+            sample(**given)
+
+    def test_inference_mode_leaves_nothing_behind(self, policy, batch):
+        seen = {name: batch[name] for name in (*OBSERVATION, "state", "noise")}
+        want, target = policy.sample_actions(**seen), torch.zeros_like(batch["noise"])
+        guidance = Guidance(target, torch.ones(()), 0.1)
+        guided = policy.sample_actions(**seen, guidance=guidance)
+        with torch.inference_mode():
+            fast = policy.fast("graph")
+            inside = {name: one.clone() for name, one in seen.items()}
+            for sampler in (policy, fast):
+                torch.testing.assert_close(sampler.sample_actions(**inside), want, atol=1e-5, rtol=0)
+                made = sampler.sample_actions(**inside, guidance=guidance)
+                torch.testing.assert_close(made, guided, atol=1e-4, rtol=0)
+        torch.testing.assert_close(fast.sample_actions(**seen), want, atol=1e-5, rtol=0)
+        made = fast.sample_actions(**seen, guidance=guidance)
+        torch.testing.assert_close(made, guided, atol=1e-4, rtol=0)
+        assert fast.counts.built == {"graph": 2}
+
+    def test_a_policy_made_in_inference_mode(self, policy, batch):
+        seen = {name: batch[name] for name in (*OBSERVATION, "state", "noise")}
+        with torch.inference_mode():
+            other = type(policy)(policy.config).eval()
+            other.load_state_dict(policy.state_dict())
+            fast = other.fast("graph")
+        made = fast.sample_actions(**seen)
+        torch.testing.assert_close(made, policy.sample_actions(**seen), atol=1e-5, rtol=0)
+        with pytest.raises(ConfigError, match="load the policy outside of it"):
+            fast.sample_actions(**seen, guidance=Guidance(batch["noise"], torch.ones(())))
+
+    def test_one_warning_of_a_prefix(self, sample, policy, batch, caplog):
+        vars(policy).pop("_warned_of_prefix", None)
+        for _ in range(2):
+            made = sample(action_prefix=ActionPrefix(batch["actions"][:, :2]))
+        assert torch.equal(made[:, :2], batch["actions"][:, :2])
+        said = [one.getMessage() for one in caplog.records if "trained with prefixes" in one.getMessage()]
+        assert len(said) == 1

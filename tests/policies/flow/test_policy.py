@@ -388,7 +388,7 @@ class TestBadInput:
         assert caplog.text.count("A chunk of 9 steps was given, but action_horizon is 6.") == 1
 
     def test_wrong_options_are_named(self, policy, batch):
-        with pytest.raises(ConfigError, match="num_steps must be at least 1, got 0"):
+        with pytest.raises(ConfigError, match="num_steps must be a whole number from 1 to 10000, got 0"):
             policy.sample_actions(**observation(batch), num_steps=0)
         prompt = {key: batch[key] for key in OBSERVATION if key != "state"}
         with pytest.raises(ConfigError, match="temperature must not be negative"):

@@ -4,15 +4,20 @@ Shapes are checked at every pass. Values are checked where the layout is read of
 the host, before the tensors are copied to a GPU.
 """
 
+import functools
+import inspect
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from vla.errors import ShapeError
+from vla.errors import ConfigError, ObservationError, ShapeError
 from vla.nn.layout import PrefixLayout
+from vla.objectives.guidance import WHOLE, ActionPrefix, Guidance
+from vla.objectives.solvers import SOLVERS
 from vla.policies.flow.config import FlowConfig
-from vla.types import check_shape
+from vla.types import as_count, check_generators, check_num_steps, check_shape
 
 logger = logging.getLogger(__name__)
 
@@ -190,3 +195,101 @@ def warn_if_horizon_differs(policy: Any, chunk: torch.Tensor) -> None:
     if given != trained and "_warned_of_horizon" not in vars(policy):
         policy._warned_of_horizon = True
         logger.warning("A chunk of %d steps was given, but action_horizon is %d.", given, trained)
+
+
+def checked_sampling(method: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a `sample_actions` whose arguments are checked, plain and fast alike.
+
+    It runs without gradients, and outside of `torch.inference_mode()`: buffers that are kept could not be
+    written outside of it, and guidance could not go back through the network.
+    """
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def sample_actions(*arguments: Any, **options: Any) -> torch.Tensor:
+        bound = signature.bind(*arguments, **options)
+        bound.apply_defaults()
+        given = bound.arguments
+        itself = given["self"]
+        with torch.inference_mode(False), torch.no_grad():
+            _check_sampling(getattr(itself, "policy", itself), given)
+            if given["guidance"] is not None:
+                given = {name: _outside_inference_mode(value) for name, value in given.items()}
+            return method(**given)
+
+    return sample_actions
+
+
+_TENSORS = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state", "noise")
+_PIXEL_ROUNDING = 0.01
+"""How far pixels may lie outside of [-1, 1]."""
+
+
+def _check_sampling(policy: Any, given: dict[str, Any]) -> None:
+    """Check what `sample_actions` is given besides shapes; values are looked at on a CPU alone."""
+    for name in (*_TENSORS, "token_type_ids", "action_dim_is_pad"):
+        if given[name] is not None and not isinstance(given[name], torch.Tensor):
+            raise ShapeError(
+                f"{name} must be a tensor, got a {type(given[name]).__name__}. An observation as the robot "
+                "measures it goes to RobotPolicy.infer."
+            )
+    for name in ("pixel_values", "state", "noise"):
+        _check_numbers(given[name], name)
+    ids = given["input_ids"]
+    if ids is not None and ids.dtype not in WHOLE:
+        raise ObservationError(f"input_ids must be whole numbers (torch.long), got {ids.dtype}.")
+    given["samples"] = as_count(given["samples"], "samples")
+    if given["num_steps"] is not None:
+        given["num_steps"] = check_num_steps(given["num_steps"])
+    if ids is not None:
+        check_generators(given["generator"], len(ids) * given["samples"], ids.device)
+    if given["solver"] is not None and not callable(given["solver"]):
+        raise ConfigError(
+            f"solver must be a function, such as vla.objectives.solvers.SOLVERS['euler'] (there are "
+            f"{', '.join(SOLVERS)}), got {given['solver']!r}."
+        )
+    for name, kind in (("guidance", Guidance), ("action_prefix", ActionPrefix)):
+        if given[name] is not None and not isinstance(given[name], kind):
+            raise ConfigError(
+                f"{name} must be a vla.objectives.guidance.{kind.__name__}, got a "
+                f"{type(given[name]).__name__}."
+            )
+    if given["guidance"] is not None and any(one.is_inference() for one in policy.parameters()):
+        raise ConfigError(
+            "Guidance goes back through the network, whose weights were made within torch.inference_mode(): "
+            "load the policy outside of it."
+        )
+    if given["action_prefix"] is not None:
+        _warn_of_prefix(policy)
+
+
+def _check_numbers(tensor: Given, name: str) -> None:
+    """Raise unless a tensor is of floating-point numbers; of finite ones, where that is known for free."""
+    if tensor is None:
+        return
+    pixels = name == "pixel_values"
+    hint = " in [-1, 1]: the pipeline scales images" if pixels else ""
+    if not tensor.is_floating_point():
+        raise ObservationError(f"{name} must be floating-point numbers{hint}; got {tensor.dtype}.")
+    if tensor.device.type != "cpu" or not tensor.numel():
+        return
+    least, most = (one.item() for one in tensor.aminmax())
+    bound = 1 + _PIXEL_ROUNDING if pixels else torch.inf
+    # Of what is not a number, every comparison is false.
+    if not (-bound <= least <= most <= bound and max(-least, most) < torch.inf):
+        raise ObservationError(f"{name} must be finite{hint}; got numbers from {least:g} to {most:g}.")
+
+
+def _outside_inference_mode(value: Any) -> Any:
+    """Return a tensor that gradients may go through, wherever it was made."""
+    return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
+
+
+def _warn_of_prefix(policy: Any) -> None:
+    if "_warned_of_prefix" not in vars(policy):
+        policy._warned_of_prefix = True
+        logger.warning(
+            "action_prefix is meant for policies that were trained with prefixes, which no recipe does yet: "
+            "the known steps come back as they are, but the others may not continue them well. guidance "
+            "needs no such training."
+        )

@@ -35,6 +35,7 @@ from vla.policies.flow.checks import (
     LAYOUT_INPUTS,
     check_inputs,
     check_observation,
+    checked_sampling,
     read_layout,
     warn_if_horizon_differs,
 )
@@ -328,7 +329,7 @@ class FlowPolicy(Policy):
         check_shape(tau, "b a" if tau.ndim == 2 else "b", "tau", b=batch, a=x.shape[1])
         return self.model.velocity(x, tau, cache)
 
-    @torch.no_grad()
+    @checked_sampling
     def sample_actions(
         self,
         pixel_values: torch.Tensor,
@@ -367,7 +368,7 @@ class FlowPolicy(Policy):
             layout: What `host_inputs` read off these tensors; read here where not given.
             samples: Chunks of each observation, in a row, over one prefix.
             guidance: Pulls the chunks towards given ones.
-            action_prefix: First steps that are known; of a policy that was trained with them.
+            action_prefix: First steps that are known; for a policy that was trained with them.
 
         Returns:
             float32 `[b * samples, a, m]`.

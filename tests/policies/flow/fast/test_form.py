@@ -5,8 +5,10 @@ import logging
 import pickle
 
 import numpy as np
+import peft
 import pytest
 import torch
+from peft.helpers import rescale_adapter_scale
 
 from tests.parity.transformers_pi0 import make_batch
 from tests.policies.conftest import make_robot_policy
@@ -186,3 +188,87 @@ def test_what_was_released_is_not_copied(policy):
 def test_options_are_checked(policy, options, says):
     with pytest.raises(ConfigError, match=says):
         policy.fast("graph", **options)
+
+
+def test_adapters_that_are_switched_or_scaled_act_at_once(policy, seen):
+    adapted = peft.get_peft_model(
+        policy, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    adapted.add_adapter("other", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    fast = policy.fast("graph")
+    made = [fast.sample_actions(**seen)]
+
+    def follows() -> None:
+        made.append(fast.sample_actions(**seen))
+        assert difference(made[-1], policy.sample_actions(**seen)) < ROUNDING
+        assert difference(made[-1], made[-2]) > 100 * ROUNDING
+
+    with adapted.disable_adapter():
+        follows()
+    follows()
+    adapted.base_model.set_adapter(["default", "other"])
+    follows()
+    with rescale_adapter_scale(policy, 0.3):
+        follows()
+    follows()
+
+
+def test_a_hook_is_refused_or_leaves_the_level(policy, seen, caplog):
+    layer = policy.model.expert.layers[0].mlp
+    named, lower_will_do = policy.fast("graph"), policy.inference_form("graph", True)
+    usual = lower_will_do.sample_actions(**seen)
+    with layer.register_forward_hook(lambda module, given, made: made * 0):
+        said = r"'expert.layers.0.mlp' \(\w+\) has a forward hook, which the inference form"
+        for _ in range(2):
+            with pytest.raises(FormError, match=said):
+                named.sample_actions(**seen)
+        with pytest.raises(FormError, match=said):
+            policy.fast("graph")
+        made = lower_will_do.sample_actions(**seen)
+        assert torch.equal(made, policy.sample_actions(**seen))
+        assert (lower_will_do.level, lower_will_do.last_level) == ("plain", "plain")
+        assert "Sampling at level 'plain' instead of 'graph': Its module 'expert.layers.0.mlp'" in caplog.text
+    assert difference(made, usual) > 100 * ROUNDING
+    for fast in (named, lower_will_do):
+        assert difference(fast.sample_actions(**seen), usual) < ROUNDING
+        assert (fast.level, fast.last_level, fast.reason) == ("graph", "graph", None)
+
+
+def test_a_form_that_was_made_before_the_release_says_so(policy, seen):
+    sibling = policy.fast("graph")
+    policy.fast("graph", release_plain=True)
+    for _ in range(2):
+        with pytest.raises(ReleasedError, match="making another inference form needs"):
+            sibling.sample_actions(**seen)
+    with pytest.raises(ReleasedError, match="another sampler"):
+        policy.fast("plain")
+    for again in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(ReleasedError, match="copying or pickling"):
+            again(policy)
+
+
+@pytest.mark.parametrize(
+    ("level", "options", "says"),
+    [
+        (True, {"highest": "x"}, "highest must be one of plain, graph, compiled, triton, got 'x'"),
+        (True, {"highest": 1}, "highest must be one of"),
+        ("graph", {"highest": "plain"}, r"highest='plain' goes with fast=True, .* got fast='graph'"),
+        (False, {"highest": "graph"}, "goes with fast=True"),
+        ("plain", {"fold": False}, "'plain' is the policy itself, which takes no fold"),
+        ("graph", {"fold": "no"}, "fold must be True or False, got 'no'"),
+        ("graph", {"release_plain": "no"}, "release_plain must be True or False, got 'no'"),
+        ("compiled", {"backend": "inductr"}, "backend must be one of .*Did you mean 'inductor'"),
+        ("compiled", {"backend": 3}, "backend must be one of .*got 3"),
+    ],
+)
+def test_options_of_a_level(policy, level, options, says):
+    with pytest.raises(ConfigError, match=says):
+        policy.fast(level, **options)
+
+
+def test_a_robot_names_them_too():
+    policy = make_robot_policy()
+    with pytest.raises(ConfigError, match="release_plain must be True or False, got 'no'"):
+        RobotPolicy(policy, fast="graph", release_plain="no")
+    with pytest.raises(ConfigError, match="highest must be one of"):
+        load("nowhere", fast=True, highest="x")

@@ -85,6 +85,31 @@ class TestWarmUp:
         assert "Made for level 'graph' in 0." in caplog.text
         assert "1 row, cameras 0, 1, 2, text of 5 tokens, no padding, 1 sample each" in caplog.text
 
+    @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            (lambda one: ((), {"observations": []}), "observations must be a list .* got none"),
+            (lambda one: ((one,), {}), r"observations must be a list .*warm_up\(\[tensors\]\); got a dict"),
+            (lambda one: (([{}],), {}), "observations must be a list"),
+            (lambda one: (([one],), {"batch_sizes": ()}), "batch_sizes must be one or more whole numbers"),
+            (lambda one: (([one],), {"batch_sizes": (0,)}), r"each at least 1, got \[0\]"),
+            (lambda one: (([one],), {"batch_sizes": 4}), "batch_sizes must be a list of whole numbers"),
+            (lambda one: (([one],), {"text_lengths": [0]}), r"text_lengths must be .* at least 1, got \[0\]"),
+            (lambda one: (([one],), {"text_lengths": 5}), "text_lengths must be a list of whole numbers"),
+            (lambda one: (([one],), {"text_lengths": [500]}), "text_lengths must be at most 256, got 500"),
+            (lambda one: (([one],), {"num_steps": 2.5}), "num_steps must be a whole number"),
+        ],
+    )
+    def test_a_warm_up_that_fails_changes_nothing(self, policy, given, says, caplog):
+        fast = policy.fast("graph", buckets=())
+        fast.warm_up(text_lengths=(5,))
+        arguments, options = given(seen(policy))
+        with pytest.raises(ConfigError, match=says):
+            fast.warm_up(*arguments, **options)
+        fast.sample_actions(**seen(policy, 6))
+        assert (fast.counts.built, fast.counts.after_warm_up) == ({"graph": 2}, 1)
+        assert "Made after the warm-up" in caplog.text
+
 
 class TestBatches:
     """On a GPU batches are filled up: rollouts and servers have another number of rows at each call."""
@@ -136,7 +161,26 @@ class TestRobot:
         only_top = {key: value for key, value in make_observation().items() if "wrist" not in key}
         robot.infer(only_top)
         assert robot.sampler.counts.after_warm_up == 1
-        assert robot.warm_up("left", cameras=["top"], num_steps=2).built == 1
+        assert robot.warm_up("left", cameras=["observation.images.top"], num_steps=2).built == 1
+
+    @pytest.mark.parametrize("level", ["plain", "graph"])
+    def test_what_is_not_meant_for_a_warm_up_is_named(self, level):
+        robot = RobotPolicy(make_robot_policy(), fast=level)
+        wrong = [
+            ((make_observation(),), {}, r"tasks \(the instructions\) must be a list of texts, got {"),
+            ((5,), {}, "must be a list of texts, got 5"),
+            (([],), {}, "the list of instructions is empty"),
+            (("left",), {"batch_sizes": ()}, "batch_sizes must be one or more whole numbers"),
+            (("left",), {"batch_sizes": (0,)}, r"each at least 1, got \[0\]"),
+            (("left",), {"batch_sizes": (2.0,)}, "Each of batch_sizes must be a whole number"),
+            (("left",), {"samples": 2}, "batch_sizes, num_steps, no 'samples'"),
+            (("left",), {"cameras": "top"}, r"cameras must be a list of texts, got 'top'"),
+        ]
+        for arguments, options, says in wrong:
+            with pytest.raises(ConfigError, match=says):
+                robot.warm_up(*arguments, **options)
+        if level == "graph":
+            assert robot.sampler.counts.built == {}
 
     def test_texts_and_cameras_are_checked(self):
         robot = RobotPolicy(make_robot_policy(), fast="graph")

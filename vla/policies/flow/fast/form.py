@@ -11,10 +11,14 @@ from vla.errors import ConfigError, did_you_mean
 from vla.fast.levels import FormError, check_dtype
 from vla.fast.release import ReleasedError, is_released, release, storage_bytes
 from vla.fast.stack import Stack
+from vla.fast.triton.available import reason_against
 from vla.fast.vision import Vision
+from vla.fast.watch import check_hooks
 from vla.fast.weights import Product, memory_of
 from vla.policies.flow.fast.program import Suffix
-from vla.types import as_counts
+from vla.types import as_counts, as_flag
+
+USUAL_BACKENDS = ("inductor", "eager", "aot_eager")
 
 
 class Form:
@@ -53,6 +57,15 @@ class Form:
         """Bytes of all weights: the policy's and its own, what they share counted once."""
         return storage_bytes([*self._policy.parameters(), *self.tensors])
 
+    def reason_against_kernels(self, fold: bool) -> str | None:
+        """Return why Triton kernels cannot run its expert; None where they can."""
+        if not fold:
+            return "the kernels take joined matrices: leave fold=False out"
+        suffix, of_prefix = self.suffix, self._policy.model.language_model.embed_tokens.weight
+        ends = suffix.ends()
+        own = (*suffix.stack.tensors(), *(one.weight for one in (*ends.embed, ends.out)))
+        return reason_against(self._policy.device, {one.dtype for one in (*own, of_prefix)})
+
     def release_plain(self) -> int:
         """Let go of the policy's own weights that it holds otherwise; returns their bytes."""
         return release(self._policy, self.products, self.tensors)
@@ -62,14 +75,17 @@ def check_form(policy: Any, fold: bool, release_plain: bool) -> None:
     """Raise unless a policy can have a form.
 
     Raises:
-        FormError: Its weights are elsewhere, or the device has no arithmetic for them.
+        FormError: Its weights are elsewhere, or the device has no arithmetic for them; or its layers do more
+            than multiply by weights (hooks).
         ReleasedError: Its plain weights were released.
         ConfigError: `release_plain` would release nothing, or more than the form holds.
     """
     if is_released(policy):
         raise ReleasedError("making another inference form")
+    fold, release_plain = as_flag(fold, "fold"), as_flag(release_plain, "release_plain")
     if any(parameter.is_meta for parameter in policy.parameters()) or hasattr(policy, "_hf_hook"):
         raise FormError("Its weights are elsewhere: offloaded, or spread over devices by accelerate.")
+    check_hooks(policy.model)
     check_dtype(policy.dtype, policy.device)
     if release_plain and not fold:
         raise ConfigError("release_plain releases what is held folded, and fold=False folds nothing.")
@@ -93,6 +109,21 @@ def as_buckets(given: Any, name: str, longest: int) -> tuple[int, ...]:
             f"{name} must be numbers from 1 to {longest}, each above the one before, got {list(buckets)}."
         )
     return buckets
+
+
+def as_backend(given: Any) -> Any:
+    """Return a backend of `torch.compile`: its name, or a function.
+
+    Raises:
+        ConfigError: There is no such backend.
+    """
+    if callable(given) or given in USUAL_BACKENDS:
+        return given
+    known = torch.compiler.list_backends(exclude_tags=())  # the compiler takes seconds to import
+    if given not in known:
+        hint = did_you_mean(given, known) if isinstance(given, str) else ""
+        raise ConfigError(f"backend must be one of torch.compile's, {', '.join(known)}, got {given!r}.{hint}")
+    return given
 
 
 def check_options(form: Callable[..., Any], given: Mapping[str, Any], own: Iterable[str]) -> None:

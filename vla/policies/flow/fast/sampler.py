@@ -15,21 +15,21 @@ import torch
 
 from vla.errors import ConfigError, ShapeError
 from vla.fast.ladder import Ladder
+from vla.fast.levels import FormError
 from vla.fast.programs import Counts, Programs, WarmUp
 from vla.fast.release import ReleasedError
-from vla.fast.triton.available import reason_against
 from vla.fast.watch import WeightsWatch
 from vla.nn.attention import KeyValueCache
 from vla.nn.layout import PrefixLayout
 from vla.objectives.guidance import VARIANTS, ActionPrefix, Guidance, check_variants
 from vla.objectives.noise import Generators, standard_normal
 from vla.objectives.solvers import SOLVERS, Solver
-from vla.policies.flow.checks import read_layout, warn_if_horizon_differs
-from vla.policies.flow.fast.form import Form, as_buckets, check_form, check_options
+from vla.policies.flow.checks import checked_sampling, read_layout, warn_if_horizon_differs
+from vla.policies.flow.fast.form import Form, as_backend, as_buckets, check_form, check_options
 from vla.policies.flow.fast.program import MAX_SHAPES, SampleProgram, SampleShape, Suffix
-from vla.policies.flow.fast.shapes import SEEN, fill_up, in_words, news, repeated
+from vla.policies.flow.fast.shapes import SEEN, as_lengths, as_observations, fill_up, in_words, news, repeated
 from vla.policies.flow.time import sampling_times
-from vla.types import as_count, check_shape
+from vla.types import as_count, as_sizes, check_shape
 
 logger = logging.getLogger(__name__)
 
@@ -114,19 +114,19 @@ class FastSampler:
             "backend": backend,
         }
         self.policy = policy
-        longest = max(LONGEST_BUCKET, 2 * policy.config.max_prompt_length)
-        self._buckets = None if buckets is None else as_buckets(buckets, "buckets", longest)
+        self._longest = max(LONGEST_BUCKET, 2 * policy.config.max_prompt_length)
+        self._buckets = None if buckets is None else as_buckets(buckets, "buckets", self._longest)
         if batch_buckets is None:
             batch_buckets = BATCH_BUCKETS if policy.device.type == "cuda" else ()
         self._batch_buckets = as_buckets(batch_buckets, "batch_buckets", LARGEST_BATCH)
         self._ladder = Ladder(level, lower_will_do, OFFERS, in_words)
-        self._make_form, self._backend = partial(Form, policy, suffix, fold), backend
+        self._make_form, self._backend = partial(Form, policy, suffix, fold), as_backend(backend)
         self._max_shapes, self._building = as_count(max_shapes, "max_shapes"), threading.Lock()
         self.counts = Counts()
         self._is_warm = self._is_stale = False
         self._met: dict[SampleShape, str] = {}
         self._build()
-        if level == "triton" and (reason := self._reason_against_kernels(fold)):
+        if level == "triton" and (reason := self.form.reason_against_kernels(fold)):
             self._ladder.leave(reason)
         self.released_bytes = self._release() if release_plain else 0
         self._watch = WeightsWatch(policy)
@@ -138,7 +138,8 @@ class FastSampler:
         return _made_anew, (type(self), self.policy, self._made_with)
 
     def _build(self) -> None:
-        self.form = self._make_form()
+        with torch.inference_mode(False), torch.no_grad():  # what is made within it could not be used outside
+            self.form = self._make_form()
         self._programs = Programs(self.policy.device, self._max_shapes, self.counts, self._note)
 
     def _release(self) -> int:
@@ -189,14 +190,6 @@ class FastSampler:
         form, kernels = self.form, level == "triton"
         return SampleProgram(self.policy, form.vision, form.prefix, form.suffix, shape, backend, kernels)
 
-    def _reason_against_kernels(self, fold: bool) -> str | None:
-        if not fold:
-            return "the kernels take joined matrices: leave fold=False out"
-        suffix, of_prefix = self.form.suffix, self.policy.model.language_model.embed_tokens.weight
-        ends = suffix.ends()
-        own = (*suffix.stack.tensors(), *(one.weight for one in (*ends.embed, ends.out)))
-        return reason_against(self.policy.device, {one.dtype for one in (*own, of_prefix)})
-
     @property
     def last_program(self) -> SampleProgram:
         """The program that made the last sample."""
@@ -224,26 +217,29 @@ class FastSampler:
             **options: More of `sample_actions`, the same for all: num_steps, samples, solver, ...
 
         Raises:
-            ConfigError: There are no buckets, and neither texts nor lengths are given.
+            ConfigError: There are no buckets, and neither texts nor lengths are given; or one of them is not
+                of its kind. What is counted as made after a warm-up stays as it was.
         """
+        batch_sizes = as_sizes(batch_sizes, "batch_sizes")
+        longest = self.policy.config.max_prompt_length
+        text_lengths = as_lengths(text_lengths, self.buckets, longest, self._longest)
+        if not text_lengths and observations is None:
+            raise ConfigError(
+                "Texts keep their exact length here, so a warm-up needs text_lengths, or observations "
+                "with the texts that will occur."
+            )
         start, before = time.perf_counter(), sum(self.counts.built.values())
-        if text_lengths is None:
-            longest = self.policy.config.max_prompt_length
-            text_lengths = [one for one in self.buckets if one < longest]
-            text_lengths += [one for one in self.buckets if one >= longest][:1]
-            if not text_lengths and observations is None:
-                raise ConfigError(
-                    "Texts keep their exact length here, so a warm-up needs text_lengths, or observations "
-                    "with the texts that will occur."
-                )
-        seen = [self.policy.example_batch(1)] if observations is None else observations
-        self._is_warm = False
-        for one in seen:
-            lengths = text_lengths or [int(one["attention_mask"].sum())]
-            for length in lengths:
-                for size in batch_sizes:
-                    self.sample_actions(**repeated(one, size, length), **options)
-        self._is_warm = True
+        seen = [self.policy.example_batch(1)] if observations is None else as_observations(observations)
+        was_warm, self._is_warm = self._is_warm, False
+        try:
+            for one in seen:
+                lengths = text_lengths or [int(one["attention_mask"].sum())]
+                for length in lengths:
+                    for size in batch_sizes:
+                        self.sample_actions(**repeated(one, size, length), **options)
+            was_warm = True
+        finally:
+            self._is_warm = was_warm
         done = WarmUp(self.last_level, sum(self.counts.built.values()) - before, time.perf_counter() - start)
         logger.info("%s.", done)
         return done
@@ -272,13 +268,18 @@ class FastSampler:
                 return
             if self.released_bytes:
                 raise ReleasedError("making the inference form anew of changed weights")
-            logger.info("The policy's weights have changed: its inference form is made anew.")
             self._met = dict.fromkeys(self._met, "the policy's weights have changed")
             self._ladder.forget()
-            self._build()
+            try:
+                check_form(self.policy, self._made_with["fold"], release_plain=False)
+                self._build()
+            except FormError as error:
+                self._ladder.to_plain(str(error))
+            else:
+                logger.info("The policy's weights have changed: its inference form is made anew.")
             self._is_stale = False
 
-    @torch.no_grad()
+    @checked_sampling
     def sample_actions(
         self,
         pixel_values: torch.Tensor,

@@ -1,13 +1,15 @@
 """Shapes of samples: batches filled up to fewer of them, and what they are in words, for the log."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from vla.errors import ConfigError
 from vla.nn.layout import PrefixLayout
 from vla.policies.flow.fast.program import SampleShape
+from vla.types import as_sizes
 
 SEEN = ("pixel_values", "pixel_mask", "input_ids", "attention_mask", "state")
 
@@ -53,6 +55,48 @@ def repeated(observation: Mapping[str, Any], rows: int, length: int) -> dict[str
     made["input_ids"] = torch.cat([shared, shared[:, :1].expand(-1, length - shared.shape[1])], dim=1)
     made["attention_mask"] = torch.ones_like(made["input_ids"])
     return made
+
+
+def as_observations(given: Any) -> list[Mapping[str, Any]]:
+    """Return the observations of a warm-up.
+
+    Raises:
+        ConfigError: There is none, or they are not mappings of one row each with images and text.
+    """
+    several = [] if isinstance(given, Mapping | str) or not isinstance(given, Iterable) else list(given)
+    needed = SEEN[:4]
+    fits = [
+        isinstance(one, Mapping) and all(_is_one_row(one.get(name)) for name in needed) for one in several
+    ]
+    if not fits or not all(fits):
+        what = "none" if several == [] and not isinstance(given, Mapping) else f"a {type(given).__name__}"
+        raise ConfigError(
+            f"observations must be a list of keyword tensors of sample_actions ({', '.join(needed)}, ...), "
+            f"one row each: warm_up([tensors]); got {what}."
+        )
+    return several
+
+
+def as_lengths(given: Any, buckets: Sequence[int], longest_prompt: int, most: int) -> list[int]:
+    """Return lengths of texts for a warm-up; where not given, the buckets that prompts may need.
+
+    Raises:
+        ConfigError: They are not whole numbers from 1 to `most`, or there are none.
+    """
+    if given is None:
+        above = [one for one in buckets if one >= longest_prompt]
+        return [one for one in buckets if one < longest_prompt] + above[:1]
+    lengths = as_sizes(given, "text_lengths")
+    if max(lengths) > most:
+        raise ConfigError(
+            f"text_lengths must be at most {most}, got {max(lengths)}: the policy's texts have up to "
+            f"{longest_prompt} tokens."
+        )
+    return lengths
+
+
+def _is_one_row(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == 1
 
 
 def in_words(shape: SampleShape) -> str:
