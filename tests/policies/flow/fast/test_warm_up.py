@@ -167,7 +167,11 @@ class TestRobot:
     def test_what_is_not_meant_for_a_warm_up_is_named(self, level):
         robot = RobotPolicy(make_robot_policy(), fast=level)
         wrong = [
-            ((make_observation(),), {}, r"tasks \(the instructions\) must be a list of texts, got {"),
+            (
+                (make_observation(),),
+                {},
+                r"tasks \(the instructions\) must be a list of texts, got an object of type dict",
+            ),
             ((5,), {}, "must be a list of texts, got 5"),
             (([],), {}, "the list of instructions is empty"),
             (("left",), {"batch_sizes": ()}, "batch_sizes must be one or more whole numbers"),
