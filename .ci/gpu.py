@@ -9,8 +9,11 @@ end; a part whose file is there is left out. Nothing outside the checkout is rea
 """
 
 import argparse
+import importlib.util
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,7 +25,9 @@ from typing import Any
 
 import torch
 
+from vla.adapters.lora import AdapterConfig, add_adapter, cast_frozen
 from vla.bench.machine import describe_machine, peak_memory, versions
+from vla.bench.memory import ADAMW, ADAPTED, FULL, LORA, MASTER, memory_table
 from vla.bench.options import BenchOptions
 from vla.bench.run import run_bench
 from vla.bench.subject import make_noise, make_observation, make_subject, make_training_batch
@@ -34,7 +39,13 @@ from vla.train.monitor.flop_rate import peak_tflops
 from vla.train.monitor.operations import TrainingOperations
 from vla.train.recipe import TrainSection
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+import measure_training  # noqa: E402 (a script next to the pages that it is for)
+
 Result = dict[str, Any]
+SAME_CURVE = 1e-3
+"""Largest relative difference of a loss from that of one process, in float32."""
 PARITY = {"float32": 1e-4, "bfloat16": 1e-2}
 """Largest difference of a chunk from the plain path's."""
 
@@ -148,6 +159,7 @@ def timed(arguments: argparse.Namespace, policy: Policy, level: str, **shape: An
     samples = shape.get("samples", 1)
     noise = make_noise(chosen, policy).repeat_interleave(samples, dim=0)
     extra = {"samples": samples} if samples > 1 else {}
+    extra |= {name: shape[name] for name in ("num_steps",) if name in shape}
     sampler = policy.fast(level)
     start = time.perf_counter()
     sampler.sample_actions(**seen, noise=noise, **extra)
@@ -186,6 +198,8 @@ def triton(arguments: argparse.Namespace) -> Iterator[Result]:
     }
     for name, shapes in wanted.items():
         policy = make_subject(options(arguments, policy=name))
+        if arguments.device == "cpu":  # in the interpreter, which takes seconds for a step
+            shapes = ({"cameras": 1, "num_steps": 1},)
         for shape in shapes if "triton" in levels_of(arguments, policy) else ():
             yield {"policy": name, **timed(arguments, policy, "triton", **shape)}
         del policy
@@ -206,34 +220,157 @@ def shapes(arguments: argparse.Namespace) -> Iterator[Result]:
         yield {"policy": "pi05", **timed(arguments, policy, level, cameras=3, prompt_tokens=tokens)}
 
 
+def training_point(arguments: argparse.Namespace) -> Iterator[Result]:
+    """A training step at batch 8, plain, with layers compiled and with the whole pass compiled."""
+    yield from trained(arguments, "full", (8,), ("none", "layers", "stack"))
+
+
 def training(arguments: argparse.Namespace) -> Iterator[Result]:
-    """A training step with and without compiled layers: samples/s, operations, share of the card's peak."""
-    name = torch.cuda.get_device_name() if arguments.device != "cpu" else None
-    peak = peak_tflops(name, TrainSection(precision="bf16"))
-    for batch in (8, 1, 16):
-        for compiles in (False, True):
+    """A training step, plain and with layers and the whole pass compiled, at batch 1, 8 and 16."""
+    yield from trained(arguments, "full", (8, 1, 16), ("none", "layers", "stack"))
+
+
+def lora(arguments: argparse.Namespace) -> Iterator[Result]:
+    """The same of an adapter on a frozen base."""
+    yield from trained(arguments, "lora", (8, 1), ("none", "stack"))
+
+
+def trained(
+    arguments: argparse.Namespace, way: str, batches: tuple[int, ...], scopes: tuple[str, ...]
+) -> Iterator[Result]:
+    """Yield samples/s, share of the card's peak, and peak memory next to what is predicted for it.
+
+    As `vla train` does: bfloat16 by autocast over float32 weights, a frozen base in bfloat16, fused AdamW.
+    """
+    use, device = {"full": FULL, "lora": LORA}[way], torch.device(arguments.device)
+    peak = peak_tflops(None if device.type == "cpu" else torch.cuda.get_device_name(), TrainSection())
+    for batch in batches if arguments.size == "full" else batches[:2]:
+        wanted = {"batch_size": batch, "wanted": lambda one, kind: one == use and kind == MASTER.name}
+        for scope in scopes:
             torch._dynamo.reset()
-            chosen = options(arguments, batch=batch)
+            chosen = options(arguments, batch=batch, dtype="float32")
             policy = make_subject(chosen).train()
-            if compiles:
-                policy.compile_layers()
-            given = make_training_batch(chosen, policy)
-            on_host = {name: tensor.cpu() for name, tensor in given.items()}
-            needed = TrainingOperations(policy)(on_host, policy)
-            given |= policy.host_inputs(on_host)
-            step = training_step(policy, lambda policy=policy, given=given: policy(**given).loss)
-            for _ in range(3):
-                step()
-            found = percentiles(step, arguments.device, 10)
-            tflops = needed / found["p50_ms"] / 1e9
-            result = {"batch": batch, "compiled": compiles, **found, "tflops": round(tflops, 2)}
-            result["samples_per_s"] = round(1e3 * batch / found["p50_ms"], 2)
-            result["peak_gb"] = round(peak_memory(torch.device(arguments.device)) / 1e9, 2)
-            yield result | ({} if peak is None else {"mfu": round(tflops / peak, 4)})
-            del policy, step, given
-            if arguments.device != "cpu":
+            if way == "lora":
+                add_adapter(policy, AdapterConfig(preset=ADAPTED, rank=16))
+                cast_frozen(policy, torch.bfloat16)
+            if scope != "none":  # without kernels where it is only tried
+                backend = "aot_eager" if arguments.size == "tiny" else "inductor"
+                (policy.compile_stack if scope == "stack" else policy.compile_layers)(backend)
+            predicted = memory_table(policy.config, **wanted)
+            found = {"way": way, "batch": batch, "compile": scope, **step_times(arguments, chosen, policy)}
+            tflops = found.pop("operations") / found["p50_ms"] / 1e9
+            found |= {"samples_per_s": round(1e3 * batch / found["p50_ms"], 2), "tflops": round(tflops, 2)}
+            found |= {} if peak is None else {"mfu": round(tflops / peak, 4)}
+            (row,) = [one for one in predicted if one.optimizer == ADAMW]
+            yield found | {"predicted_gb": round(row.total_gb, 2)}
+            del policy
+            if device.type != "cpu":
                 torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
+
+
+def step_times(arguments: argparse.Namespace, chosen: BenchOptions, policy: Policy) -> Result:
+    """Return the times of a training step, its operations, and the most memory that a later one holds."""
+    given = make_training_batch(chosen, policy)
+    on_host = {name: tensor.cpu() for name, tensor in given.items()}
+    operations = TrainingOperations(policy)(on_host, policy)
+    given |= policy.host_inputs(on_host)
+
+    def loss() -> torch.Tensor:
+        with torch.autocast(arguments.device, torch.bfloat16):
+            return policy(**given).loss
+
+    step, start, on_card = training_step(policy, loss), time.perf_counter(), arguments.device != "cpu"
+    step()
+    warm_up = time.perf_counter() - start
+    if on_card:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        step()
+    found = percentiles(step, arguments.device, 10 if arguments.size == "full" else 3)
+    memory = {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)} if on_card else {}
+    return {"operations": operations, **found, "warm_up_s": round(warm_up, 1), **memory}
+
+
+def engines(arguments: argparse.Namespace) -> Iterator[Result]:
+    """A run that passes from engine to engine: its losses next to those of one process that trains it all."""
+    cards = 0 if arguments.device == "cpu" else torch.cuda.device_count()
+    processes = 1 if cards == 1 else 2
+    chain = ["single", "ddp", *(["fsdp2"] if cards else [])]
+    if cards and importlib.util.find_spec("deepspeed") is not None:
+        chain += ["zero2", "zero3"]
+    work = arguments.out / "engines"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    measure_training.prepare(work, "pi0", "tiny" if arguments.size == "tiny" else "middle")
+    steps = 4 * len(chain)
+    launch(work, "single", 1, "whole", steps, steps)
+    whole = losses(work / "whole")
+    for number, engine in enumerate(chain, start=1):
+        said = launch(work, engine, processes, "chain", 4 * number, steps, resume=number > 1)
+        curve = losses(work / "chain")[4 * (number - 1) :]
+        want = whole[4 * (number - 1) : 4 * number]
+        apart = max((abs(a - b) / abs(b) for a, b in zip(curve, want, strict=False)), default=None)
+        passed = said is None and len(curve) == len(want) and apart is not None and apart < SAME_CURVE
+        result = {"engine": engine, "processes": processes if engine != "single" else 1}
+        yield result | {
+            "losses": curve,
+            "difference": apart,
+            "passed": passed,
+            **({"said": said} if said else {}),
+        }
+        if not passed:
+            return
+
+
+def launch(
+    work: Path, engine: str, processes: int, run: str, steps: int, last: int, resume: bool = False
+) -> str | None:
+    """Train up to a step as an engine; return the last line of what it said where it failed."""
+    processes = 1 if engine == "single" else processes
+    keys = {
+        "policy.pretrained": work / "base",
+        "policy.tokenizer": work / "tokenizer",
+        "data.path": work / "data",
+        "data.augment": "false",
+        "data.validation_fraction": "0",
+        "data.num_workers": "0",
+        "train.batch_size": "2",
+        "train.accumulation": 2 // processes,
+        "train.steps": steps,
+        "train.decay_steps": last,
+        "train.warmup_steps": "2",
+        "train.log_every": "1",
+        "train.validate_every": "null",
+        "train.tensorboard": "false",
+        "train.precision": '"no"',
+        "train.tf32": "false",
+        "train.eps": "1e-6",  # or rounding becomes whole steps where a gradient is zero
+        "output": work / run,
+    }
+    recipe = work / "recipe.yaml"
+    recipe.write_text("policy: {type: pi0}\n")
+    command = [sys.executable, "-m"]
+    if engine != "single":
+        command += ["accelerate.commands.launch", "--config_file", f"recipes/accelerate/{engine}.yaml"]
+        command += ["--num_processes", str(processes), "-m"]
+    command += ["vla", "train", str(recipe), *(f"{key}={value}" for key, value in keys.items())]
+    ran = subprocess.run(
+        [*command, *(["--resume"] if resume else [])],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return None if ran.returncode == 0 else (ran.stderr.strip().splitlines() or ["nothing said"])[-1]
+
+
+def losses(run: Path) -> list[float]:
+    """Return the losses of a run's steps."""
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [row["loss"] for row in rows if "loss" in row]
 
 
 def bench(arguments: argparse.Namespace) -> Iterator[Result]:
@@ -244,16 +381,20 @@ def bench(arguments: argparse.Namespace) -> Iterator[Result]:
 
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Result]], int]] = {
-    "parity": (parity, 240),
-    "sample": (sample, 120),
-    "compiled": (compiled, 180),
+    "parity": (parity, 150),
+    "sample": (sample, 60),
+    "compiled": (compiled, 90),
+    "training_point": (training_point, 180),
     "triton": (triton, 240),
-    "training": (training, 240),
+    "training": (training, 480),
+    "lora": (lora, 240),
+    "engines": (engines, 300),
     "endurance": (endurance, 90),
     "shapes": (shapes, 240),
     "bench": (bench, 120),
 }
-"""Name -> what it does, and its seconds at most; in order of value."""
+"""Name -> what it does, and its seconds at most; in order of value: the first four take 8 minutes at most."""
+TRAINS = ("training_point", "training", "lora")
 
 
 def run_part(name: str, arguments: argparse.Namespace) -> None:
@@ -268,7 +409,7 @@ def run_part(name: str, arguments: argparse.Namespace) -> None:
     if device.type == "cuda":
         about["cuda"] = torch.version.cuda
     path, results = arguments.out / f"{name}.part", []
-    with torch.no_grad() if name != "training" else torch.enable_grad():
+    with torch.enable_grad() if name in TRAINS else torch.no_grad():
         for result in PARTS[name][0](arguments):
             results.append(result)
             say(json.dumps(result))

@@ -21,6 +21,8 @@ from vla.policies.pi0 import Pi0Config, Pi0Policy
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"draws": ()}, "draws"),
         ({"draws": (1, 0)}, "draws"),
+        ({"compile": ("stacks",)}, "compile must be of layers, stack, got 'stacks'. Did you mean 'stack'"),
+        ({"compile": ("stack",), "train": False}, "compile is about training steps"),
         ({"clock": "process"}, "threads 1"),
         ({"clock": "process", "threads": 2}, "threads 1"),
     ],

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from vla.bench import BenchOptions, machine, run, run_bench
+from vla.bench.subject import make_subject
 from vla.cli import main
 from vla.errors import ConfigError
+from vla.policies.flow.policy import FlowPolicy
+from vla.policies.flow.training import CompiledPass
 from vla.policies.pi0 import Pi0Config, Pi0Policy
 from vla.policies.registry import reference_of
 
@@ -52,6 +55,36 @@ def test_every_part_is_timed_and_counted():
     assert report.settings["threads"] == 1
     assert torch.get_num_threads() == threads
     assert said[0] == "building the policy"
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_timed_next_to_plain_ones_on_the_same_weights(monkeypatch):
+    def quick(policy):
+        given.append((type(policy).__name__, [one.data_ptr() for one in policy.parameters()]))
+        policy._compiled_pass = CompiledPass("eager")
+
+    def broken(policy):
+        for module in policy.modules():
+            if type(module).__name__ == "GemmaLayer":
+                module.compile(backend=fails)
+
+    def fails(graph, example):
+        raise RuntimeError("no compiler")
+
+    given, made = [], []
+    monkeypatch.setattr(FlowPolicy, "compile_stack", quick)
+    monkeypatch.setattr(FlowPolicy, "compile_layers", broken)
+    monkeypatch.setattr(run, "make_subject", lambda options: made.append(make_subject(options)) or made[0])
+    options = {"draws": (1,), "levels": ("plain",), "overrides": {"depth": 1}, "batch": 2}
+    report = run_bench(BenchOptions(**TINY, compile=("layers", "stack"), **options))
+    assert parts(report)[-2:] == ["train, 1 draw", "train, 1 draw, compiled stack"]
+    plain, compiled = report.rows[-2:]
+    assert (plain.flops, plain.samples) == (compiled.flops, compiled.samples) == (compiled.flops, 2)
+    assert compiled.samples_per_second == pytest.approx(2 / compiled.timing.median)
+    assert report.ratios[-1].name == "train, 1 draw / train, 1 draw, compiled stack"
+    assert "no compiler" in report.skipped["train, 1 draw, compiled layers"]
+    assert given == [("Pi0Policy", [one.data_ptr() for one in made[0].parameters()])]
+    assert made[0]._compiled_pass is None
 
 
 def test_a_blind_policy_of_another_package_is_measured():

@@ -22,7 +22,8 @@ TEXTS = {
     "KEY=VALUE", "--condition", "--camera", "--dataset-episodes", "--episodes", "--delta-mask", "--state-key",
     "--action-key", "--pipeline", "--device", "--env", "--max-shard-size", "--asset-id", "--set",
     "--revision", "--token", "--to", "--dtype", "--activation-checkpointing", "--engine", "--preset",
-    "--level", "--draws", "--against", "--clock", "--shape", "--freeze", "--column", "--split", "--subset",
+    "--level", "--draws", "--compile", "--against", "--clock", "--shape", "--freeze", "--column", "--split",
+    "--subset",
 }  # fmt: skip
 """What is neither a path nor a number."""
 

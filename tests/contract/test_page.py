@@ -18,9 +18,10 @@ from vla.types import DatasetFacts
 PAGE = (ROOT / "docs" / "add_a_policy.md").read_text(encoding="utf-8")
 
 NOT_ASKED = {
-    "activation_checkpointing_enable", "compile_layers", "save_pretrained", "from_pretrained", "push_to_hub",
-    "config", "base_model_prefix", "main_input_name", "supports_gradient_checkpointing", "training_draws",
-    "renamed", "from_dict", "plain", "say_unknown",
+    "activation_checkpointing_enable", "compile_layers", "compile_stack", "save_pretrained",
+    "from_pretrained", "push_to_hub", "config", "base_model_prefix", "main_input_name",
+    "supports_gradient_checkpointing", "training_draws", "renamed", "from_dict", "plain",
+    "say_unknown",
 }  # fmt: skip
 """What the base classes do themselves: for engines, checkpoints and transformers."""
 

@@ -92,6 +92,7 @@ ROOMS: dict[str, Room] = {
             "data",
             "transforms",
             "adapters",
+            "fast.programs",
             "nn.flop_counter",
             "policies.base",
             "policies.cacheable",
@@ -113,6 +114,7 @@ ROOMS: dict[str, Room] = {
         rooms=(
             "nn.flop_counter",
             "fast.levels",
+            "fast.programs",
             "policies.auto",
             "policies.base",
             "policies.meta_run",

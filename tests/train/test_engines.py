@@ -210,6 +210,17 @@ def test_sharded_checkpoints_that_cannot_be(tiny, engine_name, adapter, says):
         engine.check_recipe(recipe.model_copy(update={"policy": policy}), engine.Engine(engine_name, None))
 
 
+@pytest.mark.parametrize("engine_name", ["fsdp2", "zero3"])
+def test_a_whole_pass_is_not_compiled_over_sharded_weights(tiny, engine_name):
+    recipe = tiny("train.compile=stack")
+    with pytest.raises(
+        ConfigError, match=rf"compile=stack .* {engine_name} gathers .* train\.compile=layers"
+    ):
+        engine.check_recipe(recipe, engine.Engine(engine_name, None))
+    engine.check_recipe(tiny("train.compile=layers"), engine.Engine(engine_name, None))
+    engine.check_recipe(recipe, engine.Engine("ddp", None))
+
+
 def test_steps_of_another_size_are_refused(tiny):
     checkpoint = train(tiny("train.steps=2"), progress=False).checkpoint
     assert load_training_state(checkpoint)["accumulation"] == 1

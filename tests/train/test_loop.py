@@ -1,7 +1,6 @@
 import os
 import signal
 import time
-from functools import partialmethod
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +12,7 @@ from tests.train.conftest import CAMERA, numbers
 from vla.errors import ConfigError, DatasetError, TrainingError
 from vla.policies.auto import load
 from vla.policies.base import Policy, PolicyOutput
+from vla.policies.flow.policy import FlowPolicy
 from vla.policies.pi0 import Pi0Policy
 from vla.train import train
 from vla.train.checkpoint.on_disk import list_checkpoints
@@ -134,10 +134,19 @@ def test_activation_checkpointing_and_caching_change_no_number(tiny):
 
 
 @pytest.mark.slow
-def test_compiled_layers_train_through_the_loop(tiny, monkeypatch):
+@pytest.mark.parametrize("scope", ["true", "layers", "stack"])
+def test_compiled_policies_train_through_the_loop(tiny, monkeypatch, scope):
     plain = train(tiny("train.steps=2"), progress=False)
-    monkeypatch.setattr(Policy, "compile_layers", partialmethod(Policy.compile_layers, backend="eager"))
-    compiled = train(tiny("train.steps=2", "train.compile=true", output="compiled"), progress=False)
+    family, name = (FlowPolicy, "compile_stack") if scope == "stack" else (Policy, "compile_layers")
+    compiles, called = getattr(family, name), []
+
+    def compile(policy):
+        called.append(scope)
+        compiles(policy, "eager")
+
+    monkeypatch.setattr(family, name, compile)
+    compiled = train(tiny("train.steps=2", f"train.compile={scope}", output="compiled"), progress=False)
+    assert called == [scope]
     for name in ("loss", "gradient_norm"):
         assert compiled.metrics[name] == pytest.approx(plain.metrics[name], rel=1e-4)
 

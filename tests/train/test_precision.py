@@ -4,7 +4,7 @@ from torch import nn
 
 from vla.errors import ConfigError
 from vla.nn.norms import AdaptiveRMSNorm, RMSNorm
-from vla.policies.flow.output import FlowOutput
+from vla.policies.flow.training import FlowOutput
 from vla.train.checkpoint.folder import RunFolder
 from vla.train.loop import Loop
 from vla.train.optim import make_optimizer

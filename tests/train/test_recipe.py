@@ -144,6 +144,11 @@ def test_unknown_key_names_itself_and_its_nearest_neighbour(key, nearest):
         ("train.steps=0", ["'train.steps' is 0", "greater than 0"]),
         ("train.learning_rate=.nan", ["'train.learning_rate' is nan", "finite"]),
         ("data.augment=perhaps", ["'data.augment' is 'perhaps'", "boolean"]),
+        (
+            "train.compile=whole",
+            ["'train.compile'", "compile must be false, true, layers or stack, got 'whole'"],
+        ),
+        ("train.compile=1", ["compile must be false, true, layers or stack, got 1"]),
         ("data.cache=frame", ["'data.cache' is 'frame'", "'frames'"]),
         ("data.validation_fraction=1", ["'data.validation_fraction' is 1", "less than 1"]),
         ("data.cameras=top", ["'data.cameras' is 'top'", "mapping"]),

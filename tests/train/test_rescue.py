@@ -6,13 +6,16 @@ import signal
 
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from tests.train.conftest import numbers
 from vla.errors import DatasetError, TrainingError
+from vla.policies.base import Policy
+from vla.policies.flow.policy import FlowPolicy
 from vla.train import load_recipe, train
 from vla.train.checkpoint.on_disk import list_checkpoints
 from vla.train.loop import Loop
-from vla.train.rescue import DataWorkerError, StepMemoryError, explained, is_lost_worker
+from vla.train.rescue import CompilerError, DataWorkerError, StepMemoryError, explained, is_lost_worker
 
 KILLED = RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. ")
 BUS = RuntimeError(
@@ -59,6 +62,38 @@ def test_each_is_one_line(error, kind, said):
 @pytest.mark.parametrize("error", [DatasetError("x"), RuntimeError("a fault of ours"), OSError(2, "no file")])
 def test_others_stay_what_they_are(error):
     assert explained(error, load_recipe(None, ["data.path=d", "output=o"]), 3) is None
+
+
+def test_a_compiler_that_fails_is_told_in_one_line():
+    failed = BackendCompilerFailed(broken, RuntimeError("\n  no C++ compiler.\n  a trace"), None)
+    recipe = load_recipe(None, ["data.path=d", "output=o", "train.compile=stack"])
+    told = explained(failed, recipe, 3)
+    assert isinstance(told, CompilerError)
+    assert str(told) == (
+        "Step 3 was not finished: torch.compile failed (no C++ compiler). Leave train.compile out (now "
+        "stack): the losses are the same without it."
+    )
+    assert explained(RuntimeError("a shape"), recipe, 3) is None
+    assert explained(failed, load_recipe(None, ["data.path=d", "output=o"]), 3) is None
+
+
+def broken(graph, example):
+    raise RuntimeError("no C++ compiler\n  a trace")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["layers", "stack"])
+def test_a_compiler_that_fails_is_one_line_that_says_what_to_leave_out(tiny, monkeypatch, scope):
+    family = FlowPolicy if scope == "stack" else Policy
+    compiles = getattr(family, f"compile_{scope}")
+    monkeypatch.setattr(family, f"compile_{scope}", lambda policy: compiles(policy, broken))
+    says = (
+        r"^Step 1 was not finished: torch\.compile failed \(no C\+\+ compiler\)\. "
+        rf"Leave train\.compile out \(now {scope}\)"
+    )
+    with pytest.raises(CompilerError, match=says) as caught:
+        train(tiny(f"train.compile={scope}"), progress=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_circle_of_causes_ends():

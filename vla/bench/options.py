@@ -12,6 +12,7 @@ from vla.types import as_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLOCKS = ("wall", "process")
+SCOPES = ("layers", "stack")
 REFERENCES = ("transformers",)
 
 
@@ -34,6 +35,7 @@ class BenchOptions:
         draws: Noise draws per observation of the training steps to compare; a policy without draws takes
             one step.
         train: Whether to time training steps.
+        compile: What to compile for further training steps, of `SCOPES`.
         rounds: Timed runs of each part; None: as many as a few seconds hold, at least three.
         clock: "wall", or "process" for the process' own CPU time, which busy neighbours do not disturb.
         against: "transformers" to compare with that implementation.
@@ -52,6 +54,7 @@ class BenchOptions:
     prompt_tokens: int | None = None
     draws: tuple[int, ...] = (1, 4)
     train: bool = True
+    compile: tuple[str, ...] = ()
     rounds: int | None = None
     clock: str = "wall"
     against: str | None = None
@@ -68,6 +71,12 @@ class BenchOptions:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
         for level in self.levels:
             check_level(level)
+        for scope in self.compile:
+            if scope not in SCOPES:
+                nearest = did_you_mean(scope, SCOPES)
+                raise ConfigError(f"compile must be of {', '.join(SCOPES)}, got '{scope}'.{nearest}")
+        if self.compile and not self.train:
+            raise ConfigError("compile is about training steps, which are left out: leave it out as well.")
         if not self.draws or min(self.draws) < 1:
             raise ConfigError(f"draws must be numbers of at least 1, got {list(self.draws)}.")
         if self.clock == "process" and (self.threads != 1 or self.torch_device.type != "cpu"):

@@ -11,11 +11,24 @@ from vla.bench.timing import Timing
 
 @dataclass(frozen=True)
 class Row:
-    """One part that was timed. `flops` is None where they were not counted."""
+    """One part that was timed.
+
+    Attributes:
+        part: Its name.
+        timing: Seconds of one call.
+        flops: None where they were not counted.
+        samples: Observations that a training step learns from; None where it is none.
+    """
 
     part: str
     timing: Timing
     flops: int | None = None
+    samples: int | None = None
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """At the median."""
+        return None if self.samples is None else self.samples / self.timing.median
 
     @property
     def rate(self) -> float | None:
@@ -88,4 +101,5 @@ class Report:
         values = asdict(self)
         for stored, row in zip(values["rows"], self.rows, strict=True):
             stored["flops_per_second"], stored["share_of_peak"] = row.rate, self.share(row)
+            stored["samples_per_second"] = row.samples_per_second
         atomic_write(path, json.dumps(values, indent=2) + "\n")

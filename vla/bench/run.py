@@ -14,7 +14,13 @@ from vla.bench.options import DTYPES, BenchOptions
 from vla.bench.report import Report, Row
 from vla.bench.subject import make_noise, make_observation, make_subject, make_training_batch
 from vla.bench.timing import Clock, Work, measure
-from vla.bench.training import reason_not_to_train, training_step
+from vla.bench.training import (
+    compiled_twin,
+    fused_adamw,
+    reason_not_to_train,
+    training_step,
+    warmed_up,
+)
 from vla.fast.levels import FormError
 from vla.policies.base import Policy
 from vla.policies.registry import reference_of
@@ -77,13 +83,19 @@ class _Bench:
     def _note_memory(self, stage: str) -> None:
         self.report.peak_memory[stage] = peak_memory(self.clock.device)
 
-    def _time(self, works: dict[str, Work], counted_as: Mapping[str, str] | None = None) -> None:
+    def _time(
+        self,
+        works: dict[str, Work],
+        counted_as: Mapping[str, str] | None = None,
+        samples: int | None = None,
+    ) -> None:
         """Warm every work up while its operations are counted, then time them all in turn.
 
         Args:
             works: What to run, by name.
             counted_as: Works that cannot be counted (compiled ones, recorded graphs) -> one that computes the
                 same.
+            samples: Observations that each learns from.
         """
         flops: dict[str, int | None] = {}
         counted_as = counted_as or {}
@@ -96,7 +108,7 @@ class _Bench:
                 flops[name] = count_flops(work)
         self.say(f"timing: {', '.join(works)}")
         for name, timing in measure(works, self.clock, self.options.rounds).items():
-            self.report.rows.append(Row(name, timing, flops[name]))
+            self.report.rows.append(Row(name, timing, flops[name], samples))
 
     # -- acting ---------------------------------------------------------------------------------------
 
@@ -173,9 +185,10 @@ class _Bench:
             self.report.skipped["train"] = reason
             return
         batch, policy = make_training_batch(self.options, self.policy), self.policy.train()
+        optimizer = fused_adamw(policy)
 
-        def step(**draws: int) -> Work:
-            return training_step(policy, lambda: policy(**batch, **draws).loss)
+        def step(model: Policy = policy, **draws: int) -> Work:
+            return training_step(model, lambda: model(**batch, **draws).loss, optimizer)
 
         names = {draws: f"train, {draws} draw{'s' * (draws > 1)}" for draws in self.options.draws}
         if "draws" in policy.leaves_out:
@@ -185,10 +198,22 @@ class _Bench:
                     self.report.skipped[name] = f"{type(policy).__name__} draws once per observation at most"
         else:
             works = {name: step(draws_per_observation=draws) for draws, name in names.items()}
-        self._time(works)
-        first, *others = works
+        plain, same = dict(works), {}
+        for scope in self.options.compile:
+            twin, ending = compiled_twin(policy, scope), f", compiled {scope}"
+            draws = [{}] if "draws" in policy.leaves_out else [{"draws_per_observation": n} for n in names]
+            self.say(f"compiling: {scope}")
+            made = {name + ending: step(twin, **some) for name, some in zip(plain, draws, strict=True)}
+            made, failed = warmed_up(made)
+            self.report.skipped |= failed
+            works |= made
+            same |= {name: name.removesuffix(ending) for name in made}
+        self._time(works, same, self.options.batch)
+        first, *others = plain
         for other in others:
             self.report.compare(f"{other} / {first}", other, first)
+        for name, base in same.items():
+            self.report.compare(f"{base} / {name}", base, name)
         self._note_memory("training")
         policy.eval()
 
@@ -231,6 +256,7 @@ class _Bench:
             {
                 "train, vla": training_step(policy, lambda: policy(**batch).loss),
                 f"train, {name}": training_step(theirs.model.train(), lambda: theirs.loss(batch)),
-            }
+            },
+            samples=self.options.batch,
         )
         self.report.compare(f"train: {name} / vla", f"train, {name}", "train, vla")

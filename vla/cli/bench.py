@@ -35,6 +35,12 @@ LevelOption = Annotated[
     str | None,
     typer.Option(help="Levels of sampling: plain, graph, compiled, triton; by default those that pay."),
 ]
+AgainstOption = Annotated[
+    str | None, typer.Option(help="transformers: compare with its PI0, same weights, run in turn.")
+]
+CompileOption = Annotated[
+    str | None, typer.Option(help="Training steps compiled as well, as train.compile: layers,stack.")
+]
 RoundsOption = Annotated[
     int | None, typer.Option(help="Timed runs of each part; by default a few seconds' worth.")
 ]
@@ -59,9 +65,8 @@ def bench(
     rounds: RoundsOption = None,
     train: Annotated[bool, typer.Option("--train/--no-train", help="Time training steps as well.")] = True,
     draws: Annotated[str, typer.Option(help="Noise draws per observation of the training steps.")] = "1,4",
-    against: Annotated[
-        str | None, typer.Option(help="transformers: compare with its PI0, same weights, run in turn.")
-    ] = None,
+    compile: CompileOption = None,
+    against: AgainstOption = None,
     clock: Annotated[
         str, typer.Option(help="wall, or process: CPU time, which busy neighbours do not disturb (1 thread).")
     ] = "wall",
@@ -96,11 +101,12 @@ def bench(
         device=device,
         threads=threads,
         batch=batch,
-        levels=tuple(one.strip() for one in (level or "").split(",") if one.strip()),
+        levels=_names(level),
         cameras_present=cameras_present,
         prompt_tokens=prompt_tokens,
         draws=tuple(parse_numbers(draws, "--draws")),
         train=train,
+        compile=_names(compile),
         rounds=_one_of("--rounds", rounds, "--repeats", repeats),
         clock=clock,
         against=against,
@@ -111,6 +117,11 @@ def bench(
     _show(report)
     if json is not None:
         report.save(json)
+
+
+def _names(value: str | None) -> tuple[str, ...]:
+    """Return the names of a list that is separated by commas."""
+    return tuple(one.strip() for one in (value or "").split(",") if one.strip())
 
 
 def _config(options: "BenchOptions") -> Any:
@@ -164,6 +175,9 @@ def _show(report: "Report") -> None:
     peaks = ", ".join(f"{rate / 1e9:,.1f} ({kernel})" for kernel, rate in report.peak.items())
     out.print(f"matmul peak in GFLOP/s: {peaks}; shares are of the highest")
     out.print(_rows_table(report))
+    for row in report.rows:
+        if row.samples_per_second is not None:
+            out.print(f"{row.part}: {row.samples_per_second:,.2f} samples/s")
     if report.ratios:
         out.print(_ratios_table(report))
     for level, costs in report.levels.items():

@@ -15,12 +15,31 @@ from vla.errors import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
+MAX_SHAPES = 32
+"""Shapes of one piece of work that are kept."""
+
 WARM_UPS = 3
 """Runs before a graph is recorded: libraries set themselves up and choose their kernels in them."""
 
 
 class RecordingError(RuntimeError):
     """Work that runs cannot be recorded as a CUDA graph; the message says why."""
+
+
+def compiled(work: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Return work that `torch.compile` has compiled, for up to `MAX_SHAPES` shapes.
+
+    Args:
+        work: A function of positional arguments.
+        **options: Those of `torch.compile`.
+    """
+    made = torch.compile(work, **options)
+
+    def run(*arguments: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, accumulated_recompile_limit=1 << 16):
+            return made(*arguments)
+
+    return run
 
 
 def compiler_errors() -> tuple[type[Exception], ...]:

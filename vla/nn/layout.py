@@ -5,6 +5,7 @@ nothing; read off the GPU, every one of them would wait for all work that is que
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -80,3 +81,25 @@ class PrefixLayout:
         """What the shapes inside the network follow from: batches that share it cost the same."""
         numbers = (len(self.images), self.longest_text, self.num_supervised)
         return (*self.slots, *numbers, int(self.is_padded), int(self.has_response))
+
+
+class PrefixTokens(NamedTuple):
+    """Images and text as a language model takes them, trimmed to what the batch needs.
+
+    Attributes:
+        images_bpd: Image tokens `[b, p, d]`.
+        image_valid_bp: bool `[b, p]`, False for those of absent cameras.
+        text_bl: long `[b, l']`, token ids up to the batch's longest text.
+        text_valid_bl: bool `[b, l']`, False for padding.
+        is_response_bl: bool `[b, l']`; None where all of it is prompt.
+        groups: Names of the groups that are there.
+        is_padded: Whether any of them is not real.
+    """
+
+    images_bpd: torch.Tensor
+    image_valid_bp: torch.Tensor
+    text_bl: torch.Tensor
+    text_valid_bl: torch.Tensor
+    is_response_bl: torch.Tensor | None
+    groups: tuple[str, ...]
+    is_padded: bool

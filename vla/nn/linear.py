@@ -63,15 +63,15 @@ def _machine_prefers_onednn() -> bool:
 
 def _onednn_is_faster(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: what follows may read a file, which breaks a graph
+        and x.device.type == "cpu"
         and x.ndim > 1
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= MIN_MULTIPLICATIONS
         and _machine_prefers_onednn()
-        # Autocast, compilers, torch.func and sharded tensors know the ordinary operator only.
+        # Compilers, autocast, torch.func and sharded tensors know the ordinary operator only.
         and type(weight) in (nn.Parameter, torch.Tensor)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
     )
 

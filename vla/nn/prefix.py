@@ -12,7 +12,7 @@ from torch import nn
 
 from vla.nn.attention import KeyValueCache
 from vla.nn.gemma import GemmaConfig, GemmaDecoder
-from vla.nn.layout import PrefixLayout
+from vla.nn.layout import PrefixLayout, PrefixTokens
 from vla.nn.masks import AttentionRules, Tokens
 from vla.nn.vision import Projector, make_vision_tower, num_image_tokens
 
@@ -85,37 +85,60 @@ class PrefixModel(nn.Module):
         """
         if layout is None:
             layout = PrefixLayout.of(pixel_mask, attention_mask, token_type_ids)
+        seen = (pixel_values, pixel_mask, input_ids, attention_mask, token_type_ids)
+        return self.read(self.prefix_tokens(*seen, image_features, layout), with_hidden)
+
+    def prefix_tokens(
+        self,
+        pixel_values: torch.Tensor | None,
+        pixel_mask: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        image_features: torch.Tensor | None,
+        layout: PrefixLayout,
+        encode: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> PrefixTokens:
+        """Return what `read` runs over, images encoded by `image_tokens` or as given; see `encode_prefix`."""
         longest = layout.longest_text
-        input_ids, text_valid_bl = input_ids[:, :longest], attention_mask[:, :longest].bool()
         if image_features is not None:
             images_bpd = self.embed_images(image_features, layout, self._project)
         else:
             assert pixel_values is not None
-            images_bpd = self.embed_images(
-                pixel_values, layout, lambda images: self._project(self.encode_images(images))
-            )
-        assert self.language_model.embed_tokens is not None
-        text_bld = self.language_model.embed_tokens(input_ids)
-        x_bsd = torch.cat([images_bpd.to(text_bld.dtype), text_bld], dim=1)
-
+            images_bpd = self.embed_images(pixel_values, layout, encode or self.image_tokens)
         filled = [pixel_mask[:, slot, None].bool() for slot in layout.slots]
         image_valid = [filled_b1.expand(-1, self.tokens_per_image) for filled_b1 in filled]
-        valid_bs = torch.cat([*image_valid, text_valid_bl], dim=1)
-        group_bl = torch.full_like(input_ids, self.rules.index("prompt"))
-        if token_type_ids is not None:
-            is_response = token_type_ids[:, :longest] == 1
-            group_bl = torch.where(is_response, self.rules.index("response"), group_bl)
+        there = {"images": bool(layout.slots), "prompt": True, "response": layout.has_response}
+        return PrefixTokens(
+            images_bpd,
+            torch.cat(image_valid, dim=1) if image_valid else pixel_mask.new_zeros(len(pixel_mask), 0).bool(),
+            input_ids[:, :longest],
+            attention_mask[:, :longest].bool(),
+            None if token_type_ids is None else token_type_ids[:, :longest] == 1,
+            tuple(name for name, is_there in there.items() if is_there),
+            layout.is_padded,
+        )
+
+    def read(self, given: PrefixTokens, with_hidden: bool) -> Prefix:
+        """Run the language model over images and text; nothing in here depends on a value."""
+        assert self.language_model.embed_tokens is not None
+        images_bpd, groups = given.images_bpd, given.groups
+        text_bld = self.language_model.embed_tokens(given.text_bl)
+        x_bsd = torch.cat([images_bpd.to(text_bld.dtype), text_bld], dim=1)
+
+        valid_bs = torch.cat([given.image_valid_bp, given.text_valid_bl], dim=1)
+        group_bl = torch.full_like(given.text_bl, self.rules.index("prompt"))
+        if given.is_response_bl is not None:
+            group_bl = torch.where(given.is_response_bl, self.rules.index("response"), group_bl)
         image_group = group_bl.new_full((len(group_bl), images_bpd.shape[1]), self.rules.index("images"))
         group_bs = torch.cat([image_group, group_bl], dim=1)
         tokens = Tokens(group_bs, valid_bs)
 
-        there = {"images": bool(layout.slots), "prompt": True, "response": layout.has_response}
-        groups = [name for name, is_there in there.items() if is_there]
         reader = Tokens(torch.full_like(group_bs[:, :1], self.rules.index(self.reader)))
         mask = visible_bs = None  # where they would hide nothing, so that kernels without a mask apply
-        if layout.is_padded or not self.rules.hides_nothing(groups, groups):
+        if given.is_padded or not self.rules.hides_nothing(groups, groups):
             mask = self.rules.mask(tokens, tokens)
-        if layout.is_padded or not self.rules.hides_nothing([self.reader], groups):
+        if given.is_padded or not self.rules.hides_nothing([self.reader], groups):
             visible_bs = self.rules.mask(reader, tokens)[:, 0]
         positions_bs = valid_bs.cumsum(dim=1) - 1
         output = self.language_model(x_bsd, positions_bs, mask, keys_values_only=not with_hidden)
@@ -156,6 +179,10 @@ class PrefixModel(nn.Module):
 
     def _project(self, features: torch.Tensor) -> torch.Tensor:
         return self.multi_modal_projector(features.to(self.multi_modal_projector.linear.weight.dtype))
+
+    def image_tokens(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the tokens `[n, p, d]` of images `[n, 3, size, size]`."""
+        return self._project(self.encode_images(images))
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Return the vision tower's features `[n, p, vision width]` of images `[n, 3, size, size]`."""

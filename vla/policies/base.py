@@ -323,6 +323,21 @@ class Policy(PolicyModule):
             if type(module).__name__ in (self._no_split_modules or ()):
                 module.compile(backend=backend, dynamic=True)
 
+    def compile_stack(self, backend: str = "inductor") -> None:
+        """Compile the training pass as few large functions, in place; parameters keep their names.
+
+        Passes in evaluation mode, or without gradients, run as before.
+
+        Args:
+            backend: Backend of `torch.compile`.
+
+        Raises:
+            ConfigError: The policy's pass is not written so that it can be.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} cannot be compiled as a whole: train.compile=layers compiles each layer."
+        )
+
     # -- checkpoints -----------------------------------------------------------------------------------
 
     def save_pretrained(  # type: ignore[override]

@@ -224,6 +224,11 @@ def check_recipe(recipe: Recipe, engine: Engine) -> None:
     if not engine.shards_weights:
         return
     adapter, settings = recipe.policy.adapter, recipe.train
+    if settings.compile == "stack":
+        raise ConfigError(
+            f"train.compile=stack reads all weights at once, which {engine.name} gathers layer by layer: use "
+            "train.compile=layers, or launch with recipes/accelerate/ddp.yaml."
+        )
     if adapter is not None and adapter.quantize is not None:
         raise ConfigError(
             f"policy.adapter.quantize={adapter.quantize} keeps blocks of integers with their scales, which "

@@ -50,6 +50,13 @@ def _known_modes(value: object) -> object:
     return value
 
 
+def _scopes(value: object) -> object:
+    """Say in one sentence what may be compiled, where pydantic would report each alternative."""
+    if not isinstance(value, bool) and value not in ("layers", "stack"):
+        raise ValueError(f"compile must be false, true, layers or stack, got {value!r}")
+    return value
+
+
 def _named_columns(value: object) -> object:
     """Say in one sentence what a key may be, where pydantic would report each alternative."""
     columns = tuple(value) if isinstance(value, list) else value
@@ -396,8 +403,10 @@ class TrainSection(_Section):
     activation_checkpointing: Literal["none", "all", "every_2"] = "none"
     """Layers that keep their input alone and compute the rest again for the backward pass: less memory, about
     a third more time; "every_2" is half of both. `gradient_checkpointing: true` is an older name of "all"."""
-    compile: bool = False
-    """Compile each layer by itself (torch.compile): minutes at the start, for less time per step on a GPU."""
+    compile: Annotated[bool | Literal["layers", "stack"], BeforeValidator(_scopes)] = False
+    """What torch.compile compiles, which takes minutes at the start. "layers": each layer by itself. "stack":
+    the training pass as two large functions, the vision tower and all that follows, losses included; not
+    where an engine shards the weights. `true` is "layers"."""
     log_every: Count = 100
     validate_every: Count | None = 1000
     """Null never measures the held-out loss."""

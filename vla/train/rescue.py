@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from vla.errors import TrainingError, VlaError
+from vla.fast.programs import compiler_errors
 from vla.train.recipe import Recipe
 
 _WORKER = re.compile(
@@ -22,6 +23,10 @@ _CPU_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory"
 
 class StepMemoryError(TrainingError):
     """The device or the machine has no memory left for a step."""
+
+
+class CompilerError(TrainingError):
+    """`torch.compile` cannot compile what the recipe asks it to."""
 
 
 class DataWorkerError(TrainingError):
@@ -48,6 +53,11 @@ def explained(error: BaseException, recipe: Recipe, step: int) -> TrainingError 
         return DataWorkerError(f"{when} was not finished: {_about_worker(error, recipe)}")
     if isinstance(error, ConnectionError | EOFError) and recipe.data.num_workers:
         return DataWorkerError(f"{when} was not finished: {_about_worker(error, recipe)}")
+    if recipe.train.compile and (said := _of_compiler(error)) is not None:
+        return CompilerError(
+            f"{when} was not finished: torch.compile failed ({said}). Leave train.compile out (now "
+            f"{recipe.train.compile}): the losses are the same without it."
+        )
     if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE):
         return DataWorkerError(
             f"{when} was not finished: the system refuses more processes, memory or open files "
@@ -110,6 +120,14 @@ def _with_what_is_due(error: Exception) -> Exception:
         except RuntimeError as due:
             return due
     return error
+
+
+def _of_compiler(error: BaseException) -> str | None:
+    """Return in a line what the compiler said, or None where the error is not the compiler's."""
+    if (found := next((one for one in chain_of(error) if isinstance(one, compiler_errors())), None)) is None:
+        return None
+    lines = [line.strip() for line in str(getattr(found, "inner_exception", found)).splitlines()]
+    return next((line.rstrip(".") for line in lines if line), type(found).__name__)
 
 
 def _about_worker(error: BaseException, recipe: Recipe) -> str:

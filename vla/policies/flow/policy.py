@@ -21,10 +21,8 @@ from transformers import initialization as init
 from vla.errors import ConfigError, ShapeError
 from vla.nn.attention import KeyValueCache
 from vla.nn.embeddings import TiedEmbedding
-from vla.nn.layout import PrefixLayout
+from vla.nn.layout import PrefixLayout, PrefixTokens
 from vla.nn.norms import Modulation, RMSNorm
-from vla.nn.prefix import Prefix
-from vla.objectives.flow import flow_loss, sample_noise, sample_tau, straight_path
 from vla.objectives.guidance import VARIANTS, ActionPrefix, Guidance, begin, check_variants
 from vla.objectives.noise import Generators, standard_normal
 from vla.objectives.solvers import SOLVERS, Solver, Velocity
@@ -44,11 +42,18 @@ from vla.policies.flow.fast.program import Suffix
 from vla.policies.flow.fast.sampler import FastSampler, make_sampler
 from vla.policies.flow.initialise import from_paligemma
 from vla.policies.flow.measure import example_batch, timed_parts
-from vla.policies.flow.output import FlowOutput, counted_entries
 from vla.policies.flow.parts import FLOW_PARTS, prefixes_without_gradient
 from vla.policies.flow.pipeline import check_flow_pipeline
-from vla.policies.flow.text import generate, text_loss
+from vla.policies.flow.text import Supervised, generate
 from vla.policies.flow.time import sampling_times
+from vla.policies.flow.training import (
+    CompiledPass,
+    FlowOutput,
+    Given,
+    counted_entries,
+    joint_pass,
+    noise_and_tau,
+)
 from vla.transforms.base import Pipeline
 from vla.types import Batch, check_shape
 
@@ -71,6 +76,7 @@ class FlowPolicy(Policy):
     offers = VARIANTS
     fast_suffix: ClassVar[Callable[[Any, bool], Suffix]]
     """The inference form of its expert."""
+    _compiled_pass: CompiledPass | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -195,34 +201,38 @@ class FlowPolicy(Policy):
         if layout is None:
             layout = read_layout(config, *seen[1:], token_type_ids, labels, prefix_mask)
         actions = self._checked_actions(actions, batch)
-        noise, tau = self._noise_and_tau(actions, noise, tau, draws_per_observation, generator)
+        draws = (
+            draws_per_observation or (self.training and self.training_draws) or config.draws_per_observation
+        )
+        noise, tau = noise_and_tau(config, actions, noise, tau, draws, generator)
 
-        prefix = self._prefix(seen, kept, token_type_ids, image_features, layout, train_text)
-        cache = prefix.cache.detach() if config.knowledge_insulation else prefix.cache
-        point = straight_path(actions[:, None].expand_as(noise).float(), noise, tau)
-        velocity = self.model.velocity_of_draws(state, point.x, tau, cache)
+        prefix = self._prefix(seen, kept, token_type_ids, image_features, layout)
         pads = (None, None) if config.loss_includes_padding else (action_is_pad, action_dim_is_pad)
-        counts = counted_entries(actions, *pads)
-        action_loss = flow_loss(velocity, point.velocity, counts)
-        loss = config.action_loss_weight * action_loss
-        cross_entropy = logits = text_accuracy = None
+        counts, supervised, padded_to = counted_entries(actions, *pads), None, None
         if train_text:
             assert labels is not None
-            cross_entropy, text_accuracy, logits = text_loss(
-                self.model, prefix, labels, layout.num_supervised, all_logits=not self.training
-            )
-            loss = loss + config.text_loss_weight * cross_entropy
-        drawn = {"velocity": velocity, "target": point.velocity, "tau": tau, "counts": counts}
-        if velocity.shape[1] == 1:
+            supervised = Supervised.of(labels, layout.longest_text, layout.num_supervised)
+            padded_to = None if self.training else labels.shape[1]
+        given = Given(prefix, read_state, actions, noise, tau, counts, supervised, padded_to)
+        run = joint_pass if self._compiled is None else self._compiled.joint_pass
+        computed = run(self.model, config, given)._asdict()
+        drawn = {
+            "tau": tau,
+            "counts": counts,
+            **{name: computed.pop(name) for name in ("velocity", "target")},
+        }
+        if tau.shape[1] == 1:
             drawn = {name: None if value is None else value[:, 0] for name, value in drawn.items()}
-        return FlowOutput(
-            loss=loss,
-            action_loss=action_loss,
-            text_loss=cross_entropy,
-            logits=logits,
-            text_accuracy=text_accuracy,
-            **drawn,
-        )
+        return FlowOutput(**computed, **drawn)
+
+    def compile_stack(self, backend: str = "inductor") -> None:
+        """Compile the training pass as two functions, see `vla.policies.flow.training.CompiledPass`."""
+        self._compiled_pass = CompiledPass(backend)
+
+    @property
+    def _compiled(self) -> CompiledPass | None:
+        """The compiled pass, in training; what is measured in between is not worth more graphs."""
+        return self._compiled_pass if self.training and torch.is_grad_enabled() else None
 
     def _prefix(
         self,
@@ -231,14 +241,14 @@ class FlowPolicy(Policy):
         token_type_ids: torch.Tensor | None,
         image_features: torch.Tensor | None,
         layout: PrefixLayout,
-        with_hidden: bool,
-    ) -> Prefix:
-        """Return the prefix of images and text, computed or as it was stored."""
+    ) -> PrefixTokens | KeyValueCache:
+        """Return the prefix as it was stored, or images and text to make it of."""
         keys_values, mask = kept
         if keys_values is not None and mask is not None:
-            return Prefix(unpack_prefix(keys_values, mask.bool(), layout.text_lengths), None)
-        options = {"with_hidden": with_hidden, "image_features": image_features, "layout": layout}
-        return self.model.encode_prefix(*seen, token_type_ids, **options)
+            return unpack_prefix(keys_values, mask.bool(), layout.text_lengths)
+        compiled = self._compiled
+        encode = None if compiled is None else partial(compiled.image_tokens, self.model)
+        return self.model.prefix_tokens(*seen, token_type_ids, image_features, layout, encode)
 
     def _checked_actions(self, actions: torch.Tensor | None, batch: int) -> torch.Tensor:
         if actions is None:
@@ -246,35 +256,6 @@ class FlowPolicy(Policy):
         check_shape(actions, "b a m", "actions", b=batch, m=self.config.max_action_dim)
         warn_if_horizon_differs(self, actions)
         return actions
-
-    def _noise_and_tau(
-        self,
-        actions: torch.Tensor,
-        noise: torch.Tensor | None,
-        tau: torch.Tensor | None,
-        draws: int | None,
-        generator: torch.Generator | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return noise `[b, n, a, m]` and tau `[b, n]`, as given or drawn."""
-        config, device = self.config, actions.device
-        batch, horizon, width = actions.shape
-        if noise is not None and noise.ndim == 4:
-            draws = noise.shape[1]
-        draws = draws or (self.training and self.training_draws) or config.draws_per_observation
-        if config.action_objective == "regression":
-            # Without noise and at tau = 0 the path starts at zero and its velocity is the chunk itself.
-            noise, tau = actions.new_zeros(batch, 1, horizon, width), actions.new_zeros(batch, 1)
-            return noise.float(), tau
-        if noise is None:
-            noise = sample_noise((batch, draws, horizon, width), generator=generator, device=device)
-        if tau is None:
-            beta = (config.tau_alpha, config.tau_scale)
-            tau = sample_tau((batch, draws), *beta, generator=generator, device=device, stratified=True)
-        noise = noise[:, None] if noise.ndim == 3 else noise
-        tau = tau[:, None] if tau.ndim == 1 else tau
-        check_shape(noise, "b n a m", "noise", b=batch, n=draws, a=horizon, m=width)
-        check_shape(tau, "b n", "tau", b=batch, n=draws)
-        return noise.float(), tau
 
     # -- acting ---------------------------------------------------------------------------------------
 

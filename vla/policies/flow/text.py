@@ -1,5 +1,7 @@
 """Response text: its loss, and generation token by token from a cached prefix."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -8,35 +10,55 @@ from vla.nn.prefix import Prefix, PrefixModel
 from vla.policies.flow.config import FlowConfig
 
 
+class Supervised(NamedTuple):
+    """Text tokens that are to be predicted from what precedes them.
+
+    Attributes:
+        place_n: long `[n]`, where each is predicted: index into the rows' texts without their last token, one
+            after the other.
+        token_n: long `[n]`, the token.
+    """
+
+    place_n: torch.Tensor
+    token_n: torch.Tensor
+
+    @classmethod
+    def of(cls, labels: torch.Tensor, longest: int, number: int) -> "Supervised":
+        """Find them.
+
+        Args:
+            labels: long `[b, l]`, the token itself where it is to be predicted, -100 elsewhere.
+            longest: Length that the batch's texts are trimmed to.
+            number: How many there are, as the host knows it.
+        """
+        targets = labels[:, 1:longest].flatten()
+        # Which they are, in order, without asking the device for their number.
+        place = torch.argsort(targets == -100, stable=True)[:number]
+        return cls(place, targets[place])
+
+
 def text_loss(
-    model: PrefixModel, prefix: Prefix, labels: torch.Tensor, num_supervised: int, all_logits: bool
+    model: PrefixModel, hidden: torch.Tensor, wanted: Supervised, padded_to: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return mean cross-entropy and accuracy per supervised token, and all text logits where asked for.
 
     Args:
         model: The model, which turns hidden states into logits.
-        prefix: A pass over images and text, with its hidden states.
-        labels: long `[b, l]`, the token itself where it is to be predicted from what precedes it, -100
-            elsewhere.
-        num_supervised: How many are to be predicted, as the host knows it.
-        all_logits: Whether to return logits of every position, float32 `[b, l, vocab]`, or of the supervised
-            ones only.
+        hidden: Final hidden states of the text `[b, l', d]`.
+        wanted: What is to be predicted.
+        padded_to: Return logits of every position, float32 `[b, l, vocab]`, zeros behind the text, for this
+            `l`; None computes those of the supervised ones only.
     """
-    assert prefix.text_hidden is not None
-    longest = prefix.text_hidden.shape[1]
-    hidden, targets = prefix.text_hidden[:, :-1].flatten(0, 1), labels[:, 1:longest].flatten()
-    # Which they are, in order, without asking the device for their number.
-    supervised = torch.argsort(targets == -100, stable=True)[:num_supervised]
-    targets = targets[supervised]
-    if all_logits:
-        logits = model.logits(prefix.text_hidden)
-        read_out = logits[:, :-1].flatten(0, 1)[supervised]
-        logits = F.pad(logits, (0, 0, 0, labels.shape[1] - longest))
+    before = hidden[:, :-1].flatten(0, 1)
+    if padded_to is not None:
+        logits = model.logits(hidden)
+        read_out = logits[:, :-1].flatten(0, 1)[wanted.place_n]
+        logits = F.pad(logits, (0, 0, 0, padded_to - hidden.shape[1]))
     else:
-        logits, read_out = None, model.logits(hidden[supervised])
-    total = F.cross_entropy(read_out, targets, reduction="sum")
-    number = max(1, num_supervised)
-    correct = (read_out.detach().argmax(-1) == targets).sum()
+        logits, read_out = None, model.logits(before[wanted.place_n])
+    total = F.cross_entropy(read_out, wanted.token_n, reduction="sum")
+    number = max(1, wanted.token_n.shape[0])
+    correct = (read_out.detach().argmax(-1) == wanted.token_n).sum()
     return total / number, correct / number, logits
 
 

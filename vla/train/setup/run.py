@@ -127,7 +127,9 @@ def _prepare(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resumed: b
         policy.activation_checkpointing_enable(
             every_n_layers=2 if recipe.train.activation_checkpointing == "every_2" else 1
         )
-    if recipe.train.compile:
+    if recipe.train.compile == "stack":
+        policy.compile_stack()
+    elif recipe.train.compile:
         policy.compile_layers()
 
 

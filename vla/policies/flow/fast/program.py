@@ -1,13 +1,14 @@
 """A whole sample as one piece of work on fixed buffers, which nothing is read back from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vla.fast.appended import AppendedSlots
+from vla.fast.programs import compiled
 from vla.fast.stack import Slots, Stack
 from vla.fast.triton.forms import Ends, Given
 from vla.fast.vision import Vision
@@ -17,9 +18,6 @@ from vla.nn.layout import PrefixLayout
 from vla.nn.rope import Rotary, rotary_angles
 from vla.objectives.guidance import guided, held, to_zero
 from vla.objectives.solvers import Solver, Velocity, euler
-
-MAX_SHAPES = 32
-"""Shapes whose buffers are kept."""
 
 
 class Suffix(ABC):
@@ -328,17 +326,6 @@ class SampleProgram:
             if absent is not None:
                 velocity = to_zero(velocity, absent, begin)
         return velocity if known is None else held(velocity, known)
-
-
-def compiled(work: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Return work that `torch.compile` has compiled, once for each shape, however many there are."""
-    made = torch.compile(work, **options)
-
-    def run(*arguments: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, accumulated_recompile_limit=1 << 16):
-            return made(*arguments)
-
-    return run
 
 
 def _behind(valid_bs: torch.Tensor, tokens: int) -> torch.Tensor:

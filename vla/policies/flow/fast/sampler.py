@@ -16,7 +16,7 @@ import torch
 from vla.errors import ConfigError, ShapeError
 from vla.fast.ladder import Ladder
 from vla.fast.levels import FormError
-from vla.fast.programs import Counts, Programs, WarmUp
+from vla.fast.programs import MAX_SHAPES, Counts, Programs, WarmUp
 from vla.fast.release import ReleasedError
 from vla.fast.watch import WeightsWatch
 from vla.nn.attention import KeyValueCache
@@ -26,7 +26,7 @@ from vla.objectives.noise import Generators, standard_normal
 from vla.objectives.solvers import SOLVERS, Solver
 from vla.policies.flow.checks import checked_sampling, read_layout, warn_if_horizon_differs
 from vla.policies.flow.fast.form import Form, as_backend, as_buckets, check_form, check_options
-from vla.policies.flow.fast.program import MAX_SHAPES, SampleProgram, SampleShape, Suffix
+from vla.policies.flow.fast.program import SampleProgram, SampleShape, Suffix
 from vla.policies.flow.fast.shapes import SEEN, as_lengths, as_observations, fill_up, in_words, news, repeated
 from vla.policies.flow.time import sampling_times
 from vla.types import as_count, as_sizes, check_shape
