@@ -3,13 +3,17 @@
 import inspect
 import logging
 import re
+from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModel, BitsAndBytesConfig, PreTrainedModel
 
+from tests.folders import unchanged
 from tests.fuzzing import fuzz
 from tests.hub_server import TOKEN, serving, speak_to
 from vla.checkpoints import keywords
@@ -266,10 +270,24 @@ def test_saving_and_uploading_at_once(folder, monkeypatch, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@contextmanager
+def as_second_process():
+    """As a process of two, without communication."""
+    dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def test_only_the_main_process_writes(folder, tmp_path):
     policy = Pi0Policy.from_pretrained(folder)
     policy.save_pretrained(tmp_path / "cup", is_main_process=False)
     assert not (tmp_path / "cup").exists()
+    with unchanged(tmp_path, folder), as_second_process():
+        policy.save_pretrained(tmp_path / "cup")
+        policy.save_pretrained(folder)
+        assert policy.push_to_hub("me/cup").endswith("/me/cup")  # which the first one uploads
     state = {name: torch.zeros_like(tensor) for name, tensor in policy.state_dict().items()}
     policy.save_pretrained(tmp_path / "cup", state_dict=state, max_shard_size="50KB", safe_serialization=True)
     assert (tmp_path / "cup" / "model.safetensors.index.json").exists()

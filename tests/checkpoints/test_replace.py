@@ -208,3 +208,10 @@ def test_what_cannot_be_moved_is_told_and_kept(folder):
     (folder / "sub").unlink()
     finish_save(folder)
     assert (folder / "sub" / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("lacks", ["config.json", "model.safetensors"])
+def test_what_is_not_a_checkpoint_replaces_none(folder, lacks):
+    for target in (folder, folder.parent / "new"):
+        with unchanged(folder.parent), pytest.raises(SaveError, match=r"has no weights or no config\.json"):
+            save(target, {name: text for name, text in NEW.items() if name != lacks})

@@ -141,26 +141,37 @@ def write_base(policy: PolicyModule, folder: Path) -> None:
 
 
 def keep_base(policy: PolicyModule, adapter: Path) -> None:
-    """Mark the checkpoint of a run that an adapter rests on, so that the run's rotation never removes it.
+    """Mark the folder that an adapter rests on, so that nothing of ours removes it or saves in its place.
 
-    Nothing else is ever written to a base. Bases that are no checkpoints of a run are left alone; where one
-    cannot be written, the log says so.
+    Nothing else is ever written to a base, and nothing to a hub's cache. Where a checkpoint of a run cannot
+    be marked, the log says so; also where it is one of `transformers`' Trainer, which others may remove.
 
     Args:
         policy: A policy with an active adapter.
         adapter: Where the adapter is to lie, or its run.
     """
-    base = Path(base_of(policy).name)
+    of = base_of(policy)
+    base = Path(of.name)
     path = base / ADAPTERS_FILE
-    if base.parent.name != CHECKPOINTS_FOLDER or not (base / "training_state.pt").is_file():
+    in_cache = any(part.startswith("models--") for part in base.parts)
+    if of.revision is not None or in_cache or not base.is_absolute() or not base.is_dir():
         return
+    is_step = base.parent.name == CHECKPOINTS_FOLDER and (base / "training_state.pt").is_file()
+    is_trainers = (base / "trainer_state.json").is_file()
     try:
         known = list(read_json(path, WeightsError).get("adapters", ())) if path.exists() else []
         whole = adapter.absolute()
         if not {str(whole), *map(str, whole.parents)} & set(known):
             atomic_write(path, json.dumps({"adapters": [*known, str(whole)]}, indent=2) + "\n")
+            if is_trainers:
+                logger.warning(
+                    "The base of this adapter is %s, a checkpoint of a transformers Trainer, and without "
+                    "it the adapter is of no use. A Trainer of policies leaves it where it is from now on; "
+                    "where others may remove it (save_total_limit), copy it first.", base,
+                )  # fmt: skip
     except (VlaError, TypeError) as error:
-        logger.warning(
+        logger.log(
+            logging.WARNING if is_step or is_trainers else logging.INFO,
             "The base of this adapter is the checkpoint %s of a training run, which may remove it as it "
             "trains on (train.keep_last), and without it the adapter is of no use: it cannot be marked as "
             "needed (%s). Copy it first, `vla convert %s DST --to vla`, and train the adapter on DST.",
@@ -339,8 +350,9 @@ def merge(
         )  # fmt: skip
     fold_in(policy)
     policy = policy.to(as_dtype(dtype) or torch.float32)  # type: ignore[arg-type]
-    with atomic_folder(expanded(dst)) as made:
-        policy.save_pretrained(made)
+    if policy.should_save_on_this_rank(True):
+        with atomic_folder(expanded(dst)) as made:
+            policy.save_pretrained(made)
     policy.loaded_from = LoadedFrom.of_folder(expanded(dst))
     return policy.eval()
 

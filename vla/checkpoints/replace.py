@@ -20,7 +20,7 @@ from vla.transforms.named_pipelines import PIPELINES_FOLDER
 from vla.transforms.statistics import STATISTICS_FILE
 from vla.weights.files.row_shards import SHARDS, has_row_shards
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
-from vla.weights.run_folder import run_of
+from vla.weights.run_folder import ADAPTERS_FILE, adapters_on, has_weights, run_of
 
 READY = ".vla_saved"
 _MOVES = "moves.json"
@@ -49,14 +49,16 @@ def replacing_checkpoint(target: Path | str) -> Iterator[Path]:
         target: Where the checkpoint goes; made where absent.
 
     Raises:
-        SaveError: `target` is a file, a dataset, a training run, a checkpoint that one resumes from, or holds
-            a whole policy where an adapter is to be saved; or the disk is full or read-only.
+        SaveError: `target` is a file, a dataset, a training run, a checkpoint that one resumes from, the base
+            of adapters, or holds a whole policy where an adapter is to be saved; or what was written is not a
+            checkpoint; or the disk is full or read-only.
     """
     target = Path(target)
     refuse_run(target)
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         with atomic_folder(target) as folder:
             yield folder
+            _check_whole(folder, target)
         return
     check_replaceable(target)
     finish_save(target)
@@ -64,9 +66,21 @@ def replacing_checkpoint(target: Path | str) -> Iterator[Path]:
         yield made
         new = [path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()]
         check_replaceable(target, is_adapter=BASE_FILE in new)
+        _check_whole(made, target)
         old = [name for name in _own_files(target) if name not in new]
         atomic_write(made / _MOVES, json.dumps({"new": new, "old": old}))
     finish_save(target)
+
+
+def _check_whole(made: Path, target: Path) -> None:
+    """Raise `SaveError` where a new folder holds neither config and weights nor an adapter."""
+    if (made / "config.json").is_file() and has_weights(made):
+        return
+    if not all((made / name).is_file() for name in ADAPTER_FILES[1:]):
+        raise SaveError(
+            f"What was to be saved into {target} has no weights or no config.json, so that it could not be "
+            "opened. Nothing was changed."
+        )
 
 
 def refuse_run(target: Path | str) -> Path:
@@ -105,6 +119,11 @@ def check_replaceable(target: Path, is_adapter: bool = False) -> None:
         raise SaveError(
             f"{target} is a checkpoint that a training run resumes from, and other weights would break it: "
             "choose another folder."
+        )
+    if adapters := adapters_on(target):
+        raise SaveError(
+            f"{target} is the base of adapters, which are of no use without it: {adapters}. Choose another "
+            f"folder, or remove {target / ADAPTERS_FILE} if none of them is needed."
         )
     if is_adapter and (target / "config.json").exists():
         raise SaveError(

@@ -356,7 +356,8 @@ class Policy(PolicyModule):
 
         Args:
             save_directory: Folder; made where absent. A checkpoint in it is replaced, other files stay.
-            is_main_process: False writes nothing: another process does.
+            is_main_process: False writes nothing: another process does. Of several processes, only the first
+                ever writes.
             state_dict: Tensors to write instead of the policy's own, where they were gathered from several
                 processes.
             push_to_hub: Upload it as well, as `push_to_hub` does, to `repo_id` (your account and the folder's
@@ -366,8 +367,8 @@ class Policy(PolicyModule):
                 done anyway.
 
         Raises:
-            SaveError: The folder is a checkpoint that a training run resumes from, or an adapter's base, or
-                the disk is full. Nothing was changed.
+            SaveError: The folder is a checkpoint that a training run resumes from, or the base of adapters,
+                or the disk is full. Nothing was changed.
             WeightsError: It has an adapter, but its base came from no checkpoint; or it has none and is
                 quantised; or its weights, or those of `state_dict`, are not those that the config
                 describes, not finite, or of dtypes that could not be opened again.
@@ -380,7 +381,7 @@ class Policy(PolicyModule):
         if unknown := sorted(others.keys() - {"token"}) if not push_to_hub else ():
             raise ConfigError(f"save_pretrained has no {', '.join(unknown)} (without push_to_hub=True).")
         check_storable(self)
-        if not is_main_process:
+        if not self.should_save_on_this_rank(is_main_process):
             return
         save_directory = expanded(save_directory)
         if self.adapter is None:

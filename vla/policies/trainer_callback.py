@@ -17,10 +17,12 @@ from transformers.training_args import ParallelMode
 
 from vla.adapters.files import check_saving, keep_base, write_base
 from vla.adapters.lora import adapter_parameters
-from vla.atomic import atomic_write
+from vla.atomic import SaveError, atomic_write
 from vla.checkpoints.module import PolicyModule
+from vla.checkpoints.replace import check_replaceable
 from vla.errors import ConfigError
 from vla.weights.dtypes import rounded_weights
+from vla.weights.run_folder import ADAPTERS_FILE, adapters_on
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +62,15 @@ class PolicyCallback(TrainerCallback):
             ConfigError: A dataset's items are not a policy's tensors.
         """
         policy = kwargs.get("model")
-        if isinstance(policy_in(policy), PolicyModule):
-            warn_of_rounded_weights(policy)
+        if not isinstance(policy_in(policy), PolicyModule):
+            return
+        warn_of_rounded_weights(policy)
+        output = Path(str(args.output_dir))
+        check_output(policy, output, args, state)
         if not isinstance(policy, PolicyModule):
             return
         for loader in (kwargs.get("train_dataloader"), kwargs.get("eval_dataloader")):
             refuse_raw_dataset(getattr(loader, "dataset", None))
-        output = Path(str(args.output_dir))
-        check_saving(policy, output)
-        for folder in output.glob("checkpoint-*") if str(args.save_strategy) != "no" else ():
-            check_saving(policy, folder)
         if policy.adapter is not None and args.should_save:
             keep_base(policy, output)
         if args.push_to_hub and str(args.hub_strategy) != "end" and args.should_save:
@@ -132,6 +133,36 @@ def check_unused_parameters(model: Any, args: TrainingArguments) -> None:
             f"to learn no gradient reaches {unreached[0]} and {len(unreached) - 1} more, for which it would "
             "wait."
         )
+
+
+def check_output(model: Any, output: Path, args: TrainingArguments, state: TrainerState) -> None:
+    """Raise `SaveError` where the model cannot be saved into `output_dir`, or a base would be removed there.
+
+    Args:
+        model: A policy, or one that PEFT has wrapped.
+        output: The folder.
+        args: The Trainer's.
+        state: The Trainer's: of checkpoints that are not saved again, nothing is asked.
+    """
+
+    def check(folder: Path) -> None:
+        if isinstance(model, PolicyModule):
+            check_saving(model, folder)
+        else:
+            check_replaceable(folder, is_adapter=True)
+
+    check(output)
+    for folder in output.glob("checkpoint-*") if str(args.save_strategy) != "no" else ():
+        adapters = adapters_on(folder)
+        if adapters and (args.save_total_limit or 0) > 0:
+            raise SaveError(
+                f"save_total_limit={args.save_total_limit} may remove {folder}, the base of adapters, which "
+                f"are of no use without it: {adapters}. Leave it out, or give another output_dir; or remove "
+                f"{folder / ADAPTERS_FILE} if none of them is needed."
+            )
+        step = folder.name.removeprefix("checkpoint-")
+        if not adapters or not step.isdecimal() or int(step) > state.global_step:
+            check(folder)
 
 
 def warn_of_rounded_weights(model: Any) -> None:

@@ -4,6 +4,7 @@ import logging
 import re
 from pathlib import Path
 
+from vla.atomic import read_json
 from vla.errors import WeightsError
 from vla.weights.files.listing import listing, safetensors_in
 from vla.weights.files.orbax import find_orbax
@@ -18,7 +19,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Endings of files that may run code when they are opened; this project never opens one."""
 
 ADAPTERS_FILE = "adapters.json"
-"""Which adapters were trained on a checkpoint of a run: the run's rotation then leaves it where it is."""
+"""Which adapters were trained on a folder's policy: nothing of ours then removes or replaces it."""
 
 _STEP = re.compile(r"(?:step-|checkpoint-)?(\d+)")  # ours, transformers' Trainer's, LeRobot's and openpi's
 _POLICY_IN_STEP = "pretrained_model"
@@ -53,6 +54,20 @@ def chosen_checkpoint(folder: Path) -> Path:
             "until one is saved (train.save_every), or give another folder."
         )
     return folder
+
+
+def adapters_on(folder: Path) -> str:
+    """Return the adapters that a folder is marked as the base of, for a message; empty where it is not."""
+    path = folder / ADAPTERS_FILE
+    if not path.exists():
+        return ""
+    try:
+        known = [str(one) for one in read_json(path, WeightsError)["adapters"]]
+    except (WeightsError, LookupError, TypeError):
+        known = []
+    said = [one if Path(one).exists() else f"{one} (no longer there)" for one in known]
+    more = f" and {len(said) - 3} more" if len(said) > 3 else ""
+    return ", ".join(said[:3]) + more or f"those of {path}"
 
 
 def is_run(folder: Path) -> bool:

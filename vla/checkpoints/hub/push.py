@@ -90,6 +90,8 @@ def push(
         )
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise ConfigError(f"A pull request goes to main, not to '{revision}': leave out one of the two.")
+    if not policy.should_save_on_this_rank(True):  # another process uploads it
+        return _address(repo_id, revision)
     datasets = None if dataset is None else (dataset,)
     given = {"base_model": base_model, "datasets": datasets, "recipe": recipe, "metrics": metrics}
     origin = replace(

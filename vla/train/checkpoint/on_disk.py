@@ -40,7 +40,7 @@ from vla.train.checkpoint.fingerprints import (
 )
 from vla.train.error_files import is_lost_connection
 from vla.train.rescue import is_lost_worker
-from vla.weights.run_folder import ADAPTERS_FILE
+from vla.weights.run_folder import ADAPTERS_FILE, adapters_on
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +145,9 @@ def prune_checkpoints(folder: Path, keep_last: int | None) -> None:
     """Remove all but the `keep_last` newest checkpoints, and those that adapters rest on; None keeps all."""
     old = list_checkpoints(folder)[: -keep_last if keep_last else 0]
     for path in old:
-        if (path / ADAPTERS_FILE).exists():
+        if adapters := adapters_on(path):
             if path == old[-1]:  # once, when its time has come
-                said = (path / ADAPTERS_FILE).read_text(encoding="utf-8", errors="replace")
-                logger.warning(
-                    "%s stays, beyond keep_last: adapters rest on it, %s", path, " ".join(said.split())
-                )
+                logger.warning("%s stays, beyond keep_last: adapters rest on it, %s", path, adapters)
             continue
         removed = folder / f".{path.name}.removed.tmp"
         os.rename(path, removed)  # at once: half a checkpoint must not keep a checkpoint's name
