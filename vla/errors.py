@@ -129,6 +129,10 @@ def run_checkpoint(path: Path) -> Path | None:
     return None
 
 
+_IS_AS_IT_WAS = "and the model is as it was"
+"""Ends messages about a checkpoint that is whole once something else is moved away."""
+
+
 @contextmanager
 def remedied(folder: Path) -> Iterator[None]:
     """Let what is wrong with a run's checkpoint say which older one is there, unless it says so itself."""
@@ -137,7 +141,7 @@ def remedied(folder: Path) -> Iterator[None]:
     except MissingDependencyError:
         raise
     except VlaError as error:
-        if run_checkpoint(folder) is None or remedy(folder) in str(error):
+        if run_checkpoint(folder) is None or remedy(folder) in str(error) or _IS_AS_IT_WAS in str(error):
             raise
         said = remedy(folder)
         raise type(error)(f"{error} If it is damaged: {said}.") from error

@@ -77,6 +77,8 @@ def test_auto_model_takes_fields_as_keywords_and_one_attention_alone(robot_ready
     robot_ready.save_pretrained(tmp_path / "policy")
     assert AutoModel.from_pretrained(tmp_path / "policy", action_horizon=3).config.action_horizon == 3
     AutoModel.from_pretrained(tmp_path / "policy", attn_implementation="sdpa")
+    with pytest.raises(ConfigError, match=r"^output_attentions=True needs another attention"):
+        AutoModel.from_pretrained(tmp_path / "policy", output_attentions=True)
     for other in ("eager", "flash_attention_2", "bogus"):
         with (
             unchanged(tmp_path),

@@ -339,6 +339,22 @@ def test_a_base_among_the_checkpoints_is_not_removed(make, wrapped, tmp_path):
     assert (output / "checkpoint-2").is_dir()
 
 
+def test_what_could_not_be_trained_or_saved_as_one_is_refused(make, adapt, tmp_path):
+    policy, items = make("pi0")
+    policy.requires_grad_(False)
+    one = trainer(policy, items, tmp_path / "out")
+    with unchanged(tmp_path), pytest.raises(ConfigError, match="there is nothing to train"):
+        one.train()
+    policy, items = adapt()
+    wrapped = get_peft_model(policy, LoraConfig(r=2, target_modules=["q_proj"]))
+    one = trainer(wrapped, items, tmp_path / "out")
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=r"PEFT has wrapped .* `vla merge`"):
+        one.train()
+    merged = wrapped.merge_and_unload()
+    with unchanged(tmp_path), pytest.raises(WeightsError, match=r"The adapter 'default' .* is gone: PEFT"):
+        merged.save_pretrained(tmp_path / "merged")
+
+
 @pytest.mark.parametrize("into", ["run", "run/checkpoints/step-000001", "base"])
 def test_peft_saves_are_refused_where_a_policy_lies(make, into, tmp_path):
     policy, items = make("pi0")
@@ -348,7 +364,7 @@ def test_peft_saves_are_refused_where_a_policy_lies(make, into, tmp_path):
     for name in ("recipe.yaml", "reproduce.json"):
         (tmp_path / "run" / name).touch()
     one = trainer(get_peft_model(policy, LoraConfig(target_modules=["q_proj"])), items, tmp_path / into)
-    message = "is the folder of a training run|a training run resumes from|holds a whole policy"
+    message = r"is the folder of a training run|a training run resumes from|holds a whole policy"
     with unchanged(tmp_path), pytest.raises(SaveError, match=message):
         one.train()
 

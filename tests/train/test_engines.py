@@ -240,7 +240,12 @@ def test_another_total_batch_size_is_refused(tiny, total, says):
 @pytest.mark.parametrize("asked", ["fsdp", "deepspeed"])
 def test_what_was_launched_must_run(monkeypatch, asked):
     if asked == "deepspeed":
-        alone = {"num_processes": 1, "distributed_type": "NO", "device": torch.device("cpu")}
+        alone = {
+            "num_processes": 1,
+            "distributed_type": "NO",
+            "device": torch.device("cpu"),
+            "fp8_backend": "NO",
+        }
         monkeypatch.setattr(engine, "_options", lambda *_: {})
         monkeypatch.setattr(engine, "Accelerator", lambda **_: type("Alone", (), alone))
     monkeypatch.setenv(f"ACCELERATE_USE_{asked.upper()}", "true")
@@ -248,6 +253,25 @@ def test_what_was_launched_must_run(monkeypatch, asked):
         TrainingError, match=rf"launched for {asked}, but runs as single with 1 process on cpu"
     ):
         engine.make_engine(TrainSection())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"}, "RANK expected"),
+        ({"ACCELERATE_TORCH_DEVICE": "meta"}, "the device 'meta' holds no values"),
+        ({"ACCELERATE_TORCH_DEVICE": "nonesuch:0"}, "nonesuch"),
+        ({"ACCELERATE_FP8_BACKEND": "TE"}, "policies are not trained in float8"),
+    ],
+)
+def test_what_the_environment_asks_for_in_vain_is_one_line(monkeypatch, given, says):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    said = ", ".join(f"{name}={value}" for name, value in given.items())
+    with pytest.raises(TrainingError, match=rf"asks of it \({said}\): .*{says}.* Unset that") as error:
+        engine.make_engine(TrainSection())
+    assert "\n" not in str(error.value)
 
 
 def test_missing_deepspeed_is_named(monkeypatch):
@@ -261,7 +285,9 @@ def test_processes_that_would_train_alone_are_refused(monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    alone = type("Alone", (), {"num_processes": 1, "distributed_type": "NO"})
+    alone = type(
+        "Alone", (), {"num_processes": 1, "distributed_type": "NO", "device": "cpu", "fp8_backend": "NO"}
+    )
     monkeypatch.setattr(engine, "Accelerator", lambda **_: alone)
     with pytest.raises(TrainingError, match="2 processes were launched"):
         engine.make_engine(TrainSection())
@@ -305,7 +331,8 @@ def test_what_launchers_set_unasked_or_alike_is_no_news(monkeypatch, caplog, usu
     ],
 )
 def test_engines_that_are_not_supported(monkeypatch, running, says):
-    monkeypatch.setattr(engine, "Accelerator", lambda **_: type("Other", (), {"num_processes": 2, **running}))
+    other = {"num_processes": 2, "device": "cpu", "fp8_backend": "NO", **running}
+    monkeypatch.setattr(engine, "Accelerator", lambda **_: type("Other", (), other))
     with pytest.raises(TrainingError, match=says):
         engine.make_engine(TrainSection())
 

@@ -155,6 +155,8 @@ def test_unknown_key_names_itself_and_its_nearest_neighbour(key, nearest):
         ("train=3", ["'train' is 3", "mapping"]),
         ("output=", ["'output' is empty (null), expected text."]),
         ("train.steps=", ["'train.steps' is empty (null), expected a whole number"]),
+        ("data.episodes=0-5", ["'data.episodes' is '0-5', expected a list, such as [0, 1, 2]."]),
+        ("output=runs/${NOPE}", ["a variable of the environment is written $NAME"]),
         ("data.episodes=0", ["'data.episodes' is 0, expected a list, such as [0]."]),
         ("train.trackers=wandb", ["'train.trackers' is 'wandb', expected a list, such as [wandb]."]),
         ("train.betas=[0.9]", ["'train.betas' has only 1 of its entries: give all of them."]),

@@ -1,11 +1,12 @@
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from vla.signals import ended_by_signals
-from vla.train.signals import StopRequest, signals_held
+from vla.train.signals import RunStop, StopRequest, signals_held
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -91,3 +92,17 @@ def test_other_threads_take_no_signals():
     thread.start()
     thread.join()
     assert seen == [None]
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_launcher_that_is_gone_stops_its_processes(launched, monkeypatch, caplog):
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    else:
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with RunStop(SimpleNamespace(is_main_process=True, num_processes=1)) as stop:
+        assert stop.anywhere() is None
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert stop.anywhere() == (signal.SIGTERM if launched else None)
+        assert stop.anywhere() == stop.number
+    assert caplog.text.count("The launcher of this process has ended") == launched

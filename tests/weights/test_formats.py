@@ -316,6 +316,10 @@ def test_open_stored_reads_config_and_headers(tmp_path):
         ([], "is empty"),
         (["adapter_config.json", "adapter_model.safetensors"], "LoRA adapter .* merge"),
         (["adapter_model.bin"], "LoRA adapter"),
+        (
+            ["adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors"],
+            r"move the adapter's files \(adapter_config.json, adapter_model.safetensors\)",
+        ),
         (["pytorch_model.bin", "config.json"], r"pickled weights \(pytorch_model.bin\)"),
         (["model.pt"], "pickled weights"),
         (["config.json"], "no weights"),

@@ -75,7 +75,13 @@ def check_saving(policy: PolicyModule, folder: Path) -> None:
 
 
 def check_storable(policy: PolicyModule) -> None:
-    """Raise `WeightsError` where a policy is a quantised base alone."""
+    """Raise `WeightsError` where a policy is a quantised base alone, or PEFT has merged its adapter away."""
+    if policy.adapter is not None and policy.adapter not in getattr(policy, "peft_config", {}):
+        raise WeightsError(
+            f"The adapter '{policy.adapter}' of this policy is gone: PEFT has merged it along with one of "
+            "its own, so what is left cannot be saved as either. Merge the adapter first "
+            "(`vla merge`), and give the result to get_peft_model."
+        )
     if policy.quantized is not None and policy.adapter is None:
         raise WeightsError(
             f"This policy's weights are stored in {policy.quantized}, which no checkpoint holds: they lie "

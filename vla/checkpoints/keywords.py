@@ -247,7 +247,15 @@ def config_with(config: Any, fields: Mapping[str, Any], policy_class: type[Any])
 def check_attention(config: Any) -> None:
     """Raise `ConfigError` where a whole config asks for another attention, as AutoModel passes it on."""
     if isinstance(config, PreTrainedConfig):
-        check_only("from_pretrained", LOADING, {"attn_implementation": config._attn_implementation})
+        try:
+            check_only("from_pretrained", LOADING, {"attn_implementation": config._attn_implementation})
+        except ConfigError as error:
+            if config.output_attentions:  # transformers then asks for it
+                raise ConfigError(
+                    "output_attentions=True needs another attention than PyTorch's "
+                    "scaled_dot_product_attention, which gives no weights: leave it out."
+                ) from error
+            raise
 
 
 def config_fields(config: Any, stored: Any) -> dict[str, Any]:

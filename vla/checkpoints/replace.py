@@ -120,15 +120,15 @@ def check_replaceable(target: Path, is_adapter: bool = False) -> None:
             f"{target} is a checkpoint that a training run resumes from, and other weights would break it: "
             "choose another folder."
         )
-    if adapters := adapters_on(target):
-        raise SaveError(
-            f"{target} is the base of adapters, which are of no use without it: {adapters}. Choose another "
-            f"folder, or remove {target / ADAPTERS_FILE} if none of them is needed."
-        )
     if is_adapter and (target / "config.json").exists():
         raise SaveError(
             f"{target} holds a whole policy, which an adapter does not replace (it may be the adapter's "
             "own base): choose another folder."
+        )
+    if adapters := adapters_on(target):
+        raise SaveError(
+            f"{target} is the base of adapters, which are of no use without it: {adapters}. Choose another "
+            f"folder, or remove {target / ADAPTERS_FILE} if none of them is needed."
         )
 
 

@@ -64,6 +64,7 @@ class PolicyCallback(TrainerCallback):
         policy = kwargs.get("model")
         if not isinstance(policy_in(policy), PolicyModule):
             return
+        check_trained(policy)
         warn_of_rounded_weights(policy)
         output = Path(str(args.output_dir))
         check_output(policy, output, args, state)
@@ -132,6 +133,21 @@ def check_unused_parameters(model: Any, args: TrainingArguments) -> None:
             f"DDP needs TrainingArguments(ddp_find_unused_parameters=True), got {said}: without text "
             f"to learn no gradient reaches {unreached[0]} and {len(unreached) - 1} more, for which it would "
             "wait."
+        )
+
+
+def check_trained(model: Any) -> None:
+    """Raise `ConfigError` where nothing would be trained, or what would be could not be saved."""
+    if not any(one.requires_grad for one in model.parameters()):
+        raise ConfigError(
+            "None of the policy's parameters requires a gradient, so there is nothing to train: "
+            "policy.requires_grad_(True), or add an adapter."
+        )
+    if policy_in(model) is not model and policy_in(model).adapter is not None:
+        raise ConfigError(
+            f"PEFT has wrapped a policy that has the adapter '{policy_in(model).adapter}' of its own, and "
+            "the two could not be saved as one: merge that first (`vla merge`), and give the result to "
+            "get_peft_model."
         )
 
 

@@ -32,8 +32,9 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from vla.errors import ConfigError, MissingDependencyError, TrainingError
+from vla.errors import ConfigError, MissingDependencyError, TrainingError, VlaError
 from vla.signals import ended_at_once
+from vla.train.error_files import is_lost_connection
 from vla.train.launch import Launch
 from vla.train.recipe import Recipe, TrainSection
 
@@ -71,8 +72,8 @@ def make_engine(train: TrainSection) -> Engine:
     Raises:
         ConfigError: `total_batch_size` is not what processes, accumulation and batch size give.
         MissingDependencyError: DeepSpeed was asked for and is not installed.
-        TrainingError: accelerate runs another engine than it was launched with, or the processes that were
-            launched would each train alone.
+        TrainingError: accelerate runs another engine than it was launched with, or cannot do what the
+            environment asks of it, or the processes that were launched would each train alone.
     """
     if train.threads is not None:
         torch.set_num_threads(train.threads)
@@ -82,16 +83,7 @@ def make_engine(train: TrainSection) -> Engine:
     # One process may train twice in a row, at different precision; accelerate would keep the first one's.
     AcceleratorState._reset_state()
     asked = _asked_for()
-    with ended_at_once():  # while it waits for the other processes
-        accelerator = Accelerator(
-            # Without it, several processes on a machine without accelerators would each train alone.
-            # DeepSpeed finds the processor by itself, and is left out where it is told to use it.
-            cpu=not torch.accelerator.is_available() and asked != "deepspeed",
-            # Given as plugin and backend, which outrank what the environment or accelerate's config says.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=train.accumulation),
-            dynamo_backend=DynamoBackend.NO,  # train.compile says it
-            **_options(asked, train),
-        )
+    accelerator = _made(asked, train)
     engine = Engine(_running(accelerator), accelerator)
     _check_is_what_was_launched(engine, asked)
     _check_total_batch_size(train, accelerator.num_processes)
@@ -100,14 +92,63 @@ def make_engine(train: TrainSection) -> Engine:
     return engine
 
 
+def _made(asked: str | None, train: TrainSection) -> Accelerator:
+    """Return accelerate's view; what the environment asks of it that cannot be had is said in one line.
+
+    Raises:
+        TrainingError: Names the variables, and what the library says.
+    """
+    try:
+        options = _options(asked, train)
+        with ended_at_once():  # while it waits for the other processes
+            accelerator = Accelerator(
+                # Without it, several processes on a machine without accelerators would each train alone.
+                # DeepSpeed finds the processor by itself, and is left out where it is told to use it.
+                cpu=not torch.accelerator.is_available() and asked != "deepspeed",
+                # Given as plugin and backend, which outrank what the environment or accelerate's config says.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=train.accumulation),
+                dynamo_backend=DynamoBackend.NO,  # train.compile says it
+                **options,
+            )
+        if accelerator.fp8_backend != "NO":
+            raise ValueError("policies are not trained in float8")
+        if torch.zeros((), device=accelerator.device).is_meta:
+            raise ValueError("the device 'meta' holds no values")
+    except VlaError:
+        raise
+    except Exception as error:  # any library's
+        given = [
+            f"{name}={value}"
+            for name, value in sorted(os.environ.items())
+            if name.startswith(("ACCELERATE_", "PARALLELISM_CONFIG_", "FSDP_", "MEGATRON_LM_"))
+            and name not in _DECIDED_BY_RECIPE
+            and value.strip().lower() not in ("", "false", "no", "auto")
+        ]
+        if is_lost_connection(error) or not given:
+            raise
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise TrainingError(
+            f"accelerate cannot do what the environment asks of it ({', '.join(given)}): {said}. Unset that, "
+            "or launch with one of recipes/accelerate/, which are known to work."
+        ) from error
+    return accelerator
+
+
+_DECIDED_BY_RECIPE = (
+    "ACCELERATE_MIXED_PRECISION",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS",
+    "ACCELERATE_DYNAMO_BACKEND",
+)
+
+
 def _say_what_is_not_followed(train: TrainSection) -> None:
     """Warn of settings of accelerate that the recipe decides as well, and otherwise."""
-    ours = {
-        "ACCELERATE_MIXED_PRECISION": ("train.precision", train.precision, "no"),
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("train.accumulation", train.accumulation, "1"),
-        "ACCELERATE_DYNAMO_BACKEND": ("train.compile", train.compile, "no"),
-    }
-    for name, (key, value, usual) in ours.items():
+    ours = (
+        ("train.precision", train.precision, "no"),
+        ("train.accumulation", train.accumulation, "1"),
+        ("train.compile", train.compile, "no"),
+    )
+    for name, (key, value, usual) in zip(_DECIDED_BY_RECIPE, ours, strict=True):
         given = os.environ.get(name, "").strip()
         if given.lower() not in ("", "auto", usual, str(value).lower()):  # what launchers set unasked
             logger.warning("%s=%s is not followed: the recipe decides, with %s=%s", name, given, key, value)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from vla.errors import ConfigError, did_you_mean
@@ -79,6 +79,8 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
         if isinstance(error, ConfigError):
             raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, InterpolationKeyError):
+            first_line += " (${NAME} stands for another key; a variable of the environment is written $NAME)"
         raise ConfigError(
             f"The recipe {path or ''} {list(overrides)} cannot be read: {first_line}."
         ) from error
@@ -363,6 +365,9 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
             if given is None:
                 said, expected = "empty (null)", expected.partition(":")[0]
             elif expected == "a list" and isinstance(given, str | int | float):
-                expected = f"a list, such as [{given}]"
+                parts = re.fullmatch(r"\s*(\d+)\s*[-:]\s*(\d+)\s*", str(given))  # as of 0-5
+                number = int(parts[1]) if parts else 0
+                items = f"{number}, {number + 1}, {number + 2}" if parts else given
+                expected = f"a list, such as [{items}]"
             complaints.append(f"'{key}' is {said}, expected {expected}.")
     return f"Recipe{f' {path}' if path else ''}: {' '.join(complaints)}"

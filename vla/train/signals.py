@@ -1,6 +1,7 @@
 """Stopping a run from outside: finish the step, save, leave."""
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,9 +90,20 @@ class RunStop(StopRequest):
     def __init__(self, accelerator: Any) -> None:
         super().__init__(speaks=accelerator.is_main_process)
         self._accelerator = accelerator
+        # torchrun's, which `accelerate launch` starts several processes by; None of a process of no launch
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def anywhere(self) -> int | None:
-        """Return a signal that came in any process, so that all stop at the same step; a collective."""
+        """Return a signal that came in any process, so that all stop at the same step; a collective.
+
+        A launcher that is gone (SIGUSR1, say, ends it alone) counts as SIGTERM: nobody could reach the
+        processes any more, which would train on unseen.
+        """
+        if self.number is None and self._launcher not in (None, os.getppid()):
+            self.number = signal.SIGTERM
+            logger.warning(
+                "The launcher of this process has ended: finishing the step and saving a checkpoint."
+            )
         if self._accelerator.num_processes == 1:
             return self.number
         came = torch.tensor([float(self.number == one) for one in SIGNALS], device=self._accelerator.device)

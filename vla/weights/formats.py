@@ -84,6 +84,12 @@ def _refuse_other_contents(folder: Path) -> None:
             f"{folder} holds an adapter alone, and this needs a whole model: `vla merge {folder} DST` writes "
             "one. (vla.AutoPolicy.from_pretrained opens adapter and base together.)"
         )
+    of_peft = [name for name in names if name.startswith("adapter_")]
+    if of_peft and (folder / "config.json").exists() and "model.safetensors" in names:
+        raise WeightsError(
+            f"{folder} holds a whole model, and an adapter of PEFT was saved into the same folder: move the "
+            f"adapter's files ({', '.join(of_peft)}) into a folder of their own, and the model is as it was."
+        )
     if "adapter_config.json" in names or any(name.startswith("adapter_model.") for name in names):
         raise WeightsError(
             f"{folder} holds a LoRA adapter (adapter_config.json), not a whole model: merge it into its base "

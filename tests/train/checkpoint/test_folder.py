@@ -40,6 +40,14 @@ def test_taken_folder_is_refused(tmp_path):
         RunFolder(tmp_path / "taken" / "notes.txt").check_free()
 
 
+@pytest.mark.parametrize("inside", ["again", "checkpoints/again", "a/b"])
+def test_no_run_begins_in_another(tmp_path, inside):
+    folder_with_checkpoint(tmp_path / "run")
+    (tmp_path / "run" / "reproduce.json").touch()
+    with unchanged(tmp_path), pytest.raises(TrainingError, match=rf"lies in the training run {tmp_path}/run"):
+        RunFolder(tmp_path / "run" / inside).check_free()
+
+
 @pytest.mark.parametrize(
     "files",
     [["recipe.yaml"], ["plots/fig.png"], ["tensorboard/old", "src/x"], ["metrics.jsonl"]],

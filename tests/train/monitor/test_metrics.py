@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from tests.folders import unchanged
 from vla.errors import TrainingError
 from vla.train.monitor.metrics import DataWait, MetricsLog, ProgressDisplay, read_metrics
 
@@ -64,3 +65,9 @@ def test_without_a_terminal_reports_are_log_lines(caplog):
     with caplog.at_level(logging.INFO), ProgressDisplay(10, 0, 4, show=False) as display:
         display.report(2, {"loss": 0.5})
     assert caplog.text == ""
+
+
+def test_a_file_in_the_place_of_tensorboards_folder(tmp_path):
+    (tmp_path / "tensorboard").write_text("")
+    with unchanged(tmp_path), pytest.raises(TrainingError, match=r"tensorboard is a file, .* move it away"):
+        MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", 0)

@@ -116,6 +116,8 @@ def test_a_dataset_without_cameras_is_named(tmp_path):
     said = f"{tmp_path / 'blind'} has no camera, and the policy looks through at least one"
     with unchanged(tmp_path), pytest.raises(ConfigError, match=f"^{said}"):
         job(load_recipe(None, [*common, f"data.path={tmp_path / 'blind'}"]))
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=r"^data\.cameras names no camera"):
+        job(load_recipe(None, [*common, f"data.path={tmp_path / 'seen'}", "data.cameras={}"]))
     both = ", ".join(f"{{path: {tmp_path / name}, weight: 1}}" for name in ("seen", "blind"))
     with unchanged(tmp_path), pytest.raises(ConfigError, match=f"data.mixture, 'blind': {said}"):
         job(load_recipe(None, [*common, f"data.mixture=[{both}]"]))

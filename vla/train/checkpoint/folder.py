@@ -45,6 +45,7 @@ from vla.train.recipe import Recipe
 from vla.train.recipe_file import RECIPE_FILE, load_recipe
 from vla.train.rescue import chain_of
 from vla.weights.files.listing import listing
+from vla.weights.run_folder import is_run
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +106,15 @@ class RunFolder:
         first checkpoint: `create` puts that one's records aside.
 
         Raises:
-            TrainingError: It holds a checkpoint, or something that no run has written.
+            TrainingError: It holds a checkpoint, or something that no run has written, or lies in a run.
         """
         if self.path.exists() and not self.path.is_dir():
             raise TrainingError(f"The output {self.path} is a file; choose another output.")
+        above = next((one for one in self.path.absolute().parents if is_run(one)), None)
+        if above is not None:
+            raise TrainingError(
+                f"The output {self.path} lies in the training run {above}; choose an output outside of it."
+            )
         found = self._contents()
         if not found:
             return

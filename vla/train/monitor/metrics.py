@@ -81,6 +81,11 @@ class MetricsLog:
     def __init__(
         self, path: Path, tensorboard: Path | None, start_step: int, trackers: Sequence[Tracker] = ()
     ) -> None:
+        if tensorboard and tensorboard.exists() and not tensorboard.is_dir():
+            raise TrainingError(
+                f"{tensorboard} is a file, where TensorBoard's files go: move it away, or set "
+                "train.tensorboard=false."
+            )
         self._trackers = trackers
         kept = [record for record in read_metrics(path) if record["step"] <= start_step]
         atomic_write(path, "".join(json.dumps(record) + "\n" for record in kept))

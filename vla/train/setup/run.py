@@ -135,6 +135,11 @@ def _prepare(policy: Policy, recipe: Recipe, *, trains_text: bool, is_resumed: b
 
 def _check_sees(slots: Sequence[str], member: RunMember) -> None:
     """Raise `ConfigError` where the policy looks through cameras, and a dataset has none."""
+    if slots and not member.split.cameras and member.data.cameras is not None:
+        raise ConfigError(
+            "data.cameras names no camera, and the policy looks through at least one: leave it out for all "
+            f"of {member.split.dataset.name}'s, or map at least one of its columns to a slot."
+        )
     if slots and not member.split.cameras:
         raise ConfigError(
             f"{member.split.dataset.name} has no camera, and the policy looks through at least one: leave "
