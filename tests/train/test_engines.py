@@ -269,8 +269,12 @@ def test_what_the_environment_asks_for_in_vain_is_one_line(monkeypatch, given, s
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     said = ", ".join(f"{name}={value}" for name, value in given.items())
-    with pytest.raises(TrainingError, match=rf"asks of it \({said}\): .*{says}.* Unset that") as error:
-        engine.make_engine(TrainSection())
+    engine.AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with pytest.raises(TrainingError, match=rf"asks of it \({said}\): .*{says}.* Unset that") as error:
+            engine.make_engine(TrainSection())
+    finally:
+        engine.AcceleratorState._reset_state(reset_partial_state=True)
     assert "\n" not in str(error.value)
 
 

@@ -298,9 +298,8 @@ class LeRobotDataset:
         if key not in self._columns.texts:
             self._check_left_out(key)
             options = sorted(self._columns.texts)
-            if not options:
-                raise DatasetError(f"{self.name} has no text column, and so none called '{key}'.")
-            raise DatasetError(f"There is no text column '{key}' in {options}.{did_you_mean(key, options)}")
+            there = options or f"{self.name}, nor any other"
+            raise DatasetError(f"There is no text column '{key}' in {there}.{did_you_mean(key, options)}")
         return self._columns.texts[key]
 
     def _check_left_out(self, key: str) -> None:

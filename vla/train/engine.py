@@ -116,7 +116,7 @@ def _made(asked: str | None, train: TrainSection) -> Accelerator:
             raise ValueError("the device 'meta' holds no values")
     except VlaError:
         raise
-    except Exception as error:  # any library's
+    except (*_OF_LIBRARIES, RuntimeError, TypeError, ValueError) as error:
         given = [
             f"{name}={value}"
             for name, value in sorted(os.environ.items())
@@ -133,6 +133,9 @@ def _made(asked: str | None, train: TrainSection) -> Accelerator:
         ) from error
     return accelerator
 
+
+_OF_LIBRARIES = (AssertionError, AttributeError, ImportError, LookupError, OSError)
+"""What accelerate and PyTorch raise for what they cannot do, besides the usual."""
 
 _DECIDED_BY_RECIPE = (
     "ACCELERATE_MIXED_PRECISION",
