@@ -297,8 +297,7 @@ class LeRobotDataset:
     def _text(self, key: str) -> TextColumn:
         if key not in self._columns.texts:
             self._check_left_out(key)
-            options = sorted(self._columns.texts)
-            there = options or f"{self.name}, nor any other"
+            there = (options := sorted(self._columns.texts)) or f"{self.name}, nor any other"
             raise DatasetError(f"There is no text column '{key}' in {there}.{did_you_mean(key, options)}")
         return self._columns.texts[key]
 
