@@ -110,12 +110,12 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise TrainingError(f"The output {self.path} is a file; choose another output.")
+        found = self._contents()
         above = next((one for one in self.path.absolute().parents if is_run(one)), None)
-        if above is not None:
+        if above is not None and not (found and self._is_checkpoint(found)):
             raise TrainingError(
                 f"The output {self.path} lies in the training run {above}; choose an output outside of it."
             )
-        found = self._contents()
         if not found:
             return
         if checkpoints := list_checkpoints(self.checkpoints):
