@@ -93,7 +93,6 @@ def _fault() -> Doubled:
 def test_levels():
     assert check_level(False) == ("plain", True)
     assert check_level(True, "cuda", highest="graph") == ("graph", True)
-    assert check_level("compiled", "cuda", highest="graph") == ("compiled", False)
     assert check_level(True) == ("graph", True)
     assert check_level(True, "cuda") == ("compiled", True)
     assert [check_level(level) for level in LEVELS] == [(level, False) for level in LEVELS]

@@ -95,7 +95,7 @@ def test_a_table_in_a_mixture(tiny, dataset, table, tmp_path):
     ("overrides", "error", "said"),
     [
         ([*COLUMNS[:3]], DatasetError, r"no column 'episode_index' for the episode \(data\.columns\.episode"),
-        ([*COLUMNS, "data.split=test"], DatasetError, "there is no split 'test'"),
+        ([*COLUMNS, "data.split=test"], DatasetError, r"has no split 'test'; its splits are \['train'\]"),
         ([*COLUMNS, "data.fps=5"], DatasetError, "as fps = 5 of hf:.*rows says"),
         ([*COLUMNS, "data.streaming=true"], ConfigError, "cannot be streamed: a table of `datasets`"),
         ([*COLUMNS, "data.revision=main"], DatasetError, "is local, so revision='main' means nothing"),

@@ -98,7 +98,7 @@ def test_open_loop_on_a_table(run, folder, tmp_path):
     [
         (["info", "hf:/nowhere"], "There is no folder or file '/nowhere' for hf:/nowhere"),
         (["info", "hf:/nowhere", "--memory"], "--memory is about checkpoints, and hf:/nowhere is a dataset"),
-        (["info", "SAME", "--split", "test"], "there is no split 'test'"),
+        (["info", "SAME", "--split", "test"], "has no split 'test'; its splits are ['train']"),
         (["info", "LEROBOT", "--split", "test"], "--column, --split, --subset and --fps are for tables"),
         (["stats", "LEROBOT", "--column", "task=x"], "--column, --split, --subset and --fps are for tables"),
         (["stats", "SAME", "--column", "taks=x"], "NAME being one of task, episode, frame, timestamp"),
