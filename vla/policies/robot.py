@@ -301,8 +301,8 @@ class RobotPolicy:
 
     def _batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return samples as a batch where the policy computes, with what the host reads off it before."""
-        stacked = collate(samples)
-        return {name: one.to(self.device) for name, one in stacked.items()} | self.policy.host_inputs(stacked)
+        stacked, device = collate(samples), self.device  # the latter asks accelerate: once is enough
+        return {name: one.to(device) for name, one in stacked.items()} | self.policy.host_inputs(stacked)
 
     def _check(
         self,
