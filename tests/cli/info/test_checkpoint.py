@@ -178,6 +178,18 @@ def test_config_that_contradicts_the_tensors_is_a_reason(tmp_path, capsys):
     assert "num_heads" in values["problem"]
 
 
+@pytest.mark.parametrize("cameras", [[None], ["top", 3], 5, "top", {"top": 1}, [["top"]]])
+def test_cameras_of_another_kind_are_a_reason(tmp_path, capsys, cameras):
+    make_policy("pi0").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cameras": cameras}))
+    capsys.readouterr()
+    main(["info", str(tmp_path)])
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    assert "does not load" in printed.out
+
+
 def test_pipeline_statistics_and_licence(tmp_path, capsys):
     make_robot_policy().save_pretrained(tmp_path / "policy")
     (tmp_path / "policy" / "README.md").write_text("---\nlicense: gemma\n---\n# Mine\n")

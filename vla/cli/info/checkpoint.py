@@ -113,7 +113,8 @@ def _take_config(found: CheckpointInfo, values: Mapping[str, Any]) -> None:
     """Take what any library's `config.json` records."""
     found.policy = str(values.get("model_type") or values.get("type") or "unknown")
     found.dimensions = {name: values[name] for name in _FILE_FIELDS if name in values}
-    found.cameras = list(values.get("cameras") or ())
+    cameras = values.get("cameras")
+    found.cameras = list(map(str, cameras)) if isinstance(cameras, list) else []
 
 
 def _take_policy(found: CheckpointInfo, stored: Stored, format: Format, sizes: Mapping[str, int]) -> None:
