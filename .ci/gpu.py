@@ -9,6 +9,7 @@ end; a part whose file is there is left out. Nothing outside the checkout is rea
 """
 
 import argparse
+import copy
 import importlib.util
 import json
 import logging
@@ -90,6 +91,7 @@ def parity(arguments: argparse.Namespace) -> Iterator[Result]:
             for cameras in (3, 1):
                 seen = make_observation(chosen, policy, cameras=cameras)
                 want = policy.sample_actions(**seen, noise=noise)
+                rounding = (want.float() - in_float32(policy, seen, noise)).abs().max().item()
                 for level in levels_of(arguments, policy):
                     sampler = policy.fast(level)
                     # Programs that share a tile would show a race as chunks that are not alike.
@@ -103,10 +105,21 @@ def parity(arguments: argparse.Namespace) -> Iterator[Result]:
                         "cameras": cameras,
                         "level": sampler.level,
                         "difference": found,
+                        "plain_from_float32": rounding,
                         "replayed": replayed,
                         "alike": alike,
                         "passed": found <= bound and alike and (replayed > 0 or arguments.device == "cpu"),
                     }
+
+
+def in_float32(policy: Policy, seen: dict[str, Any], noise: torch.Tensor) -> torch.Tensor:
+    """Return the plain path's chunk in float32 with the same weights: how far bfloat16 itself rounds."""
+    exact = copy.deepcopy(policy).float()
+    given = {
+        name: one.float() if isinstance(one, torch.Tensor) and one.is_floating_point() else one
+        for name, one in seen.items()
+    }
+    return exact.sample_actions(**given, noise=noise.float())
 
 
 def endurance(arguments: argparse.Namespace) -> Iterator[Result]:

@@ -220,9 +220,7 @@ class CompiledPass:
 
     def joint_pass(self, model: Any, config: FlowConfig, given: Given) -> Computed:
         """Return `joint_pass(model, config, given)`."""
-        if isinstance(
-            given.prefix, PrefixTokens
-        ):  # whose strides, trimmed, would ask for graphs of their own
+        if isinstance(given.prefix, PrefixTokens):  # trimmed, their strides would ask for graphs of their own
             given = given._replace(prefix=_contiguous(given.prefix))
         for tensor, axis in _lengths(given):
             torch._dynamo.maybe_mark_dynamic(tensor, axis)
