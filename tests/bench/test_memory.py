@@ -71,6 +71,7 @@ def test_the_peak_of_a_full_step_on_a_tiny_policy(name, precision, checkpointing
     assert predicted(policy, load, precision, FULL, checkpointing) == pytest.approx(peak, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision", "checkpointing"),
     [("pi0", FLOAT32, "none"), ("pi0", MASTER, "all"), ("pi05", PURE, "all"), ("pi05", MASTER, "every_2")],
@@ -112,7 +113,7 @@ def test_the_peak_of_an_insulated_step(checkpointing):
 
 @each_policy
 @pytest.mark.parametrize("precision", DTYPES, ids=lambda precision: precision.name)
-@pytest.mark.parametrize("preset", ["tiny", "middle"])
+@pytest.mark.parametrize("preset", ["tiny", pytest.param("middle", marks=pytest.mark.slow)])
 def test_the_peak_of_a_step_of_the_expert_alone(name, precision, preset):
     policy = make(name, preset, DTYPES[precision])
     freeze(policy, policy.parts.frozen_prefixes("vlm"))
@@ -144,7 +145,7 @@ def freeze_more(policy, beginnings):
 
 @each_policy
 @pytest.mark.parametrize("precision", DTYPES, ids=lambda precision: precision.name)
-@pytest.mark.parametrize("preset", ["tiny", "middle"])
+@pytest.mark.parametrize("preset", ["tiny", pytest.param("middle", marks=pytest.mark.slow)])
 def test_the_peak_of_acting(name, precision, preset):
     policy = make(name, preset, DTYPES[precision]).eval()
     batch = make_batch(policy.config, 1 if preset == "middle" else 8, 3, 12)

@@ -70,6 +70,7 @@ print((peak_memory(torch.device("cpu")) - before) / weights)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no resident size")
 def test_building_holds_the_weights_once():
     result = subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, check=True)

@@ -32,7 +32,10 @@ def test_every_part_is_timed_printed_and_written(tmp_path, capsys):
     assert {row["part"] for row in written["rows"]} >= {"prefix", "velocity step", "train, 1 draw"}
 
 
-@pytest.mark.parametrize(("policy", "rounds"), [("--policy", "--rounds"), ("--config", "--repeats")])
+@pytest.mark.parametrize(
+    ("policy", "rounds"),
+    [("--policy", "--rounds"), pytest.param("--config", "--repeats", marks=pytest.mark.slow)],
+)
 def test_recipe_names_the_policy(tmp_path, capsys, policy, rounds):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"policy": {"preset": "tiny", "config": {"cameras": ["top"]}}}))

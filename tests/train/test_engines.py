@@ -29,7 +29,7 @@ ENGINES = [
     "ddp",
     "fsdp2",
     pytest.param("zero1", marks=[needs_deepspeed, pytest.mark.slow]),
-    pytest.param("zero2", marks=needs_deepspeed),
+    pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow]),
     pytest.param("zero3", marks=needs_deepspeed),
 ]
 LAST = ["train.save_every=20"]
@@ -45,7 +45,7 @@ def runs(dataset, tmp_path_factory):
     case, zero = made.case, HAS_ZERO
     go_on = {"run": "chain", "resume": True}
     made(
-        *(case(name, name, *LAST) for name in ("single", "ddp", *(["zero2", "zero3"] if zero else []))),
+        *(case(name, name, *LAST) for name in ("single", "ddp", *(["zero3"] if zero else []))),
         case("fsdp2", "fsdp2", *LAST, "train.checkpoints=sharded"),
         # One run that is killed, and taken over by one engine after the other.
         case("killed", "single", run="chain", dies=[0, 7]),

@@ -59,22 +59,21 @@ def run_named(folder, dataset, names, further=()):
 
 @pytest.fixture(scope="module")
 def killed(dataset, tmp_path_factory):
-    """Folder with one killed run per case of the default tests, and runs of two processes."""
+    """Folder with one killed run per case of the default tests."""
     folder = tmp_path_factory.mktemp("killed")
-    pairs = [
-        pair([*tiny_overrides(dataset, folder / "whole-pair"), "train.batch_size=2"], None),
-        pair([*tiny_overrides(dataset, folder / "pair"), "train.batch_size=2"], "step"),
-        pair([*tiny_overrides(dataset, folder / "pair"), "train.batch_size=2"], None, resume=True),
-    ]
-    statuses = run_named(folder, dataset, [name for name in CASES if name not in SLOW], pairs)
-    assert statuses == [0, 0, -9, -9, 0, 0]
+    assert run_named(folder, dataset, [name for name in CASES if name not in SLOW]) == []
     return folder
 
 
 @pytest.fixture(scope="module")
 def killed_too(killed, dataset):
-    """The same folder, with the cases of the slow tests."""
-    run_named(killed, dataset, SLOW)
+    """The same folder, with the cases of the slow tests, and runs of two processes."""
+    pairs = [
+        pair([*tiny_overrides(dataset, killed / "whole-pair"), "train.batch_size=2"], None),
+        pair([*tiny_overrides(dataset, killed / "pair"), "train.batch_size=2"], "step"),
+        pair([*tiny_overrides(dataset, killed / "pair"), "train.batch_size=2"], None, resume=True),
+    ]
+    assert run_named(killed, dataset, SLOW, pairs) == [0, 0, -9, -9, 0, 0]
     return killed
 
 
@@ -127,8 +126,9 @@ def test_resumed_run_equals_the_unbroken_one(request, killed, unbroken, dataset,
     assert not list((killed / name / "checkpoints").glob(".*"))
 
 
-def test_two_processes_resume_like_one(killed):
-    resumed, whole = (killed / name for name in ("pair", "whole-pair"))
+@pytest.mark.slow
+def test_two_processes_resume_like_one(killed_too):
+    resumed, whole = (killed_too / name for name in ("pair", "whole-pair"))
     assert [r["step"] for r in numbers(whole) if "loss" in r] == [1, 2, 3, 4, 5, 6]
     assert numbers(resumed) == numbers(whole)
     ours, theirs = (run / "checkpoints" / "last" / "model.safetensors" for run in (resumed, whole))

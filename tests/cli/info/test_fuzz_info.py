@@ -43,7 +43,7 @@ def shows_or_says(capfd, folder, *options):
     assert files_of(folder) == before
 
 
-@fuzz(examples=24)
+@fuzz(examples=12)
 @given(data=st.data())
 def test_fuzz_any_damage_to_a_file_is_a_line(home, capfd, data):
     name = data.draw(st.sampled_from(["base", "adapter", "run", "set"]))
