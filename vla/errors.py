@@ -4,39 +4,47 @@ Everything a user can cause derives from `VlaError`; the command line prints it 
 exits with a non-zero status. Violations of our own invariants use `assert`.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vla_client.errors import (
+    ActionError,
+    ConfigError,
+    ObservationError,
+    ShapeError,
+    VlaError,
+    did_you_mean,
+)
+
+__all__ = [
+    "ActionError",
+    "ConfigError",
+    "DatasetError",
+    "MissingDependencyError",
+    "ObservationError",
+    "ShapeError",
+    "StatisticsError",
+    "TrainingError",
+    "VlaError",
+    "WeightsError",
+    "did_you_mean",
+    "in_words",
+    "is_out_of_memory",
+    "misread",
+    "remedied",
+    "remedy",
+    "run_checkpoint",
+]
 
 _RUN_CHECKPOINT = re.compile(r"step-(\d{6,})")
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
 
 
-class VlaError(Exception):
-    """Base class of every error that a user of vla can cause."""
-
-
-class ConfigError(VlaError, ValueError):
-    """A recipe, a config or a command-line argument is wrong."""
-
-
 class DatasetError(VlaError, ValueError):
     """A dataset is missing, corrupt, of an unknown version, or does not hold what was asked of it."""
-
-
-class ShapeError(VlaError, ValueError):
-    """A tensor does not have the shape that a public function documents."""
-
-
-class ObservationError(ShapeError):
-    """What a robot measured cannot be acted on: a key is missing, or a value is not what it should be."""
-
-
-class ActionError(VlaError, ArithmeticError):
-    """A policy answered with actions that no robot can execute."""
 
 
 class StatisticsError(VlaError, ValueError):
@@ -60,17 +68,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _NO_MEMORY)
-
-
-def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string.
-
-    That is one below a section, `a.name`, where there is such a one.
-    """
-    options = list(options)
-    below = [one for one in options if one.endswith(f".{name}")]
-    nearest = below or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    return f" Did you mean '{nearest[0]}'?" if nearest else ""
 
 
 @contextmanager

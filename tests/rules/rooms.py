@@ -40,7 +40,7 @@ ROOMS: dict[str, Room] = {
         rooms=("policies.auto", "policies.auto_classes", "policies.registry")
     ),  # vla/__init__.py, which resolves its public names on demand
     "__main__": Room(rooms=("cli",)),
-    "errors": Room(),
+    "errors": Room(packages=("vla_client",)),  # the errors that a robot's computer can meet are the client's
     "types": Room(packages=("torch",)),
     "paths": Room(),
     "atomic": Room(),  # whole files and folders, or none
@@ -85,7 +85,7 @@ ROOMS: dict[str, Room] = {
             "adapters",
             "policies.registry",
         ),
-        packages=("torch", "numpy", "transformers", "safetensors", "huggingface_hub"),
+        packages=("torch", "numpy", "transformers", "safetensors", "huggingface_hub", "vla_client"),
     ),
     "train": Room(
         rooms=(
@@ -104,8 +104,20 @@ ROOMS: dict[str, Room] = {
     ),
     "train.optim": Room(rooms=("policies.base",), packages=("torch", "bitsandbytes")),
     "train.checkpoint.zero": Room(packages=("torch", "deepspeed")),
-    "serve": Room(rooms=("policies.auto",), packages=("numpy", "msgpack", "websockets")),
-    "serve.chunking": Room(packages=("numpy",)),
+    "serve": Room(
+        rooms=("policies.auto", "policies.robot", "data", "transforms"),
+        packages=(
+            "torch",
+            "numpy",
+            "PIL",
+            "msgpack",
+            "websockets",
+            "prometheus_client",
+            "jinja2",
+            "vla_client",
+        ),
+    ),
+    "serve.chunking": Room(packages=("numpy", "vla_client")),
     "eval": Room(
         rooms=("serve", "policies.auto", "data"),
         packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),
