@@ -48,6 +48,9 @@ Result = dict[str, Any]
 SAME_CURVE = 1e-3
 """Largest relative difference of a loss from that of one process, in float32."""
 PARITY = {"float32": 1e-4, "bfloat16": 1e-2}
+ROUNDS_AS_PLAIN = 1.5
+"""In bfloat16 a level may also be this much further from float32 than the plain path is: two sums of the same
+numbers, each rounded in its own order, differ by as much as either rounds."""
 """Largest difference of a chunk from the plain path's."""
 
 
@@ -91,13 +94,17 @@ def parity(arguments: argparse.Namespace) -> Iterator[Result]:
             for cameras in (3, 1):
                 seen = make_observation(chosen, policy, cameras=cameras)
                 want = policy.sample_actions(**seen, noise=noise)
-                rounding = (want.float() - in_float32(policy, seen, noise)).abs().max().item()
+                exact = in_float32(policy, seen, noise)
+                rounding = (want.float() - exact).abs().max().item()
                 for level in levels_of(arguments, policy):
                     sampler = policy.fast(level)
                     # Programs that share a tile would show a race as chunks that are not alike.
                     rounds = 50 if level == "triton" and arguments.device != "cpu" else 2
                     made = [sampler.sample_actions(**seen, noise=noise) for _ in range(rounds)]
                     found = max((one.float() - want.float()).abs().max().item() for one in made)
+                    own = max((one.float() - exact).abs().max().item() for one in made)
+                    as_exact = dtype == "bfloat16" and own <= ROUNDS_AS_PLAIN * rounding
+                    ran = sampler.counts.replayed > 0 or arguments.device == "cpu"
                     replayed, alike = sampler.counts.replayed, all(torch.equal(made[0], one) for one in made)
                     yield {
                         "policy": name,
@@ -105,10 +112,11 @@ def parity(arguments: argparse.Namespace) -> Iterator[Result]:
                         "cameras": cameras,
                         "level": sampler.level,
                         "difference": found,
+                        "from_float32": own,
                         "plain_from_float32": rounding,
                         "replayed": replayed,
                         "alike": alike,
-                        "passed": found <= bound and alike and (replayed > 0 or arguments.device == "cpu"),
+                        "passed": (found <= bound or as_exact) and alike and ran,
                     }
 
 
