@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from vla.errors import ConfigError, ShapeError, VlaError
-from vla.objectives.guidance import ActionPrefix, Guidance, guided, held, pull_weight, to_zero, token_times
+from vla.objectives.guidance import (
+    SCHEDULES,
+    ActionPrefix,
+    Guidance,
+    guided,
+    held,
+    pull_weight,
+    soft_mask,
+    to_zero,
+    token_times,
+)
 from vla.objectives.solvers import SOLVERS, euler, time_grid
 
 NOISE = torch.linspace(-1, 1, 12).reshape(2, 3, 2)
@@ -114,3 +124,44 @@ def test_what_does_not_count_need_not_be_known():
     made = guided(lambda x, tau: x, target, weights)(NOISE, 0.4)
     assert torch.equal(made, guided(lambda x, tau: x, NOISE * weights, weights)(NOISE, 0.4))
     ActionPrefix(target, torch.tensor([2, 1])).check(NOISE)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "want"),
+    [
+        ("linear", [1, 1, 0.8, 0.6, 0.4, 0.2, 0, 0]),
+        ("exp", [1, 1, 0.5706, 0.2871, 0.1145, 0.0258, 0, 0]),
+        ("ones", [1, 1, 1, 1, 1, 1, 0, 0]),
+        ("zeros", [1, 1, 0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_the_soft_mask_is_that_of_the_paper(schedule, want):
+    assert soft_mask(8, 2, 6, schedule).tolist() == pytest.approx(want, abs=5e-5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_soft_masks_at_their_ends(schedule):
+    assert soft_mask(4, 0, 0, schedule).tolist() == [0] * 4
+    assert soft_mask(4, 4, 4, schedule).tolist() == [1] * 4
+    assert soft_mask(4, 2, 1, schedule).tolist() == [1, 1, 0, 0]
+    assert torch.equal(soft_mask(4, 1, 9, schedule), soft_mask(4, 1, 4, schedule))
+    for horizon in range(1, 9):
+        for delay in range(horizon + 1):
+            for end in range(delay, horizon + 1):
+                made = soft_mask(horizon, delay, end, schedule)
+                assert (made[:delay] == 1).all()
+                assert (made[end:] == 0).all()
+                assert (made.diff() <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ((4, 5, 6), "delay must lie in 0 to 4, the steps of a chunk, got 5"),
+        ((4, -1, 3), "delay must be"),
+        ((4, 1, 3, "cosine"), "schedule must be one of exp, linear, ones, zeros, got 'cosine'"),
+    ],
+)
+def test_masks_that_cannot_be(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        soft_mask(*wrong)

@@ -11,6 +11,7 @@ from vla.policies.robot import RobotPolicy
 
 ROOMS = {
     "vla.policies.robot": "robot",
+    "vla.policies.acting": "robot",
     "vla.policies.observation": "robot",
     "vla.transforms": "transforms",
     "vla.policies": "policy",

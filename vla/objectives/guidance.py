@@ -4,6 +4,7 @@ Both let a new chunk continue one that is being executed (real-time chunking). G
 (arXiv 2506.07339, section 4); a clean prefix needs a policy that was trained with one (arXiv 2512.05964).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,13 +12,21 @@ import torch
 
 from vla.errors import ConfigError, ShapeError
 from vla.objectives.solvers import Velocity
-from vla.types import as_number, check_shape
+from vla.types import as_count, as_number, check_shape
 
 MAX_GUIDANCE = 5.0
 """Largest weight of the pull, which would grow without bound towards tau = 0."""
 
 VARIANTS = frozenset({"guidance", "action_prefix"})
 """Keywords of `sample_actions` that ask for one of them."""
+
+SCHEDULES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "exp": lambda share: share * share.expm1() / math.expm1(1.0),
+    "linear": lambda share: share,
+    "ones": torch.ones_like,
+    "zeros": torch.zeros_like,
+}
+"""How the pull towards the rest of a chunk fades behind the steps that will have been executed."""
 
 TokenVelocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`velocity(x, tau)` with a time for each step of each chunk, `[b, a]`, in float64."""
@@ -170,6 +179,38 @@ def pull_weight(tau: float, max_weight: float = MAX_GUIDANCE) -> float:
     if tau <= 0.0 or tau >= 1.0:
         return max_weight
     return min(max_weight, (tau**2 + (1 - tau) ** 2) / (tau * (1 - tau)))
+
+
+def soft_mask(horizon: int, delay: int, end: int, schedule: str = "exp") -> torch.Tensor:
+    """Return how much each step of a new chunk is to follow the rest of the old one, float32 `[a]`.
+
+    1 for the first `delay` steps, which will have been executed when the new chunk arrives; from there to
+    `end` it falls as the schedule says; behind `end` there is nothing to follow: 0.
+
+    With `c = (end - i) / (end - delay + 1)` at step i: "exp" is `c (e^c - 1) / (e - 1)`, "linear" is c,
+    "ones" is 1, and "zeros" is 0.
+
+    Args:
+        horizon: Steps of a chunk, `a`.
+        delay: 0 to `a`.
+        end: How many steps the rest has, at least 0. A smaller one than `delay` counts as `delay`, a larger
+            one than `a` as `a`.
+        schedule: One of `SCHEDULES`.
+
+    Raises:
+        ConfigError: A number is out of its range, or there is no such schedule.
+    """
+    if schedule not in SCHEDULES:
+        raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
+    horizon, end = as_count(horizon, "horizon"), as_count(end, "end", at_least=0)
+    if not 0 <= as_count(delay, "delay", at_least=0) <= horizon:
+        raise ConfigError(f"delay must lie in 0 to {horizon}, the steps of a chunk, got {delay}.")
+    end = min(max(end, delay), horizon)
+    steps = torch.arange(horizon, dtype=torch.float64)
+    share = ((end - steps) / (end - delay + 1)).clamp(0.0, 1.0)
+    falling = SCHEDULES[schedule](share)
+    weights = torch.where(steps < delay, 1.0, torch.where(steps < end, falling, 0.0))
+    return weights.float()
 
 
 def guided(

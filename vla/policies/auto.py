@@ -6,7 +6,7 @@ from typing import Any
 from vla.errors import ConfigError
 from vla.fast.levels import FOR_EPISODES, check_level, check_release
 from vla.policies.base import Policy
-from vla.policies.robot import RobotPolicy, choose_pipeline
+from vla.policies.robot import RobotPolicy, pipeline_of
 from vla.transforms.named_pipelines import check_choice, pipeline_names
 from vla.transforms.robots import apply_robot, load_robot
 from vla.types import as_device
@@ -85,3 +85,17 @@ def load_for_episodes(name_or_path: str | Path, level: str | None = None, **opti
     """
     how: dict[str, Any] = {"fast": True, "highest": FOR_EPISODES} if level is None else {"fast": level}
     return load(name_or_path, **how, **options)
+
+
+def choose_pipeline(policy: Policy, name: str | None) -> Policy:
+    """Make one robot's pipeline the policy's own, where it was trained on several robots at once.
+
+    Args:
+        policy: Afterwards, and in the folder that it is saved to, it is a policy of that robot alone.
+        name: Name of the pipeline; None for a policy of one robot.
+
+    Raises:
+        ConfigError: The policy has no such pipeline, or has several and none was named.
+    """
+    policy.pipeline = pipeline_of(policy, name)
+    return policy

@@ -7,7 +7,7 @@ finite reaches the policy, and no such action reaches a robot.
 
 import logging
 import numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -19,7 +19,7 @@ from vla.checkpoints.agreement import robot_widths
 from vla.errors import ActionError, ConfigError, ObservationError, ShapeError, did_you_mean
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import camera_slots
-from vla.types import IMAGE_PREFIX, STATE_KEY, Sample
+from vla.types import IMAGE_PREFIX, STATE_KEY, Sample, Window
 
 logger = logging.getLogger(__name__)
 
@@ -301,6 +301,55 @@ def _image_hint(image: np.ndarray, value: Any) -> str:
 def _shortened(value: Any) -> str:
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def with_past(frames: Iterable[Sample], present: Sample, window: Window, slots: Mapping[str, str]) -> Sample:
+    """Return a frame with those before it that a policy reads, as a dataset with its window does.
+
+    Args:
+        frames: Those before it, oldest first; before the first of them, that one is repeated.
+        present: The frame, as `ObservationGuard.sample` makes it.
+        window: Which frames the policy reads.
+        slots: Camera slot by every name under which an image is taken.
+
+    Raises:
+        ShapeError: The frames differ in their cameras or sizes.
+    """
+    frames = [*frames, present]
+    sample = dict(present)
+    if len(window.state) > 1:
+        sample["state"], sample["observation_is_pad"] = _stacked(
+            frames, window.state, lambda one: one["state"], STATE_KEY
+        )
+    pads = {}
+    for camera in present["images"]:
+        offsets = window.of_camera(slots[camera])
+        if len(offsets) > 1:
+            stacked, pads[camera] = _stacked(
+                frames, offsets, lambda one, camera=camera: one["images"].get(camera), f"camera '{camera}'"
+            )
+            sample["images"] = {**sample["images"], camera: stacked}
+    return sample | {"image_is_pad": pads} if pads else sample
+
+
+def _stacked(
+    frames: Sequence[Sample],
+    offsets: Sequence[int],
+    read: Callable[[Sample], torch.Tensor | None],
+    what: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return one entry of the frames at some offsets, `[o, ...]`, and which lie before the episode."""
+    places = [len(frames) - 1 + offset for offset in offsets]
+    entries = [read(frames[max(0, place)]) for place in places]
+    shape = None if entries[-1] is None else entries[-1].shape
+    tensors = [entry for entry in entries if entry is not None and entry.shape == shape]
+    if len(tensors) < len(entries):
+        before = [None if entry is None else list(entry.shape) for entry in entries[:-1]]
+        raise ShapeError(
+            f"{what} must be alike in all frames that the policy reads: now {list(shape or ())}, before "
+            f"{before} (None: not there). After a change of the robot, begin another episode."
+        )
+    return torch.stack(tensors), torch.tensor([place < 0 for place in places])
 
 
 def execution_device(policy: Any) -> torch.device:

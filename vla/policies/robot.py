@@ -8,19 +8,32 @@ A session remembers the frames of the past that the policy reads; of a policy th
 remembers nothing, and `robot_policy.infer(observation)` is the same.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from vla_client.continuation import Continuation
 
 from vla.checkpoints.agreement import check_agreement
-from vla.errors import ConfigError, ObservationError, ShapeError, StatisticsError
+from vla.errors import ConfigError, ObservationError, StatisticsError
 from vla.fast.programs import WarmUp
 from vla.objectives.noise import Generators
+from vla.policies.acting.chunks import (
+    Pick,
+    check_continuing,
+    check_pick,
+    groups,
+    known_of,
+    max_prefix,
+    methods,
+    picked,
+    split_noise,
+    variant_of,
+)
+from vla.policies.acting.session import Session
 from vla.policies.base import Policy, accepted, check_keywords
 from vla.policies.observation import (
     Observation,
@@ -36,28 +49,14 @@ from vla.transforms.batch import collate
 from vla.transforms.interface import RobotInterface
 from vla.transforms.named_pipelines import check_choice
 from vla.transforms.task import DefaultTask
-from vla.types import STATE_KEY, Sample, check_generators, check_num_steps, default_device_cpu
-
-
-def choose_pipeline(policy: Policy, name: str | None) -> Policy:
-    """Make one robot's pipeline the policy's own, where it was trained on several robots at once.
-
-    Args:
-        policy: Afterwards, and in the folder that it is saved to, it is a policy of that robot alone.
-        name: Name of the pipeline; None for a policy of one robot.
-
-    Raises:
-        ConfigError: The policy has no such pipeline, or has several and none was named.
-    """
-    policy.pipeline = pipeline_of(policy, name)
-    return policy
+from vla.types import STATE_KEY, Sample, as_count, check_generators, check_num_steps, default_device_cpu
 
 
 def pipeline_of(policy: Policy, name: str | None) -> Pipeline | None:
     """Return one robot's pipeline; None until fitted to a dataset.
 
     Raises:
-        ConfigError: See `choose_pipeline`.
+        ConfigError: The policy has no such pipeline, or has several and none was named.
     """
     check_choice(policy.pipeline_names, name)
     return policy.pipelines.get(name)
@@ -127,6 +126,16 @@ class RobotPolicy:
         return None if recorded is None else replace(recorded, horizon=self.window.executable)
 
     @property
+    def continues_by(self) -> tuple[str, ...]:
+        """Methods of a `Continuation` that `infer` takes: "guided", "prefix"."""
+        return methods(self.policy)
+
+    @property
+    def max_prefix(self) -> int:
+        """Longest `delay` by method "prefix": what the policy was trained with; 0: none."""
+        return max_prefix(self.policy)
+
+    @property
     def device(self) -> torch.device:
         """Where the policy's tensors belong: where its weights lie, or whereto `accelerate` takes them."""
         return execution_device(self.policy)
@@ -136,7 +145,7 @@ class RobotPolicy:
         """Level of the last chunk: a lower one where it could not be had for its shape."""
         return getattr(self.sampler, "last_level", "plain")
 
-    def start(self) -> "Session":
+    def start(self) -> Session:
         """Begin an episode."""
         return Session(self)
 
@@ -151,6 +160,9 @@ class RobotPolicy:
         generator: torch.Generator | None = None,
         text: bool = False,
         num_steps: int | None = None,
+        continuing: Continuation | None = None,
+        samples: int = 1,
+        pick: Pick | None = None,
     ) -> dict[str, Any]:
         """Return the chunk for one observation, of a policy that reads the present alone.
 
@@ -160,10 +172,21 @@ class RobotPolicy:
                 or empty, where the robot's description has one, or the policy reads no text). Arrays may be
                 numpy's, torch's or lists (of an image: of whole numbers in [0, 255]); of a list of one text,
                 the text is taken. Other keys are not read, which the log says once.
-            noise: `[a, m]` in model space, where sampling starts; drawn where not given.
+            noise: `[a, m]` in model space, where sampling starts, `[n, a, m]` for several samples; drawn
+                where not given.
             generator: Source of the noise, on the policy's device.
             text: Whether to generate the response text as well.
             num_steps: Steps of sampling, 1 to 10000; the policy's own number where not given.
+            continuing: The rest of the chunk that is being executed, which the new one has to meet. It is in
+                robot units, whatever the policy predicts: with relative actions it is taken relative to the
+                state that is observed now. Where none of it counts (`delay=0` with `schedule="zeros"`, or no
+                actions), the chunk is sampled freely.
+            samples: How many chunks are drawn over one pass through images and text; the best is returned.
+            pick: Which is the best: "medoid", whose distances to the others have the smallest sum; "nearest",
+                the nearest to `continuing` over the steps that it has; or a function of the chunks
+                `[n, a, d]` in robot units and the observation that returns the place of one. Distances are
+                measured on normalised actions. None: "nearest" where there is something to continue, else
+                "medoid".
 
         Returns:
             `"actions"` float32 `[a, d]` in robot units, the steps of the chunk that can be executed from now
@@ -174,33 +197,49 @@ class RobotPolicy:
                 be acted on; it is a `ShapeError`.
             ActionError: The policy's answer is not finite, so it is withheld.
             ConfigError: The policy reads frames of the past, generates no text, or has no `num_steps`; or
-                `generator` is not one.
+                `generator` is not one; or the policy cannot continue a chunk so, or draw several.
         """
-        batched = None if noise is None else check_noise(noise, "a m")[None]
-        return self.infer_batch(
-            [observation], noise=batched, generator=generator, text=text, num_steps=num_steps
-        )[0]
+        return self._infer_one(
+            observation, noise, samples, generator=generator, text=text, num_steps=num_steps,
+            continuing=None if continuing is None else [continuing], pick=pick,
+        )  # fmt: skip
+
+    def _infer_one(self, observation: Any, noise: Any, samples: int, **options: Any) -> dict[str, Any]:
+        """Return the chunk of an observation, or of a pair of session and observation."""
+        if noise is not None:
+            one = as_count(samples, "samples") == 1
+            noise = check_noise(noise, "a m")[None] if one else check_noise(noise, "b a m", samples)
+        return self.infer_batch([observation], noise=noise, samples=samples, **options)[0]
 
     @torch.no_grad()
     @default_device_cpu()
     def infer_batch(
         self,
-        observations: "Sequence[Observation | tuple[Session, Observation]]",
+        observations: Sequence[Observation | tuple[Session, Observation]],
         *,
         noise: np.ndarray | None = None,
         generator: Generators | None = None,
         text: bool = False,
         num_steps: int | None = None,
+        continuing: Sequence[Continuation | None] | None = None,
+        samples: int = 1,
+        pick: Pick | None = None,
     ) -> list[dict[str, Any]]:
         """Return the chunks of several observations from one pass; as `infer`.
 
+        Those that continue a chunk are sampled apart from those that do not, one pass for each method and
+        largest weight, so that the latter stay what they are without them.
+
         Args:
             observations: Each an observation, or a session and the observation that comes next in it.
-            noise: `[b, a, m]`.
+            noise: `[b, a, m]`, or `[b * n, a, m]` for n samples of each.
             generator: Source of the noise of all, or a sequence of one for each observation: then a chunk
                 does not depend on which others share the batch, but for rounding.
             text: See `infer`.
             num_steps: See `infer`.
+            continuing: What each observation continues, or None.
+            samples: See `infer`; of each observation.
+            pick: See `infer`.
 
         Raises:
             ObservationError: See `infer`; or there is no observation, or not one generator for each.
@@ -208,36 +247,46 @@ class RobotPolicy:
             ConfigError: See `infer`; or a session occurs twice.
         """
         pairs = self._pairs(observations)
+        continued = check_continuing(continuing, len(pairs))
         self._check(pairs, text)
-        noise = None if noise is None else check_noise(noise, "b a m", len(pairs))
+        check_pick(pick, continued)
+        samples = self._checked_samples(samples)
+        noise = None if noise is None else check_noise(noise, "b a m", len(pairs) * samples)
         check_generators(generator, len(pairs), self.device)
         num_steps = None if num_steps is None else self._checked_steps(num_steps)
         frames = self._frames([observation for _, observation in pairs])
-        samples = []
+        seen, known = [], []
         for place, ((session, _), frame) in enumerate(zip(pairs, frames, strict=True)):
             with naming(place, len(pairs)):
-                samples.append(self._forward(frame if session is None else session._with_past(frame)))
-        batch = self._batch(samples)
-        chunks = self._sample(batch, noise, generator, num_steps)
-        results: list[dict[str, Any]] = []
-        for sample, chunk in zip(samples, chunks.cpu(), strict=True):
-            seen = {key: sample[key] for key in ("state", REFERENCE_STATE) if key in sample}
-            actions = self.pipeline.inverse({"actions": chunk, **seen})["actions"]
-            results.append({"actions": self._guard.actions(actions[self.window.first_executable :])})
-        if text:
-            generate = self.policy.generate_text
-            for result, ids in zip(results, generate(**accepted(generate, batch)).cpu(), strict=True):
-                result["text"] = self.pipeline.decode(ids)
+                observed = frame if session is None else session._with_past(frame)
+                seen.append(self._forward(observed))
+                known.append(known_of(continued[place], observed, self.pipeline, self.policy, self.window))
+        results: dict[int, dict[str, Any]] = {}
+        parts = groups(known)
+        start = split_noise(parts, known, noise, generator, samples, self.window.horizon, self.device)
+        for part, (part_noise, part_generator) in zip(parts, start, strict=True):
+            batch = self._batch([seen[place] for place in part])
+            variant = variant_of([known[place] for place in part], samples, self.device)
+            options = {"num_steps": num_steps, "samples": None if samples == 1 else samples} | variant
+            chunks = self._sample(batch, part_noise, part_generator, options).cpu()
+            for place, several in zip(part, chunks.unflatten(0, (len(part), samples)), strict=True):
+                made = np.stack([self._inverse(chunk, seen[place]) for chunk in several])
+                best = picked(pick, several, known[place], made, pairs[place][1]) if samples > 1 else 0
+                results[place] = {"actions": made[best]}
+            if text:
+                generate = self.policy.generate_text
+                for place, ids in zip(part, generate(**accepted(generate, batch)).cpu(), strict=True):
+                    results[place]["text"] = self.pipeline.decode(ids)
         for (session, _), frame in zip(pairs, frames, strict=True):  # a session knows what was acted on
             if session is not None:
                 session._keep(frame)
-        return results
+        return [results[place] for place in range(len(pairs))]
 
     def warm_up(self, tasks: str | Iterable[str] | None = None, **options: Any) -> WarmUp:
         """Get ready before the robot moves; see `vla.policies.warm_up.warm_up`."""
         return warm_up(self, tasks, **options)
 
-    def _pairs(self, observations: Any) -> "list[tuple[Session | None, Observation]]":
+    def _pairs(self, observations: Any) -> list[tuple[Session | None, Observation]]:
         """Return every observation with its session, if it has one."""
         if isinstance(observations, str | Mapping) or not isinstance(observations, Iterable):
             raise ObservationError(
@@ -277,6 +326,18 @@ class RobotPolicy:
             )
         return sample
 
+    def _inverse(self, chunk: torch.Tensor, seen: Sample) -> np.ndarray:
+        """Return the executable steps of a chunk in robot units, `[a, d]`."""
+        states = {key: seen[key] for key in ("state", REFERENCE_STATE) if key in seen}
+        actions = self.pipeline.inverse({"actions": chunk, **states})["actions"]
+        return self._guard.actions(actions[self.window.first_executable :])
+
+    def _checked_samples(self, samples: int) -> int:
+        samples = as_count(samples, "samples")
+        if samples > 1 and not accepted(self.policy.sample_actions, {"samples": samples}):
+            raise ConfigError(f"{type(self.policy).__name__} draws one chunk, not several: samples=1.")
+        return samples
+
     def _checked_steps(self, num_steps: int) -> int:
         if not accepted(self.policy.sample_actions, {"num_steps": num_steps}):
             raise ConfigError(f"{type(self.policy).__name__} takes no num_steps: leave it out.")
@@ -287,14 +348,13 @@ class RobotPolicy:
         batch: Mapping[str, Any],
         noise: np.ndarray | None,
         generator: Generators | None,
-        num_steps: int | None,
+        options: Mapping[str, Any],
     ) -> torch.Tensor:
-        """Return chunks `[b, a, m]` in model space."""
+        """Return chunks `[b * n, a, m]` in model space."""
         wanted = self.policy.sampling_inputs
         inputs = {name: value for name, value in batch.items() if wanted is None or name in wanted}
         check_keywords(self.policy.sample_actions, inputs, type(self.policy))
-        if num_steps is not None:
-            inputs["num_steps"] = num_steps
+        inputs |= {name: value for name, value in options.items() if value is not None}
         start = None if noise is None else torch.from_numpy(noise).to(self.device)
         with nullcontext() if noise is None else naming(0, 1):  # of which the policy knows the width
             return self.sampler.sample_actions(**inputs, noise=start, generator=generator)
@@ -306,7 +366,7 @@ class RobotPolicy:
 
     def _check(
         self,
-        pairs: "Sequence[tuple[Session | None, Observation]]",
+        pairs: Sequence[tuple[Session | None, Observation]],
         text: bool,
     ) -> None:
         sessions = [id(session) for session, _ in pairs if session is not None]
@@ -328,88 +388,3 @@ def _is_pair(entry: Any) -> bool:
     return isinstance(entry, tuple) or (
         isinstance(entry, list) and any(isinstance(part, Session) for part in entry)
     )
-
-
-class Session:
-    """One episode of a robot: the frames of the past that the policy reads, none where it reads none.
-
-    The past is counted in control steps, and a step is one call of `infer` or `observe`. So a policy that
-    reads the offsets (-1, 0) needs every control step: `observe` the frames between two chunks. If only every
-    n-th is seen, the offset -1 means n steps back, other than in training, and nothing can notice it. Before
-    the episode's first frame, the first frame is repeated, as in training.
-
-    Args:
-        robot_policy: Whose chunks it returns.
-    """
-
-    def __init__(self, robot_policy: RobotPolicy) -> None:
-        self.robot_policy = robot_policy
-        self._frames: deque[Sample] = deque(maxlen=robot_policy.past)
-
-    def infer(
-        self,
-        observation: Observation,
-        *,
-        noise: np.ndarray | None = None,
-        generator: torch.Generator | None = None,
-        text: bool = False,
-        num_steps: int | None = None,
-    ) -> dict[str, Any]:
-        """Note the next frame of the episode and return its chunk; as `RobotPolicy.infer`."""
-        batched = None if noise is None else check_noise(noise, "a m")[None]
-        return self.robot_policy.infer_batch(
-            [(self, observation)], noise=batched, generator=generator, text=text, num_steps=num_steps
-        )[0]
-
-    def observe(self, observation: Observation) -> None:
-        """Note the next frame of the episode without asking for a chunk."""
-        frame = self.robot_policy._guard.sample(observation)
-        if self._frames.maxlen:
-            self._with_past(frame)
-            self._keep(frame)
-
-    def reset(self) -> None:
-        """Begin another episode: forget the frames."""
-        self._frames.clear()
-
-    def _keep(self, frame: Sample) -> None:
-        self._frames.append(frame)
-
-    def _with_past(self, frame: Sample) -> Sample:
-        """Return the frame with those before it that the policy reads, as a dataset with its window does."""
-        window, slots = self.robot_policy.window, self.robot_policy._guard.slots
-        sample = dict(frame)
-        if len(window.state) > 1:
-            sample["state"], sample["observation_is_pad"] = self._stacked(
-                frame, window.state, lambda one: one["state"], STATE_KEY
-            )
-        pads = {}
-        for camera in frame["images"]:
-            offsets = window.of_camera(slots[camera])
-            if len(offsets) > 1:
-                stacked, pads[camera] = self._stacked(
-                    frame, offsets, lambda one, camera=camera: one["images"].get(camera), f"camera '{camera}'"
-                )
-                sample["images"] = {**sample["images"], camera: stacked}
-        return sample | {"image_is_pad": pads} if pads else sample
-
-    def _stacked(
-        self,
-        present: Sample,
-        offsets: Sequence[int],
-        read: Callable[[Sample], torch.Tensor | None],
-        what: str,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return one entry of the frames at some offsets, `[o, ...]`, and which lie before the episode."""
-        frames = [*self._frames, present]
-        places = [len(frames) - 1 + offset for offset in offsets]
-        entries = [read(frames[max(0, place)]) for place in places]
-        shape = None if entries[-1] is None else entries[-1].shape
-        tensors = [entry for entry in entries if entry is not None and entry.shape == shape]
-        if len(tensors) < len(entries):
-            before = [None if entry is None else list(entry.shape) for entry in entries[:-1]]
-            raise ShapeError(
-                f"{what} must be alike in all frames that the policy reads: now {list(shape or ())}, before "
-                f"{before} (None: not there). After a change of the robot, begin another episode."
-            )
-        return torch.stack(tensors), torch.tensor([place < 0 for place in places])

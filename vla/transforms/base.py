@@ -48,6 +48,9 @@ class Transform(ABC):
     name: ClassVar[str]
     """What this transform is called in `pipeline.json`; unique, checked at import."""
 
+    changes_actions: ClassVar[bool] = True
+    """False where `forward` neither reads nor changes actions, nor what those that do read of a sample."""
+
     _registry: ClassVar[dict[str, type["Transform"]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -115,6 +118,17 @@ class Pipeline:
         return sample
 
     __call__ = forward
+
+    def forward_actions(self, sample: Sample) -> torch.Tensor:
+        """Return the actions `[a, m]` of a sample as `forward` makes them, without images and text.
+
+        Args:
+            sample: See the module's table; with `actions`.
+        """
+        for transform in self.transforms:
+            if transform.changes_actions:
+                sample = transform.forward(sample)
+        return sample["actions"]
 
     def inverse(self, sample: Sample) -> Sample:
         """Apply every inverse in reverse order; see `Transform.inverse`."""

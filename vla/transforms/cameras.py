@@ -30,6 +30,7 @@ class RotateImages(Transform):
     """
 
     name: ClassVar[str] = "rotate_images"
+    changes_actions: ClassVar[bool] = False
 
     degrees: Mapping[str, int]
 
@@ -75,6 +76,7 @@ class RenameCameras(Transform):
     """
 
     name: ClassVar[str] = "rename_cameras"
+    changes_actions: ClassVar[bool] = False
 
     slots: Mapping[str, str]
 

@@ -58,6 +58,7 @@ class TokenizePrompt(Transform):
     """
 
     name: ClassVar[str] = "tokenize_prompt"
+    changes_actions: ClassVar[bool] = False
 
     tokenizer: "PreTrainedTokenizerBase | LazyTokenizer"
     max_length: int

@@ -22,6 +22,7 @@ class DefaultTask(Transform):
     """
 
     name: ClassVar[str] = "default_task"
+    changes_actions: ClassVar[bool] = False
 
     task: str
 

@@ -40,6 +40,7 @@ class AugmentImages(Transform):
     """
 
     name: ClassVar[str] = "augment_images"
+    changes_actions: ClassVar[bool] = False
 
     wrist_slots: tuple[str, ...] = ()
     crop: float = 0.95

@@ -83,6 +83,7 @@ class ResizeImages(Transform):
     """
 
     name: ClassVar[str] = "resize_images"
+    changes_actions: ClassVar[bool] = False
 
     slots: tuple[str, ...]
     size: int

@@ -87,6 +87,7 @@ class CameraTensors(Transform):
     """
 
     name: ClassVar[str] = "camera_tensors"
+    changes_actions: ClassVar[bool] = False
 
     cameras: Mapping[str, CameraFormat]
 
