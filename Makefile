@@ -25,7 +25,7 @@ TEST_ENV := HF_HUB_OFFLINE=1 MPLBACKEND=Agg OMP_NUM_THREADS=1
 MKDOCS := NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow gpu wheel format lint types docs docs-serve checks clean
+.PHONY: help install demo test test-slow gpu wheel client format lint types docs docs-serve checks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -52,6 +52,9 @@ gpu: $(STAMP) ## on a CUDA card: parity, times, training and memory, into gpu_re
 
 wheel: $(STAMP) ## build the wheel, install it in a fresh environment outside the checkout, and use it there
 	$(BIN)/python .ci/check_wheel.py --constraints $(CONSTRAINTS) $(ARGS)
+
+client: $(STAMP) ## build vla-client's wheel and run its tests in a fresh environment, of Python 3.9 where there is one
+	$(BIN)/python .ci/check_client.py $(ARGS)
 
 format: $(STAMP) ## rewrite the code in the house style
 	$(BIN)/ruff format .

@@ -76,7 +76,8 @@ def main() -> None:
 def install(folder: Path, constraints: Path) -> Path:
     """Build the wheel and return the Python of a fresh environment that has it."""
     source = folder / "source"  # a copy: a build folder of before must not find its way into the wheel
-    shutil.copytree(ROOT / "vla", source / "vla", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("vla", "client/vla_client"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")

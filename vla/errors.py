@@ -12,8 +12,12 @@ from typing import Any
 
 from vla_client.errors import (
     ActionError,
+    CodingError,
     ConfigError,
+    DeadlineError,
     ObservationError,
+    ServerError,
+    ServerLostError,
     ShapeError,
     VlaError,
     did_you_mean,
@@ -21,10 +25,14 @@ from vla_client.errors import (
 
 __all__ = [
     "ActionError",
+    "CodingError",
     "ConfigError",
     "DatasetError",
+    "DeadlineError",
     "MissingDependencyError",
     "ObservationError",
+    "ServerError",
+    "ServerLostError",
     "ShapeError",
     "StatisticsError",
     "TrainingError",

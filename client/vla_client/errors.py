@@ -29,6 +29,32 @@ class ActionError(VlaError, ArithmeticError):
     """A policy answered with actions that no robot can execute."""
 
 
+class CodingError(VlaError, ValueError):
+    """A message cannot be written, or one that arrived is not what either coding allows."""
+
+
+class ServerError(VlaError, RuntimeError):
+    """A policy server answered with an error, or with something that is not an answer.
+
+    Attributes:
+        kind: What kind of error a vla server calls it ("busy", "internal"); None where it does not say.
+        details: All that the server said: a server of openpi sends the trace of its error.
+    """
+
+    def __init__(self, message: str, *, kind: str | None = None, details: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.details = message if details is None else details
+
+
+class ServerLostError(VlaError, ConnectionError):
+    """A policy server cannot be reached, refuses the connection, or has gone away."""
+
+
+class DeadlineError(VlaError, TimeoutError):
+    """A policy server did not answer in time."""
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string.
 

@@ -118,6 +118,7 @@ ROOMS: dict[str, Room] = {
         ),
     ),
     "serve.chunking": Room(packages=("numpy", "vla_client")),
+    "serve.client": Room(packages=("vla_client",)),  # re-exports alone
     "eval": Room(
         rooms=("serve", "policies.auto", "data"),
         packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),

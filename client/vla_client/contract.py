@@ -1,0 +1,262 @@
+"""The robot's contract: what a server says of the robot that its policy is for; whether it is this one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vla_client.errors import ConfigError, ServerError, did_you_mean
+
+PROTOCOL = 1
+"""The version of the contract that this client reads."""
+
+EXPECTABLE = (
+    "cameras",
+    "state",
+    "state_units",
+    "action",
+    "action_units",
+    "frequency",
+    "horizon",
+    "checkpoint",
+    "revision",
+)
+"""What a robot may expect of a server's contract (see `Contract.check`)."""
+
+
+@dataclass(frozen=True)
+class Vector:
+    """The state, or one step of the actions: an entry per dimension; what is not known is None.
+
+    Attributes:
+        names: What each dimension is called; empty where the server does not say.
+        units: "rad", "m", "0 closed, 1 open".
+        low: Smallest value, in robot units.
+        high: Largest value.
+    """
+
+    names: tuple[str, ...] = ()
+    units: tuple[str | None, ...] = ()
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a vla server says of its robot in the metadata frame.
+
+    Attributes:
+        version: The server's version of vla.
+        checkpoint: What the policy was opened by.
+        revision: Its commit on the hub, where it has one.
+        cameras: Name, as in `observation.images.<name>` -> (height, width) in pixels as recorded; None where
+            that is not known. Images of other sizes are resized by the server.
+        state: The state's dimensions.
+        action: The actions' dimensions.
+        relative: Whether the policy learned each dimension of the actions relative to the state; None: none.
+            What a client gets is absolute in any case.
+        frequency: Control steps per second, Hz.
+        horizon: Actions of a chunk.
+        needs_task: Whether an observation must bring its instruction.
+        past: Steps from the earliest frame that the policy reads to the present one; with 0 `observe` is not
+            needed.
+        offers: How a chunk may continue the one before: "guided", "prefix".
+        max_prefix: Longest delay of a prefix, steps.
+        level: How the server computes its samples.
+        p50: Median time of one sample as the server measured it, milliseconds.
+        p95: 95th percentile of it, milliseconds.
+        limits: What the server holds states and actions to.
+        keys: How clients of other libraries name what is measured.
+        warning: What the server has to say besides.
+    """
+
+    version: str | None = None
+    checkpoint: str | None = None
+    revision: str | None = None
+    cameras: Mapping[str, tuple[int, int] | None] | None = None
+    state: Vector = Vector()
+    action: Vector = Vector()
+    relative: tuple[bool, ...] | None = None
+    frequency: float | None = None
+    horizon: int | None = None
+    needs_task: bool = False
+    past: int = 0
+    offers: tuple[str, ...] = ()
+    max_prefix: int = 0
+    level: str | None = None
+    p50: float | None = None
+    p95: float | None = None
+    limits: Mapping[str, Any] | None = None
+    keys: Mapping[str, Any] | None = None
+    warning: str | None = None
+
+    @classmethod
+    def of(cls, metadata: Any) -> Contract | None:
+        """Read a metadata frame; None where it has no key `vla`: the server is another library's.
+
+        Raises:
+            ServerError: The contract is of a version that this client does not know, or is not one.
+        """
+        if not isinstance(metadata, Mapping):
+            raise ServerError(
+                f"The server's first message must be a map, its metadata, got a {type(metadata).__name__}."
+            )
+        if "vla" not in metadata:
+            return None
+        told = _Told(metadata["vla"], "vla")
+        if (protocol := told.whole("protocol")) != PROTOCOL:
+            raise ServerError(
+                f"The server speaks version {protocol} of the protocol, this client version {PROTOCOL}: "
+                f"{'update vla-client' if (protocol or 0) > PROTOCOL else 'update the server'}."
+            )
+        robot, latency = told.part("robot"), told.part("latency_ms")
+        action = robot.part("action")
+        return cls(
+            version=told.text("version"),
+            checkpoint=told.text("checkpoint"),
+            revision=told.text("revision"),
+            cameras=robot.cameras(),
+            state=robot.part("state").vector(),
+            action=action.vector(),
+            relative=action.flags("relative"),
+            frequency=robot.number("frequency"),
+            horizon=robot.whole("horizon"),
+            needs_task=told.get("needs_task", bool, "true or false") or False,
+            past=told.whole("past") or 0,
+            offers=told.texts("offers"),
+            max_prefix=told.whole("max_prefix") or 0,
+            level=told.text("level"),
+            p50=latency.number("p50"),
+            p95=latency.number("p95"),
+            limits=told.get("limits", Mapping, "a map"),
+            keys=told.get("keys", Mapping, "a map"),
+            warning=told.text("warning"),
+        )
+
+    def check(self, expect: Mapping[str, Any]) -> None:
+        """Compare the contract with what a robot expects of it; what is not expected is not compared.
+
+        Args:
+            expect: `cameras` (names, or names -> (height, width)), `state` and `action` (names in order, or
+                how many), `state_units` and `action_units`, `frequency` (Hz), `horizon`, `checkpoint`,
+                `revision`.
+
+        Raises:
+            ConfigError: The server is for another robot, or `expect` names something else.
+        """
+        for key in expect:
+            if key not in EXPECTABLE:
+                raise ConfigError(f"A robot cannot expect '{key}'.{did_you_mean(str(key), EXPECTABLE)}")
+        if "cameras" in expect:
+            self._check_cameras(expect["cameras"])
+        for key, vector in (("state", self.state), ("action", self.action)):
+            if key in expect:
+                wanted = expect[key]
+                told = len(vector) if isinstance(wanted, int) else list(vector.names)
+                _same(f"the names of the {key}", wanted if isinstance(wanted, int) else list(wanted), told)
+            if f"{key}_units" in expect:
+                _same(f"the units of the {key}", list(expect[f"{key}_units"]), list(vector.units))
+        if "frequency" in expect:
+            told = self.frequency
+            if told is None or not math.isclose(float(expect["frequency"]), told, rel_tol=1e-3):
+                _same("the frequency in Hz", expect["frequency"], told)
+        for key in ("horizon", "checkpoint", "revision"):
+            if key in expect:
+                _same(f"the {key}", expect[key], getattr(self, key))
+
+    def _check_cameras(self, wanted: Mapping[str, Sequence[int]] | Sequence[str]) -> None:
+        told = self.cameras or {}
+        _same("the cameras", sorted(wanted), sorted(told))
+        if isinstance(wanted, Mapping):
+            for name, size in wanted.items():
+                if size is not None and told[name] is not None:
+                    _same(f"the size of camera '{name}'", list(size), list(told[name] or ()))
+
+
+def _same(what: str, wanted: Any, told: Any) -> None:
+    if wanted != told:
+        raise ConfigError(
+            f"The server's policy is for another robot: {what} should be {wanted}, the server says {told}."
+        )
+
+
+class _Told:
+    """A map of the metadata, read with the types that it should have."""
+
+    def __init__(self, told: Any, name: str) -> None:
+        if not isinstance(told, Mapping):
+            raise ServerError(f"The server's metadata has {name} = {told!r:.80}; it must be a map.")
+        self.told = told
+        self.name = name
+
+    def get(self, key: str, kind: Any, words: str) -> Any:
+        value = self.told.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ServerError(
+                f"The server's metadata has {self.name}.{key} = {value!r:.80}; it must be {words}."
+            )
+        return value
+
+    def part(self, key: str) -> _Told:
+        return _Told(self.get(key, Mapping, "a map") or {}, f"{self.name}.{key}")
+
+    def text(self, key: str) -> str | None:
+        return self.get(key, str, "text")
+
+    def whole(self, key: str) -> int | None:
+        return self.get(key, int, "a whole number")
+
+    def number(self, key: str) -> float | None:
+        value = self.get(key, (int, float), "a number")
+        return None if value is None else float(value)
+
+    def items(self, key: str, kind: Any, words: str) -> tuple[Any, ...] | None:
+        value = self.get(key, list, f"a list of {words}")
+        if value is None:
+            return None
+        for one in value:
+            if not isinstance(one, kind) or (isinstance(one, bool) and kind is not bool):
+                self.get(key, (), f"a list of {words}")
+        return tuple(value)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        return self.items(key, str, "text") or ()
+
+    def flags(self, key: str) -> tuple[bool, ...] | None:
+        return self.items(key, bool, "true and false")
+
+    def vector(self) -> Vector:
+        """Return the vector that this map describes."""
+        names = self.texts("names")
+        parts = {
+            "units": self.items("units", (str, type(None)), "text or nothing"),
+            "low": self.items("low", (int, float, type(None)), "numbers or nothing"),
+            "high": self.items("high", (int, float, type(None)), "numbers or nothing"),
+        }
+        for key, part in parts.items():
+            if part is not None and len(part) != len(names):
+                raise ServerError(
+                    f"The server's metadata has {len(names)} {self.name}.names and {len(part)} {key}."
+                )
+        return Vector(names, **{key: part or (None,) * len(names) for key, part in parts.items()})
+
+    def cameras(self) -> dict[str, tuple[int, int] | None] | None:
+        """Return the cameras with their sizes; None where the server says nothing of cameras."""
+        found: dict[str, tuple[int, int] | None] = {}
+        cameras = self.get("cameras", Mapping, "a map")
+        if cameras is None:
+            return None
+        told = _Told(cameras, f"{self.name}.cameras")
+        for name in cameras:
+            size = told.items(name, int, "height and width")
+            if size is not None and (len(size) != 2 or min(size) < 1):
+                told.get(name, (), "height and width")
+            found[name] = None if size is None else (size[0], size[1])
+        return found
