@@ -113,6 +113,7 @@ ROOMS: dict[str, Room] = {
             "msgpack",
             "websockets",
             "prometheus_client",
+            "yaml",
             "jinja2",
             "vla_client",
         ),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.checkpoints.test_fuzz_files import VALUES, changed, places
 from tests.folders import files_of
 from tests.fuzzing import fuzz
-from tests.transforms.test_robots import ARM
+from tests.transforms.test_robots import ARM, SERVE
 from vla.errors import VlaError
 from vla.transforms import FeatureStats, Normalize, Pipeline, Statistics
 from vla.transforms.robots import apply_robot, load_robot
@@ -60,6 +60,7 @@ def drives_or_says(path):
 def test_fuzz_any_value_anywhere_in_a_robot_file(tmp_path, data):
     values = {
         **ARM,
+        "serve": SERVE,
         "state": {
             **ARM["state"],
             "scales": {"grip": data.draw(st.sampled_from([CRANK, ARM["state"]["scales"]["grip"]]))},

@@ -51,6 +51,7 @@ ARM = {
     "default_prompt": "pick",
     "sources": ["made up"],
 }
+SERVE = {"images": {"eye": "front", "hands": {"left": "wrist", "right": None}}, "state": ["q", "grip"]}
 
 
 @pytest.fixture
@@ -166,6 +167,18 @@ def test_a_picture_s_name_says_whose_it_is(write):
          "action.delta: ['j1'] have no state of the same place"),
         ({"execution.steps": 3}, "unknown key 'execution.steps'"),
         ({"default_prompt": ""}, "'default_prompt' is '', expected text."),
+        ({"serve": {"images": {}}}, "'serve.state' is missing"),
+        ({"serve": SERVE | {"image": {}}}, "unknown key 'serve.image'. Did you mean 'images'?"),
+        ({"serve": SERVE | {"images": {"eye": "frnt"}}},
+         "serve.images: there is no camera 'frnt', only base, front, wrist, hand. Did you mean 'front'?"),
+        ({"serve": SERVE | {"images": {"eye": "front", "b": "base"}}}, "'base' and 'front' are one camera"),
+        ({"serve": SERVE | {"images": {"a": "hand", "b": {"c": "hand"}}}}, "two keys fill the camera 'hand'"),
+        ({"serve": SERVE | {"images": {"a": {}}}}, "images.a holds no camera"),
+        ({"serve": SERVE | {"images": {"q": "hand"}}}, "the key 'q' is named twice"),
+        ({"serve": SERVE | {"task": "q"}}, "the key 'q' is named twice"),
+        ({"serve": SERVE | {"ignore": ["vla/seed"]}}, "the key 'vla/seed' is empty, or one of vla's own"),
+        ({"serve": SERVE | {"metadata": {"vla": 1}}}, "the key 'vla' is empty, or one of vla's own"),
+        ({"serve": SERVE | {"optional": ["base"]}}, "optional: no key fills the camera 'base'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_file_and_key(write, changes, said):
@@ -175,6 +188,28 @@ def test_what_is_wrong_is_said_with_file_and_key(write, changes, said):
     assert str(path) in str(caught.value)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_its_clients_call_things(write):
+    about = load_robot(
+        write({"serve": SERVE | {"optional": ["wrist"], "metadata": {"home": [0, 1.5]}}})
+    ).about
+    assert about.serve.cameras == {("eye",): "front", ("hands", "left"): "wrist", ("hands", "right"): None}
+    assert (about.serve.state, about.serve.task, about.serve.actions) == (("q", "grip"), "prompt", "actions")
+    assert about.serve.metadata == {"home": [0, 1.5]}
+    assert load_robot(write()).about.serve is None
+
+
+def test_shipped_robots_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_robot("droid").name == "DROID"
+    with pytest.raises(ConfigError, match=r"no robot 'driod'.*aloha, droid.*Did you mean 'droid'"):
+        load_robot("driod")
+    with pytest.raises(ConfigError, match=r"There is no robot file droid\.yaml"):
+        load_robot("droid.yaml")
+    (tmp_path / "droid").mkdir()  # what is there is meant
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_robot("droid")
 
 
 def test_unreadable_files(tmp_path):

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -168,6 +169,66 @@ class Execution(_Section):
         return _ascending(value)
 
 
+class Serving(_Section):
+    """What other clients of a policy server call the robot's values; `vla.serve.keys` reads it.
+
+    A name is a key of the request. A mapping in the place of a camera is a mapping in the request as well:
+    `images: {images: {cam_high: base_0_rgb}}` is the request `{"images": {"cam_high": image}}`.
+    """
+
+    images: dict[str, str | dict[str, str | None] | None]
+    """The client's key: the camera that it fills, by the policy's slot (an image as the dataset stores it) or
+    by the robot's name (as the robot sees it); null: clients send it, and nothing reads it."""
+    state: Columns
+    """The client's key of the state, or several that are joined in this order."""
+    task: str = Field(default="prompt", min_length=1)
+    """The client's key of the instruction."""
+    optional: tuple[str, ...] = ()
+    """Cameras of `images` that a request may lack."""
+    ignore: tuple[str, ...] = ()
+    """Further keys that clients send and that nothing reads."""
+    actions: str = Field(default="actions", min_length=1)
+    """What the client calls the chunk in the reply."""
+    metadata: dict[str, JsonValue] = {}
+    """What the client reads in the metadata frame: {reset_pose: [...]}."""
+
+    @field_validator("state")
+    @classmethod
+    def _keys_are_named(cls, value: Columns) -> Columns:
+        columns_of(value)
+        return value
+
+    @property
+    def cameras(self) -> dict[tuple[str, ...], str | None]:
+        """Every image's place in a request, key by key: the camera that it fills, or None."""
+        places: dict[tuple[str, ...], str | None] = {}
+        for key, value in self.images.items():
+            below = value if isinstance(value, dict) else {}
+            places |= {(key, name): camera for name, camera in below.items()}
+            if not isinstance(value, dict):
+                places[(key,)] = value
+        return places
+
+    @model_validator(mode="after")
+    def _keys_are_distinct(self) -> Self:
+        keys = [*self.images, *columns_of(self.state), self.task, *self.ignore]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"the key '{twice[0]}' is named twice")
+        for key in [*keys, *self.metadata, self.actions]:
+            if not key or key == "vla" or key.startswith("vla/"):
+                raise ValueError(f"the key '{key}' is empty, or one of vla's own")
+        if empty := [key for key, value in self.images.items() if value == {}]:
+            raise ValueError(f"images.{empty[0]} holds no camera")
+        filled = [camera for camera in self.cameras.values() if camera is not None]
+        if twice := [camera for camera in filled if filled.count(camera) > 1]:
+            raise ValueError(f"images: two keys fill the camera '{twice[0]}'")
+        if unknown := [camera for camera in self.optional if camera not in filled]:
+            raise ValueError(
+                f"optional: no key fills the camera '{unknown[0]}'.{did_you_mean(unknown[0], filled)}"
+            )
+        return self
+
+
 class RobotFile(_Section):
     """One robot."""
 
@@ -179,6 +240,8 @@ class RobotFile(_Section):
     state: Vector
     action: ActionVector
     execution: Execution = Execution()
+    serve: Serving | None = None
+    """How other clients of a policy server name all this; null: as in an observation."""
     asset_id: str | None = None
     """Under this name openpi's base checkpoints hold statistics of the robot."""
     default_prompt: str | None = Field(default=None, min_length=1)
@@ -212,7 +275,21 @@ class RobotFile(_Section):
         misplaced = [name for name in relative if self.action.names.index(name) >= len(state)]
         if misplaced:
             raise ValueError(f"action.delta: {misplaced} have no state of the same place to be relative to")
+        self._check_served(cameras)
         return self
+
+    def _check_served(self, cameras: dict[str, Camera]) -> None:
+        """Raise where clients would fill a camera that is not there, or one slot under two names."""
+        slots = {name: slot for slot, camera in cameras.items() for name in (slot, camera.robot)}
+        filled = [] if self.serve is None else [one for one in self.serve.cameras.values() if one is not None]
+        for name in filled:
+            if name not in slots:
+                raise ValueError(
+                    f"serve.images: there is no camera '{name}', only {', '.join(slots)}."
+                    f"{did_you_mean(name, slots)}"
+                )
+            if twice := [other for other in filled if other != name and slots.get(other) == slots[name]]:
+                raise ValueError(f"serve.images: '{name}' and '{twice[0]}' are one camera")
 
 
 def read_robot_file(path: Path) -> RobotFile:

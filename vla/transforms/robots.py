@@ -34,6 +34,9 @@ from vla.transforms.statistics import FeatureStats
 from vla.transforms.task import DefaultTask
 from vla.types import Columns
 
+SHIPPED_ROBOTS = Path(__file__).parents[1] / "recipes" / "robots"
+"""Where the robot files that vla brings lie."""
+
 ROBOT_TRANSFORMS = (DefaultTask, RotateImages, RenameCameras, FlipSigns, LinearMap, SliderCrank)
 """The transforms of `Robot.transforms`: a pipeline with one of these belongs to a robot already."""
 
@@ -163,6 +166,9 @@ class Robot:
 def load_robot(path: Path | str) -> Robot:
     """Read a robot file.
 
+    Args:
+        path: The file; or the bare name of one that vla brings: "aloha", "droid", "libero", "so101", ...
+
     Raises:
         ConfigError: The argument is not a path, the file is missing, or something in it is unknown, missing
             or does not fit; the message names the file, the key and, for a misspelt key, the nearest one.
@@ -172,13 +178,26 @@ def load_robot(path: Path | str) -> Robot:
             f"A robot is described by a file (recipes/robots/<robot>.yaml), named by text or a Path, got the "
             f"{type(path).__name__} {path!r}."
         )
-    path = expanded(path)
+    path = _shipped(path) or expanded(path)
     robot = Robot(path, read_robot_file(path))
     try:
         robot.transforms()
     except ConfigError as error:
         raise ConfigError(f"Robot file {path}: {error}") from error
     return robot
+
+
+def _shipped(name: Path | str) -> Path | None:
+    """Return the file of a robot that vla brings, by its bare name; None for paths, and what is there."""
+    if not isinstance(name, str) or not name.isidentifier() or Path(name).exists():
+        return None
+    known = {path.stem: path for path in sorted(SHIPPED_ROBOTS.glob("*.yaml"))}
+    if name not in known:
+        raise ConfigError(
+            f"There is no robot '{name}': vla brings {', '.join(known)}, and a file of your own is given by "
+            f"its path, {name}.yaml.{did_you_mean(name, known)}"
+        )
+    return known[name]
 
 
 def apply_robot(pipeline: Pipeline, robot: Robot) -> Pipeline:

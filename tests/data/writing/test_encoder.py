@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.data.make import draw_code, read_code
-from vla.data.writing.encoder import VideoEncoder
+from vla.data.writing.encoder import VideoEncoder, stored_format
 from vla.errors import ConfigError, ShapeError
 
 
@@ -29,6 +29,19 @@ def test_frames_in_order_each_part_from_a_key_frame(tmp_path, codec):
     assert max(np.diff(keys)) <= 2
     if codec == "h264":  # SVT-AV1 keeps its own rhythm
         assert {0, 3, 8} <= set(keys)
+
+
+def test_lossless_frames_come_back_to_the_bit_at_any_size(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 7, 9, 3), dtype=np.uint8)
+    encoder = VideoEncoder(tmp_path / "x.mp4", 10, 7, 9, "lossless")
+    encoder.append(frames)
+    encoder.close()
+    with av.open(str(encoder.path)) as container:
+        decoded = list(container.decode(container.streams.video[0]))
+    assert (np.stack([frame.to_ndarray(format="rgb24") for frame in decoded]) == frames).all()
+    assert {frame.format.name for frame in decoded} == {stored_format("lossless")[1]}
+    with pytest.raises(ConfigError, match="at least 2x2 pixels, got 1x9"):
+        VideoEncoder(tmp_path / "y.mp4", 10, 1, 9, "lossless")
 
 
 def test_the_same_frames_give_the_same_bytes(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vla.data.writing.encoder import KEY_FRAME_EVERY, PIXEL_FORMAT
+from vla.data.writing.encoder import KEY_FRAME_EVERY, stored_format
 
 CODEBASE_VERSION = "v3.0"
 CHUNKS_SIZE = 1000
@@ -43,6 +43,7 @@ def make_features(
         codec: What the videos are encoded with.
     """
     features: dict[str, Any] = {}
+    stored, pixels = stored_format(codec)
     for key, (height, width) in cameras.items():
         features[key] = {
             "dtype": "video",
@@ -51,8 +52,8 @@ def make_features(
             "info": {
                 "video.height": height,
                 "video.width": width,
-                "video.codec": codec,
-                "video.pix_fmt": PIXEL_FORMAT,
+                "video.codec": stored,
+                "video.pix_fmt": pixels,
                 "video.is_depth_map": False,
                 "video.fps": fps,
                 "video.channels": 3,

@@ -20,16 +20,24 @@ from av.video.stream import VideoStream
 from vla.errors import ConfigError, ShapeError
 from vla.types import as_number
 
-Codec = Literal["h264", "av1"]
+Codec = Literal["h264", "av1", "lossless"]
 
 KEY_FRAME_EVERY = 2
 MAX_RATE = 1000
 """Frames a second: timestamps are float32, which tell no more frames of a long episode apart."""
 PIXEL_FORMAT = "yuv420p"
+RGB_FORMAT = "gbrp"
+"""What H.264 of RGB is decoded to: every pixel as it was."""
 _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"crf": "23", "preset": "veryfast", "bf": "0"}),
     "av1": ("libsvtav1", {"crf": "30", "preset": "10"}),
+    "lossless": ("libx264rgb", {"qp": "0", "preset": "ultrafast", "bf": "0"}),
 }
+
+
+def stored_format(codec: str) -> tuple[str, str]:
+    """Return a codec as info.json names it, and the format of its pixels."""
+    return ("h264", RGB_FORMAT) if codec == "lossless" else (codec, PIXEL_FORMAT)
 
 
 def check_video_format(codec: str, fps: float, height: int, width: int) -> None:
@@ -37,9 +45,12 @@ def check_video_format(codec: str, fps: float, height: int, width: int) -> None:
     if not isinstance(codec, str) or codec not in _ENCODERS:
         raise ConfigError(f"codec must be one of {sorted(_ENCODERS)}, got '{codec}'.")
     whole_rate(fps)
-    if height % 2 or width % 2 or height < 2 or width < 2:
+    halves = codec != "lossless"  # their colours have half the resolution
+    if (halves and (height % 2 or width % 2)) or height < 2 or width < 2:
         raise ConfigError(
             f"Video frames need even sizes, got {height}x{width}: crop or pad them by one pixel."
+            if halves
+            else f"Video frames need at least 2x2 pixels, got {height}x{width}."
         )
 
 
@@ -68,7 +79,8 @@ class VideoEncoder:
         fps: Frames per second.
         height: Pixels, even.
         width: Pixels, even.
-        codec: `"h264"` (libx264, crf 23) or `"av1"` (SVT-AV1, crf 30); both yuv420p.
+        codec: `"h264"` (libx264, crf 23) or `"av1"` (SVT-AV1, crf 30), both yuv420p; or `"lossless"` (H.264
+            of RGB), whose frames come back to the bit, of any size.
 
     Attributes:
         num_frames: Frames given so far.
@@ -92,10 +104,11 @@ class VideoEncoder:
         self._container = av.open(str(path), "w")
         stream = self._container.add_stream(name, rate=fps, options={**options, "g": str(KEY_FRAME_EVERY)})
         assert isinstance(stream, VideoStream)
-        stream.width, stream.height, stream.pix_fmt = width, height, PIXEL_FORMAT
+        stream.width, stream.height = width, height
+        stream.pix_fmt = self._format = "rgb24" if codec == "lossless" else PIXEL_FORMAT
         # One thread, for colour conversion as well: the bytes of a recording then depend on the frames alone.
         stream.codec_context.thread_count = 1
-        self._to_yuv = VideoReformatter()
+        self._reformatter = VideoReformatter()
         stream.codec_context.time_base = Fraction(1, fps)
         self._stream = stream
 
@@ -112,7 +125,8 @@ class VideoEncoder:
                     f"got {pixels.dtype} {list(pixels.shape)}."
                 )
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame = self._to_yuv.reformat(frame, format=PIXEL_FORMAT, threads=1)
+            if self._format != "rgb24":
+                frame = self._reformatter.reformat(frame, format=self._format, threads=1)
             frame.pts = self.num_frames
             frame.time_base = Fraction(1, self._fps)
             if position == 0:

@@ -63,7 +63,7 @@ class LeRobotWriter(Unfinished):
         robot_type: Written to info.json.
         extra_features: Further columns with one value a frame, name to `"float32"`, `"int64"`, `"bool"` or
             `"string"`: `{"response": "string"}`.
-        codec: `"h264"` or `"av1"`.
+        codec: `"h264"`, `"av1"` or `"lossless"` (see `VideoEncoder`).
         data_file_mb: A parquet file that has reached this size is followed by a new one.
         video_file_mb: The same for video files.
 

@@ -1,0 +1,216 @@
+"""What was asked and answered becomes a dataset, and a slow or full disk holds no robot up."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from vla_client.continuation import Continuation
+
+from tests.serve.robots import tiny
+from vla.data import LeRobotDataset
+from vla.errors import DatasetError
+from vla.serve.contract import contract
+from vla.serve.recording import recorder as recording
+from vla.serve.recording.recorder import NO_TASK, Record, Recorder, nominal_rate, options_as_json
+
+RNG = np.random.default_rng(0)
+ABOUT = {
+    "robot": {
+        "name": "arm",
+        "cameras": {"top": None},
+        "state": {"names": ["x", "y"]},
+        "action": {"names": ["u"], "relative": None},
+        "frequency": 12.4,
+        "horizon": 3,
+    },
+    "limits": None,
+    "checkpoint": "x",
+    "revision": None,
+}
+
+
+def record(session="a", size=(9, 11), task="go", answered=True, **options):
+    observation = {
+        "observation.images.top": RNG.integers(0, 256, (*size, 3), dtype=np.uint8),
+        "observation.state": RNG.normal(size=2).astype(np.float32),
+    }
+    if task is not None:
+        observation["task"] = task
+    actions = RNG.normal(size=(3, 1)).astype(np.float32) if answered else None
+    return Record(session, observation, actions, **options)
+
+
+def test_everything_is_in_the_dataset_to_the_bit(tmp_path):
+    records = [
+        record("a", seed=3, level="graph", latency=0.5, clipped=2, time=1000.25, client_time=7.5),
+        record("b", seed=2**63 + 1),
+        record("a", answered=False),
+        record("a"),
+    ]
+    with Recorder(tmp_path / "rec", ABOUT) as recorder:
+        assert [recorder.put(one) for one in records] == [True] * 4
+        recorder.end("a")
+    assert (recorder.recorded, recorder.dropped, recorder.unfit, recorder.error) == (4, 0, 0, None)
+    dataset = LeRobotDataset(tmp_path / "rec", action_horizon=1)
+    assert [len(range(*one.indices(99))) for one in dataset.episode_slices] == [3, 1]
+    assert dataset.info.fps == 12
+    first, noted, last, other = (dataset[index] for index in range(4))
+    for item, one in ((first, records[0]), (noted, records[2]), (last, records[3]), (other, records[1])):
+        image = item["observation.images.top"].permute(1, 2, 0).numpy()
+        assert (image == one.observation["observation.images.top"]).all()
+        assert (item["observation.state"].numpy() == one.observation["observation.state"]).all()
+        assert item["task"] == "go"
+        if one.actions is not None:
+            assert (item["chunk"].numpy() == one.actions.reshape(-1)).all()
+            assert item["action"].reshape(-1).tolist() == one.actions[0].tolist()
+    assert noted["action"].reshape(-1).tolist() == records[0].actions[1].tolist()  # executed meanwhile
+    assert [bool(item["answered"]) for item in (first, noted, last)] == [True, False, True]
+    assert [int(item["step"]) for item in (first, noted, last, other)] == [0, 1, 2, 0]
+    assert (int(first["seed"]), first["level"], float(first["latency_ms"])) == (3, "graph", 500.0)
+    assert (int(first["time_us"]), int(first["client_time_us"])) == (1_000_250_000, 7_500_000)
+    assert int(last["client_time_us"]) == int(last["seed"]) == -1
+    assert json.loads(other["request"]) == {"seed": 2**63 + 1}
+    assert json.loads((tmp_path / "rec" / "meta" / "serving.json").read_text()) == ABOUT
+
+
+def test_a_new_task_or_a_long_session_begins_an_episode(tmp_path):
+    with Recorder(tmp_path / "rec", ABOUT, max_frames=2) as recorder:
+        for task in ("one", "one", "one", "two", None):
+            recorder.put(record(task=task))
+    dataset = LeRobotDataset(tmp_path / "rec", action_horizon=1)
+    assert [one.length for one in dataset.episodes] == [2, 1, 1, 1]
+    assert [dataset[index]["task"] for index in range(5)] == ["one"] * 3 + ["two", NO_TASK]
+    assert [int(dataset[index]["step"]) for index in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_the_memory_of_unfinished_episodes_is_bounded(tmp_path):
+    size = record().num_bytes
+    with Recorder(tmp_path / "rec", ABOUT, max_held_mb=3.5 * size / 2**20) as recorder:
+        for session in "aabab":
+            recorder.put(record(session))
+    lengths = [one.length for one in LeRobotDataset(tmp_path / "rec", action_horizon=1).episodes]
+    assert lengths[0] == 3  # of a, before the fourth frame
+    assert sum(lengths) == 5 == recorder.recorded
+
+
+def test_what_has_another_layout_is_left_out_and_said(tmp_path, caplog):
+    with Recorder(tmp_path / "rec", ABOUT) as recorder:
+        recorder.put(record())
+        recorder.put(record(size=(8, 8)))
+        odd = record()
+        recorder.put(Record("a", odd.observation, np.zeros((2, 1), np.float32)))
+    assert (recorder.recorded, recorder.unfit) == (1, 2)
+    assert "images are {'observation.images.top': (8, 8)}" in caplog.text
+
+
+def test_a_slow_disk_holds_nobody_up(tmp_path, monkeypatch):
+    add = recording._Episodes.add
+
+    def slowly(self, *given):
+        time.sleep(0.1)
+        return add(self, *given)
+
+    monkeypatch.setattr(recording._Episodes, "add", slowly)
+    one = record()
+    with Recorder(tmp_path / "rec", ABOUT, max_waiting_mb=2.5 * one.num_bytes / 2**20) as recorder:
+        began = time.monotonic()
+        taken = [recorder.put(one) for _ in range(30)]
+        assert time.monotonic() - began < 0.09
+    assert 2 <= sum(taken) <= 4
+    assert recorder.recorded == sum(taken)
+    assert recorder.dropped == 30 - sum(taken)
+
+
+def test_an_error_ends_the_recording_and_keeps_what_was_saved(tmp_path, monkeypatch, caplog):
+    with Recorder(tmp_path / "rec", ABOUT) as recorder:
+        recorder.put(record("a"))
+        recorder.end("a")
+        deadline = time.monotonic() + 10
+        while not recorder.recorded and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+        def full(*given, **named):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("vla.data.writing.writer.LeRobotWriter._write_rows", full)
+        recorder.put(record("b"))
+        recorder.end("b")
+        while recorder.error is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not recorder.put(record("c"))
+    assert "No space left" in recorder.error
+    assert "Nothing is recorded any more" in caplog.text
+    assert (recorder.recorded, recorder.dropped) == (1, 2)
+    assert len(LeRobotDataset(tmp_path / "rec", action_horizon=1)) == 1
+    assert (tmp_path / "rec" / "meta" / "serving.json").exists()
+
+
+def test_nothing_asked_nothing_written(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), Recorder(tmp_path / "rec", ABOUT):
+        pass
+    assert "Nothing was asked" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closed_it_takes_nothing(tmp_path):
+    recorder = Recorder(tmp_path / "rec", ABOUT)
+    recorder.put(record())
+    recorder.close()
+    recorder.close()
+    recorder.end("a")
+    assert not recorder.put(record())
+    with pytest.raises(DatasetError, match="exists already"):
+        Recorder(tmp_path / "rec", ABOUT)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match="cannot be written"):
+        Recorder(tmp_path / "file" / "rec", ABOUT)
+
+
+PROGRAM = """
+import sys
+from tests.serve.recording.test_recorder import ABOUT, record
+from vla.serve.recording.recorder import Recorder
+recorder = Recorder(sys.argv[1], ABOUT)
+recorder.put(record())
+if sys.argv[2] == "error":
+    raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["end", "error"])
+def test_a_program_that_ends_without_closing_leaves_a_whole_dataset(tmp_path, how):
+    subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / "rec", how], timeout=120, capture_output=True)
+    assert len(LeRobotDataset(tmp_path / "rec", action_horizon=1)) == 1
+    assert (tmp_path / "rec" / "meta" / "serving.json").exists()
+
+
+def test_options_and_rates():
+    continuing = Continuation(np.ones((2, 1)), 1)
+    made = json.loads(
+        options_as_json(
+            record(task=None, options={"continuing": continuing, "noise": np.zeros((1, 1)), "num_steps": 3})
+        )
+    )
+    assert made["continuing"]["actions"] == [[1.0], [1.0]]
+    assert (made["noise"], made["num_steps"], made["no_task"]) == ([[0.0]], 3, True)
+    assert [nominal_rate(rate) for rate in (None, 0.2, 15.0, 49.6, 5000)] == [1, 1, 15, 50, 1000]
+
+
+def test_the_contract_of_a_policy_is_enough(tmp_path):
+    policy = tiny()
+    with Recorder(tmp_path / "rec", contract(policy, checkpoint="x")) as recorder:
+        observation = {
+            "observation.images.top": np.zeros((8, 8, 3), np.uint8),
+            "observation.state": np.zeros(3, np.float32),
+            "task": "left",
+        }
+        recorder.put(Record("a", observation, policy.infer(observation)["actions"]))
+    assert recorder.recorded == 1
