@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from vla_client.continuation import Continuation
 
 from vla.checkpoints.agreement import robot_widths
 from vla.errors import ConfigError, did_you_mean
 from vla.fast.programs import WarmUp
+from vla.objectives.guidance import MAX_GUIDANCE
+from vla.policies.acting.chunks import Known, known_of, variant_of
 from vla.policies.observation import TASK_KEY, Observation
 from vla.transforms.cameras import camera_slots
 from vla.transforms.task import DefaultTask
-from vla.types import IMAGE_PREFIX, STATE_KEY, as_sizes, as_texts, default_device_cpu
+from vla.types import IMAGE_PREFIX, STATE_KEY, Sample, as_sizes, as_texts, default_device_cpu
 
 ANY_TASK = "anything"
 """An instruction where its length does not matter."""
@@ -73,6 +76,9 @@ def warm_up(
     cameras: Iterable[str] | None = None,
     batch_sizes: Sequence[int] = (1,),
     num_steps: int | None = None,
+    samples: int = 1,
+    methods: Iterable[str] = (),
+    max_weight: float = MAX_GUIDANCE,
     **others: Any,
 ) -> WarmUp:
     """Make what the first samples would have to wait for.
@@ -87,6 +93,10 @@ def warm_up(
             them where not given.
         batch_sizes: Numbers of observations in one call.
         num_steps: Steps of sampling; the policy's own number where not given.
+        samples: Chunks of each observation.
+        methods: Methods of a `Continuation` that will occur: "guided", "prefix". Chunks that continue none
+            are made ready as well.
+        max_weight: Largest weight of those that are guided: each has programs of its own.
         **others: Refused.
 
     Returns:
@@ -96,7 +106,7 @@ def warm_up(
         ConfigError: An instruction is needed, or there is no such camera; or an argument is not of its kind.
     """
     for name in others:
-        known = ("cameras", "batch_sizes", "num_steps")
+        known = ("cameras", "batch_sizes", "num_steps", "samples", "methods", "max_weight")
         raise ConfigError(
             f"warm_up takes instructions and {', '.join(known)}, no '{name}'.{did_you_mean(name, known)}"
         )
@@ -109,11 +119,28 @@ def warm_up(
         {name: value for name, value in batch.items() if wanted is None or name in wanted}
         for batch in batches
     ]
-    steps = {} if num_steps is None else {"num_steps": robot_policy._checked_steps(num_steps)}
-    sampler = robot_policy.sampler
-    if hasattr(sampler, "warm_up"):
-        return sampler.warm_up(inputs, batch_sizes=batch_sizes, **steps)
-    with torch.no_grad():
-        for one in inputs:
-            sampler.sample_actions(**one, **steps)
-    return WarmUp(robot_policy.last_level, 0, time.perf_counter() - start)
+    options = {} if num_steps is None else {"num_steps": robot_policy._checked_steps(num_steps)}
+    samples = robot_policy._checked_samples(samples)
+    options |= {} if samples == 1 else {"samples": samples}
+    sampler, built = robot_policy.sampler, 0
+    sizes = batch_sizes if hasattr(sampler, "warm_up") else [1]  # else, nothing is made for a size
+    runs: list[tuple[Sequence[int], dict[str, Any]]] = [(sizes, {})]
+    for method in as_texts(methods, "warm_up's methods"):
+        known = _known(robot_policy, frames[0], method, max_weight)
+        runs += [((size,), variant_of([known] * size, samples, robot_policy.device)) for size in sizes]
+    for sizes, variant in runs:
+        if hasattr(sampler, "warm_up"):
+            built += sampler.warm_up(inputs, batch_sizes=sizes, **options, **variant).built
+            continue
+        with torch.no_grad():
+            for one in inputs:
+                sampler.sample_actions(**one, **options, **variant)
+    return WarmUp(robot_policy.last_level, built, time.perf_counter() - start)
+
+
+def _known(robot_policy: Any, frame: Sample, method: str, max_weight: float) -> Known | None:
+    """Return the rest of a chunk that pulls, or gives, its first step."""
+    width = robot_widths(robot_policy.pipeline)[1] or 1
+    continuing = Continuation(np.zeros((1, width), np.float32), 1, method, max_weight=max_weight)
+    observed = robot_policy.start()._with_past(frame)
+    return known_of(continuing, observed, robot_policy.pipeline, robot_policy.policy, robot_policy.window)

@@ -80,6 +80,14 @@ def test_what_is_left_guides_relative_to_the_state_that_is_observed_now(robot, x
     assert np.abs(made - free)[:2].max() > 0.02
 
 
+def test_actions_alone_take_the_pipeline_without_images_and_text(robot):
+    sample = robot._guard.sample(moved(0.3)) | {"actions": torch.from_numpy(LEFT)}
+    want = robot.pipeline.forward(sample)["actions"]
+    made = robot.pipeline.forward_actions({name: sample[name] for name in ("state", "actions")})
+    assert torch.equal(made, want)
+    np.testing.assert_allclose(made[:, :2], in_model_space(LEFT, 0.3), atol=1e-5)
+
+
 def test_a_longer_rest_than_a_chunk_is_cut_and_other_schedules_are_taken(robot):
     long = np.concatenate([LEFT, LEFT])
     target = torch.zeros(1, HORIZON, 8)
@@ -111,6 +119,9 @@ def test_a_prefix_comes_back_in_robot_units(robot, monkeypatch):
     np.testing.assert_allclose(made["actions"], in_robot_units(want, 0.3), atol=1e-6)
     free = robot.infer(moved(0.3), noise=NOISE)["actions"]
     assert np.abs(free - made["actions"])[2:].max() > 1e-3
+    ones = Continuation(LEFT, delay=2, method="prefix", schedule="ones")  # which guidance alone reads
+    made_so = robot.infer(moved(0.3), noise=NOISE, continuing=ones)["actions"]
+    np.testing.assert_array_equal(made_so, made["actions"])
     none = robot.infer(moved(0.3), noise=NOISE, continuing=Continuation(LEFT, delay=0, method="prefix"))
     np.testing.assert_array_equal(none["actions"], free)
     with pytest.raises(ConfigError, match=r"delay must be at most 2 by method='prefix'.*got 3"):

@@ -160,12 +160,13 @@ def _check_method(continuing: Continuation, policy: Policy, window: Window) -> N
 
 def groups(known: Sequence[Known | None]) -> list[list[int]]:
     """Return the places of the rows that can be sampled together; those sampled freely come first."""
-    found: dict[tuple[Any, ...], list[int]] = {}
+    found: dict[tuple[Any, ...], list[int]] = {(): []}  # sampled freely
     for place, one in enumerate(known):
-        free = one is None or one.variant is None
-        key = (None,) if free else (one.variant, one.max_weight if one.variant == "guidance" else None)
+        key: tuple[Any, ...] = ()
+        if one is not None and one.variant is not None:
+            key = (one.variant, one.max_weight if one.variant == "guidance" else None)
         found.setdefault(key, []).append(place)
-    return sorted(found.values(), key=lambda places: known[places[0]] is not None)
+    return [places for places in found.values() if places]
 
 
 def variant_of(

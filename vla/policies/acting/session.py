@@ -28,6 +28,16 @@ class Session:
         self.robot_policy = robot_policy
         self._frames: deque[Sample] = deque(maxlen=robot_policy.past)
 
+    @property
+    def continues_by(self) -> tuple[str, ...]:
+        """See `RobotPolicy`."""
+        return self.robot_policy.continues_by
+
+    @property
+    def max_prefix(self) -> int:
+        """See `RobotPolicy`."""
+        return self.robot_policy.max_prefix
+
     def infer(
         self,
         observation: Observation,

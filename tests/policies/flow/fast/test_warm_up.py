@@ -2,8 +2,10 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
+from vla_client.continuation import Continuation
 
 from tests.parity.transformers_pi0 import make_batch
 from tests.policies.conftest import make_robot_policy
@@ -163,6 +165,20 @@ class TestRobot:
         assert robot.sampler.counts.after_warm_up == 1
         assert robot.warm_up("left", cameras=["observation.images.top"], num_steps=2).built == 1
 
+    def test_nor_does_one_that_continues_chunks_or_draws_several(self, monkeypatch):
+        robot = RobotPolicy(make_robot_policy(), fast="graph")
+        monkeypatch.setattr(robot.policy.config, "max_action_prefix", 2, raising=False)
+        done = robot.warm_up(
+            ["left"], batch_sizes=(1, 2), samples=2, methods=["guided", "prefix"], num_steps=2
+        )
+        assert done.built == 6
+        seen = make_observation(task="left")
+        for method in ("guided", "prefix"):
+            rest = Continuation(np.zeros((4, 2)), delay=2, method=method)
+            robot.infer(seen, samples=2, num_steps=2, continuing=rest)
+            robot.infer_batch([seen] * 4, samples=2, num_steps=2, continuing=[rest, None] * 2)
+        assert robot.sampler.counts.after_warm_up == 0
+
     @pytest.mark.parametrize("level", ["plain", "graph"])
     def test_what_is_not_meant_for_a_warm_up_is_named(self, level):
         robot = RobotPolicy(make_robot_policy(), fast=level)
@@ -177,7 +193,10 @@ class TestRobot:
             (("left",), {"batch_sizes": ()}, "batch_sizes must be one or more whole numbers"),
             (("left",), {"batch_sizes": (0,)}, r"each at least 1, got \[0\]"),
             (("left",), {"batch_sizes": (2.0,)}, "Each of batch_sizes must be a whole number"),
-            (("left",), {"samples": 2}, "batch_sizes, num_steps, no 'samples'"),
+            (("left",), {"sample": 2}, "batch_sizes, num_steps, .* no 'sample'. Did you mean 'samples'"),
+            (("left",), {"samples": 0}, "samples must be"),
+            (("left",), {"methods": "guided"}, "methods must be a list of texts, got 'guided'"),
+            (("left",), {"methods": ["prefix"]}, "cannot continue a chunk by method='prefix'"),
             (("left",), {"cameras": "top"}, r"cameras must be a list of texts, got 'top'"),
         ]
         for arguments, options, says in wrong:
