@@ -25,6 +25,7 @@ def configs(draw: st.DrawFn, policy: str | None = None, published_heads: bool = 
     keys = 1 if published_heads else draw(st.integers(1, 3))
     vision_heads = 16 if published_heads else draw(st.sampled_from([1, 2, 3]))
     actions = draw(st.integers(1, 9))
+    horizon = draw(st.integers(1, 7))
     patch = draw(st.sampled_from([7, 14]))
     return POLICIES[policy][0].tiny(
         vision={
@@ -44,7 +45,8 @@ def configs(draw: st.DrawFn, policy: str | None = None, published_heads: bool = 
         vocab_size=draw(st.integers(8, 40)),
         max_state_dim=actions if draw(st.booleans()) else draw(st.integers(1, 9)),
         max_action_dim=actions,
-        action_horizon=draw(st.integers(1, 7)),
+        action_horizon=horizon,
+        max_action_prefix=draw(st.integers(0, horizon - 1)),
         max_prompt_length=draw(st.integers(1, 60)),
         num_inference_steps=draw(st.integers(1, 12)),
     )

@@ -166,6 +166,32 @@ def test_published_sizes_are_written_without_what_lerobot_does_not_know(monkeypa
     assert written["tokenizer_max_length"] == 200
 
 
+def test_known_steps_are_written_where_a_format_has_a_field_for_them(tmp_path, caplog):
+    for family in (Pi05Config, Pi0Config):
+        config = family.tiny(max_action_prefix=3, depth=1)
+        name = policy_of(config)
+        make_policy(config).save_pretrained(tmp_path / name)
+        for to in targets(config):
+            caplog.clear()
+            folder = tmp_path / f"{name}_{to}"
+            convert(tmp_path / name, folder, to)
+            written = json.loads((folder / "config.json").read_text())
+            assert written.get("rtc_training_max_delay") == (3 if (name, to) == ("pi05", "lerobot") else None)
+            said = "has no field for max_action_prefix=3" in caplog.text
+            assert said == ((name, to) not in {("pi0", "vla"), ("pi05", "vla"), ("pi05", "lerobot")})
+            assert (
+                AutoPolicy.from_pretrained(folder).config.max_action_prefix == 3
+            )  # carried with the tensors
+    plain = Pi05Config.tiny()
+    make_policy(plain).save_pretrained(tmp_path / "plain")
+    convert(tmp_path / "plain", tmp_path / "theirs", "lerobot")
+    file = tmp_path / "theirs" / "config.json"
+    written = json.loads(file.read_text())
+    assert "rtc_training_max_delay" not in written  # earlier versions of LeRobot refuse what they do not know
+    file.write_text(json.dumps(written | {"rtc_training_max_delay": 4}))
+    assert AutoPolicy.from_pretrained(tmp_path / "theirs").config.max_action_prefix == 4
+
+
 # -- transformers -----------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,17 @@ def test_path_broadcasts_over_draws():
     assert straight_path(actions, noise, torch.rand(2, 5)).x.shape == (2, 5, 4, 3)
 
 
+def test_a_time_for_each_step():
+    g = torch.Generator().manual_seed(0)
+    actions, noise, tau = (torch.rand(2, 5, 4, *width, generator=g) for width in ((3,), (3,), ()))
+    tau[..., 0] = 1.0
+    point = straight_path(actions, noise, tau)
+    assert torch.equal(point.x[:, :, 0], actions[:, :, 0])
+    for step in range(4):
+        alone = straight_path(actions[:, :, step : step + 1], noise[:, :, step : step + 1], tau[..., step])
+        assert torch.equal(point.x[:, :, step : step + 1], alone.x)
+
+
 def test_velocity_is_the_derivative_of_the_path():
     actions, noise = torch.randn(1, 2, 2, dtype=torch.float64), torch.randn(1, 2, 2, dtype=torch.float64)
 

@@ -1,5 +1,7 @@
 """Guidance and known steps, on velocities that can be written down."""
 
+import math
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from vla.objectives.guidance import (
     guided,
     held,
     pull_weight,
+    sample_prefix_lengths,
     soft_mask,
     to_zero,
     token_times,
@@ -68,6 +71,21 @@ def test_absent_dimensions_end_at_zero():
     made = euler(to_zero(lambda x, tau: x, absent, NOISE), NOISE, time_grid(4))
     assert made[..., 1].abs().max() < 1e-6
     assert made[..., 0].abs().min() > 0
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+@pytest.mark.parametrize("longest", [1, 4, 10])
+def test_lengths_have_the_odds_that_are_asked_for(longest, decay):
+    """Each count is within four standard deviations of what its odds say."""
+    n = 100_000
+    drawn = sample_prefix_lengths((n // 10, 10), longest, decay, generator=torch.Generator().manual_seed(0))
+    assert (drawn.shape, drawn.dtype) == ((n // 10, 10), torch.int64)
+    counts = torch.bincount(drawn.flatten())
+    odds = [math.exp(-decay * length) for length in range(longest + 1)]
+    assert len(counts) == len(odds)
+    for count, share in zip(counts.tolist(), odds, strict=True):
+        share /= sum(odds)
+        assert abs(count - n * share) < 4 * math.sqrt(n * share * (1 - share))
 
 
 @pytest.mark.parametrize(

@@ -35,15 +35,15 @@ def losses(policy, batch, lengths):
     found = []
     for length in lengths:
         cut = {name: value[:, :length] if name in TEXT else value for name, value in batch.items()}
-        loss = policy(**cut).loss
+        loss = policy(**cut, generator=torch.Generator().manual_seed(0)).loss
         loss.backward()
         found.append(loss.item())
     return found
 
 
-def compare(family, backend, lengths, counted):
+def compare(family, backend, lengths, counted, **overrides):
     torch.manual_seed(0)
-    policy = family(family.config_class.tiny())
+    policy = family(family.config_class.tiny(**overrides))
     perturb(policy)
     batch, names = with_response(make_batch(policy.config)), list(policy.state_dict())
     expected = losses(policy.train(), batch, lengths)
@@ -61,6 +61,23 @@ def compare(family, backend, lengths, counted):
 @pytest.mark.parametrize("family", [Pi0Policy, Pi05Policy])
 def test_graphs_stay_few_over_text_lengths(family, counted):
     compare(family, "aot_eager", [9, 8, 7, 6, 5], counted)
+
+
+def test_known_steps_of_any_length_are_one_graph(counted):
+    policy = make(Pi05Policy, depth=1, max_action_prefix=4)
+    batch = make_batch(policy.config)
+    compare_stack(policy, "eager", [batch], draws_per_observation=1)
+    graphs = counted()
+    for lengths in ([0, 0, 0], [4, 1, 0], [5, 5, 2]):
+        policy(**batch, action_prefix_lengths=torch.tensor(lengths)).loss.backward()
+    assert counted() == graphs == graphs_of(joint=1)
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [Pi0Policy, Pi05Policy])
+def test_layers_compile_once_with_known_steps(family, counted):
+    compare(family, "aot_eager", [9, 8, 7], counted, max_action_prefix=3)
 
 
 @pytest.mark.slow
@@ -122,10 +139,13 @@ def test_the_whole_pass_is_two_graphs_over_ten_text_lengths(counted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["text", "checkpointing", "draws", "adapter", "insulated", "frozen"])
+@pytest.mark.parametrize(
+    "way", ["text", "checkpointing", "draws", "known steps", "adapter", "insulated", "frozen"]
+)
 @pytest.mark.parametrize("family", [Pi0Policy, Pi05Policy])
 def test_the_whole_pass_compiles_whatever_is_trained(family, way, counted):
-    policy = make(family, knowledge_insulation=way == "insulated")
+    longest = 3 if way == "known steps" else 0
+    policy = make(family, knowledge_insulation=way == "insulated", max_action_prefix=longest)
     batch, options, joint = make_batch(policy.config), {}, 1
     if way == "checkpointing":
         policy.activation_checkpointing_enable()
@@ -135,7 +155,7 @@ def test_the_whole_pass_compiles_whatever_is_trained(family, way, counted):
     elif way == "frozen":
         policy.model.vision_tower.requires_grad_(False)
         policy.model.language_model.requires_grad_(False)
-    elif way == "draws":
+    elif way in ("draws", "known steps"):
         options["draws_per_observation"] = 3
         batch = {name: value for name, value in batch.items() if name not in ("noise", "tau")}
     if way in ("text", "insulated"):

@@ -14,6 +14,7 @@ from tests.train.test_resume import assert_equal
 from vla.adapters.files import merge
 from vla.adapters.lora import base_parameters, fingerprint
 from vla.errors import ConfigError
+from vla.objectives.guidance import ActionPrefix
 from vla.train import load_recipe, train
 from vla.train.checkpoint.on_disk import load_training_state
 from vla.train.setup.run import set_up
@@ -76,6 +77,20 @@ def test_a_resumed_run_equals_the_unbroken_one(lora, tmp_path):
     assert_equal(load_file(ours), load_file(theirs))
     assert_equal(load_training_state(result.checkpoint), load_training_state(whole.checkpoint))
     assert_equal(training_tensors(result.checkpoint), training_tensors(whole.checkpoint))
+
+
+def test_a_base_that_was_trained_without_known_steps_learns_them(lora, tiny, base):
+    prefix = ["policy.config.max_action_prefix=2", "train.decay_steps=4", "train.validate_every=9"]
+    train(lora(*prefix, "train.steps=1"), progress=False)
+    resumed = train(lora(*prefix, "train.steps=2"), resume=True, progress=False)
+    tuned = ["policy.preset=null", f"policy.pretrained={base}", *prefix, "train.steps=1", "train.ema=0.9"]
+    for run in (resumed, train(tiny(*tuned, output="tuned"), progress=False)):
+        policy = vla.AutoPolicy.from_pretrained(run.checkpoint)
+        assert policy.config.max_action_prefix == 2
+        seen, known = policy.example_batch(1), torch.ones(1, 2, policy.config.max_action_dim)
+        made = policy.sample_actions(**seen, num_steps=1, action_prefix=ActionPrefix(known))
+        assert torch.equal(made[:, :2], known)
+    assert vla.AutoPolicy.from_pretrained(base).config.max_action_prefix == 0
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,10 @@ def straight_path(actions: torch.Tensor, noise: torch.Tensor, tau: torch.Tensor)
     Args:
         actions: `[..., a, m]`.
         noise: `[..., a, m]`, standard normal.
-        tau: `[...]` in [0, 1].
+        tau: `[...]` in [0, 1]; or `[..., a]`, a time for each step.
     """
-    weight = tau[..., None, None].to(actions.dtype)
+    weight = tau[..., None] if tau.ndim == actions.ndim - 1 else tau[..., None, None]
+    weight = weight.to(actions.dtype)
     return PathPoint(weight * actions + (1 - weight) * noise, actions - noise)
 
 

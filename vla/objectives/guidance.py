@@ -145,6 +145,14 @@ class ActionPrefix:
                 f"{_first(self.actions, wrong)}."
             )
 
+    def longest(self) -> int | None:
+        """Return how many steps are known at most; None where lengths lie on a device, and are not read."""
+        if self.lengths is None:
+            return self.actions.shape[1]
+        if self.lengths.device.type != "cpu":
+            return None
+        return int(self.lengths.max()) if self.lengths.numel() else 0
+
     def within(self, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the start of sampling with the known steps in place, and which those are, bool `[b, a]`."""
         given = self.actions.shape[1]
@@ -154,6 +162,31 @@ class ActionPrefix:
         padded = torch.zeros_like(noise)
         padded[:, :given] = self.actions.to(noise.dtype)
         return torch.where(known[..., None], padded, noise), known
+
+
+def sample_prefix_lengths(
+    shape: tuple[int, ...],
+    longest: int,
+    decay: float = 0.0,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Draw how many first steps of each chunk are known (arXiv 2512.05964), with odds `exp(-decay d)`.
+
+    Args:
+        shape: Shape of the result.
+        longest: The largest length that is drawn; 0 is the smallest.
+        decay: 0 draws all lengths equally often, more makes long ones rare.
+        generator: Source of randomness.
+        device: Where to draw; must be the generator's.
+
+    Returns:
+        long of the given shape, in [0, longest].
+    """
+    odds = torch.softmax(-decay * torch.arange(longest + 1, device=device, dtype=torch.float32), dim=0)
+    edges = odds.cumsum(0)[:-1]  # without the last, which rounding may leave below 1
+    return torch.searchsorted(edges, torch.rand(shape, generator=generator, device=device), right=True)
 
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -269,7 +302,11 @@ def to_zero(velocity: Velocity, absent: torch.Tensor, start: torch.Tensor) -> Ve
 
 
 def check_variants(
-    noise: torch.Tensor, guidance: Guidance | None, prefix: ActionPrefix | None, objective: str
+    noise: torch.Tensor,
+    guidance: Guidance | None,
+    prefix: ActionPrefix | None,
+    objective: str,
+    longest: int,
 ) -> None:
     """Raise unless a chunk can be sampled so.
 
@@ -278,10 +315,12 @@ def check_variants(
         guidance: Pulls the chunk.
         prefix: Its first steps, where they are known.
         objective: What the policy was trained for: "flow" or "regression".
+        longest: Most known steps that it was trained with.
 
     Raises:
         ShapeError: A tensor has another shape.
-        ConfigError: Both are given; or the policy has no flow to guide.
+        ConfigError: Both are given; or the policy has no flow to guide, or was trained with fewer known
+            steps.
     """
     if guidance is None and prefix is None:
         return
@@ -295,6 +334,14 @@ def check_variants(
     for one in (guidance, prefix):
         if one is not None:
             one.check(noise)
+    known = None if prefix is None else prefix.longest()
+    if known is not None and known > longest:
+        trained = f"at most {longest}" if longest else "none (0)"
+        raise ConfigError(
+            f"action_prefix has {known} known steps, but the policy was trained with {trained}, as "
+            "max_action_prefix in its config says: give no more, train with "
+            f"policy.config.max_action_prefix={known}, or use guidance, which needs no such training."
+        )
 
 
 def begin(

@@ -96,6 +96,12 @@ class TestCard:
         ):
             assert fact in text, fact
 
+    def test_known_steps_are_told_where_they_were_trained(self, robot_ready):
+        row = "| action prefix | 4 known first steps at most |"
+        assert "action prefix" not in model_card(robot_ready, "me/cup").text
+        robot_ready.config.max_action_prefix = 4
+        assert row in model_card(robot_ready, "me/cup").text
+
     def test_the_example_asks_for_what_the_policy_reads(self):
         importlib.import_module("tests.contract.toy")
         policy = make_policy("toy")

@@ -5,7 +5,7 @@ import torch
 
 from tests.parity.transformers_pi0 import make_batch, perturb
 from vla.errors import ConfigError, ShapeError, VlaError
-from vla.objectives.guidance import ActionPrefix, Guidance
+from vla.objectives.guidance import Guidance
 from vla.policies.flow.cache import pack_prefix
 from vla.policies.pi0 import Pi0Policy
 from vla.policies.pi05 import Pi05Policy
@@ -167,11 +167,3 @@ class TestSampling:
         torch.testing.assert_close(made, policy.sample_actions(**seen), atol=1e-5, rtol=0)
         with pytest.raises(ConfigError, match="load the policy outside of it"):
             fast.sample_actions(**seen, guidance=Guidance(batch["noise"], torch.ones(())))
-
-    def test_one_warning_of_a_prefix(self, sample, policy, batch, caplog):
-        vars(policy).pop("_warned_of_prefix", None)
-        for _ in range(2):
-            made = sample(action_prefix=ActionPrefix(batch["actions"][:, :2]))
-        assert torch.equal(made[:, :2], batch["actions"][:, :2])
-        said = [one.getMessage() for one in caplog.records if "trained with prefixes" in one.getMessage()]
-        assert len(said) == 1

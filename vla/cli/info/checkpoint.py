@@ -29,7 +29,7 @@ from vla.weights.tensors import TensorInfo
 
 _FILE_FIELDS = (
     "action_horizon", "max_action_dim", "max_state_dim", "max_prompt_length", "image_size",
-    "num_inference_steps", "numerics", "discrete_state",
+    "num_inference_steps", "max_action_prefix", "numerics", "discrete_state",
 )  # fmt: skip
 """Shown of a `config.json` that no policy here reads, where it has them."""
 

@@ -259,8 +259,6 @@ def _check_sampling(policy: Any, given: dict[str, Any]) -> None:
             "Guidance goes back through the network, whose weights were made within torch.inference_mode(): "
             "load the policy outside of it."
         )
-    if given["action_prefix"] is not None:
-        _warn_of_prefix(policy)
 
 
 def _check_numbers(tensor: Given, name: str) -> None:
@@ -283,13 +281,3 @@ def _check_numbers(tensor: Given, name: str) -> None:
 def _outside_inference_mode(value: Any) -> Any:
     """Return a tensor that gradients may go through, wherever it was made."""
     return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
-
-
-def _warn_of_prefix(policy: Any) -> None:
-    if "_warned_of_prefix" not in vars(policy):
-        policy._warned_of_prefix = True
-        logger.warning(
-            "action_prefix is meant for policies that were trained with prefixes, which no recipe does yet: "
-            "the known steps come back as they are, but the others may not continue them well. guidance "
-            "needs no such training."
-        )

@@ -1,5 +1,6 @@
 """Sizes and choices that the policies of pi-0's family share: a prefix read once, a flow in its suffix."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -79,6 +80,10 @@ class FlowConfig(PolicyConfig):
         eos_token_id: Token that ends a response.
         pad_token_id: Token that follows it in a batch.
         knowledge_insulation: Stop gradients of the action loss at the prefix's keys and values.
+        max_action_prefix: Most first steps of a chunk that may be given when acting (`action_prefix`), below
+            `action_horizon`. In training each draw is given 0 to so many, and learns the others (arXiv
+            2512.05964). 0 trains none.
+        action_prefix_decay: Lengths d are drawn with odds `exp(-action_prefix_decay * d)`; 0: all alike.
     """
 
     PRESETS: ClassVar[tuple[str, ...]] = ("tiny", "middle", "wide")
@@ -115,6 +120,8 @@ class FlowConfig(PolicyConfig):
     actions_see_response: bool = False
     max_response_length: int = 16
     knowledge_insulation: bool = False
+    max_action_prefix: int = 0
+    action_prefix_decay: float = 0.0
     numerics: Numerics = "openpi"
     eos_token_id: int = 1
     pad_token_id: int = 0
@@ -178,6 +185,22 @@ class FlowConfig(PolicyConfig):
             raise ConfigError(
                 "draws_per_observation must be 1 with action_objective 'regression': it draws no noise."
             )
+        self._check_action_prefix()
+
+    def _check_action_prefix(self) -> None:
+        longest, decay = self.max_action_prefix, self.action_prefix_decay
+        if not 0 <= longest < self.action_horizon:
+            raise ConfigError(
+                f"max_action_prefix must be at least 0 and below action_horizon ({self.action_horizon}), "
+                f"whose other steps are learned; got {longest}."
+            )
+        if longest and self.action_objective == "regression":
+            raise ConfigError(
+                f"max_action_prefix must be 0 with action_objective 'regression', got {longest}: there is no "
+                "flow to begin with known steps."
+            )
+        if not 0 <= decay < math.inf:
+            raise ConfigError(f"action_prefix_decay must be finite and at least 0, got {decay}.")
 
     @classmethod
     def from_facts(cls, facts: DatasetFacts) -> dict[str, Any]:
@@ -196,9 +219,12 @@ class FlowConfig(PolicyConfig):
 
     def summary(self) -> dict[str, Any]:
         """Return what a model card says."""
+        longest = self.max_action_prefix
+        prefix = {"action prefix": f"{longest} known first steps at most"} if longest else {}
         return {
             "image size": f"{self.image_size} pixels",
             "action horizon": f"{self.action_horizon} steps",
+            **prefix,
             "widths of state and actions": f"{self.max_state_dim} and {self.max_action_dim}, padded",
             "prompt": f"{self.max_prompt_length} tokens at most",
             "solver": f"{self.num_inference_steps} {self.solver} steps",
@@ -233,7 +259,7 @@ class FlowConfig(PolicyConfig):
     def _sizes(self) -> dict[str, Any]:
         names = (
             "action_horizon", "max_action_dim", "max_state_dim", "max_prompt_length", "image_size",
-            "num_inference_steps", "numerics",
+            "num_inference_steps", "max_action_prefix", "numerics",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

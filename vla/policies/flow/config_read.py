@@ -61,6 +61,7 @@ RECORDED: dict[str, dict[str, str]] = {
         **_SIZES_IN_TRANSFORMERS,
         **_FLOW_IN_TRANSFORMERS,
         "max_prompt_length": "tokenizer_max_length",
+        "max_action_prefix": "rtc_training_max_delay",
     },
     "openpi": {
         "max_action_dim": "action_dim",

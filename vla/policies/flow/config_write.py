@@ -1,6 +1,7 @@
 """`config.json` of pi-0's family as other libraries write it."""
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from vla.policies.flow.config import PUBLISHED_SIZES, FlowConfig
 from vla.types import IMAGE_PREFIX, STATE_KEY
 from vla.weights.dtypes import short_name
 from vla.weights.formats import Format
+
+logger = logging.getLogger(__name__)
 
 
 def write_flow_config(
@@ -42,6 +45,14 @@ def write_flow_config(
     }
     if format.name not in writers:
         raise ConfigError(f"The format '{format.name}' can be read, but not written.")
+    if config.max_action_prefix and (policy, format.name) not in _RECORD_ACTION_PREFIX:
+        logger.warning(
+            "%s's config of %s has no field for max_action_prefix=%d: it is read back by this library alone, "
+            "and other readers take a policy that is never given first steps of a chunk.",
+            format.name,
+            policy,
+            config.max_action_prefix,
+        )
     return writers[format.name]()
 
 
@@ -80,6 +91,8 @@ def _lerobot(policy: str, config: FlowConfig, dtype: torch.dtype) -> dict[str, A
         "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode},
         **_LEROBOT_TRAINING,
     }
+    if policy == "pi05" and config.max_action_prefix:  # only later versions of LeRobot know the field
+        fields["rtc_training_max_delay"] = config.max_action_prefix
     if not has_published_sizes(config):  # LeRobot cannot build such a model, but `transformers` can
         sizes = transformers_fields(config)
         fields |= {name: sizes[name] for name in ("model_type", "vlm_config", "dit_config", "loss_reduction")}
@@ -153,6 +166,9 @@ def _gemma(config: FlowConfig, width: int, mlp_dim: int) -> dict[str, Any]:
         "hidden_act": "gelu_pytorch_tanh",
     }
 
+
+_RECORD_ACTION_PREFIX = (("pi0", "vla"), ("pi05", "vla"), ("pi05", "lerobot"))
+"""Configs, by policy and format, that say how many first steps of a chunk may be known."""
 
 _LEROBOT_NORMALIZATION = {"pi0": "MEAN_STD", "pi05": "QUANTILES"}
 

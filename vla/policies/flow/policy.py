@@ -52,6 +52,7 @@ from vla.policies.flow.training import (
     Given,
     counted_entries,
     joint_pass,
+    known_steps,
     noise_and_tau,
 )
 from vla.transforms.base import Pipeline
@@ -159,6 +160,7 @@ class FlowPolicy(Policy):
         prefix_keys_values: torch.Tensor | None = None,
         prefix_mask: torch.Tensor | None = None,
         draws_per_observation: int | None = None,
+        action_prefix_lengths: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         layout: PrefixLayout | None = None,
     ) -> FlowOutput:
@@ -187,11 +189,14 @@ class FlowPolicy(Policy):
             prefix_mask: bool `[b, s]`, right-padded, in place of images and text, where the whole
                 vision-language model is frozen and its prefix was stored (`cache.pack_prefix`).
             draws_per_observation: `n`; where not given, `training_draws` in training mode, else the config's.
-            generator: Source of noise and tau, on the policy's device.
+            action_prefix_lengths: long `[b]` (or `[b, n]`), how many first steps of the chunk are given as
+                they are, at time 1, outside the loss; 0 to `max_action_prefix` are drawn where not given.
+            generator: Source of noise, tau and these lengths, in this order, on the policy's device.
             layout: What `host_inputs` read off these tensors; read here where not given; a GPU would wait.
 
         Raises:
             ShapeError: A tensor is missing or does not have its documented shape.
+            ConfigError: `action_prefix_lengths` are not whole numbers in [0, a).
         """
         config = self.config
         train_text = labels is not None and config.text_loss_weight > 0
@@ -205,15 +210,16 @@ class FlowPolicy(Policy):
             draws_per_observation or (self.training and self.training_draws) or config.draws_per_observation
         )
         noise, tau = noise_and_tau(config, actions, noise, tau, draws, generator)
+        known = known_steps(config, actions, action_prefix_lengths, tau.shape[1], generator)
 
         prefix = self._prefix(seen, kept, token_type_ids, image_features, layout)
         pads = (None, None) if config.loss_includes_padding else (action_is_pad, action_dim_is_pad)
-        counts, supervised, padded_to = counted_entries(actions, *pads), None, None
+        counts, supervised, padded_to = counted_entries(actions, *pads, known), None, None
         if train_text:
             assert labels is not None
             supervised = Supervised.of(labels, layout.longest_text, layout.num_supervised)
             padded_to = None if self.training else labels.shape[1]
-        given = Given(prefix, read_state, actions, noise, tau, counts, supervised, padded_to)
+        given = Given(prefix, read_state, actions, noise, tau, counts, supervised, padded_to, known)
         run = joint_pass if self._compiled is None else self._compiled.joint_pass
         computed = run(self.model, config, given)._asdict()
         drawn = {
@@ -349,7 +355,7 @@ class FlowPolicy(Policy):
             layout: What `host_inputs` read off these tensors; read here where not given.
             samples: Chunks of each observation, in a row, over one prefix.
             guidance: Pulls the chunks towards given ones.
-            action_prefix: First steps that are known; for a policy that was trained with them.
+            action_prefix: First steps that are known, the config's `max_action_prefix` at most.
 
         Returns:
             float32 `[b * samples, a, m]`.
@@ -365,7 +371,7 @@ class FlowPolicy(Policy):
             noise = standard_normal(shape, generator=generator, device=device)
         check_shape(noise, "b a m", "noise", b=shape[0], m=shape[2])
         warn_if_horizon_differs(self, noise)
-        check_variants(noise, guidance, action_prefix, config.action_objective)
+        check_variants(noise, guidance, action_prefix, config.action_objective, config.max_action_prefix)
         absent = action_dim_is_pad
         if absent is not None:
             absent = absent.bool().expand(len(input_ids), -1).repeat_interleave(samples, dim=0)[:, None]

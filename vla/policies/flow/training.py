@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vla.errors import ConfigError
 from vla.fast.programs import compiled
 from vla.nn.attention import KeyValueCache
 from vla.nn.layout import PrefixTokens
 from vla.nn.prefix import Prefix, PrefixModel
 from vla.objectives.flow import flow_loss, sample_noise, sample_tau, straight_path
+from vla.objectives.guidance import WHOLE, sample_prefix_lengths
 from vla.policies.base import PolicyOutput
 from vla.policies.flow.config import FlowConfig
 from vla.policies.flow.text import Supervised, text_loss
@@ -34,9 +36,9 @@ class FlowOutput(PolicyOutput):
             positions are computed.
         text_accuracy: Scalar: the share of response tokens that had the highest logit; None without labels.
         target: The velocity's target, of the same shape.
-        tau: `[b]`, or `[b, n]`: the time of each draw.
+        tau: `[b]`, or `[b, n]`: the time of each draw; that of its known steps is 1.
         counts: bool, which entries of the chunk count in the loss: `[b, a, m]`, or `[b, 1, a, m]` with
-            several draws; None: all of them.
+            several draws, `[b, n, a, m]` where each has its known steps; None: all of them.
     """
 
     loss: torch.Tensor | None = None
@@ -65,7 +67,7 @@ class FlowOutput(PolicyOutput):
 
     @property
     def action_error_mask(self) -> torch.Tensor | None:
-        """Which entries of the chunk count, bool `[b, 1, a, m]`; None: all of them."""
+        """Which entries of the chunk count, bool `[b, 1 or n, a, m]`; None: all of them."""
         return self.counts if self.counts is None or self.counts.ndim == 4 else self.counts[:, None]
 
     @property
@@ -75,16 +77,22 @@ class FlowOutput(PolicyOutput):
 
 
 def counted_entries(
-    actions: torch.Tensor, action_is_pad: torch.Tensor | None, action_dim_is_pad: torch.Tensor | None
+    actions: torch.Tensor,
+    action_is_pad: torch.Tensor | None,
+    action_dim_is_pad: torch.Tensor | None,
+    known: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Return which entries of a chunk count in the loss, bool `[b, 1, a, m]`; None: all of them.
+
+    With known steps, which do not count, each draw has its own: `[b, n, a, m]`.
 
     Args:
         actions: `[b, a, m]`.
         action_is_pad: bool `[b, a]`, True past the episode's end.
         action_dim_is_pad: bool `[b, m]`, True for dimensions that the robot does not have.
+        known: bool `[b, n, a]`, steps that each draw is given.
     """
-    if action_is_pad is None and action_dim_is_pad is None:
+    if action_is_pad is None and action_dim_is_pad is None and known is None:
         return None
     batch, steps, width = actions.shape
     counts = torch.ones_like(actions, dtype=torch.bool)
@@ -94,7 +102,7 @@ def counted_entries(
     if action_dim_is_pad is not None:
         check_shape(action_dim_is_pad, "b m", "action_dim_is_pad", b=batch, m=width)
         counts = counts & ~action_dim_is_pad.bool()[:, None, :]
-    return counts[:, None]
+    return counts[:, None] if known is None else counts[:, None] & ~known[..., None]
 
 
 def noise_and_tau(
@@ -135,6 +143,59 @@ def noise_and_tau(
     return noise.float(), tau
 
 
+def known_steps(
+    config: FlowConfig,
+    actions: torch.Tensor,
+    lengths: torch.Tensor | None,
+    draws: int,
+    generator: torch.Generator | None,
+) -> torch.Tensor | None:
+    """Return which steps each draw is given, bool `[b, n, a]`; None where the policy is trained without.
+
+    Args:
+        config: The policy's.
+        actions: `[b, a, m]`.
+        lengths: long `[b]` or `[b, n]`, below `a`; drawn where not given.
+        draws: `n`.
+        generator: Source of the lengths; read only where they are drawn.
+
+    Raises:
+        ShapeError: The lengths have another shape.
+        ConfigError: They are not whole numbers from 0 to a - 1 (looked at on a CPU alone), or there is no
+            flow.
+    """
+    batch, horizon, _ = actions.shape
+    longest = min(config.max_action_prefix, horizon - 1)
+    if lengths is not None:
+        _check_lengths(config, lengths, (batch, draws, horizon))
+        lengths = lengths[:, None].expand(-1, draws) if lengths.ndim == 1 else lengths
+    elif longest:
+        drawn, decay = (batch, draws), config.action_prefix_decay
+        lengths = sample_prefix_lengths(drawn, longest, decay, generator=generator, device=actions.device)
+    else:
+        return None
+    return torch.arange(horizon, device=actions.device) < lengths[..., None]
+
+
+def _check_lengths(config: FlowConfig, lengths: torch.Tensor, sizes: tuple[int, int, int]) -> None:
+    batch, draws, horizon = sizes
+    if config.action_objective == "regression":
+        raise ConfigError(
+            "action_prefix_lengths was given, but the policy is trained with action_objective='regression': "
+            "there is no flow to begin with known steps."
+        )
+    check_shape(lengths, "b n" if lengths.ndim == 2 else "b", "action_prefix_lengths", b=batch, n=draws)
+    if lengths.dtype not in WHOLE:
+        raise ConfigError(f"action_prefix_lengths must be whole numbers (torch.long), got {lengths.dtype}.")
+    if lengths.device.type == "cpu" and lengths.numel():
+        least, most = (int(one) for one in lengths.aminmax())
+        if least < 0 or most >= horizon:
+            raise ConfigError(
+                f"action_prefix_lengths must lie in 0 to {horizon - 1}, below the chunk's {horizon} steps; "
+                f"got {least} to {most}."
+            )
+
+
 class Given(NamedTuple):
     """What `joint_pass` runs over.
 
@@ -144,9 +205,10 @@ class Given(NamedTuple):
         actions: `[b, a, m]`.
         noise: float32 `[b, n, a, m]`.
         tau: `[b, n]`.
-        counts: bool `[b, 1, a, m]`, which entries count; None: all of them.
+        counts: bool `[b, 1 or n, a, m]`, which entries count; None: all of them.
         supervised: Text tokens to be learned; None trains no text.
         logits_padded_to: See `text_loss`.
+        known: bool `[b, n, a]`, steps that each draw is given as they are, at time 1; None: none.
     """
 
     prefix: PrefixTokens | KeyValueCache
@@ -157,6 +219,7 @@ class Given(NamedTuple):
     counts: torch.Tensor | None
     supervised: Supervised | None
     logits_padded_to: int | None
+    known: torch.Tensor | None
 
 
 class Computed(NamedTuple):
@@ -184,9 +247,11 @@ def joint_pass(model: Any, config: FlowConfig, given: Given) -> Computed:
     else:
         prefix = model.read(given.prefix, with_hidden=given.supervised is not None)
     cache = prefix.cache.detach() if config.knowledge_insulation else prefix.cache
-    noise = given.noise
-    point = straight_path(given.actions[:, None].expand_as(noise).float(), noise, given.tau)
-    velocity = model.velocity_of_draws(given.state, point.x, given.tau, cache)
+    noise, tau = given.noise, given.tau
+    if given.known is not None:
+        tau = torch.where(given.known, 1.0, tau[..., None])
+    point = straight_path(given.actions[:, None].expand_as(noise).float(), noise, tau)
+    velocity = model.velocity_of_draws(given.state, point.x, tau, cache)
     action_loss = flow_loss(velocity, point.velocity, given.counts)
     loss = config.action_loss_weight * action_loss
     cross_entropy = accuracy = logits = None

@@ -93,7 +93,8 @@ class Pi0Model(PrefixModel):
         """Return the velocities `[b, n, a, m]` of `n` noise draws that share one prefix and one state.
 
         State and draws run as one sequence `[state, draw 1, draw 2, ...]`; every draw has the same
-        positions and attends only to itself. `cache` must hold the prefix without the state.
+        positions and attends only to itself. `cache` must hold the prefix without the state. `tau_bn` is
+        `[b, n]`, or `[b, n, a]` by step.
         """
         draws, horizon = x_bnam.shape[1:3]
         actions = self._embed_actions(x_bnam, tau_bn).flatten(1, 2)

@@ -103,9 +103,11 @@ class Pi05Model(PrefixModel):
         """Return the velocities `[b, n, a, m]` of `n` noise draws that share one prefix.
 
         The draws run as one sequence; each has the same positions and attends only to itself. The state
-        is not read: it is in the prompt.
+        is not read: it is in the prompt. `tau_bn` is `[b, n]`, or `[b, n, a]` by step.
         """
         draws, horizon = x_bnam.shape[1:3]
+        condition = self._condition(tau_bn)
+        by_step = tau_bn.ndim == 3
         steps = torch.arange(horizon, device=x_bnam.device).repeat(draws)
         draw = torch.arange(draws, device=x_bnam.device).repeat_interleave(horizon)[None]
         suffix = Tokens(torch.full_like(draw, self.rules.index("actions")), segment_bt=draw)
@@ -114,7 +116,7 @@ class Pi05Model(PrefixModel):
             positions_bt=cache.next_position_b[:, None] + steps,
             mask=cache.mask_for(draws * horizon, None if draws == 1 else self.rules.mask(suffix, suffix)),
             cache=cache,
-            condition=self._condition(tau_bn).repeat_interleave(horizon, dim=1),
+            condition=condition.flatten(1, 2) if by_step else condition.repeat_interleave(horizon, dim=1),
         )
         return self._velocity_from_hidden(output.hidden.unflatten(1, (draws, horizon)))
 

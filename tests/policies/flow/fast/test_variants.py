@@ -24,7 +24,7 @@ WEIGHTS = torch.tensor([1.0, 1.0, 0.6, 0.2, 0.0, 0.0])[:, None]
 @pytest.fixture(params=[Pi0Policy, Pi05Policy], scope="module")
 def policy(request):
     torch.manual_seed(0)
-    made = request.param(request.param.config_class.tiny(action_horizon=6))
+    made = request.param(request.param.config_class.tiny(action_horizon=6, max_action_prefix=4))
     perturb(made, scale=0.05)
     return made.eval()
 

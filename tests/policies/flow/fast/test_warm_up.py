@@ -24,7 +24,7 @@ from vla.policies.robot import RobotPolicy
 
 @pytest.fixture(params=[Pi0Policy, Pi05Policy], scope="module")
 def policy(request):
-    return make(request.param)
+    return make(request.param, max_action_prefix=2)
 
 
 def seen(policy, length=7, batch=1, **options) -> dict:

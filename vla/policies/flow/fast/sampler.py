@@ -316,7 +316,7 @@ class FastSampler:
             layout: What `host_inputs` read off these tensors; read here where not given.
             samples: Chunks of each observation, in a row.
             guidance: Pulls the chunks towards given ones.
-            action_prefix: First steps that are known; of a policy that was trained with them.
+            action_prefix: First steps that are known, the config's `max_action_prefix` at most.
 
         Returns:
             float32 `[b * samples, a, m]`.
@@ -340,7 +340,7 @@ class FastSampler:
             raise ShapeError("The policy reads the state as a token, so state [b, m] must be given.")
         self._renew()
         noise = self._noise(noise, len(input_ids) * samples, generator, input_ids.device)
-        check_variants(noise, guidance, action_prefix, config.action_objective)
+        check_variants(noise, guidance, action_prefix, config.action_objective, config.max_action_prefix)
         inputs = self._inputs(given, noise, layout)
         if "cache" not in inputs:
             layout = fill_up(inputs, layout, samples, self._batch_buckets)
