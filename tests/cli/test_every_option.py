@@ -13,17 +13,17 @@ from vla.cli import app, main
 
 INPUTS = {
     "CHECKPOINT", "DATASET", "SRC", "WHAT", "ADAPTER", "OTHER", "WHERE", "RECIPE", "--dataset", "--robot",
-    "--tokenizer", "--policy", "--config", "--base",
+    "--tokenizer", "--policy", "--config", "--base", "--limits", "--tls-cert", "--tls-key",
 }  # fmt: skip
 """What is read, by metavar or by name: a path, and mostly a name on the hub as well."""
-OUTPUTS = {"DST", "--output", "--json"}
+OUTPUTS = {"DST", "--output", "--json", "--record"}
 """What is written, likewise."""
 TEXTS = {
     "KEY=VALUE", "--condition", "--camera", "--dataset-episodes", "--episodes", "--delta-mask", "--state-key",
     "--action-key", "--pipeline", "--device", "--env", "--max-shard-size", "--asset-id", "--set",
     "--revision", "--token", "--to", "--dtype", "--activation-checkpointing", "--engine", "--preset",
     "--level", "--draws", "--compile", "--against", "--clock", "--shape", "--freeze", "--column", "--split",
-    "--subset",
+    "--subset", "--host", "--task",
 }  # fmt: skip
 """What is neither a path nor a number."""
 
@@ -71,7 +71,7 @@ def said(one):
 
 
 def test_every_parameter_is_of_a_kind_that_is_tried():
-    assert {"demo", "train", "recipes", "stats", "info", "convert", "merge", "eval", "bench"} == {
+    assert {"demo", "train", "recipes", "stats", "info", "convert", "merge", "eval", "serve", "bench"} == {
         w[0] for w in COMMANDS
     }
     unknown = [

@@ -80,9 +80,9 @@ def save_policy(folder):
 @contextlib.contextmanager
 def served(policy, limits):
     """A server in a thread of its own; its address."""
-    serving = pytest.importorskip("vla.serve.server")
-    boundary = pytest.importorskip("vla.serve.boundary").Boundary(KeyMap(policy), limits)
-    options = pytest.importorskip("vla.serve.options").ServeOptions(port=0, token="SECRET")
+    serving = pytest.importorskip("vla.serve.server.policy_server")
+    boundary = pytest.importorskip("vla.serve.server.boundary").Boundary(KeyMap(policy), limits)
+    options = pytest.importorskip("vla.serve.server.options").ServeOptions(port=0, token="SECRET")
     about = contract(policy, checkpoint="so101", limits=limits)
     ready, over, addresses = threading.Event(), threading.Event(), []
 

@@ -105,7 +105,14 @@ ROOMS: dict[str, Room] = {
     "train.optim": Room(rooms=("policies.base",), packages=("torch", "bitsandbytes")),
     "train.checkpoint.zero": Room(packages=("torch", "deepspeed")),
     "serve": Room(
-        rooms=("policies.auto", "policies.robot", "data", "transforms"),
+        rooms=(
+            "policies.auto",
+            "policies.observation",
+            "policies.robot",
+            "policies.warm_up",
+            "data",
+            "transforms",
+        ),
         packages=(
             "torch",
             "numpy",

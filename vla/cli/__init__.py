@@ -22,6 +22,7 @@ from vla.cli.eval import evaluate
 from vla.cli.info.command import info
 from vla.cli.logs import QuietOption, VerboseOption, ask_before_command, with_verbosity
 from vla.cli.merge import merge
+from vla.cli.serve.command import serve
 from vla.cli.stats import stats
 from vla.cli.train import recipes, train
 from vla.signals import EndedBySignal, ended_by_signals
@@ -53,6 +54,7 @@ for _name, _function in {
     "convert": convert,
     "merge": merge,
     "eval": evaluate,
+    "serve": serve,
 }.items():
     app.command(_name, cls=Command, help=_help(_function))(with_verbosity(_function))
 

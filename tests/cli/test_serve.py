@@ -1,0 +1,88 @@
+"""`vla serve`: from a trained run to answers over the network, and out again by a signal."""
+
+import os
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import msgpack
+import numpy as np
+import pytest
+from websockets.sync.client import connect
+
+from tests.cli.conftest import CAMERA
+from tests.processes import free_port
+from tests.serve.server.fakes import decode, encode
+from vla.cli import main
+
+
+class Talk(threading.Thread):
+    """Waits for a server, asks it once, and ends this process's command by SIGTERM whatever comes."""
+
+    def __init__(self, port, token):
+        super().__init__(daemon=True)
+        self.port, self.token, self.error = port, token, None
+
+    def run(self):
+        try:
+            self.talk()
+        except Exception as error:  # noqa: BLE001
+            self.error = error
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def talk(self):
+        end = time.monotonic() + 60
+        while not self.is_up():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        headers = {"Authorization": f"Api-Key {self.token}"}
+        with connect(f"ws://127.0.0.1:{self.port}", compression=None, additional_headers=headers) as socket:
+            self.metadata = msgpack.unpackb(socket.recv(), strict_map_key=False)
+            image, state = np.zeros((32, 32, 3), np.uint8), np.zeros(3, np.float32)
+            socket.send(encode({CAMERA: image, "observation.state": state, "task": "pick", "vla/seed": 1}))
+            self.reply = decode(socket.recv())
+
+    def is_up(self):
+        try:
+            return (
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5).read() == b"OK\n"
+            )
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def test_serve(run, tmp_path, capsys, monkeypatch):
+    port = free_port()
+    monkeypatch.setenv("VLA_SERVE_TOKEN", "s3cret")
+    talk = Talk(port, "s3cret")
+    talk.start()
+    record = tmp_path / "record"
+    status = main(["serve", str(run), "--port", port, "--record", str(record), "--task", "pick"])
+    talk.join(10)
+    said = capsys.readouterr()
+    if talk.error is not None:
+        raise talk.error
+    assert status == 0
+    assert f"serving at ws://127.0.0.1:{port}" in said.out
+    assert "ended" in said.out
+    assert "s3cret" not in said.out + said.err
+    told = talk.metadata["vla"]
+    assert told["protocol"] == 1
+    assert told["level"] == talk.reply["vla"]["level"]
+    assert told["latency_ms"]["p95"] >= told["latency_ms"]["p50"] > 0
+    assert talk.reply["actions"].shape == (told["robot"]["horizon"], len(told["robot"]["action"]["names"]))
+    assert (record / "meta/info.json").is_file()
+
+
+def test_the_address_is_refused_before_anything_is_loaded(capsys, tmp_path):
+    assert main(["serve", str(tmp_path / "none"), "--tls-key", "k.pem"]) == 1
+    assert "needs its certificate as well" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--port", "70000"], ["--max-batch", "0"], ["--samples", "65"]])
+def test_numbers_out_of_range_are_wrong_usage(option, capsys):
+    assert main(["serve", "none", *option]) == 2
+    assert option[0] in capsys.readouterr().err
