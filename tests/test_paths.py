@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.folders import unchanged
 from vla.errors import ConfigError
 from vla.paths import expanded, expanded_text, kept
+from vla.transforms.statistics import Statistics
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +72,13 @@ def test_what_is_kept_is_absolute(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="x is relative to the current folder, which is not there any more"):
         kept("x")
     assert kept("/x") == Path("/x")
+
+
+@pytest.mark.parametrize("path", [None, 3, 1.5, b"x", True, ["x"], object()], ids=repr)
+@pytest.mark.parametrize("way", [expanded, kept])
+def test_what_is_neither_text_nor_a_path_is_refused(way, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=r"^A path must be text or a Path, got .+\.$"):
+        way(path)
+    with unchanged(tmp_path), pytest.raises(ConfigError, match="must be text or a Path"):
+        Statistics({}).save(path)

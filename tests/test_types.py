@@ -1,9 +1,10 @@
 """A policy's window; shapes are checked where they are used."""
 
 import pytest
+import torch
 
 from vla.errors import ConfigError
-from vla.types import Window
+from vla.types import Window, as_device
 
 
 def test_offsets_of_a_window():
@@ -45,3 +46,13 @@ def test_cameras_under_other_names():
 def test_windows_that_cannot_be(options, message):
     with pytest.raises(ConfigError, match=message):
         Window(**{"horizon": 4, **options})
+
+
+def test_a_device_by_its_number_is_one_of_the_accelerator():
+    if torch.accelerator.is_available():
+        assert as_device(0).index == 0
+        return
+    with pytest.raises(
+        ConfigError, match=r"The device 'cuda:0' cannot be used: PyTorch .* finds no CUDA device"
+    ):
+        as_device(0)

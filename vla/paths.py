@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from vla.errors import ConfigError
+from vla.types import shown
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 
@@ -16,8 +17,11 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     is there.
 
     Raises:
-        ConfigError: No environment variable of that name is set, or to nothing, or the path is an empty text.
+        ConfigError: No environment variable of that name is set, or to nothing, or the path is an empty text,
+            or something else than text or a Path.
     """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise ConfigError(f"A path must be text or a Path, got {shown(path)}.")
     if path == "":  # which Path takes for the current folder
         raise ConfigError('The path is empty. Name a file or a folder; the current folder is ".".')
     return Path(expanded_text(os.fspath(path)))

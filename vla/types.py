@@ -141,7 +141,7 @@ class Window:
         return replace(self, cameras={name: own for name, own in offsets.items() if own != self.images})
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return a value for a message; of one that is long, or shows an address alone, its type."""
     text = repr(value)
     return f"an object of type {type(value).__name__}" if " at 0x" in text or len(text) > 500 else text
@@ -163,7 +163,7 @@ def as_count(value: Any, name: str, at_least: int = 1) -> int:
             raise TypeError("True and False do not count")
         number = operator.index(value)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} must be a whole number, got {_shown(value)}.") from error
+        raise ConfigError(f"{name} must be a whole number, got {shown(value)}.") from error
     if number < at_least:
         raise ConfigError(f"{name} must be at least {at_least}, got {number}.")
     return number
@@ -179,7 +179,7 @@ def as_number(value: Any, name: str, at_least: float = -math.inf) -> float:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
     if not math.isfinite(number):
-        raise ConfigError(f"{name} must be a finite number, got {_shown(value)}.")
+        raise ConfigError(f"{name} must be a finite number, got {shown(value)}.")
     if number < at_least:
         raise ConfigError(f"{name} must be at least {at_least:g}, got {number:g}.")
     return number
@@ -192,13 +192,13 @@ def as_flag(value: Any, name: str) -> bool:
     """
     if "bool" in str(getattr(value, "dtype", type(value).__name__)) and not getattr(value, "ndim", 0):
         return bool(value)
-    raise ConfigError(f"{name} must be True or False, got {_shown(value)}.")
+    raise ConfigError(f"{name} must be True or False, got {shown(value)}.")
 
 
 def as_text(value: Any, name: str) -> str:
     """Return an argument that is text and not empty; raises `ConfigError` where it is something else."""
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name} must be text, got {_shown(value)}.")
+        raise ConfigError(f"{name} must be text, got {shown(value)}.")
     return value
 
 
@@ -209,7 +209,7 @@ def as_texts(value: Any, name: str) -> tuple[str, ...]:
         if all(isinstance(text, str) for text in texts):
             return texts
     hint = f" For a single one: {name}=[{value!r}]." if isinstance(value, str) else ""
-    raise ConfigError(f"{name} must be a list of texts, got {_shown(value)}.{hint}")
+    raise ConfigError(f"{name} must be a list of texts, got {shown(value)}.{hint}")
 
 
 def as_targets(value: Any) -> str | tuple[str, ...]:
@@ -224,7 +224,7 @@ def as_targets(value: Any) -> str | tuple[str, ...]:
     if not several or not all(isinstance(one, str) and one.strip() for one in several):
         raise ConfigError(
             "An adapter's targets are an expression for the names of linear layers, or how these end, as in "
-            f"[q_proj, v_proj]; got {_shown(value)}."
+            f"[q_proj, v_proj]; got {shown(value)}."
         )
     return value if isinstance(value, str) else several
 
@@ -240,10 +240,10 @@ def as_counts(value: Any, name: str) -> list[int]:
         try:
             numbers = list(value)
         except (TypeError, ValueError) as error:  # a 0-dimensional array
-            raise ConfigError(f"{name} must be a list of whole numbers, got {_shown(value)}.") from error
+            raise ConfigError(f"{name} must be a list of whole numbers, got {shown(value)}.") from error
     if numbers is None:
         raise ConfigError(
-            f"{name} must be a list of whole numbers, such as range(0, 10), got {_shown(value)}."
+            f"{name} must be a list of whole numbers, such as range(0, 10), got {shown(value)}."
         )
     return [as_count(number, f"Each of {name}", at_least=0) for number in numbers]
 
@@ -430,6 +430,8 @@ def as_device(device: "torch.device | str | int | None") -> "torch.device | None
     try:
         if isinstance(device, bool):
             raise TypeError("neither True nor False is a device")
+        if isinstance(device, int) and not torch.accelerator.is_available():
+            device = f"cuda:{device}"  # of a number torch says less then
         found = torch.device(device)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(

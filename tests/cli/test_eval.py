@@ -1,6 +1,7 @@
 """`vla eval`: the folder it writes, in simulation and against recordings."""
 
 import json
+from typing import get_args
 
 import av
 import pytest
@@ -8,8 +9,10 @@ import pytest
 from tests.cli.conftest import CAMERA
 from tests.data.make import make_dataset
 from vla.cli import main
+from vla.cli.commands import LevelName
 from vla.cli.recordings import Keys, keys_of
 from vla.data import ColumnNames, TableOptions
+from vla.fast.levels import LEVELS
 from vla.train.recipe_file import load_recipe
 
 
@@ -140,3 +143,13 @@ def test_options_of_an_environment_are_refused_next_to_recordings(given, tmp_pat
     assert error.startswith(f"vla: {given[0]} is about an environment")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_level_that_is_none_is_named_as_it_is_written(capsys):
+    assert get_args(LevelName) == LEVELS
+    for argv in (["eval", "x", "--level", "foo"], ["demo", "--level", "foo"], ["bench", "--level", "foo"]):
+        assert main(argv) != 0
+        error = capsys.readouterr().err
+        assert "level" in error
+        assert "fast" not in error
+        assert "True" not in error

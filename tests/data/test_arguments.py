@@ -17,6 +17,7 @@ import torch
 import vla.data
 from tests.data.hf.tables import make_table
 from tests.data.make import make_dataset
+from tests.folders import unchanged
 from vla.data import (
     ColumnNames,
     HuggingFaceDataset,
@@ -34,7 +35,7 @@ from vla.data import (
     to_canonical,
 )
 from vla.data.loading.order import ByLength, WholeDataset
-from vla.errors import VlaError
+from vla.errors import ConfigError, VlaError
 from vla.transforms.base import Pipeline
 
 WRONG: dict[type, list[Any]] = {
@@ -251,3 +252,35 @@ def test_texts_that_are_not_there_by_default(calls, argument, wrong):
         owner = TableOptions if name == "TableOptions" else call
         with pytest.raises(VlaError, match=argument):
             owner(**given, **rest, **{argument: wrong})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "keyword", ["root", "repo_id", "delta_timestamps", "split", "foo", "cameraz", "num_frames"]
+)
+def test_keywords_of_others_are_refused_in_a_sentence(calls, name, keyword):
+    call, given, rest = calls[name]
+    if name not in {"LeRobotDataset", "HuggingFaceDataset", "open_dataset", "PolicyDataset", "LeRobotWriter"}:
+        return
+    with pytest.raises(ConfigError, match=rf"has no keyword '{keyword}'(\.|: .+\.)"):
+        call(**given, **rest, **{keyword: None})
+
+
+def test_what_to_give_in_place_of_lerobots_keywords(tmp_path):
+    make_dataset(tmp_path / "set", version="v3.0", episodes=1)
+    with unchanged(tmp_path):
+        for keywords, message in (
+            ({"root": tmp_path / "set"}, "the folder is the first argument"),
+            ({"delta_timestamps": {"action": [0, 0.1]}}, "action_horizon= says how many steps"),
+            ({"action_horizn": 2}, "Did you mean 'action_horizon'"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                LeRobotDataset("lerobot/x", **keywords)
+        with pytest.raises(ConfigError, match="is the first argument"):
+            LeRobotDataset(repo_id=str(tmp_path / "set"), action_horizon=2)
+        with pytest.raises(ConfigError, match="takes path_or_repo_id and keywords: too many positional"):
+            LeRobotDataset("lerobot/x", tmp_path / "set")
+        with pytest.raises(ConfigError, match=r"options=TableOptions\(\.\.\.\)"):
+            open_dataset(f"hf:{tmp_path / 'set'}", action_horizon=2, split="test")
+        with pytest.raises(ConfigError, match=r"to_datasets has no keyword 'split': .*episodes= chooses"):
+            LeRobotDataset(tmp_path / "set", action_horizon=2).to_datasets(split="train")

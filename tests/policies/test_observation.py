@@ -323,7 +323,12 @@ def test_a_camera_under_nearly_its_name_is_not_lost(robot, given, meant, caplog)
 
 def test_keys_of_missing_values_are_guessed(robot):
     assert "lacks observation.state" in refused(robot, without(STATE) | {"observation.sate": VALUES})
-    assert "Did you mean 'observation.sate'" in refused(robot, without(STATE) | {"observation.sate": VALUES})
+    told = refused(robot, without(STATE) | {"observation.sate": VALUES})
+    assert told.endswith("Did you mean 'observation.state' by 'observation.sate'?")
+    openpis = {"observation/image": PIXELS, "observation/state": VALUES, "prompt": "left"}
+    told = refused(robot, openpis)
+    assert told.endswith("Did you mean 'observation.state' by 'observation/state' and 'task' by 'prompt'?")
+    assert "keys are not nested" in refused(robot, {"observation": {"state": VALUES}, "task": "left"})
 
 
 def test_what_is_read_already_is_no_guess(robot):

@@ -120,3 +120,13 @@ def test_a_missing_or_binary_pipeline_file_is_named(tmp_path: Path):
     (tmp_path / PIPELINE_FILE).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="is not a pipeline"):
         Pipeline.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", '{"steps": 5}', '{"steps": [5]}', '{"steps": {"a": 1}}'])
+def test_other_json_is_not_a_pipeline_in_words_of_json(tmp_path: Path, text: str):
+    (tmp_path / "pipeline.json").write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"(it must hold a JSON object|'steps' must be a list of JSON objects), got"
+    ):
+        Pipeline.load(tmp_path)
+    assert (tmp_path / "pipeline.json").read_text() == text

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.folders import unchanged
 from tests.transforms.test_normalize import stats_of
 from vla.errors import StatisticsError
 from vla.transforms.statistics import STATISTICS_FILE, FeatureStats, Statistics
@@ -70,3 +71,23 @@ def test_vectors_may_be_absent_but_not_all_of_them(tmp_path: Path):
         FeatureStats(count=3)
     with pytest.raises(StatisticsError, match="q99 has 1 values, but mean has 2"):
         replace(some, q99=(3.0,))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "'features' is missing"),
+        ({"observation.state": {"mean": [0.0]}}, "'features' is missing"),
+        ({"features": []}, r"'features' must be a JSON object, got \[\]"),
+        ({"features": {"state": 5}}, "state must be a JSON object, got 5"),
+        ({"features": {"state": {"median": [1.0]}}}, "'median' is not known there"),
+        ({"features": {}, "more": ""}, "'more' is not known there"),
+    ],
+)
+def test_other_files_in_place_of_statistics(tmp_path: Path, values: dict, message: str):
+    (tmp_path / STATISTICS_FILE).write_text(json.dumps(values))
+    with (
+        unchanged(tmp_path),
+        pytest.raises(StatisticsError, match=rf"does not hold statistics: {message}\.$"),
+    ):
+        Statistics.load(tmp_path)

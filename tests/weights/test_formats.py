@@ -1,5 +1,6 @@
 """Every spelling is read, and nothing but exactly the model's tensors is accepted."""
 
+import json
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tests.checkpoints.random_configs import configs, policy_of, shapes_of, tensors_of
+from tests.folders import unchanged
 from tests.weights.memory import make, stored_in_memory
 from tests.weights.published import GENERATIONS, as_jax, renamed
 from vla.checkpoints.recognise import format_of
@@ -357,3 +359,23 @@ def test_config_that_is_none_is_refused(tmp_path, text, match):
 def test_path_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(WeightsError, match="not a folder"), open_stored(tmp_path / "nowhere"):
         pass
+
+
+@pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("value", ["float99", "nn", "", 5, True, ["float32"], {"vision": "float3"}], ids=repr)
+def test_a_dtype_that_is_none_is_named_with_its_field(tmp_path, field, value):
+    (tmp_path / "config.json").write_text(json.dumps({field: value}))
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    message = rf"config\.json: '{field}' must be one of float32, bfloat16, float16, float64, got "
+    with unchanged(tmp_path), pytest.raises(WeightsError, match=message), open_stored(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "value", ["float32", "torch.bfloat16", None, "auto", {"vision": "float16"}], ids=repr
+)
+def test_dtypes_as_others_write_them(tmp_path, value):
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": value}))
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with open_stored(tmp_path) as stored:
+        assert stored.config == {"dtype": value}

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants, errors
 
+from tests.folders import unchanged
 from tests.hub_server import TOKEN, serving, speak_to
 from tests.processes import free_port
 from vla.errors import WeightsError
@@ -340,3 +342,25 @@ def test_every_short_name_leads_somewhere(hub):
     for name, known in known_checkpoints().items():
         said = refusal(name)
         assert known.id in said
+
+
+def test_a_policy_that_is_loaded_already():
+    policy = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(50)])
+    with pytest.raises(WeightsError) as caught:
+        local_folder(policy)
+    said = str(caught.value)
+    assert "got an object of type Sequential. A policy that is loaded already" in said
+    assert "\n" not in said
+
+
+def test_a_file_of_a_dataset(tmp_path):
+    (tmp_path / "set" / "meta").mkdir(parents=True)
+    (tmp_path / "set" / "meta" / "info.json").write_text("{}")
+    with (
+        unchanged(tmp_path),
+        pytest.raises(WeightsError, match=r"is a file of the dataset .*set, which is not"),
+    ):
+        local_folder(tmp_path / "set" / "meta" / "info.json")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"is a file; give the folder that holds config\.json"):
+        local_folder(tmp_path / "other.json")

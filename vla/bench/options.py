@@ -70,7 +70,7 @@ class BenchOptions:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
         for level in self.levels:
-            check_level(level)
+            check_level(level, name="level")
         for scope in self.compile:
             if scope not in SCOPES:
                 nearest = did_you_mean(scope, SCOPES)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -17,6 +17,9 @@ from vla.paths import expanded
 
 UsageError: Any = typer.BadParameter.__base__
 """Wrong usage of any kind; typer has no public name for it."""
+
+LevelName = Literal["plain", "graph", "compiled", "triton"]
+"""Levels of sampling, `vla.fast.levels.LEVELS`; importing those takes a second."""
 
 _LARGEST = 2**31 - 1
 _SCIENTIFIC = re.compile(r"[+-]?[\d_]+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vla.cli.commands import LevelName
 from vla.cli.console import console, print_table, progress_bar, quiet_loading
 from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
@@ -30,7 +31,7 @@ LayoutsOption = Annotated[
     typer.Option(min=3, help="Unseen layouts, each under three instructions.", show_default="200"),
 ]
 LevelOption = Annotated[
-    str | None,
+    LevelName | None,
     typer.Option(
         help="How to sample in the evaluation: plain, graph, compiled or triton (Real time).",
         show_default="the highest that pays",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vla.cli.commands import given_options
+from vla.cli.commands import LevelName, given_options
 from vla.cli.console import console, parse_numbers, quiet_loading
 from vla.cli.info.table_options import (
     ColumnOption,
@@ -61,7 +61,7 @@ BaseOption = Annotated[
     typer.Option(help="Of an adapter: where its base lies, if no longer where it says.", metavar="WHERE"),
 ]
 LevelOption = Annotated[
-    str | None,
+    LevelName | None,
     typer.Option(
         help="How to sample: plain, graph, compiled or triton (Real time).",
         show_default="the highest that pays",

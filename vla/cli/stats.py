@@ -131,7 +131,8 @@ def stats(
         console().print(_table(feature, values, names[feature]))
     for warning in warn_of_statistics(statistics, opened, pipeline):
         console().print(f"warning: {warning.message}")
-    console().print(f"counted: {statistics.convention}\ndataset: {statistics.source}")
+    covered = f"fingerprint of {'all' if chosen is None else 'these'} episodes, without cameras"
+    console().print(f"counted: {statistics.convention}\ndataset: {statistics.source} ({covered})")
     if output is not None:
         with atomic_folder(output) as folder:
             statistics.save(folder)

@@ -47,6 +47,7 @@ from vla.data.selection import (
     select_episodes,
     tasks_of,
     window_of,
+    with_own_arguments,
     without_depth,
 )
 from vla.data.stream import stream_of
@@ -129,6 +130,7 @@ class LeRobotDataset:
 
     _task_column: str | None = None  # the column that is the instruction, where it is one of text
 
+    @with_own_arguments
     def __init__(
         self,
         path_or_repo_id: str | Path,
@@ -216,10 +218,8 @@ class LeRobotDataset:
             item[self.state_key] = torch.from_numpy(self._states[row].copy())
         item[self.action_key] = torch.from_numpy(self._actions[rows])
         item[f"{self.action_key}_is_pad"] = torch.from_numpy(is_pad)
-        for key, values in self._others.items():
-            item[key] = values[row].clone()
-        for key, texts in self._texts.items():
-            item[key] = texts[row]
+        item |= {key: values[row].clone() for key, values in self._others.items()}
+        item |= {key: texts[row] for key, texts in self._texts.items()}
         item[TASK_KEY] = self.info.tasks[int(self._columns.numbers["task_index"][row])]
         return item
 
@@ -305,6 +305,7 @@ class LeRobotDataset:
         if key in self.left_out:
             raise DatasetError(f"The column '{key}' of {self.root} was left out: {self.left_out[key]}")
 
+    @with_own_arguments
     def to_datasets(
         self, *, streaming: bool = False, videos: Videos | None = None
     ) -> "datasets.Dataset | datasets.IterableDataset":
@@ -412,9 +413,7 @@ class LeRobotDataset:
         return parts
 
     def _fingerprint(self, metadata: Sequence[Path]) -> str:
-        digest = hashlib.sha256()
-        for path in (self.root / INFO_PATH, *metadata):
-            digest.update(path.read_bytes())
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in (self.root / INFO_PATH, *metadata)))
         digest.update(repr([episode.index for episode in self.episodes]).encode())
         for columns in (self.state_columns, self.action_columns):
             if len(columns) > 1:  # which columns are read is part of what a dataset says, joined or not

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from vla.errors import DatasetError
 from vla.paths import kept
-from vla.types import COMMIT, HUB_ID, as_text
+from vla.types import COMMIT, HUB_ID, as_text, shown
 
 _ADDRESS = re.compile(
     r"(?:[a-z][a-z0-9+.-]*:)?/{2,}(?:(?:huggingface\.co|hf\.co)/)?(?:(?:datasets|models)/)?"
@@ -149,7 +149,7 @@ def dataset_path(path: str | Path) -> Path:
         found.exists()
     except (OSError, ValueError, TypeError) as error:
         said = str(error).rstrip(".")
-        raise DatasetError(f"{path!r} cannot be a dataset's folder: {said}.") from error
+        raise DatasetError(f"{shown(path)} cannot be a dataset's folder: {said}.") from error
     return found
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Subset
 
 from vla.data.dataset import LeRobotDataset
 from vla.data.sample import to_canonical
-from vla.data.selection import frames_without_task
+from vla.data.selection import frames_without_task, with_own_arguments
 from vla.errors import ConfigError, DatasetError, did_you_mean
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import camera_slots
@@ -45,6 +45,7 @@ class PolicyDataset(Dataset[dict[str, torch.Tensor]]):
         DatasetError: The policy reads instructions, and a frame has an empty one.
     """
 
+    @with_own_arguments
     def __init__(
         self,
         dataset: LeRobotDataset | Subset[Any],

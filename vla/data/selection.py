@@ -1,10 +1,12 @@
 """What of a dataset is used: episodes, cameras, frames around the present one, and a frame by its number."""
 
+import functools
+import inspect
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -15,6 +17,54 @@ from vla.data.lerobot.schema import DatasetInfo, Feature
 from vla.data.notices import say_once, say_once_of
 from vla.errors import ConfigError, DatasetError, did_you_mean
 from vla.types import TASK_KEY, Window, as_count, as_counts, as_texts
+
+_INSTEAD = {
+    "root": "the folder is the first argument, LeRobotDataset(FOLDER, ...)",
+    **dict.fromkeys(("repo_id", "path", "dataset"), "folder or hub id is the first argument, without a name"),
+    **dict.fromkeys(
+        ("delta_timestamps", "delta_indices"),
+        "action_horizon= says how many steps a chunk has, window=vla.types.Window(...) which frames are read",
+    ),
+    **dict.fromkeys(("horizon", "chunk_size", "n_action_steps"), "give action_horizon="),
+    **dict.fromkeys(
+        ("split", "subset", "columns", "fps"),
+        "of a table of `datasets` it is said by options=TableOptions(...), and of a LeRobot dataset "
+        "episodes= chooses",
+    ),
+    "image_transforms": "a policy's pipeline changes images, vla.data.PolicyDataset(..., augment=True)",
+    "video_backend": "PyAV decodes all videos: leave it out",
+    "download_videos": "what is used is downloaded, and cameras=[] uses no video",
+    "force_cache_sync": "what is missing is downloaded: leave it out",
+    "streaming": "LeRobot datasets alone can be streamed: leave it out",
+    "token": "log in with `hf auth login`, or set HF_TOKEN",
+    "cache_dir": "set HF_HOME in the environment",
+}
+"""What to give in place of keywords of LeRobot's and Hugging Face's datasets."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def with_own_arguments(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Return a method that refuses arguments that it does not have by `ConfigError`, with what to give."""
+    takes, name = inspect.signature(method), method.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(method)
+    def checked(*args: _P.args, **given: _P.kwargs) -> _T:
+        for keyword in given.keys() - takes.parameters.keys():
+            hint = did_you_mean(keyword, takes.parameters)
+            hint = f": {_INSTEAD[keyword]}." if keyword in _INSTEAD else f".{hint}"
+            raise ConfigError(f"{name} has no keyword '{keyword}'{hint}")
+        try:
+            takes.bind(*args, **given)
+        except TypeError as error:
+            wanted = [one.name for one in takes.parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+            raise ConfigError(
+                f"{name} takes {', '.join(wanted[1:]) or 'nothing'} and keywords: {error}."
+            ) from error
+        return method(*args, **given)
+
+    return checked
 
 
 def window_of(horizon: int | None, window: Window | None) -> Window:

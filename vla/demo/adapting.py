@@ -89,7 +89,7 @@ def run_adapting(
     """
     demonstrations = FEW if demonstrations is None else demonstrations
     layouts = LAYOUTS if layouts is None else layouts
-    check_level(level or True)
+    check_level(level or True, name="level")
     check_plan(output, seed, demonstrations, layouts)
     seconds: dict[str, float] = {}
     first = seed * SEEDS_PER_RUN + SEEDS_PER_RUN // 4

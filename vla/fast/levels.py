@@ -28,7 +28,11 @@ of rows would have to be compiled."""
 
 
 def check_level(
-    level: str | bool, device: torch.device | str = "cpu", highest: str | None = None
+    level: str | bool,
+    device: torch.device | str = "cpu",
+    highest: str | None = None,
+    *,
+    name: str = "fast",
 ) -> tuple[str, bool]:
     """Return the level that is wanted, and whether a lower one will do.
 
@@ -37,6 +41,7 @@ def check_level(
             below; False: "plain". No card has measured what "triton" gains yet: it must be named.
         device: Where the policy lies. On a CPU, compiling takes longer than it gives back.
         highest: With True: no higher one than this.
+        name: What the user calls it; True and False are for `fast` alone.
 
     Raises:
         ConfigError: There is no such level; or `highest` goes with a level that is named, or with "plain".
@@ -55,7 +60,8 @@ def check_level(
         return (best if level else "plain"), True
     if level not in LEVELS:
         hint = did_you_mean(level, LEVELS) if isinstance(level, str) else ""
-        raise ConfigError(f"fast must be True, False or one of {', '.join(LEVELS)}, got {level!r}.{hint}")
+        switches = "True, False or " if name == "fast" else ""
+        raise ConfigError(f"{name} must be {switches}one of {', '.join(LEVELS)}, got {level!r}.{hint}")
     return level, False
 
 

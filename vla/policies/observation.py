@@ -7,9 +7,11 @@ finite reaches the policy, and no such action reaches a robot.
 
 import logging
 import numbers
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from vla.checkpoints.agreement import robot_widths
 from vla.errors import ActionError, ConfigError, ObservationError, ShapeError, did_you_mean
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import camera_slots
+from vla.transforms.images.hints import image_hint
+from vla.transforms.normalize import Normalize
 from vla.types import IMAGE_PREFIX, STATE_KEY, Sample, Window
 
 logger = logging.getLogger(__name__)
@@ -27,6 +31,9 @@ TASK_KEY = "task"
 
 _ALSO_TASK = ("prompt", "instruction", "language_instruction")
 """What other libraries call the task."""
+
+_SEPARATORS = re.compile("[_/]")
+"""What stands for the dots of a key elsewhere."""
 
 Observation = Mapping[str, Any]
 """What a robot measures; see `vla.policies.robot.RobotPolicy.infer`."""
@@ -51,7 +58,10 @@ class ObservationGuard:
         interface = pipeline.interface
         self._state_names = () if interface is None else interface.state_names
         self._action_names = () if interface is None else interface.action_names
+        self._normalize = next((one for one in pipeline.transforms if isinstance(one, Normalize)), None)
+        self._before = pipeline.before(Normalize)
         self._told: set[str] = set()
+        self._far: set[int] = set()
 
     def sample(self, observation: Observation) -> Sample:
         """Return `images` (uint8 `[3, h, w]` by camera name), `state` (float32 `[m]`) and `task`.
@@ -95,17 +105,35 @@ class ObservationGuard:
             )
         return made
 
+    def warn_of_far(self, frame: Sample) -> None:
+        """Log, once for each dimension, where a state is far from all that the policy was trained on.
+
+        Args:
+            frame: What `sample` makes, or that with its past.
+        """
+        if self._normalize is None:
+            return
+        state = self._before.forward(frame)["state"]  # as the statistics count it
+        far = self._normalize.far("state", state, self._state_names)
+        if new := [far[one] for one in far if one not in self._far]:
+            self._far.update(far)
+            how = "" if torch.equal(state, frame["state"]) else ", in the convention that it was trained in"
+            logger.warning(
+                "%s is far from what the policy was trained on%s: %s. Compare the robot's units (degrees or "
+                "radians, metres or millimetres) and the order of its dimensions with the dataset's.",
+                *(STATE_KEY, how, "; ".join(new)),
+            )
+
     def _check_keys(self, observation: Observation) -> None:
         """Refuse keys that must have been meant otherwise; leave out others that nothing reads."""
         if odd := [key for key in observation if not isinstance(key, str)]:
             raise ObservationError(f"The keys of an observation are text, got {odd[0]!r}.")
         needed = (STATE_KEY, TASK_KEY) if self._needs_task else (STATE_KEY,)
         readable = {STATE_KEY, TASK_KEY, *(IMAGE_PREFIX + name for name in self.slots)}
-        unread = [key for key in observation.keys() - readable if not key.startswith(IMAGE_PREFIX)]
         if missing := [key for key in needed if key not in observation]:
             raise ObservationError(
                 f"The observation lacks {' and '.join(missing)}; it has {sorted(observation)}."
-                f"{did_you_mean(missing[0], unread)}"
+                f"{self._instead(observation, missing, observation.keys() - readable)}"
             )
         for key in observation.keys() - readable - self._told:
             if key.startswith(IMAGE_PREFIX):
@@ -121,6 +149,17 @@ class ObservationGuard:
             self._told.add(key)
             logger.warning("The observation's '%s' is not read: the policy knows no such key.", key)
 
+    def _instead(self, observation: Observation, missing: Sequence[str], unread: set[str]) -> str:
+        """Return which keys that are there must be the missing ones under another name."""
+        if nested := [key for key in sorted(unread) if isinstance(observation[key], Mapping)]:
+            return f" '{nested[0]}' holds a mapping, but keys are not nested: '{STATE_KEY}' is one key."
+        told = []
+        for key in missing:
+            alike = [one for one in sorted(unread) if self._meant(one, {key}) or key.endswith(f".{one}")]
+            if alike := alike or get_close_matches(key, unread, n=1, cutoff=0.8):
+                told.append(f"'{key}' by '{alike[0]}'")
+        return f" Did you mean {' and '.join(told)}?" if told else ""
+
     def _meant(self, key: str, absent: set[str]) -> str | None:
         """Return the absent key that another one must stand for: a camera without the prefix, or a typo."""
         camera = key.rpartition(".")[2] if key.startswith(IMAGE_PREFIX[:-2]) else key
@@ -128,8 +167,8 @@ class ObservationGuard:
             return IMAGE_PREFIX + camera
         if key in _ALSO_TASK and TASK_KEY in absent:
             return TASK_KEY
-        plain = {name.casefold().replace("_", "."): name for name in absent}
-        return plain.get(key.casefold().replace("_", "."))
+        plain = {_SEPARATORS.sub(".", name.casefold()): name for name in absent}
+        return plain.get(_SEPARATORS.sub(".", key.casefold()))
 
     def _image(self, key: str, value: Any) -> torch.Tensor:
         image = _array(value, key)
@@ -138,7 +177,7 @@ class ObservationGuard:
             image = image.astype(np.uint8)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ObservationError(
-                f"{key} must be uint8 [h, w, 3], got {_described(image, value)}.{_image_hint(image, value)}"
+                f"{key} must be uint8 [h, w, 3], got {_described(image, value)}.{image_hint(image, value)}"
             )
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
@@ -273,29 +312,6 @@ def _described(array: np.ndarray, value: Any) -> str:
         return f"a {type(value).__name__}"
     kind = "text" if array.dtype.kind in "US" else str(array.dtype)
     return f"{kind} {list(array.shape)}"
-
-
-def _image_hint(image: np.ndarray, value: Any) -> str:
-    is_torch = isinstance(value, torch.Tensor)
-    if image.dtype.kind == "O":
-        return " Leave out a camera that is not there."
-    if not image.size:
-        return " It is empty."
-    if image.ndim == 4:
-        return " Leave out the axis of the batch." if len(image) == 1 else ""
-    if image.dtype.kind == "f":
-        if not np.isfinite(image).all():
-            return " It holds values that are not finite."
-        made = "to(torch.uint8)" if is_torch else "astype('uint8')"
-        name = "image" if is_torch or isinstance(value, np.ndarray) else "np.asarray(image)"
-        return f" Values in [0, 1] become bytes by (255 * {name}).round().{made}."
-    if image.ndim == 2 or image.shape[-1:] == (1,):
-        return " It has no colours."
-    if image.ndim == 3 and image.shape[0] == 3:
-        made = "image.permute" if is_torch else "image.transpose"
-        made = made if is_torch or isinstance(value, np.ndarray) else "np.asarray(image).transpose"
-        return f" The channels come last: {made}(1, 2, 0)."
-    return " Leave out the alpha channel: image[..., :3]." if image.shape[-1:] == (4,) else ""
 
 
 def _shortened(value: Any) -> str:

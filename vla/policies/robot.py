@@ -315,8 +315,8 @@ class RobotPolicy:
                 frames.append(self._guard.sample(observation))
         return frames
 
-    def _forward(self, frame: Sample) -> Sample:
-        """Apply the pipeline; what comes of the state must be finite as well."""
+    def _forward(self, frame: Sample, *, measured: bool = True) -> Sample:
+        """Apply the pipeline; what comes of the state must be finite; one measured far off is logged."""
         sample = self.pipeline.forward(frame)
         state = sample.get("state")
         if isinstance(state, torch.Tensor) and not bool(state.isfinite().all()):
@@ -324,6 +324,8 @@ class RobotPolicy:
                 f"{STATE_KEY} {frame['state'].tolist()} is so far from what the policy was trained on that "
                 f"nothing finite comes of it: {state.tolist()}."
             )
+        if measured:
+            self._guard.warn_of_far(frame)
         return sample
 
     def _inverse(self, chunk: torch.Tensor, seen: Sample) -> np.ndarray:

@@ -113,7 +113,8 @@ def warm_up(
     batch_sizes = as_sizes(batch_sizes, "batch_sizes")
     start, session = time.perf_counter(), robot_policy.start()
     frames = robot_policy._frames(blank_observations(robot_policy, tasks, cameras))
-    batches = [robot_policy._batch([robot_policy._forward(session._with_past(frame))]) for frame in frames]
+    blank = [robot_policy._forward(session._with_past(frame), measured=False) for frame in frames]
+    batches = [robot_policy._batch([one]) for one in blank]
     wanted = robot_policy.policy.sampling_inputs
     inputs = [
         {name: value for name, value in batch.items() if wanted is None or name in wanted}

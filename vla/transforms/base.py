@@ -31,7 +31,7 @@ from vla.errors import ConfigError, MissingDependencyError, VlaError, did_you_me
 from vla.paths import expanded
 from vla.transforms.interface import RobotInterface
 from vla.transforms.statistics import STATISTICS_FILE
-from vla.types import Sample
+from vla.types import Sample, shown
 
 PIPELINE_FILE = "pipeline.json"
 
@@ -214,6 +214,10 @@ class Pipeline:
             )
         try:
             read = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(read, dict):
+                raise TypeError(f"it must hold a JSON object, got {shown(read)}")
+            if not isinstance(read["steps"], list) or not all(isinstance(one, dict) for one in read["steps"]):
+                raise TypeError(f"'steps' must be a list of JSON objects, got {shown(read['steps'])}")
             steps = [dict(step) for step in read["steps"]]
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not a pipeline: {in_words(error)}; {remedy(path)}.") from error

@@ -20,7 +20,7 @@ inverse returns the constant.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,9 @@ EPSILON = 1e-6
 # values themselves, and what summing them in float32 adds for a standard deviation.
 CONSTANT_SPREAD = 2.5e-7
 CONSTANT_STD = 1e-6
+
+FAR = 100
+"""Spreads from the centre beyond which a value cannot be meant: degrees for radians, say."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,44 @@ class Normalize(Transform):
                 },
             )
         return replace(self.statistics, features=features), changed
+
+    def far(self, feature: str, x: torch.Tensor, names: Sequence[str] = ()) -> dict[int, str]:
+        """Return what to say of the dimensions in which a value is far from all that was counted.
+
+        Far is further than `FAR` times the spread from the centre: the standard deviation from the mean, or
+        the width from `low` to `high` from their middle. A constant dimension that becomes 0 is never far.
+
+        Args:
+            feature: "state" or "actions".
+            x: [..., m], as it comes to `forward`. With the mode identity, the z-score decides.
+            names: The dimensions' names.
+        """
+        mode, stats = self.modes.get(feature), self.statistics.features.get(feature)
+        normalizer = self._normalizers.get(feature)
+        if normalizer is None:
+            if (
+                stats is None
+                or stats.width != x.shape[-1]
+                or not {"mean", "std", "min", "max"} <= {*stats.held}
+            ):
+                return {}
+            normalizer, mode = _ConstantSafe(stats, "zscore", EPSILON), "zscore"
+        limit = FAR if mode == "zscore" else 2 * FAR  # [-1, 1] is 2 wide
+        rows = self._checked(feature, x).reshape(-1, x.shape[-1])
+        far, told = normalizer.forward(rows).abs() > limit, {}
+        for one in far.any(0).nonzero()[:, 0].tolist():
+            name = f" ('{names[one]}')" if len(names) == x.shape[-1] else ""
+            value = rows[far[:, one], one][-1].item()
+            told[one] = f"{value:.6g} in dimension {one}{name}, in training {self._range(feature, one)}"
+        return told
+
+    def _range(self, feature: str, dimension: int) -> str:
+        """Return in words where the values of a dimension lay."""
+        stats = self.statistics.features[feature]
+        for low, high in (_ENDS.get(self.modes.get(feature, ""), ("min", "max")), ("min", "max")):
+            if low in stats.held and high in stats.held:
+                return f"{getattr(stats, low)[dimension]:.6g} to {getattr(stats, high)[dimension]:.6g}"
+        return f"{stats.mean[dimension]:.6g} with a standard deviation of {stats.std[dimension]:.6g}"
 
     @cached_property
     def _normalizers(self) -> dict[str, _Normalizer]:

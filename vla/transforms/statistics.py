@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from vla.atomic import atomic_write, read_json
-from vla.errors import StatisticsError
+from vla.errors import StatisticsError, in_words
 from vla.paths import expanded
+from vla.types import shown
 
 STATISTICS_FILE = "statistics.json"
 
@@ -128,11 +129,15 @@ class Statistics:
             )
         values = read_json(path, StatisticsError)
         try:
-            features = {name: FeatureStats(**feature) for name, feature in values.pop("features").items()}
+            held = values.pop("features")
+            for what, one in [("'features'", held), *(held.items() if isinstance(held, dict) else ())]:
+                if not isinstance(one, dict):
+                    raise TypeError(f"{what} must be a JSON object, got {shown(one)}")
+            features = {name: FeatureStats(**feature) for name, feature in held.items()}
             if odd := [name for name, text in values.items() if not isinstance(text, str)]:
                 raise TypeError(f"'{odd[0]}' is not text")
             return cls(features=features, **values)
         except (KeyError, TypeError, AttributeError) as error:
-            raise StatisticsError(f"{path} does not hold statistics: {error}.") from error
+            raise StatisticsError(f"{path} does not hold statistics: {in_words(error)}.") from error
         except StatisticsError as error:
             raise StatisticsError(f"{path}: {error}") from error

@@ -3,10 +3,12 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from vla.errors import ConfigError, WeightsError
+from vla.errors import ConfigError, WeightsError, did_you_mean
+from vla.types import shown
 from vla.weights.keymap import split_index
 from vla.weights.tensors import Piece
 
@@ -27,6 +29,22 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
             f"dtype must be one of {', '.join(short_name(one) for one in FLOATS)}, got {dtype!r}."
         )
     return found
+
+
+def check_dtype_name(value: Any, what: str) -> None:
+    """Raise `WeightsError` where a config's field holds something else than a dtype that PyTorch has.
+
+    Args:
+        value: What the file holds; a mapping has those of a config's parts.
+        what: File and field.
+    """
+    for one in value.values() if isinstance(value, Mapping) else (value,):
+        is_text = isinstance(one, str)
+        found = getattr(torch, one.removeprefix("torch."), None) if is_text else None
+        if one not in (None, "auto") and not isinstance(found, torch.dtype):
+            known = [short_name(dtype) for dtype in FLOATS]
+            hint = did_you_mean(one, known) if is_text else ""
+            raise WeightsError(f"{what} must be one of {', '.join(known)}, got {shown(value)}.{hint}")
 
 
 def main_dtype(pieces: Mapping[str, Piece]) -> torch.dtype:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from vla.atomic import read_json
 from vla.errors import ShapeError, WeightsError, remedy
 from vla.paths import is_hidden
+from vla.weights.dtypes import check_dtype_name
 from vla.weights.files.open import open_tensors
 from vla.weights.files.row_shards import has_row_shards
 from vla.weights.keymap import KeyMapping, KeyTable, Spelling, respell
@@ -120,7 +121,10 @@ _TRAINING_STATE = re.compile(r"train(ing|er)?_(state|args)|optimizer|scheduler|s
 
 
 def _read_config_file(path: Path) -> dict[str, Any]:
-    return read_json(path, WeightsError) if path.exists() else {}
+    config = read_json(path, WeightsError) if path.exists() else {}
+    for name in ("dtype", "torch_dtype"):
+        check_dtype_name(config.get(name), f"{path}: '{name}'")
+    return config
 
 
 class Zeros(NamedTuple):

@@ -10,7 +10,7 @@ import huggingface_hub
 
 from vla.errors import WeightsError, did_you_mean
 from vla.paths import expanded
-from vla.types import COMMIT, HUB_ID
+from vla.types import COMMIT, HUB_ID, shown
 from vla.weights.files.listing import safetensors_in
 from vla.weights.hub_errors import hub_errors
 from vla.weights.known import known_checkpoints
@@ -70,9 +70,10 @@ def local_folder(
             checkpoint that can be opened; the message says which and what to do.
     """
     if not isinstance(name_or_path, str | Path):
+        loaded = " A policy that is loaded already acts by vla.policies.robot.RobotPolicy(policy)."
         raise WeightsError(
             "A checkpoint is named by its folder, its hub id owner/name or a short name of `vla info known`, "
-            f"as text or a Path, got the {type(name_or_path).__name__} {name_or_path!r}."
+            f"as text or a Path, got {shown(name_or_path)}.{loaded if callable(name_or_path) else ''}"
         )
     path = expanded(name_or_path or ".")
     if os.path.isdir(path) and str(name_or_path):  # unlike Path, it takes names of any length
@@ -87,7 +88,15 @@ def local_folder(
     if os.path.islink(path):
         raise WeightsError(f"{path} is a link to {path.readlink()}, which is not there or not a folder.")
     if os.path.exists(path) and str(name_or_path):
-        raise WeightsError(f"{path} is a file; give the folder that holds config.json and the weights.")
+        dataset = next(
+            (one for one in path.absolute().parents if (one / "meta" / "info.json").is_file()), None
+        )
+        raise WeightsError(
+            f"{path} is a file; give the folder that holds config.json and the weights."
+            if dataset is None
+            else f"{path} is a file of the dataset {dataset}, which is not a checkpoint; "
+            f"`vla info {dataset}` describes it."
+        )
     name = hub_id(str(name_or_path))
     cache = None if cache_dir is None else str(cache_dir)
     inside = f"{subfolder.strip('/')}/" if subfolder else ""

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from tests.cli.info_rows import rows
 from tests.data.make import make_dataset
+from tests.folders import unchanged
 from tests.hub_server import TOKEN, serving, speak_to
 from vla.cli import main
 from vla.weights.known import known_checkpoints
@@ -217,3 +218,35 @@ class TestHub:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert main(["info", "a/policy"]) == 1
         assert "offline mode" in capsys.readouterr().err
+
+
+OTHERS = (["--diff", "x"], ["--asset-id", "x"], ["--base", "x"], ["--revision", "x"])
+
+
+@pytest.mark.parametrize("option", OTHERS, ids=lambda option: option[0])
+def test_the_list_of_known_checkpoints_takes_no_option_of_one(option, capsys):
+    assert main(["info", "known", *option]) == 1
+    assert f"{option[0]} is about one checkpoint or dataset" in capsys.readouterr().err
+    assert main(["info", "known", "--memory"]) == 1
+    assert main(["info", "known", "--json"]) == 0
+
+
+def test_only_checkpoints_are_compared(checkpoint, tmp_path, capsys):
+    make_dataset(tmp_path / "set", version="v3.0", episodes=1)
+    for pair in ([tmp_path / "set", checkpoint], [checkpoint, tmp_path / "set"], [tmp_path / "set"] * 2):
+        with unchanged(tmp_path):
+            assert main(["info", str(pair[0]), "--diff", str(pair[1])]) == 1
+        assert f"--diff compares checkpoints, and {tmp_path / 'set'} is a dataset." in capsys.readouterr().err
+    for option in ("--base", "--asset-id"):
+        assert main(["info", str(checkpoint), "--diff", str(checkpoint), option, "x"]) == 1
+        assert f"{option} describes one checkpoint" in capsys.readouterr().err
+
+
+def test_fingerprints_say_what_they_cover(tmp_path, capsys):
+    make_dataset(tmp_path / "set", version="v3.0", episodes=2)
+    assert main(["info", str(tmp_path / "set")]) == 0
+    assert rows(capsys)["fingerprint"].endswith(" (of all episodes and cameras)")
+    assert main(["stats", str(tmp_path / "set")]) == 0
+    assert "(fingerprint of all episodes, without cameras)" in capsys.readouterr().out
+    assert main(["stats", str(tmp_path / "set"), "--episodes", "0"]) == 0
+    assert "(fingerprint of these episodes, without cameras)" in capsys.readouterr().out

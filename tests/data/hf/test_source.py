@@ -136,7 +136,9 @@ def test_damaged_files(table, tmp_path, damage):
         info["features"]["pose"] = {"_type": "Sculpture"}
         (root / "dataset_info.json").write_text(json.dumps(info))
     before = files_of(root)
-    with pytest.raises(DatasetError, match=r"saved cannot be read as a dataset: \S"):
+    where = {"cut": arrow, "random": arrow, "state": root / "state.json"}
+    named = re.escape(f"{where[damage]} is damaged: ") if damage in where else ""
+    with pytest.raises(DatasetError, match=rf"saved cannot be read as a dataset: {named}\S"):
         open_dataset(f"hf:{root}", **READ)
     assert files_of(root) == before
 
@@ -146,7 +148,9 @@ def test_damaged_parquet(table, tmp_path):
     whole = (tmp_path / "train.parquet").read_bytes()
     for content in (whole[:200], b"", whole[:-9]):
         (tmp_path / "train.parquet").write_bytes(content)
-        with pytest.raises(DatasetError, match=r"cannot be read as a dataset: \S"):
+        with pytest.raises(
+            DatasetError, match=r"cannot be read as a dataset: \S*train\.parquet is damaged: \S"
+        ):
             open_dataset(f"hf:{tmp_path}", **READ)
 
 

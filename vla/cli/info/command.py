@@ -77,6 +77,7 @@ TokenOption = Annotated[
 ]
 
 
+_OF_ALL = ("what", "as_json", "token")
 _OF_MEMORY = ("batch_size", "cameras", "text", "ema", "activation_checkpointing", "engine", "gpus")
 
 
@@ -116,6 +117,10 @@ def info(
         raise ConfigError(f"{given[0]} is about --memory, which is not given.")
     if memory and diff is not None:
         raise ConfigError("--diff compares two checkpoints, --memory predicts for one: give one of them.")
+    if what == KNOWN and (given := given_options(context, context.params.keys() - {*_OF_ALL})):
+        raise ConfigError(f"{given[0]} is about one checkpoint or dataset; the word known lists checkpoints.")
+    if diff is not None:
+        _check_diff(context, what, diff)
     table = table_options(column, split, subset, fps)
     check_table(what, table)
     options = MemoryOptions(batch_size, cameras, text, ema, activation_checkpointing, engine, gpus)
@@ -133,6 +138,15 @@ def info(
             print_diff(what, diff, revision=revision, token=token, as_json=as_json)
         else:
             _print(what, options if memory else None, asset_id, base, revision, token, as_json)
+
+
+def _check_diff(context: typer.Context, what: str, diff: str) -> None:
+    """Refuse to compare what is not a checkpoint, and options that say nothing of a comparison."""
+    for one in (what, diff):
+        if one.startswith("hf:") or (expanded(one or ".") / "meta" / "info.json").is_file():
+            raise ConfigError(f"--diff compares checkpoints, and {one} is a dataset.")
+    if given := given_options(context, ("asset_id", "base")):
+        raise ConfigError(f"{given[0]} describes one checkpoint, and --diff compares two: give one of them.")
 
 
 def _print_table(

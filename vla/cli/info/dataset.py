@@ -76,7 +76,7 @@ def _rows(values: dict[str, Any]) -> dict[str, str]:
         "action": _vector(values["action_dim"], values["action_columns"]),
         "tasks": "; ".join(tasks[:SHOWN_TASKS]) + ("; ..." if len(tasks) > SHOWN_TASKS else ""),
         **({"left out": "; ".join(values["left_out"])} if values["left_out"] else {}),
-        "fingerprint": values["fingerprint"],
+        "fingerprint": f"{values['fingerprint']} (of all episodes and cameras)",
     }
 
 

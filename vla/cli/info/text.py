@@ -1,8 +1,12 @@
 """What `vla info CHECKPOINT` has found, as names and values for people."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+FINGERPRINT = re.compile("[0-9a-f]{32}")
+"""What tells a dataset; published statistics name theirs otherwise, or not at all."""
 
 
 @dataclass
@@ -123,6 +127,7 @@ def _robot(robot: Mapping[str, Any]) -> dict[str, str]:
 def _statistics(statistics: Mapping[str, Any] | None) -> dict[str, str]:
     if statistics is None:
         return {"statistics": "none"}
+    source = statistics["source"]
     features = [
         f"{name}: {values['width']} dimensions"
         + (f" from {values['count']:,} values" if values["count"] else "")
@@ -131,5 +136,7 @@ def _statistics(statistics: Mapping[str, Any] | None) -> dict[str, str]:
     return {
         "statistics": ", ".join(features),
         "counted": statistics["convention"] or "not recorded",
-        "from dataset": statistics["source"] or "not recorded",
+        "from dataset": f"{source} (fingerprint of the episodes that were counted)"
+        if FINGERPRINT.fullmatch(source)
+        else source or "not recorded",
     }

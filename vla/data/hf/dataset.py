@@ -28,7 +28,14 @@ from vla.data.lerobot.episodes import Episode, VideoSpan
 from vla.data.lerobot.schema import DatasetInfo, Feature
 from vla.data.lerobot.verify import check_parts, check_videos
 from vla.data.notices import say_once
-from vla.data.selection import check_horizon, choose_cameras, select_episodes, window_of, without_depth
+from vla.data.selection import (
+    check_horizon,
+    choose_cameras,
+    select_episodes,
+    window_of,
+    with_own_arguments,
+    without_depth,
+)
 from vla.data.video import OPEN_VIDEOS
 from vla.errors import ConfigError, DatasetError
 from vla.types import ACTION_KEY, STATE_KEY, Window, as_texts, columns_of, name_of
@@ -84,6 +91,7 @@ class HuggingFaceDataset(LeRobotDataset):
         ConfigError: See `LeRobotDataset`.
     """
 
+    @with_own_arguments
     def __init__(
         self,
         table: "str | Path | datasets.Dataset",
@@ -149,6 +157,7 @@ class HuggingFaceDataset(LeRobotDataset):
         """What it is called in messages."""
         return self._table.name
 
+    @with_own_arguments
     def to_datasets(
         self, *, streaming: bool = False, videos: Videos | None = None
     ) -> "datasets.Dataset | datasets.IterableDataset":

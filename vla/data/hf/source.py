@@ -5,12 +5,14 @@ anything that `load_dataset` reads (parquet, json, csv, ...); of a hub dataset t
 downloaded at one commit, and read as such a folder.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vla.data.hf.options import TableOptions
 from vla.data.hub import address_hint, dataset_path, download_all, refuse_pointer
@@ -161,7 +163,33 @@ def _load(path: Path, shown: str, options: TableOptions) -> Any:
         ArithmeticError,
         ImportError,
     ) as error:
-        raise DatasetError(f"{shown} cannot be read as a dataset: {_reason(error)}") from error
+        where = next((file for file in _files_of(path) if not _is_whole(file, saved)), None)
+        named = "" if where is None else f"{where} is damaged: "
+        raise DatasetError(f"{shown} cannot be read as a dataset: {named}{_reason(error)}") from error
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if not is_hidden(file)]
+
+
+def _is_whole(file: Path, saved: bool) -> bool:
+    """Whether a file can be read as what its name says, as far as that is seen without reading its rows.
+
+    Args:
+        file: Any file or folder.
+        saved: Whether `save_to_disk` wrote it: then each JSON file holds one object.
+    """
+    try:
+        if file.suffix == ".parquet":
+            pq.ParquetFile(file).close()
+        elif file.suffix == ".arrow":
+            with pa.memory_map(str(file)) as mapped:
+                pa.ipc.open_stream(mapped).read_all()
+        elif file.suffix == ".json" and saved:
+            return isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except (pa.ArrowException, OSError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _choose_split(loaded: Any, shown: str, options: TableOptions) -> "Dataset":

@@ -30,6 +30,7 @@ from vla.data.lerobot.layout_v30 import (
     make_info,
     tasks_table,
 )
+from vla.data.selection import with_own_arguments
 from vla.data.writing import checks
 from vla.data.writing.encoder import Codec, VideoEncoder, whole_rate
 from vla.data.writing.episode_stats import PixelHistogram, summarize, summarize_columns
@@ -73,6 +74,7 @@ class LeRobotWriter(Unfinished):
             name that is used twice, is taken by every dataset or cannot be that of a folder.
     """
 
+    @with_own_arguments
     def __init__(
         self,
         folder: Path | str,
