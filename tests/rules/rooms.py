@@ -149,6 +149,9 @@ ROOMS: dict[str, Room] = {
     ),
     # Measured by training: what cost and learning are weighed against each other by.
     "bench.learning": Room(rooms=("demo", "train"), packages=("torch",)),
+    "bench.execution": Room(
+        rooms=("demo", "eval", "policies.auto"), packages=("torch", "numpy", "vla_client")
+    ),
     "demo": Room(
         rooms=(
             "data",

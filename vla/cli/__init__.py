@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from vla.cli.bench import bench
-from vla.cli.bench_learning import draws, features
+from vla.cli.bench.cost import bench
+from vla.cli.bench.execution import execution
+from vla.cli.bench.learning import draws, features
 from vla.cli.commands import Command, Group, Interrupted, NobodyReads, UsageError, usage_in_one_line
 from vla.cli.convert import convert
 from vla.cli.demo import demo
@@ -59,7 +60,7 @@ for _name, _function in {
     app.command(_name, cls=Command, help=_help(_function))(with_verbosity(_function))
 
 _bench = typer.Typer(cls=Group)
-for _name, _function in {"draws": draws, "features": features}.items():
+for _name, _function in {"draws": draws, "features": features, "execution": execution}.items():
     _bench.command(_name, cls=Command, help=_help(_function))(with_verbosity(_function))
 app.add_typer(
     _bench, name="bench", callback=with_verbosity(bench), invoke_without_command=True, help=_help(bench)

@@ -1,6 +1,7 @@
 """Demonstrations of `vla/Detour-v0` by the scripted expert, as a LeRobot v3.0 dataset."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ def record_demonstrations(
     seed: int,
     progress: ProgressCallback | None = None,
     embodiment: Embodiment = FIRST,
+    pace: tuple[float, float] = (1.0, 1.0),
+    clearance: float = DetourExpert.clearance,
 ) -> int:
     """Record the expert; return the number of frames.
 
@@ -36,20 +39,27 @@ def record_demonstrations(
         seed: Seed of the layouts (`seed + episode`), and of the sides where they are open.
         progress: Called with (episodes done, episodes in all).
         embodiment: The robot that the expert moves.
+        pace: The expert's speed in an episode over its usual one is drawn from this range; a single image
+            does not show it.
+        clearance: Free space that the expert keeps between gripper and cup, table units.
     """
     env = DetourEnv(embodiment=embodiment)
     frames = 0
+    paces = np.random.default_rng([seed, episodes]).uniform(*pace, episodes)
     with LeRobotWriter(
         folder,
         fps=env.metadata["render_fps"],
         cameras={CAMERA: (env.size, env.size)},
         state_names=["x", "y"],
-        action_names=["dx", "dy"],
+        action_names=["x", "y"] if embodiment.absolute else ["dx", "dy"],
         robot_type="detour",
         extra_features={"response": "string"},
     ) as writer:
         for episode, (stated, side) in enumerate(_sides(episodes, seed)):
-            frames += _record_episode(env, writer, embodiment.expert(side), seed + episode, stated)
+            expert = replace(embodiment.expert(side), clearance=clearance)
+            if pace != (1.0, 1.0):
+                expert = replace(expert, speed=expert.speed * float(paces[episode]))
+            frames += _record_episode(env, writer, expert, seed + episode, stated)
             if progress is not None:
                 progress(episode + 1, episodes)
     return frames
@@ -90,7 +100,7 @@ def _training_frames(recipe: Recipe, episodes: int, seed: int, embodiment: Embod
             env.reset(seed=seed + episode, options={"side": stated})
             expert, done = embodiment.expert(side), False
             while not done:
-                action = embodiment.to_robot(expert.act(env.layout, env.position))
+                action = embodiment.action(expert.act(env.layout, env.position), env.position)
                 _, _, terminated, truncated, _ = env.step(action)
                 done, frames = terminated or truncated, frames + 1
     return frames
@@ -111,7 +121,7 @@ def _record_episode(
     observation, info = env.reset(seed=seed, options={"side": stated})
     done, frames = False, 0
     while not done:
-        action = env.embodiment.to_robot(expert.act(env.layout, env.position))
+        action = env.embodiment.action(expert.act(env.layout, env.position), env.position)
         writer.add_frame(
             {
                 CAMERA: observation[CAMERA],

@@ -1,6 +1,7 @@
 """The second robot does the first one's task: same layouts, other numbers, other image, other clock."""
 
 import math
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -37,7 +38,7 @@ def play(env, side, seed):
     assert env.observation_space.contains(observation)
     done, way = False, [env.position]
     while not done:
-        action = env.embodiment.to_robot(expert.act(env.layout, env.position))
+        action = env.embodiment.action(expert.act(env.layout, env.position), env.position)
         assert env.action_space.contains(action)
         observation, _, terminated, truncated, info = env.step(action)
         assert env.observation_space.contains(observation)
@@ -60,7 +61,7 @@ def test_gymnasiums_checker_accepts_the_second():
 @pytest.mark.parametrize("name", EMBODIMENTS)
 def test_the_expert_succeeds_with_every_robot(name, side):
     env = DetourEnv(size=16, embodiment=name)
-    for seed in range(100):
+    for seed in range(60):
         info, *_ = play(env, side, seed)
         assert info["success"]
         assert info["side_passed"] == side
@@ -163,9 +164,26 @@ def test_the_first_is_the_default_and_changes_no_number():
     assert (FIRST.steps(STEP_LIMIT), FIRST.length(MAX_STEP)) == (STEP_LIMIT, MAX_STEP)
 
 
+@given(robot=ANY, seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_told_where_to_go_it_takes_the_way_of_one_told_how_far(robot, seed):
+    far, where = DetourEnv(16, embodiment=robot), DetourEnv(16, embodiment=replace(robot, absolute=True))
+    (*_, way), (*_, same) = play(far, "left", seed), play(where, "left", seed)
+    np.testing.assert_allclose(way, same, atol=1e-5)
+
+
+def test_a_position_too_far_away_is_approached_by_the_longest_step():
+    env = DetourEnv(16, embodiment="fast_absolute")
+    env.reset(seed=0)
+    before = env.position
+    env.step(np.array([1.0, 0.0], np.float32))
+    assert np.hypot(*(env.position - before)) == pytest.approx(MAX_STEP / 2)
+
+
 def test_errors():
     with pytest.raises(
-        ConfigError, match=r"no embodiment 'secnd', only first and second. Did you mean 'second'"
+        ConfigError,
+        match=r"no embodiment 'secnd', only first, second, fast, fast_absolute. Did you mean 'second'",
     ):
         DetourEnv(embodiment="secnd")
     with pytest.raises(ConfigError, match="at a right angle, got x \\(1, 0\\) and y \\(1, 1\\)"):

@@ -16,17 +16,33 @@ DETOUR = "vla/Detour-v0"
 DETOUR_SECOND = "vla/DetourSecond-v0"
 """The same task for another robot: see `vla.eval.envs.detour_embodiment`."""
 
-REPORTS = {
-    DETOUR: "vla.eval.envs.detour_report:DetourReport",
-    DETOUR_SECOND: "vla.eval.envs.detour_report:DetourReport",
+DETOUR_FAST = "vla/DetourFast-v0"
+"""The first robot at 20 Hz."""
+DETOUR_FAST_ABSOLUTE = "vla/DetourFastAbsolute-v0"
+"""The same, whose actions are positions."""
+
+_EMBODIMENTS = {
+    DETOUR: "first",
+    DETOUR_SECOND: "second",
+    DETOUR_FAST: "fast",
+    DETOUR_FAST_ABSOLUTE: "fast_absolute",
 }
+
+REPORTS = dict.fromkeys(_EMBODIMENTS, "vla.eval.envs.detour_report:DetourReport")
 """Environment id -> "module:class" of its `EnvironmentReport`; other environments have the general one."""
 
-for _id, _name in {DETOUR: "first", DETOUR_SECOND: "second"}.items():
+for _id, _name in _EMBODIMENTS.items():
     if _id not in gymnasium.registry:
         gymnasium.register(_id, "vla.eval.envs.detour:DetourEnv", kwargs={"embodiment": _name})
 
-__all__ = ["DETOUR", "DETOUR_SECOND", "REPORTS", "environment_report"]
+__all__ = [
+    "DETOUR",
+    "DETOUR_FAST",
+    "DETOUR_FAST_ABSOLUTE",
+    "DETOUR_SECOND",
+    "REPORTS",
+    "environment_report",
+]
 
 
 def environment_report(env: str) -> "EnvironmentReport":

@@ -56,8 +56,9 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """A gripper, a cup in its way and a target on a table seen from above.
 
     Observation: `observation.images.top` uint8 `[size, size, 3]`; `observation.state` float32 `[2]`, the
-    gripper's centre; `task`, the instruction. Action: float32 `[2]`, displacement, shortened to `MAX_STEP`
-    where longer; the gripper's centre stays on the table. The first embodiment measures both in table units;
+    gripper's centre; `task`, the instruction. Action: float32 `[2]`, displacement (of an embodiment that is
+    `absolute`, the position to move to), shortened to `MAX_STEP` where longer; the gripper's centre stays on
+    the table. The first embodiment measures both in table units;
     `Embodiment` describes how others differ, and distances and times of a step scale with its frequency.
 
     An episode ends with the target reached (reward 1) or the cup touched, and is cut off after
@@ -72,7 +73,7 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         size: Width and height of the observed image, pixels.
         render_mode: None or "rgb_array".
         render_size: Width and height of `render()`'s image, pixels.
-        embodiment: The robot, or its name: "first" or "second".
+        embodiment: The robot, or its name: "first", "second", "fast" or "fast_absolute".
 
     Raises:
         ConfigError: A size below 16 pixels, an unknown render mode, or an unknown embodiment.
@@ -111,7 +112,8 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 "task": spaces.Text(max_length=64, charset=letters),
             }
         )
-        self.action_space = spaces.Box(-longest, longest, (2,), np.float32)
+        limits = (corners.min(axis=0), corners.max(axis=0)) if robot.absolute else (-longest, longest)
+        self.action_space = spaces.Box(*limits, (2,), np.float32)
         sizes = {size} if render_mode is None else {size, render_size}
         self._tables = {pixels: image.draw_table(pixels, robot.camera) for pixels in sizes}
         self._layout: Layout | None = None
@@ -185,7 +187,7 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             raise ShapeError(
                 f"Detour's action must be two finite numbers (dx, dy), got {np.array2string(move)}."
             )
-        move = self.embodiment.to_table(move)
+        move = self.embodiment.displacement(move, self._position)
         length, longest = float(np.hypot(*move)), self.embodiment.length(MAX_STEP)
         return move * (longest / length) if length > longest else move
 

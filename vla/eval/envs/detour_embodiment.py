@@ -27,6 +27,7 @@ class Embodiment:
         y_axis: Where its y points; at a right angle to x.
         camera: How it sees the table.
         fps: Actions and observations per second.
+        absolute: Whether an action is the position to move to, instead of a displacement.
 
     Raises:
         ConfigError: The axes are not of length 1 at a right angle, or a number is not above 0.
@@ -37,6 +38,7 @@ class Embodiment:
     y_axis: tuple[float, float] = (0.0, 1.0)
     camera: Camera = ABOVE
     fps: int = FPS
+    absolute: bool = False
 
     def __post_init__(self) -> None:
         if min(self.unit, self.camera.zoom, self.fps) <= 0:
@@ -57,6 +59,20 @@ class Embodiment:
     def to_robot(self, vector: np.ndarray) -> np.ndarray:
         """Return a displacement or position `[2]` on the table in the robot's units, float32."""
         return (self._axes.T @ vector / self.unit).astype(np.float32)
+
+    def action(self, displacement: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Return the action that moves the gripper so, in the robot's units, float32 `[2]`.
+
+        Args:
+            displacement: `[2]`, table units.
+            position: Where the gripper is, `[2]`, table units.
+        """
+        return self.to_robot(position + displacement if self.absolute else displacement)
+
+    def displacement(self, action: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Return how far an action is to move the gripper from `position`, float64 `[2]`, table units."""
+        moved = self.to_table(action)
+        return moved - position if self.absolute else moved
 
     def steps(self, steps: int) -> int:
         """Return how many steps of this robot take as long as `steps` of the first one."""
@@ -86,7 +102,13 @@ SECOND = Embodiment(
 """Another make of robot: it measures in millimetres (the table is 400 wide), x away from it and y to the
 left, is commanded half as often, and its camera is turned by 8 degrees."""
 
-EMBODIMENTS = {"first": FIRST, "second": SECOND}
+FAST = Embodiment(fps=20)
+"""The first robot, commanded twice as often."""
+
+FAST_ABSOLUTE = Embodiment(fps=20, absolute=True)
+"""The same, told where to go instead of how far."""
+
+EMBODIMENTS = {"first": FIRST, "second": SECOND, "fast": FAST, "fast_absolute": FAST_ABSOLUTE}
 
 
 def embodiment_called(name: str) -> Embodiment:
@@ -97,7 +119,7 @@ def embodiment_called(name: str) -> Embodiment:
     """
     if name not in EMBODIMENTS:
         raise ConfigError(
-            f"Detour has no embodiment '{name}', only {' and '.join(EMBODIMENTS)}."
+            f"Detour has no embodiment '{name}', only {', '.join(EMBODIMENTS)}."
             f"{did_you_mean(name, EMBODIMENTS)}"
         )
     return EMBODIMENTS[name]

@@ -1,0 +1,1 @@
+"""`vla bench`: what a policy costs, and what is measured by training or under load."""

@@ -1,0 +1,102 @@
+"""`vla bench execution`: strategies of execution under latency, in closed loop."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vla.cli.bench.learning import JsonOption
+from vla.cli.console import console, quiet_loading, stages
+from vla.cli.paths import check_file
+
+if TYPE_CHECKING:
+    from vla.bench.execution import ExecutionReport, Row
+
+ActionsOption = Annotated[
+    str,
+    typer.Option(
+        help="What the policy learns: positions, relative (positions less the state) or displacements."
+    ),
+]
+PrefixOption = Annotated[int, typer.Option(help="Longest prefix that the second policy is trained with.")]
+WorkOption = Annotated[
+    Path | None, typer.Option(help="Folder for recordings and runs; what is there is used again.")
+]
+
+
+def execution(
+    actions: ActionsOption = "positions",
+    latency_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a chunk takes.")] = 200.0,
+    execute: Annotated[int, typer.Option(min=1, help="Control steps between two requests.")] = 6,
+    layouts: Annotated[int, typer.Option(min=2, help="Layouts that every strategy meets.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of either policy.")] = 3000,
+    max_prefix: PrefixOption = 6,
+    demonstrations: Annotated[int, typer.Option(min=3, help="Episodes to record.")] = 1000,
+    work: WorkOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of recordings, training and noise.")] = 0,
+    json: JsonOption = None,
+) -> None:
+    """Let strategies of execution meet the same layouts of Detour at 20 Hz, where a chunk takes time.
+
+    Records demonstrations, trains a policy as usual and one with known first steps (training-time real-time
+    chunking), and runs every strategy in simulated time: standing still meanwhile, asynchronous prefetch,
+    temporal ensembling, real-time chunking by guidance and by prefix. Success is compared layout by layout
+    with the same policy without latency. Takes about half an hour on two cores, most of it training.
+
+    Example: vla bench execution --actions relative --work execution_work
+    """
+    if json is not None:
+        check_file(json, "--json")
+    from vla.bench.execution import ExecutionOptions, run_execution
+
+    options = ExecutionOptions(
+        actions=actions,
+        latency=latency_ms / 1e3,
+        execute=execute,
+        layouts=layouts,
+        steps=steps,
+        max_prefix=max_prefix,
+        demonstrations=demonstrations,
+        work=work,
+        seed=seed,
+    )
+    quiet_loading()
+    with stages() as say:
+        report = run_execution(options, say)
+    _show(report)
+    if json is not None:
+        report.save(json)
+
+
+def _show(report: "ExecutionReport") -> None:
+    from rich.table import Table
+
+    out = console()
+    out.print(report.machine)
+    out.print(", ".join(f"{name} {version}" for name, version in report.versions.items()))
+    table = Table("strategy")
+    for heading in ("success", "95 %", "lost", "95 % (paired)", "cup", "seconds", "jump", "95th"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.rows:
+        table.add_row(row.name, *_cells(row))
+    out.print(table)
+    out.print(
+        "lost: layouts lost against the same policy without latency, less those won. jump: mean distance of "
+        "consecutive actions across a seam over the median within chunks; 95th: its 95th percentile."
+    )
+    for one in report.findings:
+        wanted = f"{'>=' if one.at_least else '<='} {one.bound:.2f}"
+        out.print(f"{one.name}: {one.value:.3f} (aim {wanted}{'' if one.met else ', missed'})")
+
+
+def _cells(row: "Row") -> list[Any]:
+    return [
+        f"{row.success:.1%}",
+        "{:.1%} to {:.1%}".format(*row.interval),
+        f"{row.loss:+.1%}",
+        "{:+.1%} to {:+.1%}".format(*row.loss_interval),
+        f"{row.collided:.1%}",
+        f"{row.seconds:.2f}",
+        f"{row.jump:.2f}",
+        f"{row.jump_p95:.2f}",
+    ]
