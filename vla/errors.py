@@ -39,6 +39,7 @@ __all__ = [
     "VlaError",
     "WeightsError",
     "did_you_mean",
+    "gone",
     "in_words",
     "is_out_of_memory",
     "misread",
@@ -134,6 +135,21 @@ def run_checkpoint(path: Path) -> Path | None:
     return None
 
 
+def gone(path: Path) -> str:
+    """Return what to say of a checkpoint that its run has removed, or never had; empty for any other path.
+
+    Args:
+        path: It, or a file in it.
+    """
+    checkpoint = run_checkpoint(path)
+    if checkpoint is None or checkpoint.exists() or not checkpoint.parent.is_dir():
+        return ""
+    return (
+        f"{checkpoint} is not there, or no longer: a run that trains removes its older checkpoints "
+        "(train.keep_last). Give the run's folder, which stands for the newest, or one that is there."
+    )
+
+
 _IS_AS_IT_WAS = "and the model is as it was"
 """Ends messages about a checkpoint that is whole once something else is moved away."""
 
@@ -145,7 +161,13 @@ def remedied(folder: Path) -> Iterator[None]:
         yield
     except MissingDependencyError:
         raise
+    except OSError as error:
+        if said := gone(folder):
+            raise WeightsError(said) from error
+        raise
     except VlaError as error:
+        if said := gone(folder):
+            raise type(error)(said) from error
         if run_checkpoint(folder) is None or remedy(folder) in str(error) or _IS_AS_IT_WAS in str(error):
             raise
         said = remedy(folder)

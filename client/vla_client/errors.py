@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_ALIKE = 0.6
+"""Share of letters, in order, from which on one name may be a misspelling of another."""
+
 
 class VlaError(Exception):
     """Base class of every error that a user of vla can cause."""
@@ -58,9 +61,17 @@ class DeadlineError(VlaError, TimeoutError):
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the option closest to `name`, or an empty string.
 
-    That is one below a section, `a.name`, where there is such a one.
+    That is one below a section, `a.name`, where there is such a one. None is closer than far: of names with
+    sections, the last parts alone must be alike as well.
     """
     options = list(options)
     below = [one for one in options if one.endswith(f".{name}")]
-    nearest = below or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    last = _last(name)
+    alike = [one for one in options if difflib.SequenceMatcher(None, _last(one), last).ratio() >= _ALIKE]
+    nearest = below or difflib.get_close_matches(name, alike, n=1, cutoff=_ALIKE)
     return f" Did you mean '{nearest[0]}'?" if nearest else ""
+
+
+def _last(name: str) -> str:
+    """Return the last part of a name with sections; of an option, its name without dashes."""
+    return name.strip("-").rpartition(".")[2].lower()

@@ -13,11 +13,15 @@ import pytest
 import torch
 import typer
 
+from tests.folders import unchanged
 from vla.cli import NOBODY_READS, app, main
 from vla.cli.edge import NO_MEMORY, in_one_line
 from vla.cli.logs import with_verbosity
+from vla.cli.recordings import keys_of
+from vla.errors import VlaError, WeightsError, remedied
 from vla.signals import EndedBySignal
 from vla.terminal import plain_console
+from vla.train.recipe_file import load_recipe
 
 SYSTEM = [
     (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "vla: /x/y: the disk is full: make room."),
@@ -103,6 +107,45 @@ def test_file_that_is_not_text_is_named(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "recipe.yaml" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("why", [FileNotFoundError, WeightsError, "recipe", "keys"])
+def test_a_checkpoint_that_its_run_removed_is_said_to_be_that(tmp_path, why):
+    step = tmp_path / "checkpoints" / "step-000010"
+    step.parent.mkdir()
+
+    def read():
+        if why == "recipe":
+            load_recipe(step / "recipe.yaml")
+        if why == "keys":
+            keys_of(step, None)
+        with remedied(step):
+            raise why(2, "No such file or directory", str(step / "config.json"))
+
+    with unchanged(tmp_path), pytest.raises(VlaError) as caught:
+        read()
+    assert f"{step} is not there, or no longer: a run that trains removes its older" in str(caught.value)
+    raised = FileNotFoundError(2, "No such file or directory", str(step / "config.json"))
+    assert in_one_line(raised) == str(caught.value)
+    step.mkdir()
+    assert "no longer" not in in_one_line(raised)
+
+
+def test_options_that_are_keys_of_a_recipe(tmp_path, capsys):
+    for option, said in (
+        ("--output", "without dashes, output=VALUE."),
+        ("--train.steps=3", "without dashes, train.steps=VALUE."),
+        ("--steps=3", "without dashes, train.steps=VALUE."),
+        ("--lr=3", "without dashes, train.learning_rate=VALUE."),
+        ("--batch-size=3", "without dashes, train.batch_size=VALUE."),
+        ("--config=x", "The recipe is named by its path alone"),
+        ("--rseume", "Possible options: --resume"),
+    ):
+        with unchanged(tmp_path):
+            assert main(["train", str(tmp_path / "r.yaml"), option]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["info", "x", "--output"]) == 2
+    assert "without dashes" not in capsys.readouterr().err
 
 
 def vla(*argv, **options):

@@ -325,6 +325,17 @@ def test_a_dataset_of_raw_frames_is_told_of_policy_dataset(make, name, unread_to
     for raw in (items.dataset, Subset(items.dataset, range(4)), ConcatDataset([items.dataset] * 2)):
         with pytest.raises(ConfigError, match=r"cannot train on a LeRobotDataset.*PolicyDataset\(dataset"):
             trainer(policy, raw, tmp_path / "out", **keep).train()
+    wrapped = get_peft_model(make(name)[0], LoraConfig(target_modules="all-linear"))
+    for model, trained, evaluated in (
+        (wrapped, items.dataset, items),
+        (policy, items, items.dataset),
+        (wrapped, items, {"one": items, "two": Subset(items.dataset, range(4))}),
+    ):
+        one = trainer(model, trained, tmp_path / "out", **keep)
+        one.eval_dataset = evaluated
+        with unchanged(tmp_path), pytest.raises(ConfigError, match="on a LeRobotDataset, nor evaluate on it"):
+            one.train()
+        assert one.state.global_step == 0
     one = trainer(policy, items, tmp_path / "out", **keep)
     with pytest.raises((ConfigError, ShapeError), match="PolicyDataset"):
         one.evaluate(items.dataset)
@@ -336,8 +347,11 @@ def test_a_dataset_of_raw_frames_is_told_of_policy_dataset(make, name, unread_to
 @pytest.mark.parametrize("option", ["label_smoothing_factor", "neftune_noise_alpha"])
 def test_options_of_language_models_are_refused_by_name(make, option, tmp_path):
     policy, items = make("pi0")
-    with pytest.raises(ConfigError, match=f"{option}=0.5 is not for policies"):
-        trainer(policy, items, tmp_path / "out", **{option: 0.5})
+    wrapped = get_peft_model(make("pi0")[0], LoraConfig(target_modules=["q_proj"]))
+    (tmp_path / "out").mkdir()  # which the Trainer makes
+    for model in (policy, torch.compile(policy), wrapped):
+        with unchanged(tmp_path), pytest.raises(ConfigError, match=f"{option}=0.5 is not for policies"):
+            trainer(model, items, tmp_path / "out", **{option: 0.5})
 
 
 def test_the_token_table_is_not_resized(make):

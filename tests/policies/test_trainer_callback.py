@@ -1,14 +1,22 @@
 """What cannot be saved, or would remove what others need, is refused before a Trainer trains."""
 
+import copy
+import dataclasses
 import json
+import logging
 import shutil
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
+from torch.utils.data import ConcatDataset, Subset
+from transformers import AutoConfig, trainer_utils
 
+import vla
 from tests.folders import unchanged
 from tests.policies.test_trainer import adapt, folder, make, trainer
 from vla.atomic import SaveError
+from vla.data import PolicyDataset
 from vla.errors import ConfigError, WeightsError
 
 __all__ = ["adapt", "folder", "make"]
@@ -63,3 +71,84 @@ def test_peft_saves_are_refused_where_a_policy_lies(make, into, tmp_path):
     message = r"is the folder of a training run|a training run resumes from|holds a whole policy"
     with unchanged(tmp_path), pytest.raises(SaveError, match=message):
         one.train()
+
+
+def shifted(pipeline):
+    """The same pipeline, of a robot whose every mean is one larger."""
+    other = copy.deepcopy(pipeline)
+    numbers = {
+        name: dataclasses.replace(one, mean=[value + 1 for value in one.mean])
+        for name, one in other.statistics.features.items()
+    }
+    statistics = dataclasses.replace(other.statistics, features=numbers)
+    steps = [
+        dataclasses.replace(step, statistics=statistics) if hasattr(step, "statistics") else step
+        for step in other.transforms
+    ]
+    return other.replaced(steps)
+
+
+def test_a_policy_without_a_pipeline_is_saved_with_that_of_its_training_set(make, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    policy, items = make("bc")
+    policy.pipeline = None
+    both = ConcatDataset([items, Subset(copy.copy(items), range(4))])
+    one = trainer(policy, both, tmp_path / "out", max_steps=1)
+    one.train()
+    one.save_model()
+    assert caplog.text.count("it takes that of the training set") == 1
+    assert vla.load(tmp_path / "out").pipeline.statistics == items.pipeline.statistics
+
+
+def test_a_policy_that_could_not_act_once_saved_is_not_trained(make, tmp_path):
+    policy, items = make("bc")
+    policy.pipeline = None
+    tensors = [items[0], items[1]]
+    two = ConcatDataset([items, PolicyDataset(items.dataset, shifted(items.pipeline))])
+    wrapped = get_peft_model(make("bc")[0], LoraConfig(target_modules="all-linear"))
+    wrapped.get_base_model().pipeline = None
+    for model, trained, said in (
+        (policy, tensors, "none for it"),
+        (policy, two, "2 different ones"),
+        (wrapped, tensors, "none for it"),
+        (torch.compile(policy), tensors, "none for it"),
+    ):
+        one = trainer(model, trained, tmp_path / "out")
+        with unchanged(tmp_path), pytest.raises(ConfigError, match=f"The policy has no pipeline.* {said}: "):
+            one.train()
+        assert policy.pipeline is None
+    other, _ = make("bc")
+    narrow = copy.deepcopy(items)
+    narrow.pipeline = items.pipeline.replaced(items.pipeline.transforms[:-1])
+    other.pipeline = None
+    one = trainer(other, narrow, tmp_path / "out")
+    with unchanged(tmp_path), pytest.raises(ConfigError, match="training set does not fit it: the pipeline "):
+        one.train()
+    assert other.pipeline is None
+
+
+@pytest.mark.parametrize("name", ["bc", "pi0"])
+def test_what_a_trainer_saves_opens_without_a_warning(make, name, tmp_path, caplog):
+    policy, items = make(name)
+    tokenizer = make("pi0")[0].pipeline.tokenizer
+    tokenizer.bos_token = tokenizer.eos_token
+    one = trainer(policy, items, tmp_path / "out", max_steps=1, save_strategy="steps", save_steps=1)
+    trainer_utils.align_special_tokens(policy, tokenizer)  # what `processing_class` does
+    one.train()
+    one.save_model()
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {"use_cache", "bos_token_id", "eos_token_id"} <= stored.keys()
+    caplog.clear()
+    for saved in (tmp_path / "out", tmp_path / "out" / "checkpoint-1"):
+        vla.load(saved)
+        AutoConfig.from_pretrained(saved)
+    assert "change nothing" not in caplog.text
+
+
+def test_statistics_that_are_not_the_policys_are_said(make, tmp_path, caplog):
+    policy, items = make("bc")
+    trainer(policy, items, tmp_path / "out", max_steps=1).train()
+    assert "other statistics" not in caplog.text
+    policy.pipeline = shifted(items.pipeline)
+    trainer(policy, items, tmp_path / "out", max_steps=1).train()
+    assert caplog.text.count("is normalised by other statistics than the policy's pipeline") == 1

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from tests.folders import unchanged
 from vla.errors import ConfigError
 from vla.train.recipe import DataSection, PolicySection, Recipe, TrainSection
-from vla.train.recipe_file import load_recipe
+from vla.train.recipe_file import known_keys, load_recipe
+from vla.train.recipe_names import OURS
 from vla.transforms.normalize import NormalizationMode
 
 GIVEN = ["data.path=somewhere", "output=runs/x"]
@@ -133,6 +134,51 @@ def test_unknown_key_names_itself_and_its_nearest_neighbour(key, nearest):
     assert f"unknown key '{key}'" in said
     assert f"Did you mean '{nearest}'?" in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lr=1e-3", "'train.lr'. Did you mean 'train.learning_rate'?"),
+        ("optimizer.lr=1e-3", "'optimizer.lr'. Did you mean 'train.learning_rate'?"),
+        ("train.epochs=3", "'train.epochs'. Did you mean 'train.steps'?"),
+        ("train.bf16=true", "'train.bf16'. Did you mean 'train.precision'?"),
+        ("train.batch=8", "'train.batch'. Did you mean 'train.batch_size'?"),
+        ("batch_size=8", "'batch_size'. Did you mean 'train.batch_size'?"),
+        ("policy.path=x", "'policy.path'. Did you mean 'policy.pretrained'?"),
+        ("policy.lora.r=3", "'policy.lora.r'. Did you mean 'policy.adapter.rank'?"),
+        ("peft.rank=3", "'peft.rank'. Did you mean 'policy.adapter.rank'?"),
+        ("dataset.repo_id=x", "'dataset.repo_id'. Did you mean 'data.path'?"),
+        ("dataset.episodes=[1]", "'dataset'. Did you mean 'data'?"),
+        ("wandb.enable=true", "'wandb'. Did you mean 'train.trackers'?"),
+        ("resume=true", "'resume'. A run is resumed by `vla train --resume`."),
+        ("train.resume_from=x", "'train.resume_from'. A run is resumed by `vla train --resume`."),
+        ("output_dir=x", "'output_dir'. Did you mean 'output'?"),
+        ("defaults=[a]", "'defaults'."),
+        ("train.zzz=1", "'train.zzz'."),
+        ("policy.scheduler=x", "'policy.scheduler'."),
+    ],
+)
+def test_keys_of_other_libraries_are_answered_with_ours_and_no_other(override, said):
+    complained = complaint(override)
+    assert f"unknown key {said}" in complained
+    assert complained.count("Did you mean") == said.count("Did you mean")
+
+
+def test_every_name_from_elsewhere_leads_to_a_key_and_is_none(tmp_path):
+    known = set(known_keys()) | {"policy.config.action_horizon"}
+    assert set(OURS.values()) <= known
+    assert not set(OURS) & known
+
+
+def test_what_is_wrong_is_said_once_and_with_an_example():
+    said = complaint("data.delta_mask=[1,1,1,true,1,1,0]")
+    assert "'data.delta_mask.0' is 1, expected a valid boolean, and so for 5 more of its entries." in said
+    assert said.count("boolean") == 1
+    said = complaint("data.cameras=[observation.images.image_0]")
+    assert "expected a mapping, such as {image_0: observation.images.image_0}." in said
+    assert "'train.seed' not found" in (said := complaint("output=y/${train.seed}"))
+    assert "keys that are left at their defaults cannot be named so" in said
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,9 @@ def load_policy(
         policy_class = policy_entry(name).policy
         if expected is not None and policy_class is not expected:
             raise WeightsError(
-                f"{folder} holds a {policy_class.__name__}, not a {expected.__name__}: open it with "
-                f"{policy_class.__name__}.from_pretrained or vla.AutoPolicy.from_pretrained."
+                f"{folder} holds a {policy_class.__name__}, not a {expected.__name__}: in a recipe, give "
+                f"policy.type={name}; in Python, open it with {policy_class.__name__}.from_pretrained or "
+                "vla.AutoPolicy.from_pretrained."
             )
         if not (config is None or isinstance(config, Mapping)):
             with misread(folder / "config.json", ConfigError):

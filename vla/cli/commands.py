@@ -174,7 +174,9 @@ def usage_in_one_line(error: Any) -> str:
     said = " ".join(error.format_message().split()).rstrip(".?")
     if context is None:
         return f"{said}."
-    if "Did you mean" in said or "ossible option" in said:
+    if key := _recipe_key(error, context):
+        said, hint = re.split(r" \(Possible| Did you mean", said)[0], f".{key}"
+    elif "Did you mean" in said or "ossible option" in said:
         hint = "?" if "Did you mean" in said else "."
     else:
         hint = "." + _nearest(error, context)
@@ -192,5 +194,25 @@ def _nearest(error: Any, context: Any) -> str:
         return did_you_mean(unknown[1], commands)
     if name is None:
         return ""
-    known = [one for parameter in context.command.params for one in parameter.opts]
-    return did_you_mean(name, known)
+    return did_you_mean(name, _options(context))
+
+
+def _options(context: Any) -> list[str]:
+    return [one for parameter in context.command.params for one in parameter.opts]
+
+
+def _recipe_key(error: Any, context: Any) -> str:
+    """Return how a recipe's key is given, where an option stands for one and the command takes overrides."""
+    option = getattr(error, "option_name", None)
+    takes_overrides = any(one.name == "overrides" for one in context.command.params)
+    if option is None or not takes_overrides or did_you_mean(option, _options(context)):
+        return ""
+    from vla.train.recipe_file import known_keys
+    from vla.train.recipe_names import OURS
+
+    name = option.lstrip("-").replace("-", "_")
+    if name in ("config", "config_path", "recipe"):
+        return " The recipe is named by its path alone: vla train recipe.yaml."
+    below = [one for one in known_keys() if one == name or one.endswith(f".{name}")]
+    key = next(iter(below), None) or OURS.get(name) or OURS.get(name.rpartition(".")[2])
+    return f" Keys of the recipe are given without dashes, {key}=VALUE." if key else ""

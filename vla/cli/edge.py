@@ -6,14 +6,18 @@ system call may say, wherever it is made. Whatever is not listed is a fault of o
 
 import errno
 import os
+import re
+from pathlib import Path
 from traceback import walk_tb
 from types import TracebackType
 
-from vla.errors import VlaError, is_out_of_memory
+from vla.errors import VlaError, gone, is_out_of_memory
 
 SYSTEM_ERRORS = (VlaError, OSError, UnicodeError, MemoryError, RuntimeError, EOFError)
 """What `in_one_line` may have words for."""
 
+_STEP = re.compile(r"\S*checkpoints/step-\d{6,}")
+"""A run's checkpoint in a message; it may be removed by its run while a command reads it."""
 _ADVICE = {
     errno.ENOSPC: "the disk is full: make room",
     errno.EDQUOT: "the quota of the disk is used up: make room",
@@ -53,7 +57,9 @@ def in_one_line(error: BaseException) -> str | None:
         said = "The input, or a file, ended where more was expected" + (f": {error}." if str(error) else ".")
     else:
         return None
-    return " ".join(said.split())
+    step = _STEP.search(said)
+    removed = gone(Path(step[0])) if step and isinstance(error, OSError) else ""
+    return " ".join((removed or said).split())
 
 
 def _of_the_system(error: OSError) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla.cli.console import console, progress_bar
 from vla.cli.rollouts import Acting
-from vla.errors import ConfigError, DatasetError
+from vla.errors import ConfigError, DatasetError, gone
 from vla.types import ACTION_KEY, STATE_KEY, Columns
 
 if TYPE_CHECKING:
@@ -52,9 +52,12 @@ def keys_of(checkpoint: Path, cameras: Sequence[str] | None, pipeline: str | Non
         pipeline: Whose keys, where it was trained on several robots.
 
     Raises:
-        ConfigError: An entry is not of the form `SLOT=KEY`, or the recipe or its robot file cannot be read.
+        ConfigError: An entry is not of the form `SLOT=KEY`, the recipe or its robot file cannot be read, or
+            the checkpoint was removed by its run.
     """
     keys = Keys()
+    if said := gone(checkpoint):
+        raise ConfigError(said)
     if (checkpoint / RECIPE_FILE).is_file():
         from vla.train.recipe_file import load_recipe
         from vla.train.setup.members import member_recipes

@@ -17,8 +17,13 @@ _LARGEST = {"image_size": 2**14, "action_horizon": 2**16, "num_inference_steps":
 _LARGEST_ELSE = 2**24
 """Whole numbers in a config are at most so large, whatever the policy."""
 _EXACT = 2**53  # below, every whole number is a float
-_ALSO_STORED = ("torch_dtype", "auto_map", "attn_implementation", "quantization_config")
-"""What `transformers` writes into config.json besides its own fields."""
+_ALSO_STORED = (
+    *("torch_dtype", "auto_map", "attn_implementation", "quantization_config"),
+    *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("pretraining_tp", "tie_word_embeddings"),
+)
+"""What `transformers` writes into config.json besides its own fields: as a model is saved, by its Trainer
+(which sets them on the config of any model), and by PEFT."""
 
 _log = logging.getLogger(__name__)
 

@@ -101,8 +101,8 @@ class RobotPolicy:
         chosen = pipeline_of(policy, pipeline)
         if chosen is None:
             raise StatisticsError(
-                "This checkpoint carries no pipeline and no normalisation statistics, so it cannot act. "
-                "Fine-tune it on your robot's dataset first: vla train RECIPE policy.pretrained=<checkpoint>."
+                "This checkpoint carries no pipeline and no normalisation statistics, so it cannot act. Set "
+                "policy.pipeline, or fine-tune it: vla train RECIPE policy.pretrained=<checkpoint>."
             )
         check_agreement(policy, chosen)
         execution_device(policy)

@@ -4,7 +4,9 @@ And the weights of an adapter of `vla.adapters`, once more: in a checkpoint of a
 `model.safetensors` to resume from and to take the best of, unless a policy is wrapped by PEFT.
 """
 
+import inspect
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,17 @@ import torch
 import transformers.trainer
 from safetensors.torch import save
 from torch.utils.data import ConcatDataset, Subset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
 from vla.adapters.files import check_saving, keep_base, write_base
 from vla.adapters.lora import adapter_parameters
 from vla.atomic import SaveError, atomic_write
+from vla.checkpoints.agreement import check_agreement
 from vla.checkpoints.module import PolicyModule
 from vla.checkpoints.replace import check_replaceable
-from vla.errors import ConfigError
+from vla.errors import ConfigError, VlaError
+from vla.transforms.base import Pipeline
 from vla.weights.dtypes import rounded_weights
 from vla.weights.run_folder import ADAPTERS_FILE, adapters_on
 
@@ -44,8 +48,9 @@ class PolicyCallback(TrainerCallback):
         Raises:
             ConfigError: One of them is set.
         """
-        check_unused_parameters(kwargs.get("model"), args)
-        if not isinstance(kwargs.get("model"), PolicyModule):
+        model = uncompiled(kwargs.get("model"))
+        check_unused_parameters(model, args)
+        if not isinstance(policy_in(model), PolicyModule):
             return
         for option, reason in _OF_LANGUAGE_MODELS.items():
             if getattr(args, option, None):
@@ -59,19 +64,22 @@ class PolicyCallback(TrainerCallback):
         Raises:
             SaveError: See `check_saving`.
             WeightsError: See there.
-            ConfigError: A dataset's items are not a policy's tensors.
+            ConfigError: A dataset's items are not a policy's tensors, or the policy has no pipeline and the
+                training set has none for it.
         """
-        policy = kwargs.get("model")
+        policy = uncompiled(kwargs.get("model"))
         if not isinstance(policy_in(policy), PolicyModule):
             return
         check_trained(policy)
         warn_of_rounded_weights(policy)
         output = Path(str(args.output_dir))
         check_output(policy, output, args, state)
+        loader = kwargs.get("train_dataloader")
+        for dataset in (getattr(loader, "dataset", None), *evaluated()):
+            refuse_raw_dataset(dataset)
+        settle_pipeline(policy_in(policy), getattr(loader, "dataset", None))
         if not isinstance(policy, PolicyModule):
             return
-        for loader in (kwargs.get("train_dataloader"), kwargs.get("eval_dataloader")):
-            refuse_raw_dataset(getattr(loader, "dataset", None))
         if policy.adapter is not None and args.should_save:
             keep_base(policy, output)
         if args.push_to_hub and str(args.hub_strategy) != "end" and args.should_save:
@@ -85,7 +93,7 @@ class PolicyCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the tensors of an adapter where the Trainer will look for them."""
-        policy = kwargs.get("model")
+        policy = uncompiled(kwargs.get("model"))
         if not isinstance(policy, PolicyModule) or policy.adapter is None or not args.should_save:
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
@@ -101,6 +109,20 @@ def install() -> None:
     defaults: list[Any] = transformers.trainer.DEFAULT_CALLBACKS
     if PolicyCallback not in defaults:
         defaults.append(PolicyCallback)
+
+
+def uncompiled(model: Any) -> Any:
+    """Return the model that `torch.compile` has wrapped, or the model itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def evaluated() -> Iterator[Any]:
+    """Yield the datasets that the calling Trainer will evaluate on, of which its events do not tell."""
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
+        frame = frame.f_back
+    found = None if frame is None else frame.f_locals["self"].eval_dataset
+    yield from found.values() if isinstance(found, Mapping) else [found]
 
 
 def policy_in(model: Any) -> Any:
@@ -191,17 +213,67 @@ def warn_of_rounded_weights(model: Any) -> None:
 
 
 def refuse_raw_dataset(dataset: Any) -> None:
-    """Raise `ConfigError` where a dataset's items are frames as they were recorded.
+    """Raise `ConfigError` where a dataset's items are frames as they were recorded."""
+    for one in _parts(dataset):
+        if hasattr(one, "episode_slices"):
+            raise ConfigError(
+                f"A Trainer cannot train on a {type(one).__name__}, nor evaluate on it: its items are frames "
+                "in robot units. Give it vla.data.PolicyDataset(dataset, policy.pipeline), whose items are "
+                "the policy's tensors."
+            )
 
-    Recognised by the window of frames that such a dataset has: this room knows none of their classes.
+
+def settle_pipeline(policy: Any, dataset: Any) -> None:
+    """Let a policy without a pipeline, which could not act once saved, have that of its training set.
+
+    Args:
+        policy: With one of another robot, it is trained as it is, and a warning says so.
+        dataset: What it is trained on; a `PolicyDataset` has a pipeline, and so may others.
+
+    Raises:
+        ConfigError: The policy has none, and the training set has none either, several, or one that makes
+            something else than the policy reads.
     """
+    pipelines: list[Pipeline] = []
+    for one in _parts(dataset):
+        own = getattr(one, "pipeline", None)
+        if isinstance(own, Pipeline) and not any(_alike(own, other) for other in pipelines):
+            pipelines.append(own)
+    if not policy.pipelines and len(pipelines) != 1:
+        has = f"{len(pipelines)} different ones" if pipelines else "none for it"
+        raise ConfigError(
+            f"The policy has no pipeline, and its training set has {has}: it would be saved as one that "
+            "cannot act. Set policy.pipeline to that of the robot first (make_pipeline of the policy's "
+            "package), and train on PolicyDataset(dataset, policy.pipeline)."
+        )
+    if not policy.pipelines:
+        try:
+            check_agreement(policy, pipelines[0])
+        except VlaError as error:
+            said = "The policy has no pipeline, and that of its training set does not fit it"
+            raise ConfigError(f"{said}: {error}") from error
+        policy.pipeline = pipelines[0]
+        logger.info("The policy had no pipeline: it takes that of the training set, and is saved with it.")
+    for one in pipelines:
+        if all(one.statistics != other.statistics for other in policy.pipelines.values()):
+            logger.warning(
+                "The training set is normalised by other statistics than the policy's pipeline, by which the "
+                "policy acts: set policy.pipeline to that of the training set if that is its robot."
+            )
+            break
+
+
+def _alike(one: Pipeline, other: Pipeline) -> bool:
+    first, second = ([(step.name, step.to_json()) for step in both.transforms] for both in (one, other))
+    return one is other or (first == second and one.statistics == other.statistics)
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """Yield the datasets that one is made of; known by what they have, since this room knows no classes."""
     if isinstance(dataset, ConcatDataset):
         for one in dataset.datasets:
-            refuse_raw_dataset(one)
+            yield from _parts(one)
     elif isinstance(dataset, Subset):
-        refuse_raw_dataset(dataset.dataset)
-    elif hasattr(dataset, "episode_slices"):
-        raise ConfigError(
-            f"A Trainer cannot train on a {type(dataset).__name__}, whose items are frames in robot units: "
-            "give it vla.data.PolicyDataset(dataset, policy.pipeline), whose items are the policy's tensors."
-        )
+        yield from _parts(dataset.dataset)
+    else:
+        yield dataset

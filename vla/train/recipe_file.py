@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from vla.errors import ConfigError, did_you_mean
+from vla.errors import ConfigError, gone
 from vla.paths import expanded
 from vla.plain_yaml import check_numbers
 from vla.train.recipe import (
@@ -24,6 +24,7 @@ from vla.train.recipe import (
     Recipe,
     TrainSection,
 )
+from vla.train.recipe_names import unknown_key
 
 RECIPE_FILE = "recipe.yaml"
 """What the recipe of a run, or of a checkpoint, is called in its folder."""
@@ -35,16 +36,6 @@ _EXPECTED = {
     "a valid integer": "a whole number, such as 10000 or 1e4",
 }
 """Words of pydantic, and those for what is written in YAML."""
-
-_OF_PEFT = {
-    "r": "rank",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": "targets",
-    "use_dora": "dora",
-    "use_rslora": "rslora",
-}
-"""What `peft` calls the keys of an adapter."""
 
 _NULL = ("", "~", "null", "Null", "NULL")
 _QUOTES = "'\""
@@ -80,7 +71,9 @@ def load_recipe(path: Path | str | None, overrides: Sequence[str] = ()) -> Recip
             raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, InterpolationKeyError):
-            first_line += " (${NAME} stands for another key; a variable of the environment is written $NAME)"
+            first_line += " (${NAME} stands for another key of the file or the command line, and keys "
+            first_line += "that are left at their defaults cannot be named so; a variable of the environment "
+            first_line += "is written $NAME)"
         raise ConfigError(
             f"The recipe {path or ''} {list(overrides)} cannot be read: {first_line}."
         ) from error
@@ -148,7 +141,8 @@ def _read(path: Path | str | None) -> Any:
         _check_numbers(Path(expanded(path)).read_text(encoding="utf-8"), f"The recipe {path}")
     except FileNotFoundError as error:
         raise ConfigError(
-            f"There is no recipe {path}; `vla recipes` writes those that vla brings into recipes/."
+            gone(Path(expanded(path)))
+            or f"There is no recipe {path}; `vla recipes` writes those that vla brings into recipes/."
         ) from error
     except IsADirectoryError as error:
         raise ConfigError(f"The recipe {path} is a folder; name the YAML file in it.") from error
@@ -338,16 +332,31 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield from _known_keys(AdapterSection, f"{prefix}{key}.")
 
 
+def known_keys() -> list[str]:
+    """Return the keys of a recipe, with their sections."""
+    return list(_known_keys(Recipe))
+
+
+def _said_once(problems: Sequence[Any]) -> Iterator[tuple[Any, int]]:
+    """Yield problems, and how many more entries of the same list have the same; of those only the first."""
+
+    def kind(problem: Any) -> tuple[Any, ...]:
+        *above, last = problem["loc"] or ("",)
+        return (*above, "[]" if isinstance(last, int) else last, problem["type"], problem["msg"])
+
+    kinds = [kind(problem) for problem in problems]
+    for number, problem in enumerate(problems):
+        if kinds[number] not in kinds[:number]:
+            yield problem, kinds.count(kinds[number]) - 1
+
+
 def _explain(error: ValidationError, path: Path | str | None) -> str:
     """Say every complaint of pydantic in the recipe's own terms, on one line."""
     complaints = []
-    for problem in error.errors():
+    for problem, alike in _said_once(error.errors()):
         key = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
-            section, _, last = key.rpartition(".")
-            ours = f"{section}.{_OF_PEFT.get(last)}" if section == "policy.adapter" else None
-            known = list(_known_keys(Recipe))
-            complaints.append(f"unknown key '{key}'.{did_you_mean(ours if ours in known else key, known)}")
+            complaints.append(unknown_key(key, problem["input"], known_keys()))
         elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
             whole, _, number = key.rpartition(".")
             complaints.append(f"'{whole}' has only {number} of its entries: give all of them.")
@@ -369,5 +378,8 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
                 number = int(parts[1]) if parts else 0
                 items = f"{number}, {number + 1}, {number + 2}" if parts else given
                 expected = f"a list, such as [{items}]"
-            complaints.append(f"'{key}' is {said}, expected {expected}.")
+            elif expected == "a mapping" and isinstance(given, list) and given and isinstance(given[0], str):
+                expected += f", such as {{{given[0].rpartition('.')[2]}: {given[0]}}}"
+            more = f", and so for {alike} more of its entries" if alike else ""
+            complaints.append(f"'{key}' is {said}, expected {expected}{more}.")
     return f"Recipe{f' {path}' if path else ''}: {' '.join(complaints)}"

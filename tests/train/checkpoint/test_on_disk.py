@@ -1,8 +1,10 @@
 import errno
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import PurePosixPath
 
 import pytest
 import torch
@@ -161,6 +163,22 @@ def test_damaged_state_says_what_to_do(tmp_path):
     (path / "training_state.pt").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(TrainingError, match=r"step-000001/training_state\.pt cannot be read"):
         load_training_state(path)
+
+
+@pytest.mark.parametrize("how", ["foreign", "cut", "half", "text", "zeros"])
+def test_a_state_that_is_none_is_told_of_without_advice_for_programmers(tmp_path, how):
+    path = save(tmp_path, 1)
+    file = path / "training_state.pt"
+    whole = file.read_bytes()
+    pickled = pickle.dumps(PurePosixPath("x"))  # a class that vla does not write
+    made = {"foreign": pickled, "cut": whole[:100], "half": whole[: len(whole) // 2], "text": b"not a state"}
+    file.write_bytes(made.get(how, bytes(300)))
+    with unchanged(tmp_path), pytest.raises(TrainingError) as caught:
+        load_training_state(path)
+    said = (
+        "damaged, or ends too early" if how in ("cut", "half") else "not a file that vla wrote, or is damaged"
+    )
+    assert str(caught.value) == f"{file} cannot be read (it is {said})."
 
 
 def test_any_flipped_bit_of_a_state_is_found_or_harmless(tmp_path):

@@ -134,7 +134,8 @@ def test_cameras_that_end_alike_need_names(tmp_path):
 
 def test_pretrained_policy_must_be_of_the_kind(tiny, tmp_path):
     make_policy("pi05", preset="tiny").save_pretrained(tmp_path / "other")
-    with pytest.raises(WeightsError, match=r"holds a Pi05Policy, not a Pi0Policy"):
+    said = r"holds a Pi05Policy, not a Pi0Policy: in a recipe, give policy\.type=pi05;"
+    with unchanged(tmp_path), pytest.raises(WeightsError, match=said):
         job(tiny("policy.preset=null", f"policy.pretrained={tmp_path / 'other'}"))
 
 

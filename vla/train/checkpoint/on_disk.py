@@ -20,6 +20,7 @@ import pickle
 import re
 import shutil
 import struct
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -176,11 +177,20 @@ def load_training_state(checkpoint: Path) -> dict[str, Any]:
         _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        said = " ".join(str(error).split())[:200] or "it is empty, or ends too early"
-        raise TrainingError(f"{path} cannot be read ({said}).") from error
+        raise TrainingError(f"{path} cannot be read ({_in_few_words(error)}).") from error
     if not isinstance(state, dict):
         raise TrainingError(f"{path} does not hold the state of a training, but a {type(state).__name__}.")
     return state
+
+
+def _in_few_words(error: BaseException) -> str:
+    """Return why a file could not be read, without the paragraphs that torch adds for programmers."""
+    said = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in said:
+        return "it is not a file that vla wrote, or is damaged"
+    if isinstance(error, RuntimeError):
+        return "it is damaged, or ends too early"
+    return textwrap.shorten(said, 200, placeholder=" ...") or "it is empty, or ends too early"
 
 
 def _check_sums(path: Path) -> None:

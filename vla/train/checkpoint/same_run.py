@@ -43,6 +43,9 @@ _READ_AT_THE_START = ("policy.pretrained", "policy.paligemma", "policy.backbone"
 _IF_ANY = ("data.robot", "data.feature_cache")
 """Their content is compared elsewhere; whether there is any matters here."""
 
+_LISTED = 6
+"""Keys that a message names at most."""
+
 
 class OtherRunError(TrainingError):
     """A checkpoint is whole, but of another run than the recipe's."""
@@ -66,7 +69,10 @@ def continued(before: Recipe, now: Recipe, checkpoint: Path) -> Recipe:
     keys = sorted(older.keys() | newer.keys())
     changed = [key for key in keys if _differs(key, older.get(key), newer.get(key), now)]
     if changed:
-        listed = ", ".join(f"{key} (was {older.get(key)!r}, now {newer.get(key)!r})" for key in changed)
+        listed = ", ".join(
+            f"{key} (was {older.get(key)!r}, now {newer.get(key)!r})" for key in changed[:_LISTED]
+        )
+        listed += f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
         raise OtherRunError(f"{checkpoint} was trained by another recipe, so it is not resumed: {listed}.")
     return now
 
