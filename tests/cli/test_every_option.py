@@ -16,14 +16,14 @@ INPUTS = {
     "--tokenizer", "--policy", "--config", "--base", "--limits", "--tls-cert", "--tls-key",
 }  # fmt: skip
 """What is read, by metavar or by name: a path, and mostly a name on the hub as well."""
-OUTPUTS = {"DST", "--output", "--json", "--record"}
+OUTPUTS = {"DST", "--output", "--json", "--record", "--work"}
 """What is written, likewise."""
 TEXTS = {
     "KEY=VALUE", "--condition", "--camera", "--dataset-episodes", "--episodes", "--delta-mask", "--state-key",
     "--action-key", "--pipeline", "--device", "--env", "--max-shard-size", "--asset-id", "--set",
     "--revision", "--token", "--to", "--dtype", "--activation-checkpointing", "--engine", "--preset",
     "--level", "--draws", "--compile", "--against", "--clock", "--shape", "--freeze", "--column", "--split",
-    "--subset", "--host", "--task",
+    "--subset", "--host", "--task", "--actions",
 }  # fmt: skip
 """What is neither a path nor a number."""
 

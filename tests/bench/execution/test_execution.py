@@ -9,6 +9,7 @@ from vla.bench.execution.episodes import Trace, run_episodes
 from vla.bench.execution.options import ExecutionOptions
 from vla.bench.execution.report import ExecutionReport, distances, paired, row_of
 from vla.bench.execution.run import FREE, strategies
+from vla.bench.execution.work import work_folder
 from vla.errors import ConfigError
 from vla.eval.envs.detour import STATE, DetourEnv
 from vla.eval.envs.detour_embodiment import FAST, FAST_ABSOLUTE
@@ -123,3 +124,17 @@ def test_latency_is_counted_in_whole_steps():
         ExecutionOptions(actions="position")
     with pytest.raises(ConfigError, match="execute must be at least 1, got 0"):
         ExecutionOptions(execute=0)
+
+
+def test_a_folder_is_used_again_with_the_same_settings_alone(tmp_path):
+    options = replace(OPTIONS, work=tmp_path / "work")
+    with work_folder(options) as folder:
+        before = (folder / "execution.json").read_bytes()
+    with work_folder(replace(options, actions="relative", latency=0.1)):
+        pass
+    with (
+        pytest.raises(ConfigError, match="was made with steps=3000, now it is 10"),
+        work_folder(replace(options, steps=10)),
+    ):
+        pass
+    assert (folder / "execution.json").read_bytes() == before

@@ -1,11 +1,9 @@
 """Record, train with and without known first steps, and let every strategy meet the same layouts."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from vla_client.execution import Pausing, Prefetch, RealTimeChunking, TemporalEn
 from vla.bench.execution.episodes import MakeStrategy, run_episodes
 from vla.bench.execution.options import ExecutionOptions
 from vla.bench.execution.report import ExecutionReport, row_of
+from vla.bench.execution.work import work_folder
 from vla.bench.machine import describe_machine, versions
 from vla.demo.demonstrations import record_demonstrations
 from vla.demo.run import packaged_recipe
@@ -34,7 +33,7 @@ def run_execution(options: ExecutionOptions, say: Say = print) -> ExecutionRepor
         TrainingError: A training failed.
     """
     report = ExecutionReport(describe_machine(torch.device("cpu")), versions(), asdict(options))
-    with _folder(options.work) as folder:
+    with work_folder(options) as folder:
         checkpoints = trained(options, folder, say)
         policies = {name: load_for_episodes(path) for name, path in checkpoints.items()}
         seeds = range(options.first_layout, options.first_layout + options.layouts)
@@ -120,13 +119,3 @@ def _recipe(options: ExecutionOptions, dataset: Path, name: str, output: Path) -
     if name == PREFIX:
         overrides.append(f"policy.config.max_action_prefix={options.max_prefix}")
     return packaged_recipe("detour.yaml", overrides, options.steps)
-
-
-@contextmanager
-def _folder(work: Path | None) -> Iterator[Path]:
-    if work is not None:
-        work.mkdir(parents=True, exist_ok=True)
-        yield work
-        return
-    with TemporaryDirectory(prefix="vla-bench-") as name:
-        yield Path(name)

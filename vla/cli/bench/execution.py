@@ -7,7 +7,7 @@ import typer
 
 from vla.cli.bench.learning import JsonOption
 from vla.cli.console import console, quiet_loading, stages
-from vla.cli.paths import check_file
+from vla.cli.paths import check_file, check_new_folder
 
 if TYPE_CHECKING:
     from vla.bench.execution import ExecutionReport, Row
@@ -48,6 +48,10 @@ def execution(
     if json is not None:
         check_file(json, "--json")
     from vla.bench.execution import ExecutionOptions, run_execution
+    from vla.bench.execution.work import is_work_folder
+
+    if work is not None and not is_work_folder(work):
+        check_new_folder(work, "--work", empty=True)
 
     options = ExecutionOptions(
         actions=actions,
