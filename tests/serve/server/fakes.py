@@ -137,10 +137,20 @@ async def client_of(server, token=None, **options):
 
 
 @asynccontextmanager
-async def serving(policy=None, *, boundary=None, metadata=None, watchers=(), pages=None, **options):
+async def serving(
+    policy=None,
+    *,
+    boundary=None,
+    metadata=None,
+    watchers=(),
+    pages=None,
+    before=lambda server: None,
+    **options,
+):
     policy = FakePolicy() if policy is None else policy
     given = ServeOptions(**{"port": 0, "send_seconds": 2.0, "drain_seconds": 5.0, **options})
     server = PolicyServer(policy, given, boundary=boundary, metadata=metadata, watchers=watchers, pages=pages)
+    before(server)
     async with server:
         try:
             yield server

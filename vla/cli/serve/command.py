@@ -97,7 +97,8 @@ def serve(
     """Serve a policy to robots over the network.
 
     Speaks the protocol of openpi's policy server, so that its clients work unchanged; vla-client asks for
-    more. The port opens once the policy is warm. GET /healthz, /metrics and /status.json say how it is.
+    more. The port opens once the policy is warm. The page at / shows what it does,
+    /healthz, /metrics and /status.json say it to programs.
     SIGTERM or Ctrl-C answer what has come, refuse the rest, and end.
 
     Example: vla serve runs/first --host 0.0.0.0 --task "pick up the cup"

@@ -9,6 +9,7 @@ from vla.policies.robot import RobotPolicy
 from vla.serve.contract import contract
 from vla.serve.keys import KeyMap
 from vla.serve.limits.file import limits_of
+from vla.serve.page.pages import StatusPage
 from vla.serve.recording.recorder import Record, Recorder
 from vla.serve.server.boundary import Boundary
 from vla.serve.server.connection import Exchange, Watcher
@@ -72,6 +73,7 @@ def build_server(
         watchers=watchers,
         pages=pages,
     )
+    StatusPage(server).join()
     return server, ready
 
 

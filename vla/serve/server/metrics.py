@@ -86,19 +86,30 @@ class Metrics:
 
     def status(self) -> dict[str, Any]:
         """Return the numbers that the page shows, as JSON values."""
-        errors = {kind: self.value("vla_errors_total", kind=kind) for kind in KINDS}
+        values = {  # read once: one by one, each would go through all of the registry
+            (sample.name, sample.labels.get("kind")): int(sample.value)
+            for metric in self._registry.collect()
+            for sample in metric.samples
+            if "le" not in sample.labels
+        }
+        errors = {kind: values["vla_errors_total", kind] for kind in KINDS}
         return {
             "uptime_s": time.monotonic() - self.started,
-            "requests": int(self.value("vla_requests_total")),
-            "sessions": int(self.value("vla_sessions_total")),
-            "dropped": int(self.value("vla_dropped_total")),
-            "clipped": int(self.value("vla_clipped_actions_total")),
-            "errors": {kind: int(count) for kind, count in errors.items() if count},
-            "connections": int(self.value("vla_connections")),
-            "queue": int(self.value("vla_queue_length")),
+            "requests": values["vla_requests_total", None],
+            "sessions": values["vla_sessions_total", None],
+            "dropped": values["vla_dropped_total", None],
+            "clipped": values["vla_clipped_actions_total", None],
+            "errors": {kind: count for kind, count in errors.items() if count},
+            "connections": values["vla_connections", None],
+            "queue": values["vla_queue_length", None],
             "batch_sizes": {str(rows): count for rows, count in sorted(dict(self._batches).items())},
-            "latency_ms": percentiles(list(self._recent)),
+            "latency_ms": percentiles(self.recent),
         }
+
+    @property
+    def recent(self) -> list[float]:
+        """Seconds of the last replies with a chunk, at most `RECENT`; any thread may ask."""
+        return list(self._recent)
 
 
 def percentiles(seconds: list[float]) -> dict[str, float] | None:

@@ -14,6 +14,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -37,6 +38,21 @@ _silent = logging.getLogger("vla.serve.frames")
 _silent.setLevel(logging.CRITICAL + 1)  # it would log headers, and so tokens
 
 
+@dataclass(frozen=True)
+class Peer:
+    """A client that is connected.
+
+    Attributes:
+        number: Number of its connection.
+        address: Where it is.
+        since: When it came, `time.monotonic`.
+    """
+
+    number: int
+    address: str
+    since: float
+
+
 class PolicyServer:
     """Serves one policy.
 
@@ -47,12 +63,13 @@ class PolicyServer:
         metadata: First frame of every connection: plain values.
         watchers: See `Service`.
         pages: What paths answer over HTTP, besides `/healthz`, `/metrics` and `/status.json`; called with
-            the query's values.
+            the query's values, in a thread of their own.
 
     Attributes:
         metrics: What is counted.
         metadata: What was given.
         watchers: Those that were given; more may be added until the start.
+        pages: All there are; more may be added until the start.
         port: Where it listens, once it does.
     """
 
@@ -71,12 +88,13 @@ class PolicyServer:
         self.port = self.options.port
         self._policy, self._boundary = policy, boundary or Boundary()
         self.metadata, self.watchers = dict(metadata or {}), list(watchers)
-        self._pages: Pages = {
+        self.pages: dict[str, Callable[[Mapping[str, str]], Page]] = {
             "/metrics": self._metrics_page,
             "/status.json": self._status_page,
             **(pages or {}),
         }
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._clients: dict[int, Peer] = {}
         self._numbers = 0
         self._open = 0
 
@@ -108,7 +126,9 @@ class PolicyServer:
             self._owner, options, self.metrics, self._boundary, self.metadata, self.watchers,
             self._draining, random.Random(options.seed),
         )  # fmt: skip
-        gate = Gate(options.token, self._pages, self._is_full, self.metrics)
+        gate = self._gate = Gate(
+            options.token, self.pages, self._is_full, self.metrics, is_secure=tls is not None
+        )
         try:
             self._listener = await serve(
                 self._serve,
@@ -169,6 +189,7 @@ class PolicyServer:
         self._abort()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
+        self._gate.close()
         seconds = max(0.1, deadline - time.monotonic())
         is_done = await asyncio.to_thread(self._owner.close, seconds)
         if left or not is_done:
@@ -189,6 +210,11 @@ class PolicyServer:
             **self.metrics.status(),
         }
 
+    @property
+    def clients(self) -> list[Peer]:
+        """The clients that are connected, the oldest first; any thread may ask."""
+        return list(self._clients.values())
+
     async def _serve(self, socket: ServerConnection) -> None:
         """Serve one client, in the task that websockets made for it."""
         task = asyncio.current_task()
@@ -196,9 +222,12 @@ class PolicyServer:
         self._tasks.add(task)
         self._numbers += 1
         self.metrics.connections.inc()
+        number, address = self._numbers, socket.remote_address  # None where the client has gone already
+        self._clients[number] = Peer(number, _address(address), time.monotonic())
         try:
-            await Connection(self._service, socket, self._numbers).run()
+            await Connection(self._service, socket, number).run()
         finally:
+            del self._clients[number]
             self._tasks.discard(task)
             self.metrics.connections.dec()
 
@@ -214,6 +243,13 @@ class PolicyServer:
 
     def _status_page(self, query: Mapping[str, str]) -> Page:
         return Page("application/json", json.dumps(self.status()).encode())
+
+
+def _address(address: Any) -> str:
+    if not isinstance(address, tuple) or len(address) < 2:
+        return ""
+    host, port = str(address[0]), address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class _Counted(ServerConnection):
