@@ -36,6 +36,7 @@ CONTRACT = {
         "frequency": 20.0,
         "horizon": 5,
     },
+    "execute": 3,
     "normalisation": None,
     "needs_task": True,
     "past": 0,

@@ -17,6 +17,7 @@ def test_everything_is_read():
     assert ROBOT.action.units == ("m", "m")
     assert ROBOT.relative == (True, False)
     assert (ROBOT.frequency, ROBOT.horizon, ROBOT.past, ROBOT.max_prefix) == (20.0, 5, 0, 3)
+    assert ROBOT.execute == 3
     assert (ROBOT.checkpoint, ROBOT.revision, ROBOT.level) == ("me/cup", None, "eager")
     assert (ROBOT.p50, ROBOT.p95) == (12.5, 20.0)
     assert ROBOT.offers == ("guided", "prefix")

@@ -62,6 +62,7 @@ class Contract:
             What a client gets is absolute in any case.
         frequency: Control steps per second, Hz.
         horizon: Actions of a chunk.
+        execute: How many of them the policy recommends to execute before the next chunk.
         needs_task: Whether an observation must bring its instruction.
         past: Steps from the earliest frame that the policy reads to the present one; with 0 `observe` is not
             needed.
@@ -84,6 +85,7 @@ class Contract:
     relative: tuple[bool, ...] | None = None
     frequency: float | None = None
     horizon: int | None = None
+    execute: int | None = None
     needs_task: bool = False
     past: int = 0
     offers: tuple[str, ...] = ()
@@ -126,6 +128,7 @@ class Contract:
             relative=action.flags("relative"),
             frequency=robot.number("frequency"),
             horizon=robot.whole("horizon"),
+            execute=told.whole("execute"),
             needs_task=told.get("needs_task", bool, "true or false") or False,
             past=told.whole("past") or 0,
             offers=told.texts("offers"),

@@ -8,12 +8,15 @@ import pytest
 
 from tests.cli.conftest import CAMERA
 from tests.data.make import make_dataset
+from tests.serve.server.threads import served
 from vla.cli import main
 from vla.cli.commands import LevelName
 from vla.cli.recordings import Keys, keys_of
 from vla.data import ColumnNames, TableOptions
 from vla.fast.levels import LEVELS
+from vla.policies.auto import load_for_episodes
 from vla.train.recipe_file import load_recipe
+from vla.weights.source import local_folder
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +156,45 @@ def test_a_level_that_is_none_is_named_as_it_is_written(capsys):
         assert "level" in error
         assert "fast" not in error
         assert "True" not in error
+
+
+def test_a_server_gives_the_episodes_of_seeds_for_each_chunk(detour_run, tmp_path, capsys):
+    argv = ["eval", "--episodes", "2", "--film", "0", "--side", "left", "--seed", "5"]
+    here = ["--noise", "chunk", "--output", str(tmp_path / "here")]
+    assert main([*argv, str(detour_run), *here]) == 0
+    policy = load_for_episodes(local_folder(str(detour_run)), None)
+    with served(policy, limits={"widen": None}, checkpoint="runs/first", token="s3cret") as server:
+        there = ["--server", server.url, "--token", "s3cret", "--output", str(tmp_path / "there")]
+        capsys.readouterr()
+        assert main([*argv, *there]) == 0
+        assert f"Served by {server.url}" in capsys.readouterr().out
+        assert main([*argv, "--server", server.url, "--output", str(tmp_path / "unknown")]) == 1
+        assert "refuses the token" in capsys.readouterr().err
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("here", "there")]
+    for key in ("conditions", "execute", "noise", "level", "seed", "env"):
+        assert summaries[0][key] == summaries[1][key], key
+    assert summaries[0]["server"] is None
+    assert summaries[1]["server"]["url"] == server.url
+    assert summaries[1]["server"]["clipped"] == 0
+    assert summaries[1]["checkpoint"] == "runs/first"
+    assert f"runs/first, served by {server.url}" in (tmp_path / "there" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "name a CHECKPOINT, or a --server"),
+        (["runs/first", "--server", "ws://here"], "leave out 'runs/first', or --server"),
+        (["--server", "ws://here", "--level", "plain"], "--level is about loading a checkpoint"),
+        (["--server", "ws://here", "--noise", "batch"], "does not travel to a server"),
+        (["--server", "ws://here", "--open-loop", "recordings"], "--server is about an environment"),
+        (["runs/first", "--noise", "pink"], "--noise is batch or chunk, got 'pink'"),
+        (["runs/first", "--token", "x"], "--token is about --server"),
+    ],
+)
+def test_what_does_not_go_with_a_server_is_refused(given, said, tmp_path, capsys):
+    assert main(["eval", *given, "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

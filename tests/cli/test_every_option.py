@@ -23,7 +23,7 @@ TEXTS = {
     "--action-key", "--pipeline", "--device", "--env", "--max-shard-size", "--asset-id", "--set",
     "--revision", "--token", "--to", "--dtype", "--activation-checkpointing", "--engine", "--preset",
     "--level", "--draws", "--compile", "--against", "--clock", "--shape", "--freeze", "--column", "--split",
-    "--subset", "--host", "--task", "--actions",
+    "--subset", "--host", "--task", "--actions", "--noise", "--server", "--url",
 }  # fmt: skip
 """What is neither a path nor a number."""
 

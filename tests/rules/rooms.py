@@ -149,6 +149,17 @@ ROOMS: dict[str, Room] = {
     ),
     # Measured by training: what cost and learning are weighed against each other by.
     "bench.learning": Room(rooms=("demo", "train"), packages=("torch",)),
+    "bench.serving": Room(
+        rooms=(
+            "policies.auto",
+            "policies.registry",
+            "policies.robot",
+            "serve",
+            "transforms",
+            "weights.source",
+        ),
+        packages=("torch", "numpy", "websockets", "vla_client"),
+    ),
     "bench.execution": Room(
         rooms=("demo", "eval", "policies.auto"), packages=("torch", "numpy", "vla_client")
     ),

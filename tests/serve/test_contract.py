@@ -47,6 +47,7 @@ def test_the_whole_of_a_shipped_robot():
     assert about["action"]["names"] == list(robot.action_names)
     assert about["action"]["relative"] is None
     assert (about["frequency"], about["horizon"]) == (15.0, policy.window.executable)
+    assert made["execute"] == policy.window.executable // 2
     assert made["latency_ms"] == {"p50": pytest.approx(31), "p95": pytest.approx(40)}
     assert made["normalisation"] == {"state": "zscore", "actions": "zscore", "formula": "vla"}
     assert (made["checkpoint"], made["revision"], made["offers"]) == ("me/droid", "abc", ["guided"])
@@ -78,10 +79,10 @@ def test_what_the_checkpoint_records_comes_first():
 def test_a_past_without_a_reset_is_warned_of():
     class Remembering:
         def __init__(self, policy):
-            self.policy, self.past = policy, 3
+            self.wrapped, self.policy, self.past = policy, policy.policy, 3
 
         def __getattr__(self, name):
-            return getattr(self.policy, name)
+            return getattr(self.wrapped, name)
 
     policy = Remembering(tiny())
     assert "warning" not in contract(policy, checkpoint="x")

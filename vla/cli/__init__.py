@@ -15,6 +15,7 @@ import typer
 from vla.cli.bench.cost import bench
 from vla.cli.bench.execution import execution
 from vla.cli.bench.learning import draws, features
+from vla.cli.bench.serving import serving
 from vla.cli.commands import Command, Group, Interrupted, NobodyReads, UsageError, usage_in_one_line
 from vla.cli.convert import convert
 from vla.cli.demo import demo
@@ -60,7 +61,12 @@ for _name, _function in {
     app.command(_name, cls=Command, help=_help(_function))(with_verbosity(_function))
 
 _bench = typer.Typer(cls=Group)
-for _name, _function in {"draws": draws, "features": features, "execution": execution}.items():
+for _name, _function in {
+    "draws": draws,
+    "features": features,
+    "execution": execution,
+    "serve": serving,
+}.items():
     _bench.command(_name, cls=Command, help=_help(_function))(with_verbosity(_function))
 app.add_typer(
     _bench, name="bench", callback=with_verbosity(bench), invoke_without_command=True, help=_help(bench)

@@ -1,8 +1,11 @@
 """`vla eval CHECKPOINT`: success in a simulated environment, or agreement with recordings."""
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,12 +20,37 @@ from vla.cli.info.table_options import (
     table_options,
 )
 from vla.cli.paths import check_new_folder
+from vla.cli.rollouts import (
+    Acting,
+    Rollouts,
+    Server,
+    choose_conditions,
+    run_conditions,
+    show_success,
+    write_results,
+)
 from vla.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vla.cli.recordings import Keys
+    from vla.policies.robot import RobotPolicy
+    from vla.serve.remote import RemotePolicy
+
+TOKEN_VARIABLE = "VLA_SERVE_TOKEN"
+"""Of the environment: the token that a server asks for."""
 
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
         help="Policy folder, run folder, hub id or short name.", metavar="CHECKPOINT", show_default=False
+    ),
+]
+OptionalCheckpointArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="Policy folder, run folder, hub id or short name; none with --server.",
+        metavar="CHECKPOINT",
+        show_default=False,
     ),
 ]
 ConditionOption = Annotated[
@@ -67,16 +95,36 @@ LevelOption = Annotated[
         show_default="the highest that pays",
     ),
 ]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(help="Ask a server (vla serve) instead of CHECKPOINT.", metavar="URL", show_default=False),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"The server's token; {TOKEN_VARIABLE} of the environment by default.",
+        metavar="TOKEN",
+        show_default=False,
+    ),
+]
+NoiseOption = Annotated[
+    str | None,
+    typer.Option(
+        help="batch: one source of noise for the episodes run at once; chunk: a seed for each chunk.",
+        show_default="batch; chunk with --server",
+    ),
+]
 OutputOption = Annotated[Path, typer.Option(help="Folder for the report; must not exist.")]
 
 
 _OF_RECORDINGS = ("dataset_episodes", "camera", "column", "split", "subset", "fps")
-_OF_ENVIRONMENTS = ("env", "episodes", "condition", "execute", "batch_size", "film")
+_OF_ENVIRONMENTS = ("env", "episodes", "condition", "execute", "batch_size", "film", "noise", "server")
+_OF_LOADING = ("pipeline", "base", "device", "level")
 
 
 def evaluate(
     context: typer.Context,
-    checkpoint: CheckpointArgument,
+    checkpoint: OptionalCheckpointArgument = None,
     env: Annotated[str, typer.Option(help="Gymnasium environment.")] = "vla/Detour-v0",
     episodes: Annotated[int, typer.Option(min=1, help="Episodes per condition.")] = 100,
     condition: ConditionOption = None,
@@ -96,6 +144,9 @@ def evaluate(
     output: OutputOption = Path("eval_run"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
     level: LevelOption = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    noise: NoiseOption = None,
 ) -> None:
     """Evaluate a policy in a simulated environment, or against a dataset's recorded actions.
 
@@ -103,46 +154,143 @@ def evaluate(
     episodes.mp4 and summary.json. With --open-loop: predicts a chunk at frame after frame of the recordings
     and reports the error per dimension next to that of always predicting the mean action, with a plot of
     predicted against recorded actions per dimension. A checkpoint that was trained on several robots acts as
-    the one that --pipeline names.
+    the one that --pipeline names. With --server: the same episodes through a policy server, with those seeds;
+    in process --noise chunk gives the same ones.
 
     Example: vla eval runs/first --open-loop bridge_mini_v3 --output eval_first
+
+    Example: vla eval --server ws://gpu-machine:8000
     """
     check_new_folder(output, "--output", (open_loop or "").removeprefix("hf:"))
     _check_options(context, open_loop)
+    _check_server(context, checkpoint, server, noise)
+    quiet_loading()
+    if server is not None:
+        plan = _planned(env, condition, episodes, seed, batch_size, film, "chunk")
+        _show_end(_through_server(server, token, plan, execute, output), output)
+        return
 
-    from vla.atomic import atomic_folder
-    from vla.cli.rollouts import Acting
     from vla.policies.auto import load_for_episodes
     from vla.weights.source import local_folder
 
-    quiet_loading()
+    assert checkpoint is not None  # _check_server
     source = local_folder(checkpoint)
     check_new_folder(output, "--output", source)
+    load = partial(load_for_episodes, source, level, pipeline=pipeline, device=device, base=base)
     if open_loop is not None:
-        from vla.cli.recordings import compare, keys_of, print_errors, write_comparison
+        from vla.cli.recordings import keys_of
 
         chosen = None if dataset_episodes is None else parse_numbers(dataset_episodes, "--dataset-episodes")
         check_table(open_loop, table_options(column, split, subset, fps))
-        policy = load_for_episodes(source, level, pipeline=pipeline, device=device, base=base)
+        policy = load()
         keys = keys_of(source, camera, pipeline)
         keys = replace(keys, table=table_options(column, split, subset, fps, keys.table))
-        compared = compare(policy, open_loop, keys, chosen, seed)
-        print_errors(compared)
-        with atomic_folder(output) as folder:
-            write_comparison(folder, Acting(checkpoint, pipeline, policy.last_level), open_loop, compared)
+        _compare(policy, open_loop, keys, chosen, seed, (checkpoint, pipeline), output)
     else:
-        from vla.cli.rollouts import Rollouts, choose_conditions, run_conditions, show_success, write_results
-        from vla.eval.envs import environment_report
-
-        conditions = choose_conditions(env, condition)
-        policy = load_for_episodes(source, level, pipeline=pipeline, device=device, base=base)
+        plan = _planned(env, condition, episodes, seed, batch_size, film, noise or "batch")
+        policy = load()
         steps = policy.policy.config.executed_steps if execute is None else execute
-        plan = Rollouts(env, episodes, seed, conditions, steps, batch_size, film=min(film, episodes))
-        results = run_conditions(policy, plan)
-        summaries = show_success(results, environment_report(env))
-        with atomic_folder(output) as folder:
-            write_results(folder, Acting(checkpoint, pipeline, policy.last_level), plan, results, summaries)
-    console().print(f"sampled at level '{policy.last_level}'\nreport: {output / 'report.html'}")
+        _roll_out(policy, plan(steps), lambda: Acting(checkpoint, pipeline, policy.last_level), output)
+    _show_end(policy.last_level, output)
+
+
+def _compare(
+    policy: "RobotPolicy", dataset: str, keys: "Keys", chosen: list[int] | None, seed: int,
+    named: tuple[str, str | None], output: Path,
+) -> None:  # fmt: skip
+    """Compare with recordings, print the errors, and write them down."""
+    from vla.atomic import atomic_folder
+    from vla.cli.recordings import compare, print_errors, write_comparison
+
+    compared = compare(policy, dataset, keys, chosen, seed)
+    print_errors(compared)
+    with atomic_folder(output) as folder:
+        write_comparison(folder, Acting(*named, policy.last_level), dataset, compared)
+
+
+def _planned(
+    env: str, condition: str | None, episodes: int, seed: int, batch_size: int, film: int, noise: str
+) -> Callable[[int], Rollouts]:
+    """Return what makes the plan, given the actions that are executed of each chunk."""
+    conditions = choose_conditions(env, condition)
+    return lambda steps: Rollouts(
+        env, episodes, seed, conditions, steps, batch_size, min(film, episodes), noise
+    )
+
+
+def _through_server(
+    url: str, token: str | None, plan: Callable[[int], Rollouts], execute: int | None, output: Path
+) -> str:
+    """Evaluate what a server serves; return its level.
+
+    Raises:
+        ConfigError: It does not say how many actions to execute, and nor does the user.
+    """
+    from vla.serve.remote import RemotePolicy
+
+    size = plan(1)
+    connections = min(size.batch_size, size.episodes)
+    with RemotePolicy(url, token=token or os.environ.get(TOKEN_VARIABLE), connections=connections) as policy:
+        robot = policy.robot
+        steps = execute or robot.execute
+        if steps is None:
+            raise ConfigError(
+                f"{policy.uri} does not say how many actions to execute of a chunk: --execute N."
+            )
+
+        def acting() -> Acting:
+            server = Server(policy.uri, robot.version, robot.revision, policy.clipped, policy.lost_sessions)
+            return Acting(robot.checkpoint or "unnamed", None, policy.last_level, server)
+
+        _roll_out(policy, plan(steps), acting, output)
+        console().print(str(acting().server), soft_wrap=True)
+        return policy.last_level
+
+
+def _roll_out(
+    policy: "RobotPolicy | RemotePolicy", plan: Rollouts, acting: Callable[[], Acting], output: Path
+) -> None:
+    """Run episodes, print the success, and write the report; `acting` is called once they are over."""
+    from vla.atomic import atomic_folder
+    from vla.eval.envs import environment_report
+
+    results = run_conditions(policy, plan)
+    summaries = show_success(results, environment_report(plan.env))
+    with atomic_folder(output) as folder:
+        write_results(folder, acting(), plan, results, summaries)
+
+
+def _show_end(level: str, output: Path) -> None:
+    console().print(f"sampled at level '{level}'\nreport: {output / 'report.html'}")
+
+
+def _check_server(
+    context: typer.Context, checkpoint: str | None, server: str | None, noise: str | None
+) -> None:
+    """Refuse what does not go with a server, or only with one.
+
+    Raises:
+        ConfigError: There are both a checkpoint and a server, or neither; or an option has no meaning.
+    """
+    if noise not in (None, "batch", "chunk"):
+        raise ConfigError(f"--noise is batch or chunk, got '{noise}'.")
+    if server is None:
+        if checkpoint is None:
+            raise ConfigError("There is nothing to evaluate: name a CHECKPOINT, or a --server.")
+        if given := given_options(context, ("token",)):
+            raise ConfigError(f"{given[0]} is about --server URL, which is not given.")
+        return
+    if checkpoint is not None:
+        raise ConfigError(
+            f"--server evaluates the checkpoint that {server} serves: leave out '{checkpoint}', or --server."
+        )
+    if given := given_options(context, _OF_LOADING):
+        raise ConfigError(f"{given[0]} is about loading a checkpoint, which the server did: leave it out.")
+    if noise == "batch":
+        raise ConfigError(
+            "--noise batch draws from one source for all episodes, which does not travel to a server: "
+            "leave it out; in process --noise chunk gives the same episodes."
+        )
 
 
 def _check_options(context: typer.Context, open_loop: str | None) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vla.eval.envs.report import EnvironmentReport
     from vla.eval.outcome import EpisodeResult, Summary
     from vla.policies.robot import RobotPolicy
+    from vla.serve.remote import RemotePolicy
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,47 @@ class Acting:
     """Who acted.
 
     Attributes:
-        checkpoint: Name that the user gave.
+        checkpoint: Name that the user gave, here or to the server.
         pipeline: Which robot of a checkpoint that was trained on several.
         level: Level of sampling.
+        server: What a server says of itself; None in process.
     """
 
     checkpoint: str
     pipeline: str | None
     level: str
+    server: "Server | None" = None
 
     def __str__(self) -> str:
-        return self.checkpoint if self.pipeline is None else f"{self.checkpoint} as {self.pipeline}"
+        name = self.checkpoint if self.pipeline is None else f"{self.checkpoint} as {self.pipeline}"
+        return name if self.server is None else f"{name}, served by {self.server.url}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that acted.
+
+    Attributes:
+        url: Its address.
+        version: Its version of this library.
+        revision: Its checkpoint's commit on the hub, where it has one.
+        clipped: Values of all chunks that its limits changed; without a server nothing changes them.
+        lost_sessions: Episodes whose past was lost with a connection.
+    """
+
+    url: str
+    version: str | None
+    revision: str | None
+    clipped: int
+    lost_sessions: int
+
+    def __str__(self) -> str:
+        about = f"vla {self.version}" + (f", revision {self.revision}" if self.revision else "")
+        said = f"Served by {self.url} ({about}). Its limits changed {self.clipped:,} values of the chunks"
+        said += "; in process nothing would." if self.clipped else "."
+        if self.lost_sessions:
+            said += f" {self.lost_sessions} episodes lost their past together with a connection."
+        return said
 
 
 @dataclass(frozen=True)
@@ -47,6 +78,8 @@ class Rollouts:
         execute: Actions executed of each chunk.
         batch_size: Episodes run at once.
         film: Episodes of each condition that are filmed.
+        noise: "batch": one source for the episodes that run at once; "chunk": each chunk has a seed of its
+            own, so that an episode does not depend on the others.
     """
 
     env: str
@@ -56,6 +89,7 @@ class Rollouts:
     execute: int
     batch_size: int
     film: int
+    noise: str = "batch"
 
 
 def choose_conditions(env: str, condition: str | None) -> list[str]:
@@ -77,14 +111,13 @@ def choose_conditions(env: str, condition: str | None) -> list[str]:
     return [condition]
 
 
-def run_conditions(policy: "RobotPolicy", plan: Rollouts) -> dict[str, list["EpisodeResult"]]:
+def run_conditions(policy: "RobotPolicy | RemotePolicy", plan: Rollouts) -> dict[str, list["EpisodeResult"]]:
     """Run every condition and return its episodes by name.
 
     Raises:
         ConfigError: There is no such environment, or it does not fit (see `vla.eval.rollout`).
     """
     import gymnasium
-    import torch
 
     from vla.eval.envs import environment_report
     from vla.eval.rollout import rollout
@@ -111,11 +144,26 @@ def run_conditions(policy: "RobotPolicy", plan: Rollouts) -> dict[str, list["Epi
                 known.get(name),
                 execute=plan.execute,
                 batch_size=plan.batch_size,
-                generator=torch.Generator(policy.policy.device).manual_seed(plan.seed),
+                generator=_noise(policy, plan),
                 film=plan.film,
                 progress=progress,
             )
     return results
+
+
+def _noise(policy: "RobotPolicy | RemotePolicy", plan: Rollouts) -> Any:
+    """Return the source of the noise of one condition's chunks."""
+    import torch
+
+    from vla.eval.noise import ChunkNoise
+    from vla.serve.remote import RemotePolicy
+
+    if isinstance(policy, RemotePolicy):
+        return ChunkNoise(plan.seed)
+    device = policy.policy.device
+    if plan.noise == "chunk":
+        return ChunkNoise(plan.seed, lambda seed: torch.Generator(device).manual_seed(seed))
+    return torch.Generator(device).manual_seed(plan.seed)
 
 
 def show_success(
@@ -167,6 +215,8 @@ def write_results(
         f"{plan.episodes} episodes of {plan.env} per condition, seeds from {plan.seed}, "
         f"{plan.execute} actions executed of each predicted chunk."
     )
+    if acting.server is not None:
+        lead += f" {acting.server}"
     write_report(folder / "report.html", Report(f"Evaluation of {acting}", lead, blocks=blocks))
     numbers = {
         "checkpoint": acting.checkpoint,
@@ -175,6 +225,8 @@ def write_results(
         "env": plan.env,
         "seed": plan.seed,
         "execute": plan.execute,
+        "noise": plan.noise,
+        "server": None if acting.server is None else asdict(acting.server),
         "conditions": {name: one.to_json() for name, one in summaries.items()},
     }
     (folder / "summary.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 
 from vla.errors import ConfigError
+from vla.eval.noise import ChunkNoise
 from vla.eval.outcome import EpisodeResult, Summary, success_interval, summarize
 from vla.serve.chunking import ActionQueue, BatchPolicy, session_of
 from vla.types import STATE_KEY, ProgressCallback
@@ -43,7 +44,7 @@ def rollout(
         options: Reset options: one for all episodes, or one per seed.
         execute: Actions executed of each predicted chunk.
         batch_size: Episodes run at once.
-        generator: Source of the policy's noise.
+        generator: Source of the policy's noise; or a `ChunkNoise`, by which each chunk has its own.
         text: Ask the policy for its text at each prediction as well.
         film: Keep the rendered frames of this many episodes, from the first; `make_env` must make
             environments with `render_mode="rgb_array"`.
@@ -91,7 +92,10 @@ def _run(group: Sequence["_Episode"], policy: BatchPolicy, generator: Any, text:
     """Run a group of episodes to their ends."""
     live = list(group)
     while live:
-        answers = policy.infer_batch([episode.request for episode in live], generator=generator, text=text)
+        source = generator
+        if isinstance(generator, ChunkNoise):
+            source = [generator.of(episode.seed, episode.steps) for episode in live]
+        answers = policy.infer_batch([episode.request for episode in live], generator=source, text=text)
         for episode, answer in zip(live, answers, strict=True):
             episode.follow(answer)
         live = [episode for episode in live if not episode.done]
@@ -144,9 +148,14 @@ class _Episode:
         """What the policy is asked with: the observation, or session and observation."""
         return self.observation if self.session is None else (self.session, self.observation)
 
+    @property
+    def steps(self) -> int:
+        """Actions executed so far."""
+        return len(self._way) - 1
+
     def follow(self, answer: Mapping[str, Any]) -> None:
         """Execute the beginning of a predicted chunk, as far as the episode lasts."""
-        self._decisions.append(len(self._way) - 1)
+        self._decisions.append(self.steps)
         if answer.get("text") is not None:
             self._texts.append(answer["text"])
         self._queue.push(answer["actions"])
@@ -166,7 +175,7 @@ class _Episode:
         return EpisodeResult(
             seed=self.seed,
             success=bool(self.info["success"]),
-            steps=len(self._way) - 1,
+            steps=self.steps,
             trajectory=np.stack(self._way),
             texts=tuple(self._texts),
             decisions=tuple(self._decisions),

@@ -79,6 +79,7 @@ def contract(
             "frequency": _frequency(robot_policy, robot),
             "horizon": int(robot_policy.window.executable),
         },
+        "execute": int(robot_policy.policy.config.executed_steps),
         "normalisation": _normalisation(robot_policy),
         "needs_task": bool(robot_policy.needs_task),
         "past": int(robot_policy.past),

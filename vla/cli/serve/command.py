@@ -9,15 +9,13 @@ import typer
 
 from vla.cli.commands import given_options
 from vla.cli.console import console, quiet_loading
-from vla.cli.eval import BaseOption, CheckpointArgument, LevelOption, PipelineOption
+from vla.cli.eval import TOKEN_VARIABLE, BaseOption, CheckpointArgument, LevelOption, PipelineOption
 from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
 
 if TYPE_CHECKING:
     from vla.serve.server.options import ServeOptions
     from vla.serve.server.policy_server import PolicyServer
-
-TOKEN_VARIABLE = "VLA_SERVE_TOKEN"
 
 HostOption = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine's.")]
 PortOption = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any that is free.")]
