@@ -182,7 +182,9 @@ def _refused(uri: str, error: InvalidStatus) -> ServerError | ServerLostError:
     body = getattr(error.response, "body", None) or b""
     said = bytes(body[:300]).decode("utf-8", "replace").strip()
     if status in (401, 403):
-        return ServerError(f"{uri} refuses the token (HTTP {status}){': ' + said if said else ''}.")
+        return ServerError(
+            f"{uri} refuses the token (HTTP {status}){': ' + said.rstrip('.') if said else ''}."
+        )
     if status in _TRY_LATER:
         return ServerLostError(f"{uri} takes no connection now (HTTP {status}){': ' + said if said else ''}.")
     return ServerError(f"{uri} is not a policy server: it answers HTTP {status}.")

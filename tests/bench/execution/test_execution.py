@@ -8,7 +8,7 @@ import pytest
 from vla.bench.execution.episodes import Trace, run_episodes
 from vla.bench.execution.options import ExecutionOptions
 from vla.bench.execution.report import ExecutionReport, distances, paired, row_of
-from vla.bench.execution.run import FREE, strategies
+from vla.bench.execution.run import FREE, run_execution, strategies
 from vla.bench.execution.work import work_folder
 from vla.errors import ConfigError
 from vla.eval.envs.detour import STATE, DetourEnv
@@ -133,8 +133,22 @@ def test_a_folder_is_used_again_with_the_same_settings_alone(tmp_path):
     with work_folder(replace(options, actions="relative", latency=0.1)):
         pass
     with (
-        pytest.raises(ConfigError, match="was made with steps=3000, now it is 10"),
+        pytest.raises(ConfigError, match="was made with steps=4000, now it is 10"),
         work_folder(replace(options, steps=10)),
     ):
         pass
     assert (folder / "execution.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"execute": 20}, r"execute must lie in 4 to 12, .* got 20"),
+        ({"execute": 3}, r"execute must lie in 4 to 12, .* got 3"),
+        ({"max_prefix": 3}, r"max_prefix must be at least 4, .* got 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_recorded(tmp_path, options, said):
+    with pytest.raises(ConfigError, match=said):
+        run_execution(replace(OPTIONS, work=tmp_path / "work", **options))
+    assert not (tmp_path / "work").exists()

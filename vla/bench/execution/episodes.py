@@ -63,7 +63,7 @@ def run_episodes(
     for start in range(0, len(seeds), batch):
         lockstep = Lockstep(policy, batch)
         group = [
-            _Episode(seed, robot, make_strategy(lockstep.engine(latency, _noise(noise_seed, seed))))
+            Episode(seed, robot, make_strategy(lockstep.engine(latency, _noise(noise_seed, seed))))
             for seed in seeds[start : start + batch]
         ]
         live = group
@@ -83,8 +83,14 @@ def _noise(noise_seed: int, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(noise_seed * 1_000_003 + seed)
 
 
-class _Episode:
-    """A robot on its way."""
+class Episode:
+    """A robot on its way, the instruction leaving the side open.
+
+    Args:
+        seed: The layout's.
+        robot: The robot.
+        strategy: A strategy of `vla_client.execution`.
+    """
 
     def __init__(self, seed: int, robot: Embodiment, strategy: Any) -> None:
         self.strategy = strategy
@@ -95,8 +101,11 @@ class _Episode:
         self._sources: list[int] = []
 
     def step(self) -> None:
-        """Execute one action."""
-        action = self.strategy.act(self.observation)
+        """Ask the strategy, and execute its action."""
+        self.execute(self.strategy.act(self.observation))
+
+    def execute(self, action: np.ndarray) -> None:
+        """Let the robot do it, one control step long."""
         self._actions.append(action)
         source = self.strategy.source
         self._sources.append(-1 if source is None else source[0])

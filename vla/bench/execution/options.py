@@ -30,6 +30,7 @@ class ExecutionOptions:
         clearance: Free space that the expert keeps between gripper and cup, table units.
         work: Folder for recordings and runs; what is there is used again. None: a temporary one.
         batch: Episodes at once.
+        real_time: Layouts that are met in real time and over the network as well; 0: none.
         seed: Seed of recordings, training and noise.
 
     Raises:
@@ -41,13 +42,14 @@ class ExecutionOptions:
     execute: int = 6
     layouts: int = 1000
     first_layout: int = 500_000
-    steps: int = 3000
+    steps: int = 4000
     max_prefix: int = 6
     demonstrations: int = 1000
     pace: tuple[float, float] = (0.75, 1.35)
     clearance: float = 0.06
     work: Path | None = None
     batch: int = 50
+    real_time: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,6 +61,8 @@ class ExecutionOptions:
         for name in ("execute", "layouts", "steps", "max_prefix", "demonstrations", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.real_time <= self.layouts:
+            raise ConfigError(f"real_time must lie in 0 to {self.layouts} layouts, got {self.real_time}.")
         if not 0 <= self.latency <= 10:
             raise ConfigError(f"latency must lie in 0 to 10 seconds, got {self.latency}.")
 

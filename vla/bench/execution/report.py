@@ -71,12 +71,16 @@ class ExecutionReport:
         versions: Versions of everything that matters.
         settings: The options, by name.
         rows: Every strategy; the first is the one without latency.
+        real_time: Those that met layouts in real time, compared with the first.
+        late: Share of control steps that began late by more than a fifth of a period there, by strategy.
     """
 
     machine: str
     versions: dict[str, str]
     settings: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
+    real_time: list[Row] = field(default_factory=list)
+    late: dict[str, float] = field(default_factory=dict)
 
     def row(self, name: str) -> Row:
         """Return the strategy of that name."""

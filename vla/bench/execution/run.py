@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from vla_client.execution import Pausing, Prefetch, RealTimeChunking, TemporalEnsembling
 
-from vla.bench.execution.episodes import MakeStrategy, run_episodes
+from vla.bench.execution.episodes import MakeStrategy, Trace, run_episodes
 from vla.bench.execution.options import ExecutionOptions
+from vla.bench.execution.real_time import run_in_real_time, slow_client
 from vla.bench.execution.report import ExecutionReport, row_of
 from vla.bench.execution.work import work_folder
 from vla.bench.machine import describe_machine, versions
 from vla.demo.demonstrations import record_demonstrations
 from vla.demo.run import packaged_recipe
 from vla.demo.twins import train_side_by_side
+from vla.errors import ConfigError
 from vla.policies.auto import load_for_episodes
 
 Say = Callable[[str], None]
@@ -33,6 +35,7 @@ def run_execution(options: ExecutionOptions, say: Say = print) -> ExecutionRepor
         TrainingError: A training failed.
     """
     report = ExecutionReport(describe_machine(torch.device("cpu")), versions(), asdict(options))
+    _check_fits(options)
     with work_folder(options) as folder:
         checkpoints = trained(options, folder, say)
         policies = {name: load_for_episodes(path) for name, path in checkpoints.items()}
@@ -51,7 +54,49 @@ def run_execution(options: ExecutionOptions, say: Say = print) -> ExecutionRepor
             )
             without.setdefault(policy, traces)
             report.rows.append(row_of(name, traces, without[policy], options.robot.fps))
+        if options.real_time:
+            _real_time(options, checkpoints, {name: list(one) for name, one in without.items()}, report, say)
     return report
+
+
+def _check_fits(options: ExecutionOptions) -> None:
+    """Raise `ConfigError` unless d <= s <= H - d, before anything is recorded or trained."""
+    horizon = int(packaged_recipe("detour.yaml", [], None).policy.config["action_horizon"])
+    delay, execute = options.delay, options.execute
+    if not delay <= execute <= horizon - delay:
+        raise ConfigError(
+            f"execute must lie in {delay} to {horizon - delay}, the steps that a chunk takes and what is left "
+            f"of its {horizon} steps then, got {execute}."
+        )
+    if delay > options.max_prefix:
+        raise ConfigError(
+            f"max_prefix must be at least {delay}, the steps that a chunk takes, got {options.max_prefix}."
+        )
+
+
+def _real_time(
+    options: ExecutionOptions,
+    checkpoints: dict[str, Path],
+    without: dict[str, list[Trace]],
+    report: ExecutionReport,
+    say: Say,
+) -> None:
+    """Let the strategies that do not wait meet the first layouts in real time, over the network."""
+    seeds = range(options.first_layout, options.first_layout + options.real_time)
+    hold = "last" if options.robot.absolute else "zero"
+    how: dict[str, tuple[str, Any, dict[str, Any]]] = {
+        "asynchronous": (FREE, Prefetch, {}),
+        "guided": (FREE, RealTimeChunking, {"method": "guided", "initial_delay": options.delay}),
+        "prefix": (PREFIX, RealTimeChunking, {"method": "prefix"}),
+    }
+    for name, (policy, kind, keywords) in how.items():
+        say(f"{name}, in real time: {options.real_time} layouts")
+        make = partial(kind, execute=options.execute, hold=hold, **keywords)
+        with slow_client(checkpoints[policy], options.latency) as client:
+            traces, late = run_in_real_time(client, make, options.robot, seeds)
+        before = without[policy][: options.real_time]
+        report.real_time.append(row_of(name, traces, before, options.robot.fps))
+        report.late[name] = late
 
 
 def strategies(options: ExecutionOptions) -> Iterator[tuple[str, str, int, MakeStrategy]]:
@@ -117,5 +162,9 @@ def _recipe(options: ExecutionOptions, dataset: Path, name: str, output: Path) -
     if options.actions == "relative":
         overrides.append("data.delta_mask=[true,true]")
     if name == PREFIX:
-        overrides.append(f"policy.config.max_action_prefix={options.max_prefix}")
+        overrides += [
+            f"policy.config.max_action_prefix={options.max_prefix}",
+            "policy.config.action_prefix_decay=0.3",  # chunks without known steps stay the most frequent
+            "policy.config.draws_per_observation=4",  # several lengths of prefix for each observation
+        ]
     return packaged_recipe("detour.yaml", overrides, options.steps)

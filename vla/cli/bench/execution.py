@@ -10,6 +10,8 @@ from vla.cli.console import console, quiet_loading, stages
 from vla.cli.paths import check_file, check_new_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vla.bench.execution import ExecutionReport, Row
 
 ActionsOption = Annotated[
@@ -29,9 +31,12 @@ def execution(
     latency_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a chunk takes.")] = 200.0,
     execute: Annotated[int, typer.Option(min=1, help="Control steps between two requests.")] = 6,
     layouts: Annotated[int, typer.Option(min=2, help="Layouts that every strategy meets.")] = 1000,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of either policy.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of either policy.")] = 4000,
     max_prefix: PrefixOption = 6,
     demonstrations: Annotated[int, typer.Option(min=3, help="Episodes to record.")] = 1000,
+    real_time: Annotated[
+        int, typer.Option(min=0, help="Layouts met in real time and over the network as well.")
+    ] = 0,
     work: WorkOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of recordings, training and noise.")] = 0,
     json: JsonOption = None,
@@ -61,6 +66,7 @@ def execution(
         steps=steps,
         max_prefix=max_prefix,
         demonstrations=demonstrations,
+        real_time=real_time,
         work=work,
         seed=seed,
     )
@@ -73,17 +79,14 @@ def execution(
 
 
 def _show(report: "ExecutionReport") -> None:
-    from rich.table import Table
-
     out = console()
     out.print(report.machine)
     out.print(", ".join(f"{name} {version}" for name, version in report.versions.items()))
-    table = Table("strategy")
-    for heading in ("success", "95 %", "lost", "95 % (paired)", "cup", "seconds", "jump", "95th"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in report.rows:
-        table.add_row(row.name, *_cells(row))
-    out.print(table)
+    out.print(_table("strategy", report.rows))
+    if report.real_time:
+        out.print(_table("in real time, over the network", report.real_time))
+        late = ", ".join(f"{name} {share:.1%}" for name, share in report.late.items())
+        out.print(f"control steps that began late by more than a fifth of a period: {late}")
     out.print(
         "lost: layouts lost against the same policy without latency, less those won. jump: mean distance of "
         "consecutive actions across a seam over the median within chunks; 95th: its 95th percentile."
@@ -91,6 +94,17 @@ def _show(report: "ExecutionReport") -> None:
     for one in report.findings:
         wanted = f"{'>=' if one.at_least else '<='} {one.bound:.2f}"
         out.print(f"{one.name}: {one.value:.3f} (aim {wanted}{'' if one.met else ', missed'})")
+
+
+def _table(title: str, rows: "Sequence[Row]") -> Any:
+    from rich.table import Table
+
+    table = Table(title)
+    for heading in ("success", "95 %", "lost", "95 % (paired)", "cup", "seconds", "jump", "95th"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.name, *_cells(row))
+    return table
 
 
 def _cells(row: "Row") -> list[Any]:

@@ -50,7 +50,7 @@ def build_server(
     """
     options = options or ServeOptions()
     keys, held = KeyMap(robot_policy, robot), limits_of(robot_policy, robot, limits)
-    ready = make_ready(robot_policy, options.max_batch, tasks)
+    ready = make_ready(robot_policy, options.max_batch, tasks, options.samples)
     made = contract(
         robot_policy,
         checkpoint=checkpoint,

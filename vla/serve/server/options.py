@@ -114,6 +114,8 @@ class ServeOptions:
             context.load_cert_chain(self.tls_cert, self.tls_key, password=_no_password)
         except (OSError, ValueError) as error:  # an SSLError is an OSError
             reason = getattr(error, "strerror", None) or str(error)
+            if "PEM lib" in reason:
+                reason = "one of them is not in PEM form, which begins with -----BEGIN"
             raise ConfigError(f"TLS cannot use {named}: {reason}.") from error
         return context
 

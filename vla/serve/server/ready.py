@@ -47,8 +47,10 @@ class Ready:
         )
 
 
-def make_ready(robot_policy: RobotPolicy, max_batch: int, tasks: Sequence[str] = ()) -> Ready:
-    """Make what the first chunks would have to wait for, and measure one chunk.
+def make_ready(
+    robot_policy: RobotPolicy, max_batch: int, tasks: Sequence[str] = (), samples: int = 1
+) -> Ready:
+    """Make what the first chunks would have to wait for, those that continue others as well; measure one.
 
     On a GPU, batches of 1, 2, 4, ... up to `max_batch` observations are made ready, on a CPU one observation,
     where another number of rows costs little.
@@ -57,6 +59,7 @@ def make_ready(robot_policy: RobotPolicy, max_batch: int, tasks: Sequence[str] =
         robot_policy: The policy.
         max_batch: Most observations in one pass.
         tasks: Instructions that will occur; without them, any one, or none where texts are padded.
+        samples: Chunks of each observation.
 
     Raises:
         ConfigError: See `RobotPolicy.warm_up`.
@@ -72,7 +75,7 @@ def make_ready(robot_policy: RobotPolicy, max_batch: int, tasks: Sequence[str] =
         size *= 2
     fits = 0
     for rows in dict.fromkeys(sizes):
-        if not _warmed(robot_policy, given, rows):
+        if not _warmed(robot_policy, given, rows, samples):
             logger.warning("Memory does not suffice for %d observations at once: batches stay below.", rows)
             break
         fits = rows
@@ -83,10 +86,10 @@ def make_ready(robot_policy: RobotPolicy, max_batch: int, tasks: Sequence[str] =
     return Ready(robot_policy.last_level, warm, enough, p50, p95)
 
 
-def _warmed(robot_policy: RobotPolicy, tasks: Sequence[str] | None, rows: int) -> bool:
+def _warmed(robot_policy: RobotPolicy, tasks: Sequence[str] | None, rows: int, samples: int) -> bool:
     """Warm up for a number of rows; return whether memory sufficed, which for one row it must."""
     try:
-        robot_policy.warm_up(tasks, batch_sizes=(rows,))
+        robot_policy.warm_up(tasks, batch_sizes=(rows,), samples=samples, methods=robot_policy.continues_by)
     except (RuntimeError, MemoryError) as error:
         if rows == 1 or not is_out_of_memory(error):
             raise
