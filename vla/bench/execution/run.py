@@ -61,12 +61,14 @@ def run_execution(options: ExecutionOptions, say: Say = print) -> ExecutionRepor
 
 def _check_fits(options: ExecutionOptions) -> None:
     """Raise `ConfigError` unless d <= s <= H - d, before anything is recorded or trained."""
-    horizon = int(packaged_recipe("detour.yaml", [], None).policy.config["action_horizon"])
+    horizon = int(
+        packaged_recipe("detour.yaml", ["data.path=-", "output=-"], None).policy.config["action_horizon"]
+    )
     delay, execute = options.delay, options.execute
     if not delay <= execute <= horizon - delay:
         raise ConfigError(
-            f"execute must lie in {delay} to {horizon - delay}, the steps that a chunk takes and what is left "
-            f"of its {horizon} steps then, got {execute}."
+            f"execute must lie in {delay} to {horizon - delay}, the steps that a chunk takes and those that "
+            f"are left of {horizon} then, got {execute}."
         )
     if delay > options.max_prefix:
         raise ConfigError(
