@@ -46,13 +46,13 @@ def same(one, other):
     return type(one) is type(other) and one == other
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=15, deadline=None)
 @hypothesis.given(st.dictionaries(KEYS, VALUES), st.sampled_from(CODINGS))
 def test_values_come_back_as_they_were(value, coding):
     assert same(value, unpack(pack(value, coding))[0])
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(st.binary(max_size=200))
 def test_random_bytes_raise_coding_errors_alone(message):
     try:
@@ -61,7 +61,7 @@ def test_random_bytes_raise_coding_errors_alone(message):
         return
 
 
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=20, deadline=None)
 @hypothesis.given(st.dictionaries(KEYS, VALUES), st.sampled_from(CODINGS), st.data())
 def test_damaged_messages_raise_coding_errors_alone(value, coding, data):
     message = bytearray(pack(value, coding))
