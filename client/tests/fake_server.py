@@ -42,6 +42,7 @@ CONTRACT = {
     "past": 0,
     "offers": ["guided", "prefix"],
     "max_prefix": 3,
+    "picks": ["medoid", "nearest"],
     "level": "eager",
     "latency_ms": {"p50": 12.5, "p95": 20.0},
     "limits": None,

@@ -16,6 +16,7 @@ from vla_client.errors import (
     ConfigError,
     ObservationError,
     ServerError,
+    ShapeError,
 )
 
 FAST = {"backoff": (0.01, 0.05), "patience": 5.0, "deadline": 5.0}
@@ -57,6 +58,7 @@ def test_everything_asked_for_is_sent(fake, client):
         continuing=old,
         noise=noise,
         samples=4,
+        pick="nearest",
         num_steps=3,
         text=True,
         timestamp=12.5,
@@ -69,6 +71,8 @@ def test_everything_asked_for_is_sent(fake, client):
     assert np.array_equal(first["vla/noise"], noise)
     assert (first["vla/samples"], first["vla/num_steps"], first["vla/text"]) == (4, 3, True)
     assert first["vla/timestamp"] == 12.5
+    assert first["vla/pick"] == "nearest"
+    assert "vla/pick" not in second
     assert second["vla/seed"] == 3
     assert abs(second["vla/timestamp"] - time.time()) < 60
 
@@ -234,6 +238,26 @@ def test_a_function_that_returns_no_bytes_is_told(fake):
         {"expect": {"frequncy": 20}},
         {"expect": {"frequency": 50}},
         {"expect": {"cameras": ["front"]}},
+        {"expect": {"cameras": 3}},
+        {"expect": {"cameras": [3]}},
+        {"expect": {"cameras": {"top": 4, "wrist": None}}},
+        {"expect": {"state": None}},
+        {"expect": {"action_units": True}},
+        {"expect": {"frequency": "fast"}},
+        {"expect": ["top"]},
+        {"uri": 3},
+        {"port": 0},
+        {"port": "8000"},
+        {"port": 8000},  # as well as the one of the address
+        {"token": 3},
+        {"token": "with\nline"},
+        {"coding": ["openpi"]},
+        {"without": "top"},
+        {"without": 3},
+        {"without": [3]},
+        {"backoff": 3},
+        {"backoff": (1,)},
+        {"ssl": True},
     ],
     ids=lambda arguments: next(iter(arguments)),
 )
@@ -248,4 +272,55 @@ def test_what_the_server_does_not_offer_is_refused_before_it_is_sent():
             client.infer(observation(), continuing=Continuation(np.ones((4, 2)), 1))
         with pytest.raises(ConfigError, match="at most 3 steps, got a delay of 4"):
             client.infer(observation(), continuing=Continuation(np.ones((4, 2)), 4, method="prefix"))
+        assert fake.requests == []
+
+
+def test_host_and_port_may_be_given_as_openpi_does(fake):
+    with Client("127.0.0.1", fake.port, **FAST) as client:
+        assert client.uri == fake.uri
+        assert client.infer(observation())["actions"].shape == (5, 2)
+    with Client("ws://127.0.0.1/arm", np.int64(fake.port), **FAST) as client:
+        assert client.uri == f"{fake.uri}/arm"
+    with pytest.raises(ConfigError, match=rf"has a port already, and port={fake.port} is another"):
+        Client(fake.uri, fake.port)
+
+
+@pytest.mark.parametrize("key", ["cameras", "state", "action", "state_units", "action_units"])
+def test_a_text_is_not_taken_for_a_list_of_names(fake, key):
+    with pytest.raises(ConfigError, match=rf"expect\['{key}'\] .* got the text 'xy': write \['xy'\]"):
+        Client(fake.uri, expect={key: "xy"}, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ({"continuing": np.zeros((2, 2))}, ConfigError, "continuing must be .*Continuation.*got a ndarray"),
+        ({"seed": -1}, ConfigError, "seed must be a whole number from 0 .*got -1"),
+        ({"seed": True}, ConfigError, "seed must be a whole number"),
+        ({"seed": 1, "noise": np.zeros((5, 2))}, ConfigError, "leave out one"),
+        ({"noise": "loud"}, ShapeError, r"noise must be numbers \[a, m\]"),
+        ({"noise": [[1], [1, 2]]}, ShapeError, r"noise must be numbers \[a, m\]"),
+        ({"noise": np.full((5, 2), np.nan)}, ConfigError, "noise must be finite"),
+        ({"samples": 0}, ConfigError, "samples must be a whole number of at least 1, got 0"),
+        ({"samples": "many"}, ConfigError, "samples must be a whole number"),
+        ({"num_steps": 1.5}, ConfigError, "num_steps must be a whole number"),
+        ({"text": "yes"}, ConfigError, "text must be True or False, got 'yes'"),
+        ({"timestamp": "now"}, ConfigError, "timestamp must be a number of seconds"),
+        ({"deadline": -1}, ConfigError, "deadline must be seconds above 0"),
+        ({"pick": "mediod"}, ConfigError, r"pick must be one of medoid, nearest.*Did you mean 'medoid'"),
+        ({"pick": 3}, ConfigError, "pick must be one of medoid, nearest, got 3"),
+        ({"pick": lambda chunks, seen: 0}, ConfigError, "the server picks, which gets no functions"),
+        ({"pick": "nearest"}, ConfigError, "there is no continuing"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_not_sent(fake, client, asked, error, said):
+    with pytest.raises(error, match=said):
+        client.infer(observation(), **asked)
+    assert fake.requests == []
+
+
+def test_a_server_that_offers_no_choice_of_the_best_is_not_asked_for_it():
+    with serving({"vla": contract(picks=None)}) as fake, Client(fake.uri, **FAST) as client:
+        with pytest.raises(ConfigError, match="does not pick by 'medoid'; it offers nothing of the kind"):
+            client.infer(observation(), samples=2, pick="medoid")
         assert fake.requests == []

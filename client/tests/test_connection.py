@@ -18,6 +18,7 @@ from vla_client.errors import (
     ServerError,
     ServerLostError,
 )
+from vla_client.execution import Prefetch
 
 FAST = {"backoff": (0.01, 0.05), "patience": 5.0, "deadline": 5.0}
 
@@ -230,6 +231,41 @@ def test_closing_ends_a_call_that_waits(fake):
     with pytest.raises(ServerLostError, match="closed"):
         client.infer(observation())
     assert time.monotonic() - started < 1.9
-    with pytest.raises(ServerLostError, match="closed"):
-        client.infer(observation())
+    for call in (client.reset, lambda: client.infer(observation())):
+        with pytest.raises(ServerLostError, match=r"^This client is closed\.$"):
+            call()
     client.close()
+
+
+def test_closing_ends_the_wait_for_a_greeting():
+    """A server that takes connections and says nothing, as one that is stopped."""
+    with serving() as fake:
+        client = Client(fake.uri, **{**FAST, "deadline": 20.0, "patience": 20.0})
+        with deaf(greets=False) as uri:
+            client.uri = uri
+            fake.faults = [hang_up]
+            threading.Timer(0.3, client.close).start()
+            started = time.monotonic()
+            with pytest.raises(ServerLostError, match="This client is closed"):
+                client.infer(observation())
+            assert time.monotonic() - started < 10
+
+
+def test_a_strategy_over_a_server_that_has_stopped_is_closed_in_time(caplog):
+    with serving({"vla": contract(past=3)}) as fake:
+        client = Client(fake.uri, **{**FAST, "deadline": 20.0})
+        strategy = Prefetch(client, 3, hold="last")
+        strategy.act(observation())
+        fake.faults = [wait(3)]
+        for _ in range(10):
+            strategy.act(observation())
+        started = time.monotonic()
+        while len(fake.requests) < 2:
+            assert time.monotonic() - started < 5
+            time.sleep(0.01)
+        started = time.monotonic()
+        client.close()  # ends the call
+        strategy.close(timeout=15)
+        assert time.monotonic() - started < 2.5
+        assert "still at work" not in caplog.text
+        assert len(fake.requests) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
 
@@ -53,6 +54,40 @@ def test_errors_are_one_line(capsys):
     assert said.count("\n") == 1
     with pytest.raises(SystemExit):
         main([uri, "--calls", "-1"])
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    with serving() as fake:
+        done = subprocess.run(
+            f"{sys.executable} -m vla_client {fake.uri} --calls 0 | true",
+            shell=True,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.stderr == ""
+
+
+def test_a_certificate_to_trust_is_named_by_its_file(tmp_path, capsys):
+    (tmp_path / "junk.pem").write_text("junk")
+    for name in ("junk.pem", "none.pem"):
+        assert main(["wss://127.0.0.1:1", "--ca", str(tmp_path / name)]) == 1
+        assert f"--ca {tmp_path / name} cannot be read as a PEM certificate" in capsys.readouterr().err
+    key, cert = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    with serving(ssl=context) as fake:
+        uri = fake.uri.replace("ws://", "wss://")
+        assert main([uri, "--calls", "0"]) == 1
+        assert "certificate that is not trusted here" in capsys.readouterr().err
+        assert main([uri, "--calls", "0", "--ca", cert]) == 0
+        assert "me/cup" in capsys.readouterr().out
 
 
 def test_it_runs_as_a_module():

@@ -20,6 +20,12 @@ class Tensor:
         return np.array([1.0, 2.0], np.float32)
 
 
+class Picture:
+    """As Pillow's images show themselves."""
+
+    __array_interface__ = np.full((4, 6, 3), 7, np.uint8).__array_interface__ | {"data": b"\7" * 72}
+
+
 def test_what_fits_is_sent_as_it_is():
     made = prepare(observation(), ROBOT)
     assert {*made} == {*observation()}
@@ -32,6 +38,7 @@ def test_what_fits_is_sent_as_it_is():
     made = prepare(observation(**{"observation.state": Tensor(), "task": np.array("pick")}), ROBOT)
     assert isinstance(made["observation.state"], np.ndarray)
     assert made["task"] == "pick"
+    assert prepare(observation(**{IMAGE: Picture()}), ROBOT)[IMAGE].tolist() == [[[7] * 3] * 6] * 4
 
 
 @pytest.mark.parametrize(
@@ -53,6 +60,12 @@ def test_what_fits_is_sent_as_it_is():
         ({IMAGE: np.zeros((4, 6, 3), np.uint16)}, f"{IMAGE} must be uint8"),
         ({IMAGE: np.full((4, 6, 3), 255.0)}, f"{IMAGE} holds floats outside [0, 1]"),
         ({IMAGE: np.full((4, 6, 3), np.nan)}, f"{IMAGE}[0, 0, 0] is nan"),
+        (
+            {IMAGE: np.frombuffer(b"\xff\xd8\xff\xe0....", np.uint8)},
+            f"{IMAGE} is an array of the bytes of a JPEG or PNG, uint8 [8], as OpenCV's imencode makes it: "
+            "send image.tobytes().",
+        ),
+        ({IMAGE: np.zeros(8, np.uint8)}, f"{IMAGE} must be uint8 [h, w, 3], got uint8 [8]"),
         ({IMAGE: b"GIF89a"}, f"{IMAGE} is bytes that are neither a JPEG nor a PNG"),
         (
             {"observation.images.tpo": np.zeros((4, 6, 3), np.uint8)},

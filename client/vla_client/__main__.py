@@ -6,12 +6,14 @@ python -m vla_client ws://gpu-machine:8000 --calls 50
 from __future__ import annotations
 
 import argparse
+import os
+import ssl
 import sys
 from typing import Any, NoReturn
 
 from vla_client.client import Client
 from vla_client.contract import Contract, Vector
-from vla_client.errors import VlaError
+from vla_client.errors import ConfigError, VlaError
 from vla_client.observing import gray
 
 
@@ -23,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("uri", help="ws://host:port, or wss://host:port")
     parser.add_argument("--token", help="the server's, if it asks for one")
+    parser.add_argument("--ca", help="PEM file of a certificate to trust, such as your own server's (wss://)")
     parser.add_argument(
         "--calls", type=_count, default=20, help="answers to gray images that are timed; 0: none (20)"
     )
@@ -33,7 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     asked = parser.parse_args(arguments)
     try:
-        with Client(asked.uri, token=asked.token, jpeg=asked.jpeg, patience=asked.patience) as client:
+        trusted = None if asked.ca is None else _trusting(asked.ca)
+        with Client(
+            asked.uri, token=asked.token, jpeg=asked.jpeg, patience=asked.patience, ssl=trusted
+        ) as client:
             _say(*_described(client))
             if client.robot is not None and asked.calls:
                 observation = gray(client.robot, asked.task)
@@ -43,9 +49,19 @@ def main(arguments: list[str] | None = None) -> int:
     except VlaError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
+    except BrokenPipeError:  # who read this has seen enough, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at the end
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _trusting(path: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:  # SSLError is one as well
+        raise ConfigError(f"--ca {path} cannot be read as a PEM certificate: {error}.") from error
 
 
 def _described(client: Client) -> list[str]:
@@ -103,6 +119,7 @@ def _number(value: float | None) -> str:
 def _say(*lines: str) -> None:
     for line in lines:
         print(line)  # noqa: T201
+    sys.stdout.flush()
 
 
 def _count(text: str) -> int:

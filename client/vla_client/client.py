@@ -7,7 +7,6 @@ with Client("ws://gpu-machine:8000", expect={"frequency": 50}) as policy:
 from __future__ import annotations
 
 import logging
-import math
 import random
 import ssl as tls
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_client import arguments
 from vla_client.coding import CODINGS, pack, unpack
 from vla_client.connection import Connection, failed
 from vla_client.continuation import Continuation
@@ -52,6 +52,7 @@ class Client:
 
     Args:
         uri: `ws://host:port`, or `wss://` for TLS; without a scheme, `ws://` is meant.
+        port: The port, where the address does not have it.
         token: The server's, if it asks for one.
         deadline: Seconds that a call may take, reconnecting included.
         coding: How arrays are written, one of `vla_client.coding.CODINGS`.
@@ -80,6 +81,7 @@ class Client:
     def __init__(
         self,
         uri: str = "ws://localhost:8000",
+        port: int | None = None,
         *,
         token: str | None = None,
         deadline: float = 30.0,
@@ -91,24 +93,24 @@ class Client:
         backoff: tuple[float, float] = (0.1, 5.0),
         ssl: tls.SSLContext | None = None,
     ) -> None:
-        if coding not in CODINGS:
-            raise ConfigError(f"coding must be one of {', '.join(CODINGS)}, got {coding!r}.")
-        self.uri = uri if "://" in uri else f"ws://{uri}"
-        self.deadline = _seconds(deadline, "deadline")
+        arguments.settings(token, coding, CODINGS, expect, ssl)
+        self.uri = arguments.address(uri, port)
+        self.deadline = arguments.seconds(deadline, "deadline")
         self.latency = Latency()
         self.reconnects = 0
         self.lost_sessions = 0
         self._token = token
         self._coding = coding
         self._expect = dict(expect or {})
-        self._without = tuple(without)
+        self._without = arguments.names(without, "without")
         self._encode = encoder(jpeg)
-        self._patience = _seconds(patience, "patience")
-        self._backoff = (_seconds(backoff[0], "backoff"), _seconds(backoff[1], "backoff"))
+        self._patience = arguments.seconds(patience, "patience")
+        self._backoff = arguments.pauses(backoff)
         self._ssl = ssl
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._connection: Connection | None = None
+        self._opening: Connection | None = None  # whose greeting is waited for
         self._metadata: dict[str, Any] | None = None
         self._robot: Contract | None = None
         self._shown = False  # whether the session that is lost with the connection has seen a frame
@@ -126,6 +128,11 @@ class Client:
         """The robot that the server's policy is for; None where the server does not say (openpi's)."""
         return self._robot
 
+    @property
+    def past(self) -> int:
+        """Steps from the earliest frame that the policy reads to the present; 0: `observe` sends nothing."""
+        return 0 if self._robot is None else self._robot.past
+
     def infer(
         self,
         observation: Mapping[str, Any],
@@ -135,6 +142,7 @@ class Client:
         seed: int | None = None,
         noise: np.ndarray | None = None,
         samples: int = 1,
+        pick: str | None = None,
         num_steps: int | None = None,
         text: bool = False,
         timestamp: float | None = None,
@@ -150,6 +158,8 @@ class Client:
             seed: Seed of the noise; the server chooses one otherwise and says which.
             noise: The noise itself, `[a, m]` in model space.
             samples: Chunks to draw, of which the server picks one.
+            pick: Which: "medoid", whose distances to the others have the smallest sum; "nearest", to what it
+                continues. None: the nearest where there is something to continue, else the medoid.
             num_steps: Steps of sampling; the policy's own otherwise.
             text: Whether to generate the response text, `"text"`.
             timestamp: When the observation was taken, seconds of this machine's clock; the reply has it as
@@ -162,23 +172,23 @@ class Client:
 
         Raises:
             ObservationError: The observation does not fit the robot's contract, or the server says so.
-            ConfigError: The server cannot do what is asked.
+            ConfigError: An argument is out of its range, or the server cannot do what is asked.
+            ShapeError: `noise` is not numbers `[a, m]`.
             DeadlineError: There was no answer in time.
             ServerLostError: The server is gone, and does not come back in time.
             ServerError: The server answered with an error.
             ActionError: The actions are not finite, or have another width than the contract says.
         """
-        asked: dict[str, Any] = {
-            "vla/continue": None if continuing is None else _continue(continuing),
-            "vla/seed": seed,
-            "vla/noise": None if noise is None else np.asarray(noise),
-            "vla/samples": None if samples == 1 else samples,
-            "vla/num_steps": num_steps,
-            "vla/text": True if text else None,
-        }
-        asked = {key: value for key, value in asked.items() if value is not None}
-        if continuing is not None:
-            self._check_offered(continuing)
+        asked = arguments.asked(
+            continuing=continuing,
+            seed=seed,
+            noise=noise,
+            samples=samples,
+            pick=pick,
+            num_steps=num_steps,
+            text=text,
+        )
+        self._check_offered(continuing, pick)
         answer = self._ask(observation, asked, timestamp, deadline)
         return executable(answer, self._robot)
 
@@ -190,7 +200,7 @@ class Client:
         Raises:
             VlaError: As `infer` does.
         """
-        if self._robot is not None and self._robot.past:
+        if self.past:
             answer = self._ask(observation, {"vla/observe": True}, None, None)
             self._expect_word(answer, "vla/observe")
 
@@ -211,6 +221,8 @@ class Client:
     def close(self) -> None:
         """Close the connection; a call that waits in another thread ends with `ServerLostError`."""
         self._closed.set()
+        if (opening := self._opening) is not None:
+            opening.abort()
         if (connection := self._connection) is not None:
             connection.close()
 
@@ -231,6 +243,7 @@ class Client:
         deadline: float | None,
     ) -> dict[str, Any]:
         """Send an observation with what is asked of it, and return the answer."""
+        stamp = time.time() if timestamp is None else arguments.moment(timestamp)
         with self._call(deadline) as until:
             started = time.monotonic()
             request = prepare(observation, self._robot, self._without)
@@ -243,7 +256,6 @@ class Client:
                     )
                 answer = self._exchange(request, until)
             else:
-                stamp = time.time() if timestamp is None else float(timestamp)
                 answer = self._exchange({**request, **asked, "vla/timestamp": stamp}, until, stamp)
             self.latency.add((time.monotonic() - started) * 1000, server_ms(answer))
         return answer
@@ -251,7 +263,8 @@ class Client:
     @contextmanager
     def _call(self, deadline: float | None) -> Iterator[float]:
         """Hold the connection for one call; yields when it must be over."""
-        seconds = self.deadline if deadline is None else _seconds(deadline, "deadline")
+        seconds = self.deadline if deadline is None else arguments.seconds(deadline, "deadline")
+        self._check_open()
         until = time.monotonic() + seconds
         if not self._lock.acquire(timeout=seconds):
             raise DeadlineError(f"Another thread's call took all of the {seconds:g} s of this one.")
@@ -293,9 +306,20 @@ class Client:
                     self._drop()
         raise AssertionError("the last try returns or raises")
 
-    def _check_offered(self, continuing: Continuation) -> None:
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise ServerLostError("This client is closed.")
+
+    def _check_offered(self, continuing: Continuation | None, pick: str | None) -> None:
         robot = self._robot
         if robot is None:
+            return
+        if pick is not None and pick not in robot.picks:
+            raise ConfigError(
+                f"The server does not pick by '{pick}'; it offers "
+                f"{', '.join(robot.picks) or 'nothing of the kind'}."
+            )
+        if continuing is None:
             return
         if continuing.method not in robot.offers:
             raise ConfigError(
@@ -323,12 +347,12 @@ class Client:
         """Connect, trying again until then."""
         pause, started = self._backoff[0], time.monotonic()
         while True:
-            if self._closed.is_set():
-                raise ServerLostError("This client is closed.")
+            self._check_open()
             try:
-                connection = Connection(self.uri, self._token, self._ssl, until)
+                connection = Connection(self.uri, self._token, self._ssl, until, self._note_opening)
                 break
             except ServerLostError as error:
+                self._check_open()
                 wait = min(pause, self._backoff[1]) * random.uniform(0.5, 1.5)
                 if time.monotonic() + wait >= until:
                     raise ServerLostError(
@@ -337,6 +361,8 @@ class Client:
                 logger.info("%s Trying again in %.1f s.", error, wait)
                 self._closed.wait(wait)
                 pause *= 2
+            finally:
+                self._opening = None
         try:
             self._greet(connection)
         except VlaError:
@@ -345,8 +371,13 @@ class Client:
         self._connection = connection
         if self._closed.is_set():  # closed by another thread meanwhile, which saw no connection to close
             self._drop()
-            raise ServerLostError("This client is closed.")
+            self._check_open()
         return connection
+
+    def _note_opening(self, connection: Connection) -> None:
+        """Let `close` end the wait for a server's greeting as well."""
+        self._opening = connection
+        self._check_open()
 
     def _greet(self, connection: Connection) -> None:
         """Read the metadata frame: at another connection than the first, it must be the same robot's."""
@@ -390,19 +421,3 @@ class Client:
                     f"{self.uri} came back with a policy for another robot: its {name} was {was}, now it is "
                     f"{now}. Make a new Client if that is meant."
                 )
-
-
-def _seconds(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConfigError(f"{name} must be seconds above 0, got {value!r}.")
-    return float(value)
-
-
-def _continue(continuing: Continuation) -> dict[str, Any]:
-    return {
-        "actions": continuing.actions,
-        "delay": continuing.delay,
-        "method": continuing.method,
-        "schedule": continuing.schedule,
-        "max_weight": continuing.max_weight,
-    }

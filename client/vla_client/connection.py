@@ -7,7 +7,7 @@ import socket
 import ssl as tls
 import threading
 import time
-from typing import Any
+from typing import Any, Callable
 
 import websockets
 from websockets.exceptions import (
@@ -45,6 +45,7 @@ class Connection:
         token: What the server asks for, sent in the header `Authorization: Api-Key ...`.
         ssl: Settings of TLS for `wss://`; None: Python's defaults.
         until: When to give up, on the clock of `time.monotonic`.
+        opened: Told of this connection before its greeting is waited for, so that others can `abort` it.
 
     Attributes:
         greeting: The server's first frame, bytes or text.
@@ -56,7 +57,14 @@ class Connection:
         DeadlineError: It said nothing in time.
     """
 
-    def __init__(self, uri: str, token: str | None, ssl: tls.SSLContext | None, until: float) -> None:
+    def __init__(
+        self,
+        uri: str,
+        token: str | None,
+        ssl: tls.SSLContext | None,
+        until: float,
+        opened: Callable[[Connection], None] = lambda connection: None,
+    ) -> None:
         if ssl is not None and not uri.startswith("wss://"):
             raise ConfigError(f"ssl is for addresses that begin with wss://, got {uri!r}.")
         self._stack = contextlib.ExitStack()
@@ -79,14 +87,16 @@ class Connection:
             raise _refused(uri, error) from error
         except tls.SSLCertVerificationError as error:
             raise ServerError(
-                f"{uri} shows a certificate that is not trusted here ({error.verify_message}); hand Client "
-                "an ssl.SSLContext that trusts it."
+                f"{uri} shows a certificate that is not trusted here ({error.verify_message}). If it is your "
+                "own, name its PEM file: the environment variable SSL_CERT_FILE=FILE, python -m vla_client "
+                "--ca FILE, or Client(..., ssl=ssl.create_default_context(cafile=FILE))."
             ) from error
         except (InvalidMessage, EOFError, OSError) as error:  # TimeoutError is an OSError
             raise ServerLostError(f"{uri} cannot be reached: {_reason(error)}.") from error
         except InvalidHandshake as error:
             raise ServerError(f"{uri} does not speak WebSocket: {_reason(error)}.") from error
         try:
+            opened(self)
             self.greeting = self._receive(until)
         except DeadlineError as error:
             self.abort()

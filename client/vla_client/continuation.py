@@ -12,6 +12,9 @@ import numpy as np
 from vla_client.errors import ConfigError, ShapeError
 
 METHODS = ("guided", "prefix")
+PICKS = ("medoid", "nearest")
+"""How the best of several chunks is found: by the others, or by what is continued."""
+
 SCHEDULES = ("exp", "linear", "ones", "zeros")
 
 

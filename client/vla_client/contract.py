@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 from vla_client.errors import ConfigError, ServerError, did_you_mean
 
@@ -68,6 +68,7 @@ class Contract:
             needed.
         offers: How a chunk may continue the one before: "guided", "prefix".
         max_prefix: Longest delay of a prefix, steps.
+        picks: How the best of several chunks can be picked: "medoid", "nearest".
         level: How the server computes its samples.
         p50: Median time of one sample as the server measured it, milliseconds.
         p95: 95th percentile of it, milliseconds.
@@ -90,6 +91,7 @@ class Contract:
     past: int = 0
     offers: tuple[str, ...] = ()
     max_prefix: int = 0
+    picks: tuple[str, ...] = ()
     level: str | None = None
     p50: float | None = None
     p95: float | None = None
@@ -133,6 +135,7 @@ class Contract:
             past=told.whole("past") or 0,
             offers=told.texts("offers"),
             max_prefix=told.whole("max_prefix") or 0,
+            picks=told.texts("picks"),
             level=told.text("level"),
             p50=latency.number("p50"),
             p95=latency.number("p95"),
@@ -160,25 +163,49 @@ class Contract:
         for key, vector in (("state", self.state), ("action", self.action)):
             if key in expect:
                 wanted = expect[key]
-                told = len(vector) if isinstance(wanted, int) else list(vector.names)
-                _same(f"the names of the {key}", wanted if isinstance(wanted, int) else list(wanted), told)
-            if f"{key}_units" in expect:
-                _same(f"the units of the {key}", list(expect[f"{key}_units"]), list(vector.units))
+                if isinstance(wanted, int) and not isinstance(wanted, bool):
+                    _same(f"the names of the {key}", wanted, len(vector))
+                else:
+                    _same(f"the names of the {key}", _listed(wanted, key), list(vector.names))
+            if (units := f"{key}_units") in expect:
+                _same(f"the units of the {key}", _listed(expect[units], units), list(vector.units))
         if "frequency" in expect:
-            told = self.frequency
-            if told is None or not math.isclose(float(expect["frequency"]), told, rel_tol=1e-3):
-                _same("the frequency in Hz", expect["frequency"], told)
+            wanted, told = expect["frequency"], self.frequency
+            if isinstance(wanted, (bool, str)) or not isinstance(wanted, SupportsFloat):
+                raise ConfigError(f"expect['frequency'] must be a number in Hz, got {wanted!r:.80}.")
+            if told is None or not math.isclose(float(wanted), told, rel_tol=1e-3):
+                _same("the frequency in Hz", wanted, told)
         for key in ("horizon", "checkpoint", "revision"):
             if key in expect:
                 _same(f"the {key}", expect[key], getattr(self, key))
 
     def _check_cameras(self, wanted: Mapping[str, Sequence[int]] | Sequence[str]) -> None:
         told = self.cameras or {}
-        _same("the cameras", sorted(wanted), sorted(told))
+        _same("the cameras", sorted(_listed(wanted, "cameras")), sorted(told))
         if isinstance(wanted, Mapping):
             for name, size in wanted.items():
                 if size is not None and told[name] is not None:
+                    if isinstance(size, (str, bytes)) or not isinstance(size, Iterable):
+                        raise ConfigError(
+                            f"expect['cameras'][{name!r}] must be (height, width) in pixels or None, got "
+                            f"{size!r:.80}."
+                        )
                     _same(f"the size of camera '{name}'", list(size), list(told[name] or ()))
+
+
+def _listed(wanted: Any, key: str) -> list[Any]:
+    """Return what is expected as a list; a text would be taken apart letter by letter."""
+    if isinstance(wanted, (str, bytes)):
+        raise ConfigError(
+            f"expect['{key}'] must be a list of names, got the text {wanted!r}: write [{wanted!r}]."
+        )
+    if not isinstance(wanted, Iterable):
+        raise ConfigError(f"expect['{key}'] must be a list of names, got {wanted!r:.80}.")
+    names = list(wanted)
+    for name in names:
+        if name is not None and not isinstance(name, str):
+            raise ConfigError(f"expect['{key}'] must be a list of names, and {name!r:.80} is not a name.")
+    return names
 
 
 def _same(what: str, wanted: Any, told: Any) -> None:

@@ -55,7 +55,11 @@ class ServerLostError(VlaError, ConnectionError):
 
 
 class DeadlineError(VlaError, TimeoutError):
-    """A policy server did not answer in time."""
+    """A policy or its server did not answer in time."""
+
+
+class PastError(VlaError, RuntimeError):
+    """A policy that reads frames of the past was not shown all of them: another episode has to begin."""
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:

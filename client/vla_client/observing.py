@@ -14,6 +14,8 @@ IMAGE_PREFIX = "observation.images."
 STATE_KEY = "observation.state"
 TASK_KEY = "task"
 _TASK_KEYS = (TASK_KEY, "prompt")
+_FILES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # how a JPEG and a PNG begin
+_ARRAYS = ("__array__", "__array_interface__")
 
 
 def prepare(
@@ -80,8 +82,8 @@ def _plain(value: Any, field: str) -> Any:
         return {key: _plain(one, f"{field}.{key}") for key, one in value.items()}
     if value is None or isinstance(value, (str, bytes, bytearray, memoryview)):
         return value
-    if not isinstance(value, (np.ndarray, np.generic)) and hasattr(value, "__array__"):
-        value = np.asarray(value)  # a tensor, or an image of Pillow
+    if not isinstance(value, (np.ndarray, np.generic)) and any(hasattr(value, how) for how in _ARRAYS):
+        value = _array(value, field)  # a tensor, or an image of Pillow
     if isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.size == 1:
         return str(value.item())
     array = _array(value, field)
@@ -171,10 +173,16 @@ def _check_state(value: Any, field: str, contract: Contract | None) -> np.ndarra
 
 def _check_image(value: Any, field: str) -> None:
     if isinstance(value, (bytes, bytearray, memoryview)):
-        if not bytes(value[:8]).startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        if not bytes(value[:8]).startswith(_FILES):
             raise ObservationError(f"{field} is bytes that are neither a JPEG nor a PNG.")
         return
     image = _array(value, field)
+    is_row = image.dtype == np.uint8 and image.size == max(image.shape, default=0)
+    if is_row and image.ravel()[:8].tobytes().startswith(_FILES):
+        raise ObservationError(
+            f"{field} is an array of the bytes of a JPEG or PNG, uint8 {list(image.shape)}, as OpenCV's "
+            "imencode makes it: send image.tobytes()."
+        )
     if (
         image.ndim != 3
         or 3 not in (image.shape[0], image.shape[2])

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from vla_client.continuation import PICKS
 
 from vla.policies.robot import RobotPolicy
 from vla.serve.limits.file import group_ranges, shape_of
@@ -85,6 +86,7 @@ def contract(
         "past": int(robot_policy.past),
         "offers": list(robot_policy.continues_by if offers is None else offers),
         "max_prefix": int(robot_policy.max_prefix if max_prefix is None else max_prefix),
+        "picks": list(PICKS),
         "level": robot_policy.last_level if level is None else str(level),
         "latency_ms": {"p50": _milliseconds(p50), "p95": _milliseconds(p95)},
         "limits": None if limits is None else limits.to_json(),

@@ -53,6 +53,8 @@ class Manual(concurrent.futures.Executor):
     def run(self, count=None):
         for _ in range(len(self.calls) if count is None else count):
             future, function, arguments, options = self.calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(function(*arguments, **options))
             except ArithmeticError as error:

@@ -191,6 +191,29 @@ def test_arguments_that_cannot_be(options, said):
         RealTimeChunking(Telling(8), **options)
 
 
+class Strict(Telling):
+    def infer(self, observation, *, continuing=None, samples=1):
+        return super().infer(observation)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (5, r"options must map keywords of infer to values.*got 5"),
+        ({3: 4}, r"options must map keywords of infer to values"),
+        ({"continuing": None}, "options cannot have 'continuing'"),
+        (
+            {"sample": 4},
+            r"options has 'sample', which infer of a Strict does not take\. Did you mean 'samples'",
+        ),
+    ],
+)
+def test_options_that_infer_does_not_take_are_refused_at_once(options, said):
+    with pytest.raises(ConfigError, match=said):
+        Prefetch(Strict(4), 2, options=options)
+    Prefetch(Strict(4), 2, options={"samples": 4}).close()
+
+
 def test_delay_and_execution_horizon_must_fit_the_chunk():
     strategy = RealTimeChunking(Telling(8), 6, initial_delay=3, engine=Simulated(3))
     with pytest.raises(ConfigError, match=r"execute=6 of 8 steps leave fewer than the delay of 3.*3 to 5"):

@@ -1,14 +1,16 @@
 """Real time, with a worker that runs when it is told to and a clock that is set by hand."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
 from fake_policies import Manual, Telling, Watching, steps, told
 
 from vla_client.chunks import RecedingHorizon
-from vla_client.errors import ConfigError
-from vla_client.execution import Prefetch, RealTimeChunking, Threaded, Watchdog
+from vla_client.errors import ConfigError, DeadlineError, PastError
+from vla_client.execution import Prefetch, RealTimeChunking, Simulated, Threaded, Watchdog
+from vla_client.execution.engines import Request
 
 
 @pytest.fixture
@@ -182,3 +184,176 @@ def test_what_the_strategy_raises_is_raised_even_late(worker):
 def test_a_deadline_is_a_number():
     with pytest.raises(ConfigError, match=r"deadline must be a finite number of seconds.*got -1"):
         Watchdog(RecedingHorizon(Telling(4), 2), -1)
+
+
+# -- policies that do not answer -------------------------------------------------------------------------
+
+
+class Stalled(Watching):
+    """One whose calls after the first do not come back before `go`."""
+
+    def __init__(self, horizon=8, past=3):
+        super().__init__(horizon)
+        self.past, self.go, self.entered = past, threading.Event(), threading.Event()
+
+    def infer(self, observation, **options):
+        if observation["t"]:
+            self.entered.set()
+            assert self.go.wait(20)
+        return super().infer(observation, **options)
+
+
+@pytest.fixture
+def stalled():
+    policy = Stalled()
+    yield policy
+    policy.go.set()
+
+
+def test_frames_that_cannot_be_kept_in_order_end_the_episode(stalled):
+    strategy = Prefetch(stalled, 1, hold="last", engine=Threaded(queue=4))
+    steps(strategy, 2)  # the second one asks
+    assert stalled.entered.wait(20)
+    for t in range(2, 6):
+        strategy.act({"t": t})
+    with pytest.raises(PastError, match=r"4 frames behind the robot.*Threaded\(queue=...\)"):
+        strategy.act({"t": 6})
+    for t in (7, 8):
+        with pytest.raises(PastError, match=r"This episode is over.*reset\(\) begins another"):
+            strategy.act({"t": t})
+    stalled.go.set()
+    strategy.reset()
+    assert (stalled.frames, stalled.resets) == ([0, 1], 1)  # what waited was dropped
+    assert steps(strategy, 1) == [(0, 0)]
+    strategy.close()
+
+
+def test_reset_and_close_do_not_wait_for_a_policy_that_does_not_answer(stalled, caplog):
+    strategy = Prefetch(stalled, 1, hold="last")
+    steps(strategy, 2)
+    assert stalled.entered.wait(20)
+    for t in range(2, 40):
+        strategy.act({"t": t})
+    started = time.monotonic()
+    with pytest.raises(DeadlineError, match=r"has not ended within 0\.05 s.*reset\(timeout=...\)"):
+        strategy.reset(timeout=0.05)
+    with pytest.raises(PastError, match="This episode is over"):
+        strategy.act({"t": 40})
+    assert stalled.resets == 0
+    strategy.close(timeout=0.05)
+    assert time.monotonic() - started < 5
+    assert "closed while its policy was still at work" in caplog.text
+    stalled.go.set()
+    assert stalled.frames[:1] == [0]
+    assert not {*stalled.frames} - {0, 1}
+
+
+def test_after_a_failure_the_rest_is_dropped(worker):
+    policy = Watching(8)
+    strategy = started(worker, policy)
+    policy.observe = lambda observation: 1 / 0
+    steps(strategy, 4, start=1)  # frame 1, a request, frames 3 and 4
+    worker.run()
+    assert policy.asked == [0]
+    with pytest.raises(ZeroDivisionError):
+        strategy.act({"t": 5})
+    with pytest.raises(PastError, match=r"missed frames of the past \(division by zero\)"):
+        strategy.act({"t": 6})
+    del policy.observe
+    strategy.reset()
+    strategy.prepare({"t": 0})
+    worker.run()
+    assert steps(strategy, 2) == [(0, 0), (0, 1)]
+
+
+def test_a_policy_of_the_present_is_shown_no_frames_and_survives_a_failure(worker):
+    policy = Watching(8)
+    policy.past = 0
+    strategy = started(worker, policy)
+    steps(strategy, 1, start=1)
+    worker.run()
+    assert policy.frames == [0]
+    good, policy.infer = policy.infer, lambda observation, continuing: 1 / 0
+    steps(strategy, 1, start=2)
+    worker.run()
+    with pytest.raises(ZeroDivisionError):
+        strategy.act({"t": 3})
+    policy.infer = good
+    assert steps(strategy, 1, start=3) == [(0, 3)]
+
+
+def test_frames_that_wait_are_copies(worker):
+    image, seen = np.zeros((2, 2, 3), np.uint8), []
+    policy = Watching(8)
+    strategy = started(worker, policy)
+    policy.observe = lambda observation: seen.append(observation["image"].max())
+    strategy.act({"t": 1, "image": image})
+    image[:] = 255  # the camera writes its next frame
+    worker.run()
+    assert seen == [0]
+
+
+def test_what_has_not_begun_is_not_run_at_close(worker):
+    policy = Watching(8)
+    strategy = started(worker, policy)
+    steps(strategy, 3, start=1)
+    strategy.close()
+    worker.run()
+    assert (policy.frames, policy.asked) == ([0], [0])
+
+
+@pytest.mark.parametrize("engine", [None, Simulated(0)])
+def test_a_closed_strategy_says_so(engine):
+    strategy = Prefetch(Telling(4), 2, engine=engine)
+    steps(strategy, 1)
+    strategy.close()
+    strategy.close()
+    for call in (lambda: strategy.act({"t": 1}), strategy.reset, lambda: strategy.prepare({"t": 1})):
+        with pytest.raises(ConfigError, match="This Prefetch was closed: make another one"):
+            call()
+
+
+def test_a_closed_engine_says_so():
+    engine = Threaded()
+    engine.close()
+    with pytest.raises(ConfigError, match="This engine was closed"):
+        engine.submit(Telling(4), Request({"t": 0}))
+
+
+def test_a_watchdog_does_not_wait_for_ever(stalled, caplog):
+    dog = Watchdog(RecedingHorizon(stalled, 1), 0.01, lambda seen, last: np.zeros(2))
+    dog.act({"t": 1})
+    assert stalled.entered.wait(20)
+    with pytest.raises(DeadlineError, match=r"has not ended within 0\.05 s"):
+        dog.reset(timeout=0.05)
+    dog.close(timeout=0.05)
+    assert "closed while its strategy was still at work" in caplog.text
+    with pytest.raises(ConfigError, match="This Watchdog was closed"):
+        dog.act({"t": 2})
+    with pytest.raises(ConfigError, match="This Watchdog was closed"):
+        dog.reset()
+
+
+@pytest.mark.parametrize("timeout", [-1, "soon", None, float("inf")])
+def test_a_timeout_is_a_number(timeout):
+    strategy = Prefetch(Telling(4), 2)
+    for call in (strategy.reset, strategy.close):
+        with pytest.raises(ConfigError, match="timeout must be a finite number of seconds"):
+            call(timeout=timeout)
+    strategy.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Threaded(3), "executor must be a concurrent.futures.Executor, got a int"),
+        (lambda: Threaded(clock=3), "clock must be a function"),
+        (lambda: Threaded(queue=0), "queue, the frames .* at least 1, got 0"),
+        (lambda: Watchdog(3, 1), "Watchdog asks a strategy .* got a int"),
+        (lambda: Watchdog(RecedingHorizon(Telling(4), 2), 1, executor=3), "executor must be"),
+        (lambda: Prefetch(Telling(4), 2, engine=3), "engine must be one of vla_client.execution.*got a int"),
+    ],
+)
+def test_what_threads_cannot_be_made_of(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()

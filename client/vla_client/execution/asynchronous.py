@@ -7,17 +7,17 @@ no step and repeats none: it makes a chunk older than it was.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from vla_client.chunks import ChunkPolicy, Observer
 from vla_client.continuation import METHODS, Continuation
-from vla_client.errors import ConfigError, ShapeError
+from vla_client.errors import ConfigError, DeadlineError, PastError, ShapeError, did_you_mean
 from vla_client.execution.engines import Answer, Engine, Request, Threaded
 from vla_client.execution.hold import Hold, HoldFunction
 from vla_client.execution.numbers import seconds, whole
@@ -54,7 +54,7 @@ class Prefetch:
 
     Args:
         policy: A session of a `RobotPolicy` or a client. If it has `observe`, it is shown every observation
-            that it is not asked about, in order.
+            that it is not asked about, in order, unless it says that it reads the present alone (`past` 0).
         execute: Steps of a chunk after which the next one is asked for. It is executed until that comes.
         engine: Where and when requests are answered; a worker thread in real time where not given.
         hold: What is executed where no action is left: see `Hold`. None: the loop waits for the chunk.
@@ -92,10 +92,16 @@ class Prefetch:
         self.stats = Stats()
         self.prediction: Mapping[str, Any] | None = None
         self.source: tuple[int, int] | None = None
-        self._engine: Engine = Threaded() if engine is None else engine
         self._hold = None if hold is None else Hold(hold)
         self._deadline = seconds(deadline, "deadline")
-        self._options = dict(options or {})
+        self._options = _checked_options(policy, options)
+        if engine is not None and not callable(getattr(engine, "submit", None)):
+            raise ConfigError(
+                "engine must be one of vla_client.execution, such as Threaded() or Simulated(2), got a "
+                f"{type(engine).__name__}."
+            )
+        self._engine: Engine = Threaded() if engine is None else engine
+        self._is_closed = False
         self._begin()
 
     def _begin(self) -> None:
@@ -104,22 +110,29 @@ class Prefetch:
         self._asked = -1  # step of the last request, which notes its observation
         self._last: np.ndarray | None = None
         self._is_prepared = False
+        self._lost: Exception | None = None  # why frames of the past are missing
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the action `[d]` of this control step.
 
         Raises:
             ShapeError: The policy's chunk is not `[a, d]`.
-            ConfigError: It is too short to be executed so.
+            ConfigError: It is too short to be executed so; or the strategy is closed.
+            PastError: The policy reads frames of the past and has missed some, because it cannot keep up or
+                raised an error in an earlier step: `reset` begins another episode.
             VlaError: Whatever the policy raised.
         """
         self.prepare(observation)
-        self._receive(self._engine.poll())
-        if not self._has_action():
-            self._fill(observation)
-        action = self._action(observation)
-        if self._asked < self._step and isinstance(self.policy, Observer):
-            self._engine.run(partial(self.policy.observe, observation))  # after all that was asked before
+        try:
+            self._receive(self._engine.poll())
+            if not self._has_action():
+                self._fill(observation)
+            action = self._action(observation)
+            if self._asked < self._step and self._reads_past():
+                self._engine.observe(self.policy, observation)  # type: ignore[arg-type]
+        except Exception as error:
+            self._note_lost(error)
+            raise
         self._last = action
         self.stats.steps += 1
         self._step += 1
@@ -132,25 +145,85 @@ class Prefetch:
         `act` does so itself. Those who drive several robots call it for each of them before the first `act`,
         so that their requests can be answered together (`Lockstep`).
         """
+        self._check_open()
+        if self._lost is not None:
+            raise PastError(
+                f"This episode is over, since its policy has missed frames of the past ({self._lost}); "
+                "reset() begins another."
+            ) from self._lost
         if self._is_prepared:
             return
         self._engine.tick()
-        self._receive(self._engine.poll())
-        if not self._engine.is_busy and self._is_due():
-            self._ask(observation)
+        try:
+            self._receive(self._engine.poll())
+            if not self._engine.is_busy and self._is_due():
+                self._ask(observation)
+        except Exception as error:
+            self._note_lost(error)
+            raise
         self._is_prepared = True
 
-    def reset(self) -> None:
-        """Start a new episode: drop what is left and what is under way, and reset the policy."""
-        self._engine.drain()
+    def reset(self, timeout: float = 30.0) -> None:
+        """Start a new episode: drop what is left, wait for the call under way, and reset the policy.
+
+        Args:
+            timeout: Seconds to wait for that call. A client's ends by its own deadline.
+
+        Raises:
+            DeadlineError: The call under way has not ended in time: no episode has begun.
+            ConfigError: The strategy is closed, or `timeout` is not seconds.
+            VlaError: Whatever the policy raises over its reset.
+        """
+        self._check_open()
+        has_ended = self._engine.drain(seconds(timeout, "timeout"))
         self._begin()
         self.prediction = self.source = None
-        self.policy.reset()
+        try:
+            if not has_ended:
+                raise DeadlineError(
+                    f"The policy's last call has not ended within {timeout:g} s, so that no episode begins. "
+                    "Wait longer, reset(timeout=...), or close the client, which ends its call."
+                )
+            self.policy.reset()
+        except Exception as error:
+            self._note_lost(error)
+            raise
 
-    def close(self) -> None:
-        """Let go of the worker thread."""
-        self._engine.drain()
+    def close(self, timeout: float = 5.0) -> None:
+        """Let go of the worker thread.
+
+        It ends by itself after the call under way, which a client's `close` cuts short.
+
+        Args:
+            timeout: Seconds to wait for that; a warning is logged where they do not suffice.
+
+        Raises:
+            ConfigError: `timeout` is not seconds.
+        """
+        until = seconds(timeout, "timeout")
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if not self._engine.drain(until):
+            logger.warning(
+                "A strategy was closed while its policy was still at work after %g s; its thread ends with "
+                "that call.",
+                until,
+            )
         self._engine.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ConfigError(f"This {type(self).__name__} was closed: make another one.")
+
+    def _reads_past(self) -> bool:
+        return isinstance(self.policy, Observer) and _told(self.policy, "past", "past", None) != 0
+
+    def _note_lost(self, error: Exception) -> None:
+        """Remember that frames are missing: none may be, of a policy with a past."""
+        if self._lost is None and self._reads_past():
+            self._engine.drain(0.0)
+            self._lost = error
 
     # -- what the strategies differ in -----------------------------------------------------------------
 
@@ -367,3 +440,27 @@ def _told(policy: ChunkPolicy, name: str, in_contract: str, otherwise: Any) -> A
     """Return what a policy says of itself, or what a client's server says of its robot."""
     contract = getattr(policy, "robot", None)
     return getattr(policy, name, getattr(contract, in_contract, otherwise))
+
+
+def _checked_options(policy: ChunkPolicy, options: Any) -> dict[str, Any]:
+    """Return further keywords of `infer`, which a strategy would otherwise learn of while the robot moves."""
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise ConfigError(
+            f"options must map keywords of infer to values, such as {{'samples': 8}}, got {options!r}."
+        )
+    if "continuing" in options:
+        raise ConfigError("options cannot have 'continuing': that is what RealTimeChunking asks with.")
+    try:
+        known = inspect.signature(policy.infer).parameters
+    except (TypeError, ValueError):  # a function of another language tells none
+        return dict(options)
+    if not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        for name in options:
+            if name not in known:
+                raise ConfigError(
+                    f"options has '{name}', which infer of a {type(policy).__name__} does not take."
+                    f"{did_you_mean(name, known)}"
+                )
+    return dict(options)

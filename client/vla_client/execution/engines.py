@@ -7,13 +7,15 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Callable, Protocol
 
 import numpy as np
 
-from vla_client.chunks import ChunkPolicy
+from vla_client.chunks import ChunkPolicy, Observer
 from vla_client.continuation import Continuation
-from vla_client.execution.numbers import whole
+from vla_client.errors import ConfigError, PastError
+from vla_client.execution.numbers import check_executor, whole
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Engine(Protocol):
         """Take a request; there is none under way."""
         ...
 
-    def run(self, call: Callable[[], Any]) -> None:
-        """Take a call that has no answer, such as a frame to be noted."""
+    def observe(self, policy: Observer, observation: Mapping[str, Any]) -> None:
+        """Show a frame to a policy with a past, after all that came before."""
         ...
 
     def poll(self) -> Answer | None:
@@ -79,8 +81,8 @@ class Engine(Protocol):
         """Return the answer as soon as it is there, or None after so many seconds."""
         ...
 
-    def drain(self) -> None:
-        """Wait for all that is under way and forget it."""
+    def drain(self, seconds: float | None = None) -> bool:
+        """Drop what has not begun, wait for what has, and forget it; return whether `seconds` sufficed."""
         ...
 
     def close(self) -> None:
@@ -88,26 +90,56 @@ class Engine(Protocol):
         ...
 
 
+class _Era:
+    """What was submitted between two failures or drains: once it is over, nothing of it begins any more."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._has_failed = False
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Return what a function returns; None where it is not run."""
+        if self.is_over or self._has_failed:
+            return None
+        self._has_failed = True  # unless it comes to the next line but one
+        made = function()
+        self._has_failed = False
+        return made
+
+
 class Threaded:
     """Real time: one worker thread, so that the control loop never waits for the policy.
 
-    Arrays of an observation are copied: a robot's loop may write its next images into the same memory.
+    Arrays of an observation are copied: a robot's loop may write its next images into the same memory. After
+    a failure nothing of what was handed over before it was told is begun.
 
     Args:
         executor: What runs the calls, one at a time and in order; a thread of its own where not given.
         clock: Seconds.
+        queue: Frames that may wait to be noted by a policy with a past. They stay in memory: 128 of three
+            cameras with 640 x 480 pixels are 350 MB.
+
+    Raises:
+        ConfigError: An argument is not what it should be.
     """
 
     def __init__(
         self,
         executor: concurrent.futures.Executor | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        queue: int = 128,
     ) -> None:
+        check_executor(executor, clock)
         self._is_own = executor is None
         self._executor = executor or concurrent.futures.ThreadPoolExecutor(1, "vla-execution")
         self._clock = clock
+        self._queue = whole(queue, "queue, the frames that may wait for a policy with a past,", 1)
+        self._era = _Era()
         self._pending: concurrent.futures.Future | None = None
-        self._calls: deque[concurrent.futures.Future] = deque()
+        self._notes: deque[concurrent.futures.Future] = deque()
+        self._left: list[concurrent.futures.Future] = []  # of eras that are over, but under way
+        self._is_closed = False
 
     @property
     def is_busy(self) -> bool:
@@ -118,7 +150,11 @@ class Threaded:
         """Do nothing: time passes by itself."""
 
     def submit(self, policy: ChunkPolicy, request: Request) -> None:
-        """Hand a request to the worker."""
+        """Hand a request to the worker.
+
+        Raises:
+            ConfigError: The engine is closed.
+        """
         assert self._pending is None, "one request at a time"
         asked = self._clock()
         mine = Request(copied(request.observation), request.continuing, request.options)
@@ -127,20 +163,38 @@ class Threaded:
             prediction = mine.answer(policy)
             return Answer(prediction, self._clock() - asked)
 
-        self._pending = self._executor.submit(call)
+        self._pending = self._begin(call)
 
-    def run(self, call: Callable[[], Any]) -> None:
-        """Hand a call to the worker."""
-        self._calls.append(self._executor.submit(call))
+    def observe(self, policy: Observer, observation: Mapping[str, Any]) -> None:
+        """Let the worker show a frame to a policy with a past, after all that came before.
+
+        Raises:
+            PastError: As many wait as may: the policy cannot keep up, and what waits is dropped.
+            ConfigError: The engine is closed.
+        """
+        waited = sum(not one.done() for one in self._notes)
+        if waited >= self._queue:
+            self._drop()
+            raise PastError(
+                f"The policy is {waited} frames behind the robot, as many as may wait, and reads frames of "
+                "the past, of which none may be missing: the episode is over. reset() begins another; a "
+                "faster policy or link, a lower frequency, or Threaded(queue=...) keep up longer."
+            )
+        self._notes.append(self._begin(partial(policy.observe, copied(observation))))
 
     def poll(self) -> Answer | None:
-        """Return the answer if it is there, once."""
-        while self._calls and self._calls[0].done():
-            self._calls.popleft().result()
-        if self._pending is None or not self._pending.done():
-            return None
-        done, self._pending = self._pending, None
-        return done.result()
+        """Return the answer if it is there, once. What a call raised is raised, and the rest dropped."""
+        try:
+            self._forget_noted()
+            if self._pending is None or not self._pending.done():
+                return None
+            if (answer := self._pending.result()) is None:  # not begun: the frame before it failed just now
+                self._forget_noted()
+        except BaseException:
+            self._drop()
+            raise
+        self._pending = None
+        return answer
 
     def wait(self, seconds: float | None = None) -> Answer | None:
         """Return the answer as soon as it is there, or None after so many seconds."""
@@ -148,16 +202,36 @@ class Threaded:
             concurrent.futures.wait([self._pending], seconds)
         return self.poll()
 
-    def drain(self) -> None:
-        """Wait for all that is under way and forget it, with what it raised."""
-        concurrent.futures.wait([*self._calls, *([] if self._pending is None else [self._pending])])
-        self._calls.clear()
-        self._pending = None
+    def drain(self, seconds: float | None = None) -> bool:
+        """Drop what has not begun, wait for what has, and forget it; return whether `seconds` sufficed."""
+        self._drop()
+        concurrent.futures.wait(self._left, seconds)
+        self._left = [one for one in self._left if not one.done()]
+        return not self._left
 
     def close(self) -> None:
-        """End the worker, where it is this engine's own, after what it has begun."""
+        """Take no more calls; the worker, where it is this engine's own, ends after what it has begun."""
+        self._is_closed = True
+        self._drop()
         if self._is_own:
-            self._executor.shutdown(wait=True)
+            self._executor.shutdown(wait=not self._left)
+
+    def _begin(self, function: Callable[[], Any]) -> concurrent.futures.Future:
+        if self._is_closed:
+            raise ConfigError("This engine was closed: make another one.")
+        return self._executor.submit(self._era.call, function)
+
+    def _forget_noted(self) -> None:
+        while self._notes and self._notes[0].done():
+            self._notes.popleft().result()
+
+    def _drop(self) -> None:
+        self._era.is_over = True
+        given = [*self._notes, *([] if self._pending is None else [self._pending])]
+        self._left += [one for one in given if not one.cancel() and not one.done()]
+        self._notes.clear()
+        self._pending = None
+        self._era = _Era()
 
 
 class Simulated:
@@ -200,9 +274,9 @@ class Simulated:
             return whole(self._latency(number), f"The simulated latency of request {number}", 0)
         return self._latency
 
-    def run(self, call: Callable[[], Any]) -> None:
-        """Run a call."""
-        call()
+    def observe(self, policy: Observer, observation: Mapping[str, Any]) -> None:
+        """Show a frame to the policy."""
+        policy.observe(observation)
 
     def poll(self) -> Answer | None:
         """Return the answer if it is due, once."""
@@ -215,9 +289,10 @@ class Simulated:
         answer, self._answer = self._answer, None
         return answer
 
-    def drain(self) -> None:
-        """Forget the answer."""
+    def drain(self, seconds: float | None = None) -> bool:
+        """Forget the answer; nothing is under way."""
         self._answer = None
+        return True
 
     def close(self) -> None:
         """Do nothing."""

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from vla_client.chunks import ChunkPolicy
-from vla_client.errors import ConfigError
 from vla_client.execution.asynchronous import Chunk, Prefetch
 from vla_client.execution.engines import Simulated
+from vla_client.execution.numbers import finite
 
 
 class TemporalEnsembling(Prefetch):
@@ -30,9 +30,7 @@ class TemporalEnsembling(Prefetch):
     def __init__(
         self, policy: ChunkPolicy, coefficient: float = 0.01, *, execute: int = 1, **options: Any
     ) -> None:
-        if isinstance(coefficient, (bool, str)) or not np.isfinite(coefficient):
-            raise ConfigError(f"coefficient must be a finite number, got {coefficient!r}.")
-        self.coefficient = float(coefficient)
+        self.coefficient = finite(coefficient, "coefficient")
         if options.get("engine") is None:
             options["engine"] = Simulated(0)
         super().__init__(policy, execute, **options)

@@ -8,6 +8,7 @@ from typing import Any, Callable, Protocol
 from vla_client.chunks import ChunkPolicy
 from vla_client.errors import ConfigError
 from vla_client.execution.engines import Answer, Request, Simulated
+from vla_client.execution.numbers import whole
 
 
 class Batching(Protocol):
@@ -33,17 +34,23 @@ class Lockstep:
         max_batch: Largest batch.
 
     Raises:
-        ConfigError: The policy reads frames of the past.
+        ConfigError: The policy reads frames of the past, or answers no batches, or `max_batch` is not a whole
+            number above 0.
     """
 
     def __init__(self, policy: Batching, max_batch: int = 64) -> None:
+        if not callable(getattr(policy, "infer_batch", None)):
+            raise ConfigError(
+                "Lockstep asks for the chunks of several observations by infer_batch, as the result of "
+                f"vla.load answers it; got a {type(policy).__name__}, which has no infer_batch."
+            )
         if getattr(policy, "past", 0):
             raise ConfigError(
                 "Lockstep answers requests later than frames are seen, so its policy cannot be one that "
                 "reads frames of the past."
             )
         self.policy = policy
-        self.max_batch = max_batch
+        self.max_batch = whole(max_batch, "max_batch", 1)
         self._open: list[_Member] = []
 
     def engine(self, latency: int | Callable[[int], int] = 0, generator: Any = None) -> _Member:
@@ -106,9 +113,9 @@ class _Member(Simulated):
             self._lockstep.answer()
         return super().wait(seconds)
 
-    def drain(self) -> None:
+    def drain(self, seconds: float | None = None) -> bool:
         """Forget the request and its answer."""
         if self.request is not None:
             self._lockstep._open.remove(self)
             self.request = None
-        super().drain()
+        return super().drain(seconds)

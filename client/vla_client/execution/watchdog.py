@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Callable, Protocol
 
 import numpy as np
 
+from vla_client.errors import ConfigError, DeadlineError
 from vla_client.execution.engines import copied
 from vla_client.execution.hold import Hold, HoldFunction
-from vla_client.execution.numbers import seconds
+from vla_client.execution.numbers import check_executor, seconds
 from vla_client.execution.stats import Stats
+
+logger = logging.getLogger(__name__)
 
 
 class Strategy(Protocol):
@@ -57,6 +61,12 @@ class Watchdog:
         executor: concurrent.futures.Executor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if not callable(getattr(strategy, "act", None)):
+            raise ConfigError(
+                "Watchdog asks a strategy for actions by act(observation), as RecedingHorizon answers; got a "
+                f"{type(strategy).__name__}, which has no act."
+            )
+        check_executor(executor, clock)
         self.strategy = strategy
         self.stats = Stats()
         self._deadline = seconds(deadline, "deadline")
@@ -65,10 +75,12 @@ class Watchdog:
         self._executor = executor or concurrent.futures.ThreadPoolExecutor(1, "vla-watchdog")
         self._clock = clock
         self._late: concurrent.futures.Future | None = None
+        self._is_closed = False
         self._last: np.ndarray | None = None
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
         """Return the strategy's action `[d]`, or the hold action; what the strategy raises is raised."""
+        self._check_open()
         self.stats.steps += 1
         until = self._clock() + self._deadline
         waits = self._hold.needs_last and self._last is None
@@ -84,17 +96,58 @@ class Watchdog:
         self._last = future.result()
         return self._last
 
-    def reset(self) -> None:
-        """Start a new episode, after a call that is still under way."""
-        if self._late is not None:
-            concurrent.futures.wait([self._late])
+    def reset(self, timeout: float = 30.0) -> None:
+        """Start a new episode, after a call that is still under way.
+
+        Args:
+            timeout: Seconds to wait for that.
+
+        Raises:
+            DeadlineError: It has not ended in time: no episode has begun.
+            ConfigError: The watchdog is closed, or `timeout` is not seconds.
+        """
+        self._check_open()
+        if not self._has_ended(seconds(timeout, "timeout")):
+            raise DeadlineError(
+                f"The strategy's last call has not ended within {timeout:g} s, so that no episode can begin. "
+                "Wait longer, reset(timeout=...), or close the client, which ends its call."
+            )
         self._late = self._last = None
         self.strategy.reset()
 
-    def close(self) -> None:
-        """End the thread, after a call that is still under way."""
+    def close(self, timeout: float = 5.0) -> None:
+        """Let go of the thread; it ends by itself after a call that is still under way.
+
+        Args:
+            timeout: Seconds to wait for that; a warning is logged where they do not suffice.
+
+        Raises:
+            ConfigError: `timeout` is not seconds.
+        """
+        until = seconds(timeout, "timeout")
+        if self._is_closed:
+            return
+        self._is_closed = True
+        has_ended = self._has_ended(until)
+        if not has_ended:
+            logger.warning(
+                "A watchdog was closed while its strategy was still at work after %g s; its thread ends with "
+                "that call.",
+                until,
+            )
         if self._is_own:
-            self._executor.shutdown(wait=True)
+            self._executor.shutdown(wait=has_ended)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ConfigError("This Watchdog was closed: make another one.")
+
+    def _has_ended(self, timeout: float) -> bool:
+        if self._late is None:
+            return True
+        if not self._late.cancel():
+            concurrent.futures.wait([self._late], timeout)
+        return self._late.done()
 
     def _is_done(self, future: concurrent.futures.Future, until: float, waits: bool) -> bool:
         left = None if waits else max(0.0, until - self._clock())

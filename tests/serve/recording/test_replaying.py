@@ -51,7 +51,7 @@ def served(tmp_path_factory):
         options = {"noise": noise, "num_steps": 3}
         recorder.put(Record("s2", last, held.actions, options=options))
         recorder.put(Record("s2", last, None))
-        options = {"continuing": Continuation(made[1:], 2), "samples": 3}
+        options = {"continuing": Continuation(made[1:], 2), "samples": 3, "pick": "medoid"}
         chunk = policy.infer(last, generator=seeded(4), **options)["actions"]
         state = last["observation.state"]
         held = limits.action.apply(chunk, state=state, continuing=options["continuing"])

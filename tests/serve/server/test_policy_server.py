@@ -189,9 +189,11 @@ def test_noise_samples_and_what_is_continued_reach_the_policy():
             assert reply["vla"]["seed"] is None
             await client.ask(ask())
             await client.ask(ask(samples=2, **{"continue": {"actions": left, "delay": 1}}))
+            await client.ask(ask(pick="medoid"))
         assert policy.options[0] == {}
         assert policy.options[1] == {"samples": 3}
         assert policy.options[2]["samples"] == 2
+        assert policy.options[3] == {"samples": 3, "pick": "medoid"}
         (continuing,) = policy.options[2]["continuing"]
         assert (continuing.delay, continuing.method, continuing.max_weight) == (1, "guided", 5.0)
         np.testing.assert_array_equal(continuing.actions, left)

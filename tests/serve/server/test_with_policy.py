@@ -99,6 +99,25 @@ def test_what_continues_a_chunk_and_several_samples_are_as_in_process(robot_poli
     run(talk())
 
 
+@pytest.mark.parametrize("pick", ["medoid", "nearest"])
+def test_the_best_of_several_is_the_one_in_process(robot_policy, pick):
+    observation, left = make_observation(3), np.random.default_rng(4).normal(size=(4, 2)).astype(np.float32)
+    options = {"continuing": Continuation(left, 2), "samples": 8, "num_steps": 2}
+    chosen, other = (
+        robot_policy.infer(observation, generator=torch.Generator().manual_seed(6), pick=one, **options)
+        for one in (pick, "medoid" if pick == "nearest" else "nearest")
+    )
+    assert np.abs(chosen["actions"] - other["actions"]).max() > 1e-3
+
+    async def talk():
+        asked = {"vla/seed": 6, "vla/samples": 8, "vla/num_steps": 2, "vla/pick": pick}
+        async with serving(robot_policy) as server, client_of(server) as client:
+            reply = await client.ask(observation | asked | {"vla/continue": {"actions": left, "delay": 2}})
+        np.testing.assert_allclose(reply["actions"], chosen["actions"], atol=1e-5)
+
+    run(talk())
+
+
 def test_weights_that_are_not_numbers_are_told_and_nothing_moves():
     policy = make_robot_policy()
     for parameter in policy.parameters():

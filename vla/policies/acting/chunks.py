@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from vla_client.continuation import Continuation
+from vla_client.continuation import PICKS, Continuation
 
 from vla.checkpoints.agreement import robot_widths
 from vla.errors import ConfigError, ObservationError, did_you_mean
@@ -23,8 +23,6 @@ from vla.types import Sample, Window
 
 VARIANT_OF = {"guided": "guidance", "prefix": "action_prefix"}
 """Method of a continuation -> keyword of `sample_actions`."""
-
-PICKS = ("medoid", "nearest")
 
 Pick = str | Callable[[np.ndarray, Observation], int]
 """How the best of several chunks is found; see `RobotPolicy.infer`."""

@@ -38,6 +38,11 @@ class Session:
         """See `RobotPolicy`."""
         return self.robot_policy.max_prefix
 
+    @property
+    def past(self) -> int:
+        """See `RobotPolicy`."""
+        return self.robot_policy.past
+
     def infer(
         self,
         observation: Observation,

@@ -62,7 +62,8 @@ class Record:
         observation: What `RobotPolicy.infer` took.
         actions: The answer `[a, d]` as sent; None where the frame was only noted.
         seed: Seed of the noise; None where `options` has the noise itself.
-        options: Further arguments of `infer` that were given: `noise`, `num_steps`, `samples`, `continuing`.
+        options: Further arguments of `infer` that were given: `noise`, `num_steps`, `samples`, `pick`,
+            `continuing`.
         level: At which the chunk was sampled.
         latency: Seconds from the request to the answer.
         clipped: Entries of the chunk that were clipped.

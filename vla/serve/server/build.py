@@ -94,6 +94,7 @@ class RecordingWatcher:
             "noise": asked.noise,
             "num_steps": asked.num_steps,
             "samples": exchange.samples if exchange.samples > 1 else None,
+            "pick": asked.pick,
             "continuing": asked.continuing,
         }
         self.recorder.put(

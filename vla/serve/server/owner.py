@@ -57,6 +57,7 @@ class ServedPolicy(Protocol):
         num_steps: int | None = None,
         continuing: Sequence[Continuation | None] | None = None,
         samples: int = 1,
+        pick: str | None = None,
     ) -> Sequence[dict[str, Any]]:
         """Return a chunk for each pair of session and observation."""
         ...
@@ -112,7 +113,7 @@ class Job:
             return (id(self),)
         noise = None if asked.noise is None else asked.noise.shape
         continuing = None if asked.continuing is None else asked.continuing.method
-        return (asked.text, asked.num_steps, self.samples, noise, continuing)
+        return (asked.text, asked.num_steps, self.samples, asked.pick, noise, continuing)
 
 
 class ModelOwner:
@@ -288,6 +289,8 @@ class ModelOwner:
             options["continuing"] = [job.request.continuing for job in batch]
         if batch[0].samples > 1:
             options["samples"] = batch[0].samples
+        if first.pick is not None:
+            options["pick"] = first.pick
         return options
 
     def _finish(self, answers: list[tuple[Job, Answer | Exception]]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from vla_client.continuation import Continuation
+from vla_client.continuation import PICKS, Continuation
 
 from vla.errors import did_you_mean
 from vla.policies.observation import check_noise
@@ -28,6 +28,7 @@ KEYS = (
     "vla/noise",
     "vla/continue",
     "vla/samples",
+    "vla/pick",
     "vla/num_steps",
     "vla/text",
     "vla/timestamp",
@@ -48,6 +49,7 @@ class Request:
         noise: `[a, m]` in model space, instead of a seed.
         continuing: What the chunk continues.
         samples: Chunks to draw, of which one is picked; None: the server's default.
+        pick: Which of them: "medoid" or "nearest"; None: the policy's own rule.
         num_steps: Steps of sampling; None: the policy's.
         text: Whether to generate the response text.
         timestamp: Seconds of the client's clock, given back as they are.
@@ -60,6 +62,7 @@ class Request:
     noise: np.ndarray | None = None
     continuing: Continuation | None = None
     samples: int | None = None
+    pick: str | None = None
     num_steps: int | None = None
     text: bool = False
     timestamp: float | None = None
@@ -88,6 +91,7 @@ class Request:
             text=_flag(asked, "vla/text"),
             seed=_whole(asked, "vla/seed", 0, 2**63 - 1),
             samples=_whole(asked, "vla/samples", 1, MAX_SAMPLES),
+            pick=_pick(asked.get("vla/pick")),
             num_steps=_whole(asked, "vla/num_steps", 1, MAX_STEPS),
             noise=None if asked.get("vla/noise") is None else check_noise(asked["vla/noise"], "a m"),
             continuing=_continuation(asked.get("vla/continue")),
@@ -106,6 +110,11 @@ class Request:
             raise RequestError("vla/noise and vla/seed both say where sampling starts: leave out one.")
         if self.noise is not None and (self.samples or 1) > 1:
             raise RequestError("vla/noise starts one chunk: several vla/samples are drawn from a seed.")
+        if self.pick == "nearest" and (self.continuing is None or not len(self.continuing.actions)):
+            raise RequestError(
+                "vla/pick 'nearest' compares chunks with the rest of the one that is executed, and there is "
+                "no vla/continue, or its actions are empty: give it, or ask for 'medoid'."
+            )
         if self.observe and (self.continuing is not None or self.text or self.noise is not None):
             raise RequestError(
                 "vla/observe only notes a frame, so vla/continue, vla/text and vla/noise have no meaning "
@@ -152,6 +161,13 @@ def _seconds(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise RequestError(f"vla/timestamp must be a number of seconds, got {_shown(value)}.")
     return float(value)
+
+
+def _pick(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or value not in PICKS):
+        hint = did_you_mean(value, PICKS) if isinstance(value, str) else ""
+        raise RequestError(f"vla/pick must be one of {', '.join(PICKS)}, got {_shown(value)}.{hint}")
+    return value
 
 
 def _continuation(value: Any) -> Continuation | None:
