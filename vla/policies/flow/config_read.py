@@ -335,10 +335,17 @@ def make_config(
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         outer, _, inner = name.partition(".")
-        if inner:
-            nested.setdefault(outer, {})[inner] = value
-        else:
+        if not inner:
             nested[outer] = value
+            continue
+        if nested.get(outer) is None:  # null in the file: what the tensors tell
+            nested[outer] = {}
+        if not isinstance(nested[outer], dict):
+            raise ConfigError(
+                f"The config of {stored.folder} is refused: '{outer}' must map names to sizes, got "
+                f"{nested[outer]!r}."
+            )
+        nested[outer][inner] = value
     try:
         return config_class.from_dict(nested)
     except (ConfigError, StrictDataclassError) as error:
