@@ -88,8 +88,9 @@ def _show(report: "ExecutionReport") -> None:
         late = ", ".join(f"{name} {share:.1%}" for name, share in report.late.items())
         out.print(f"control steps that began late by more than a fifth of a period: {late}")
     out.print(
-        "lost: layouts lost against the same policy without latency, less those won. jump: mean distance of "
-        "consecutive actions across a seam over the median within chunks; 95th: its 95th percentile."
+        "lost: per cent of layouts, against the same policy without latency, less those won. cup: share that "
+        "touched it. s: seconds to the target. jump: mean distance of consecutive actions across a seam over "
+        "the median within chunks; 95th: its 95th percentile."
     )
     for one in report.findings:
         wanted = f"{'>=' if one.at_least else '<='} {one.bound:.2f}"
@@ -100,7 +101,7 @@ def _table(title: str, rows: "Sequence[Row]") -> Any:
     from rich.table import Table
 
     table = Table(title)
-    for heading in ("success", "95 %", "lost", "95 % (paired)", "cup", "seconds", "jump", "95th"):
+    for heading in ("success", "lost (95 %, paired)", "cup", "s", "jump", "95th"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row.name, *_cells(row))
@@ -110,9 +111,7 @@ def _table(title: str, rows: "Sequence[Row]") -> Any:
 def _cells(row: "Row") -> list[Any]:
     return [
         f"{row.success:.1%}",
-        "{:.1%} to {:.1%}".format(*row.interval),
-        f"{row.loss:+.1%}",
-        "{:+.1%} to {:+.1%}".format(*row.loss_interval),
+        "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * one for one in (row.loss, *row.loss_interval))),
         f"{row.collided:.1%}",
         f"{row.seconds:.2f}",
         f"{row.jump:.2f}",
