@@ -17,7 +17,7 @@ def full_disk(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic, "_sync", refuse)
+    monkeypatch.setattr(atomic, "sync", refuse)
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path):

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from vla.atomic import atomic_folder
-from vla.signals import ended_at_once, ended_by_signals
+from vla.signals import ended_at_once, ended_by_signals, held_off
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -149,3 +149,20 @@ def test_every_command_passes_through_it(tmp_path, number):
     )
     assert ran.returncode == 128 + number
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_signals_are_held_off_until_the_block_is_done(number):
+    said, done = [], []
+
+    def held():
+        with ended_by_signals(), held_off(lambda: said.append(number)):
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            done.append(True)
+
+    before = signal.getsignal(number)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        held()
+    assert (said, done) == ([number] * 2, [True])
+    assert signal.getsignal(number) == before

@@ -57,13 +57,13 @@ def atomic_folder(target: Path | str, inside: Path | None = None) -> Iterator[Pa
             yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
-                _sync(path)
+                sync(path)
         if stays:
             _move_into(target, temporary)
         else:
             os.replace(temporary, target)
         with suppress(OSError):  # the folder is there, and whole; some file systems sync no folders
-            _sync(target.parent)
+            sync(target.parent)
     except OSError as error:
         raise _readable(error, target) from error
     finally:
@@ -226,7 +226,7 @@ def atomic_write(target: Path | str, content: bytes | str) -> None:
     temporary = temporary_name(target)
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, target)
     except OSError as error:
         raise _readable(error, target) from error
@@ -258,7 +258,7 @@ def read_json(path: Path, error: type[VlaError], missing: str = "there is no suc
     return values
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Make sure that the bytes are on disk before a name points to them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -83,6 +83,38 @@ def ended_by_signals() -> Iterator[None]:
         for number in ours:
             signal.signal(number, ENDING[number])
         _handlers.remove(end)
+
+
+@contextmanager
+def held_off(say: Callable[[], None]) -> Iterator[None]:
+    """Within the block the same signals do nothing but call a function; the last one has its effect after it.
+
+    For what must not be cut short, and does not take long. A signal that the program around handles itself
+    stays as it is. Outside the main thread, where Python takes no signals, nothing changes.
+
+    Args:
+        say: Called for each, in between any two instructions of the main thread.
+    """
+    before: dict[int, Any] = {}
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        say()
+
+    try:
+        for number in ENDING:
+            if is_free(number):
+                before[number] = signal.signal(number, note)
+    except ValueError:
+        pass  # not the main thread
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[-1])
 
 
 @contextmanager

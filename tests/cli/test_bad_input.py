@@ -184,7 +184,7 @@ class TestOutput:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
         argv = train_on(dataset)
-        monkeypatch.setattr(vla.atomic, "_sync", full)
+        monkeypatch.setattr(vla.atomic, "sync", full)
         capfd.readouterr()
         assert main(argv) == 1
         error = capfd.readouterr().err
@@ -197,7 +197,7 @@ class TestOutput:
         def full(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-        monkeypatch.setattr(vla.atomic, "_sync", full)
+        monkeypatch.setattr(vla.atomic, "sync", full)
         assert "disk is full" in refused(["stats", dataset, "--output", tmp_path / "out"])
 
 

@@ -16,6 +16,8 @@ from tests.cli.conftest import CAMERA
 from tests.processes import free_port
 from tests.serve.server.fakes import decode, encode
 from vla.cli import main
+from vla.data import LeRobotDataset
+from vla.serve.recording.episodes import Episodes
 
 
 class Talk(threading.Thread):
@@ -75,6 +77,27 @@ def test_serve(run, tmp_path, capsys, monkeypatch):
     assert told["latency_ms"]["p95"] >= told["latency_ms"]["p50"] > 0
     assert talk.reply["actions"].shape == (told["robot"]["horizon"], len(told["robot"]["action"]["names"]))
     assert (record / "meta/info.json").is_file()
+
+
+def test_further_signals_do_not_cut_the_recording_short(run, tmp_path, capsys, monkeypatch):
+    real, port, record = Episodes.finish, free_port(), tmp_path / "record"
+
+    def signalled(episodes):
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        return real(episodes)
+
+    monkeypatch.setattr(Episodes, "finish", signalled)
+    talk = Talk(port, "")
+    talk.start()
+    assert main(["serve", str(run), "--port", port, "--record", str(record)]) == 0
+    talk.join(10)
+    if talk.error is not None:
+        raise talk.error
+    said = capsys.readouterr()
+    assert f"recorded: 1 frames in {record}" in said.out
+    assert len(LeRobotDataset(record, action_horizon=1)) == 1
 
 
 def test_the_address_is_refused_before_anything_is_loaded(capsys, tmp_path):

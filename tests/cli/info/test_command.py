@@ -209,6 +209,15 @@ class TestHub:
         assert "a/none is not a folder here, and neither a model nor a dataset on the hub" in error
         assert error.count("\n") == 1
 
+    def test_a_recording_that_was_killed_is_named(self, tmp_path, capsys):
+        left = tmp_path / ".rec.abcdefg1.partial"
+        (left / "meta").mkdir(parents=True)
+        (left / "meta/info.json").write_text('{"total_episodes": 3}')
+        assert main(["info", str(tmp_path / "rec")]) == 1
+        error = capsys.readouterr().err
+        assert f"There is no folder {tmp_path / 'rec'}. {left} is left of a recording" in error
+        assert "its 3 finished episodes: rename it to keep it (mv), or remove it." in error
+
     def test_gated_model_is_not_taken_for_a_dataset(self, hub, checkpoint, capsys):
         hub.add("a/gated", checkpoint, gated=True)
         assert main(["info", "a/gated"]) == 1

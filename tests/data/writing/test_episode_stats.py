@@ -1,9 +1,10 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla.data.writing.episode_stats import QUANTILES, PixelHistogram, summarize
+from vla.data.writing.episode_stats import QUANTILES, PixelHistogram, merged, summarize
 
 
 def test_numbers_by_numpy():
@@ -42,3 +43,21 @@ def test_long_episodes_and_large_frames_are_thinned():
     histogram.add_episode([np.zeros((480, 640, 3), np.uint8)] * 350)
     assert histogram.num_frames == 100
     assert histogram.counts[0].sum() == 100 * 120 * 160
+
+
+def test_episodes_are_merged_exactly_but_for_the_quantiles():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(episode, 1 + episode, (length, 2)) for episode, length in enumerate((3, 50, 8))]
+    rows = [
+        {"length": len(part)} | {f"stats/x/{name}": values for name, values in summarize(part).items()}
+        for part in parts
+    ]
+    schema = pa.schema([("x", pa.list_(pa.float32(), 2)), ("said", pa.string())])
+    found = merged(rows, schema)
+    assert set(found) == {"x"}
+    whole = summarize(np.concatenate(parts))
+    for name in ("min", "max", "mean", "std", "count"):
+        np.testing.assert_allclose(found["x"][name], whole[name], rtol=1e-12)
+    for name, q in QUANTILES.items():
+        of_episodes = sum(len(part) / 61 * np.quantile(part, q, axis=0) for part in parts)
+        np.testing.assert_allclose(found["x"][name], of_episodes, rtol=1e-12)

@@ -1,6 +1,8 @@
 """After Ctrl-C, an error, or a change of the current folder, what was saved is there."""
 
 import os
+import shutil
+import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +12,7 @@ from tests.data.writing.recording import frame, leftovers, make_writer
 from tests.folders import unchanged
 from vla.data import LeRobotDataset
 from vla.data.writing import writer as writer_module
+from vla.data.writing.unfinished import finish, left_of
 from vla.errors import DatasetError
 
 
@@ -139,6 +142,45 @@ def test_what_cannot_be_completed_is_left_and_named(tmp_path, caplog):
     assert f"What was recorded is left in {left}." in caplog.text
     check_partial = LeRobotDataset(left, action_horizon=2)
     assert len(check_partial) == 3
+
+
+def test_a_writer_that_a_thread_is_finalizing_is_left_alone_at_the_end(tmp_path, monkeypatch, caplog):
+    begun, may_end = threading.Event(), threading.Event()
+    real = writer_module.tasks_table
+
+    def slowly(tasks):
+        begun.set()
+        may_end.wait(10)
+        return real(tasks)
+
+    monkeypatch.setattr(writer_module, "tasks_table", slowly)
+    writer = make_writer(tmp_path / "x")
+    add_episode(writer, 0)
+    recording = threading.Thread(target=writer.finalize)
+    recording.start()
+    assert begun.wait(10)
+    ending = threading.Thread(target=finish, args=[writer])  # as the end of the program does
+    ending.start()
+    ending.join(0.1)
+    assert ending.is_alive()
+    may_end.set()
+    recording.join(10)
+    ending.join(10)
+    assert not ending.is_alive()
+    check_recorded(tmp_path / "x", 1)
+    assert caplog.records == []
+
+
+def test_what_is_there_is_not_called_gone(tmp_path):
+    writer = make_writer(tmp_path / "x")
+    add_episode(writer, 0)
+    assert left_of(writer) == f"What was recorded is left in {writer._temporary}."
+    os.rename(writer._temporary, tmp_path / "x")
+    assert "gone" not in left_of(writer)
+    assert f"{tmp_path / 'x'} is there" in left_of(writer)
+    shutil.rmtree(tmp_path / "x")
+    assert left_of(writer).startswith("What was recorded is gone:")
+    writer.abort()
 
 
 def test_another_current_folder_changes_nothing(tmp_path, monkeypatch):

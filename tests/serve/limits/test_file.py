@@ -90,6 +90,29 @@ def test_what_is_not_a_limit(policy, values, said):
         limits_of(policy, None, values)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"action": {"range": {"action_1": [10, 11]}}},
+            r"limits of action 'action_1' are \[10, 11\], .* values in \[-3, 3\] \(the dataset's range;",
+        ),
+        ({"widen": None, "action": {"range": {"action_0": [-9, -5]}}}, r"'action_0' are \[-9, -5\], .*4.5\]"),
+        ({"state": {"range": {"state_1": [7, 8]}}}, r"limits of state 'state_1' are \[7, 8\], .*\[-6, 6\]"),
+    ],
+)
+def test_a_range_outside_the_dataset_s_is_refused(policy, values, said):
+    with pytest.raises(ConfigError, match=said):
+        limits_of(policy, None, values)
+
+
+def test_a_range_that_meets_the_dataset_s_is_not(policy):
+    ranges = {"action_0": [-1000, 1000], "action_1": [2.9, 50]}
+    held = limits_of(policy, None, {"action": {"range": ranges}, "state": {"range": {"state_0": [0.5, 99]}}})
+    assert (held.action.low.tolist(), held.action.high.tolist()) == ([-1000, 2.9], [1000, 50])
+    assert (held.state.low[0], held.state.high[0]) == (0.5, 99)
+
+
 def test_files_that_are_not_there_or_damaged(policy, tmp_path):
     with pytest.raises(ConfigError, match="no file of limits"):
         limits_of(policy, None, tmp_path / "none.yaml")

@@ -2,20 +2,22 @@
 
 import json
 import logging
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-from vla_client.continuation import Continuation
 
 from tests.serve.robots import tiny
 from vla.data import LeRobotDataset
 from vla.errors import DatasetError
 from vla.serve.contract import contract
-from vla.serve.recording import recorder as recording
-from vla.serve.recording.recorder import NO_TASK, Record, Recorder, nominal_rate, options_as_json
+from vla.serve.recording.episodes import NO_TASK, Episodes, Record
+from vla.serve.recording.recorder import Recorder
 
 RNG = np.random.default_rng(0)
 ABOUT = {
@@ -108,13 +110,13 @@ def test_what_has_another_layout_is_left_out_and_said(tmp_path, caplog):
 
 
 def test_a_slow_disk_holds_nobody_up(tmp_path, monkeypatch):
-    add = recording._Episodes.add
+    add = Episodes.add
 
     def slowly(self, *given):
         time.sleep(0.1)
         return add(self, *given)
 
-    monkeypatch.setattr(recording._Episodes, "add", slowly)
+    monkeypatch.setattr(Episodes, "add", slowly)
     one = record()
     with Recorder(tmp_path / "rec", ABOUT, max_waiting_mb=2.5 * one.num_bytes / 2**20) as recorder:
         began = time.monotonic()
@@ -147,6 +149,80 @@ def test_an_error_ends_the_recording_and_keeps_what_was_saved(tmp_path, monkeypa
     assert (recorder.recorded, recorder.dropped) == (1, 2)
     assert len(LeRobotDataset(tmp_path / "rec", action_horizon=1)) == 1
     assert (tmp_path / "rec" / "meta" / "serving.json").exists()
+
+
+def until(is_so, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_finished_episodes_can_be_read_before_the_end(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("vla.serve.recording.recorder._FLUSH_IDLE", 0.0)
+    monkeypatch.setattr("vla.serve.recording.recorder._FLUSH_SHARE", 1)
+
+    def saved(*sessions):
+        for session in sessions:
+            recorder.put(record(session))
+            recorder.end(session)
+        until(lambda: recorder.recorded == counted + len(sessions) and not recorder._episodes.is_unsafe)
+        return shutil.copytree(next(tmp_path.glob(".rec.*.partial")), tmp_path / ".rec.abcdefg1.partial")
+
+    counted = 0
+    with Recorder(tmp_path / "rec", ABOUT) as recorder:
+        left = saved("a", "b")
+        assert len(LeRobotDataset(left, action_horizon=1)) == 2
+        assert json.loads((left / "meta/serving.json").read_text()) == ABOUT
+        shutil.rmtree(left)
+        counted = 2
+        left = saved("c")
+        assert len(LeRobotDataset(left, action_horizon=1)) == 3
+        recorder.put(record("d"))
+    assert len(LeRobotDataset(tmp_path / "rec", action_horizon=1)) == 4
+    shutil.rmtree(tmp_path / "rec")
+    Recorder(tmp_path / "rec", ABOUT).close()
+    assert (
+        f"{left} is left of a recording that was killed, a dataset of its 3 finished episodes" in caplog.text
+    )
+
+
+def test_flushing_is_seldom(tmp_path, monkeypatch):
+    flushed, real = [], Episodes.flush
+
+    def counted(episodes):
+        flushed.append(1)
+        real(episodes)
+
+    monkeypatch.setattr(Episodes, "flush", counted)
+    monkeypatch.setattr("vla.serve.recording.recorder._FLUSH_IDLE", 60.0)
+    with Recorder(tmp_path / "rec", ABOUT) as recorder:
+        for session in "abcd":
+            recorder.put(record(session))
+            recorder.end(session)
+            until(lambda: not recorder._queue.qsize())
+    assert len(flushed) == 1
+    assert recorder.recorded == 4
+
+
+def test_ctrl_c_while_it_is_completed_has_its_effect_afterwards(tmp_path, monkeypatch, caplog):
+    real = Episodes.finish
+
+    def interrupted(episodes):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+        return real(episodes)
+
+    monkeypatch.setattr(Episodes, "finish", interrupted)
+    recorder = Recorder(tmp_path / "rec", ABOUT)
+    recorder.put(record())
+    with pytest.raises(KeyboardInterrupt):
+        recorder.close()
+    assert len(LeRobotDataset(tmp_path / "rec", action_horizon=1)) == 1
+    assert "is being completed; the signal has its effect afterwards" in caplog.text
+    assert "gone" not in caplog.text
+    recorder.close()
 
 
 def test_nothing_asked_nothing_written(tmp_path, caplog):
@@ -190,18 +266,6 @@ def test_a_program_that_ends_without_closing_leaves_a_whole_dataset(tmp_path, ho
     subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / "rec", how], timeout=120, capture_output=True)
     assert len(LeRobotDataset(tmp_path / "rec", action_horizon=1)) == 1
     assert (tmp_path / "rec" / "meta" / "serving.json").exists()
-
-
-def test_options_and_rates():
-    continuing = Continuation(np.ones((2, 1)), 1)
-    made = json.loads(
-        options_as_json(
-            record(task=None, options={"continuing": continuing, "noise": np.zeros((1, 1)), "num_steps": 3})
-        )
-    )
-    assert made["continuing"]["actions"] == [[1.0], [1.0]]
-    assert (made["noise"], made["num_steps"], made["no_task"]) == ([[0.0]], 3, True)
-    assert [nominal_rate(rate) for rate in (None, 0.2, 15.0, 49.6, 5000)] == [1, 1, 15, 50, 1000]
 
 
 def test_the_contract_of_a_policy_is_enough(tmp_path):

@@ -14,7 +14,8 @@ from vla.policies.config import PolicyConfig
 from vla.policies.robot import RobotPolicy
 from vla.serve.contract import contract
 from vla.serve.limits.file import limits_of
-from vla.serve.recording.recorder import Record, Recorder
+from vla.serve.recording.episodes import Record
+from vla.serve.recording.recorder import Recorder
 from vla.serve.recording.replaying import open_recording, replay, seeded
 from vla.transforms import Normalize, Pipeline, ResizeImages, Statistics
 from vla.types import Window

@@ -114,6 +114,27 @@ def test_a_second_signal_does_not_wait_for_requests():
     run(talk())
 
 
+def test_no_signal_cuts_short_what_is_to_be_finished(caplog):
+    done = []
+
+    def finish():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+        done.append(True)
+
+    async def talk():
+        async with serving(FakePolicy()) as server:
+            ended = asyncio.ensure_future(server.ended(finish))
+            await asyncio.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+            await ended
+
+    run(talk())
+    assert done == [True]
+    assert caplog.text.count("is being completed, which no signal cuts short") == 3
+
+
 PROGRAM = """
 import asyncio, sys, time
 from tests.serve.server.fakes import FakePolicy

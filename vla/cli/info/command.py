@@ -221,12 +221,17 @@ def _checkpoint_here(what: str) -> Path | str | None:
     Raises:
         ConfigError: It is a folder that holds neither a dataset nor anything of a checkpoint.
         WeightsError: It is a run without a checkpoint.
+        DatasetError: It is the name of a recording that was not completed, and is not there.
     """
+    from vla.data.writing.partial import about_leftovers
     from vla.weights.files.listing import listing
     from vla.weights.run_folder import PICKLES, chosen_checkpoint, holds_checkpoint
 
     folder = expanded(what or ".")
     if not what or not folder.is_dir():
+        left = about_leftovers(folder) if what and not folder.exists() else ""
+        if left:
+            raise DatasetError(f"There is no folder {what}. {left}")
         return None
     if (folder / "meta" / "info.json").is_file():
         return DATASET

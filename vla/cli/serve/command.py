@@ -14,6 +14,7 @@ from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vla.serve.recording.recorder import Recorder
     from vla.serve.server.options import ServeOptions
     from vla.serve.server.policy_server import PolicyServer
 
@@ -118,7 +119,8 @@ def serve(
     quiet_loading()
     with ExitStack() as stack:
         how = {"pipeline": pipeline, "base": base, "device": device}
-        _run(_made(checkpoint, options, robot, limits, record, task or [], level, how, stack))
+        server = _made(checkpoint, options, robot, limits, task or [], level, how, record)
+        _run(server, None if record is None else _recorder(server, record, stack))
 
 
 def _made(
@@ -126,17 +128,15 @@ def _made(
     options: "ServeOptions",
     robot: str | None,
     limits: Path | None,
-    record: Path | None,
     tasks: list[str],
     level: str | None,
     how: dict[str, Any],
-    stack: ExitStack,
+    record: Path | None,
 ) -> "PolicyServer":
     """Load, warm up, and return the server."""
     from vla.policies.auto import load_for_episodes
     from vla.policies.base import accepted
-    from vla.serve.recording.recorder import Recorder
-    from vla.serve.server.build import RecordingWatcher, build_server
+    from vla.serve.server.build import build_server
     from vla.transforms.robots import load_robot
     from vla.weights.source import local_folder
 
@@ -159,10 +159,17 @@ def _made(
         limits=limits,
     )
     console().print(f"ready: {ready}")
-    if record is not None:
-        recorder = stack.enter_context(Recorder(record, server.metadata["vla"]))
-        server.watchers.append(RecordingWatcher(recorder))
     return server
+
+
+def _recorder(server: "PolicyServer", folder: Path, stack: ExitStack) -> "Recorder":
+    """Let what the server answers be recorded."""
+    from vla.serve.recording.recorder import Recorder
+    from vla.serve.server.build import RecordingWatcher
+
+    recorder = stack.enter_context(Recorder(folder, server.metadata["vla"]))
+    server.watchers.append(RecordingWatcher(recorder))
+    return recorder
 
 
 def _records_robot(folder: Path) -> bool:
@@ -174,8 +181,8 @@ def _records_robot(folder: Path) -> bool:
     return any(own) or bool(pipeline_names(folder))
 
 
-def _run(server: "PolicyServer") -> None:
-    """Serve until a signal."""
+def _run(server: "PolicyServer", recorder: "Recorder | None") -> None:
+    """Serve until a signal, and complete the recording."""
     import asyncio
 
     async def run() -> None:
@@ -187,7 +194,9 @@ def _run(server: "PolicyServer") -> None:
                     err=True,
                 )
             console().print(f"serving at {server.url} (Ctrl-C ends it)", soft_wrap=True)
-            await server.ended()
+            await server.ended(None if recorder is None else recorder.close)
 
     asyncio.run(run())
+    if recorder is not None and recorder.folder.is_dir():
+        console().print(f"recorded: {recorder.recorded} frames in {recorder.folder}", soft_wrap=True)
     console().print("ended: all that had come is answered.")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from vla.data.writing.encoder import KEY_FRAME_EVERY, stored_format
@@ -102,6 +103,18 @@ def make_info(
         "video_path": VIDEO_PATH if has_video else None,
         "features": features,
     }
+
+
+def rows_table(schema: pa.Schema, columns: Mapping[str, np.ndarray]) -> pa.Table:
+    """Return the rows of frames as they are stored; vectors are `[n, d]`."""
+    arrays = []
+    for field in schema:
+        values = columns[field.name]
+        if values.ndim == 2:
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]))
+        else:
+            arrays.append(pa.array(values, type=field.type))
+    return pa.table(arrays, schema=schema)
 
 
 def tasks_table(tasks: Mapping[str, int]) -> pa.Table:

@@ -5,8 +5,9 @@ model sees. Quantiles are exact here too (LeRobot merges per-episode histograms 
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +58,34 @@ def summarize_columns(
             flat = column.flatten() if field.name in vectors else column
             parts[field.name].append(flat.to_numpy(zero_copy_only=False))
         found[field.name] = summarize(np.concatenate(parts[field.name]).reshape(frames, -1))
+    return found
+
+
+def merged(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> dict[str, Summary]:
+    """Summarise columns over all frames by their episodes' summaries, without reading a frame again.
+
+    Exact but for the quantiles, which are the mean of the episodes', weighted by their frames.
+
+    Args:
+        rows: The episodes': `length`, and `stats/<column>/<statistic>`.
+        schema: That of the tables; texts are left out.
+    """
+    count = np.array([[row["length"]] for row in rows], dtype=np.float64)
+    share = count / count.sum()
+    found = {}
+    for key in (field.name for field in schema if field.type != pa.string()):
+        names = ("min", "max", "mean", "std", *QUANTILES)
+        of = {name: np.array([row[f"stats/{key}/{name}"] for row in rows]) for name in names}
+        mean = (share * of["mean"]).sum(0)
+        variance = (share * (of["std"] ** 2 + (of["mean"] - mean) ** 2)).sum(0)
+        found[key] = {
+            "min": of["min"].min(0).tolist(),
+            "max": of["max"].max(0).tolist(),
+            "mean": mean.tolist(),
+            "std": np.sqrt(variance).tolist(),
+            "count": [int(count.sum())],
+            **{name: (share * of[name]).sum(0).tolist() for name in QUANTILES},
+        }
     return found
 
 

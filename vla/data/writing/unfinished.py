@@ -4,17 +4,24 @@ import atexit
 import logging
 import os
 import sys
+import threading
 import weakref
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vla.errors import VlaError
+from vla.data.writing.partial import hold
+from vla.errors import DatasetError, VlaError
 from vla.paths import is_hidden
 
 _log = logging.getLogger(__name__)
+_Writer = TypeVar("_Writer", bound=Any)
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 _open: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
@@ -28,13 +35,37 @@ class Unfinished:
 def remember(writer: Any) -> None:
     """Let a writer be completed at the end of the program, where it is still open then."""
     writer._process = os.getpid()
+    writer._mutex = threading.RLock()
+    hold(writer._temporary, writer)
     _open.add(writer)
 
 
+def locked(
+    method: Callable[Concatenate[_Writer, _Given], _Result],
+) -> Callable[Concatenate[_Writer, _Given], _Result]:
+    """Make a method of a writer one that no other thread comes into, the end of the program included."""
+
+    @wraps(method)
+    def alone(self: _Writer, *given: _Given.args, **named: _Given.kwargs) -> _Result:
+        with self._mutex:
+            return method(self, *given, **named)
+
+    return alone
+
+
 def finish(writer: Any) -> None:
-    """Complete the dataset of a writer that is still open, with the episodes that were saved; and say so."""
-    closed = getattr(writer, "_closed", "never opened")
-    if closed is not None or getattr(writer, "_process", None) != os.getpid():  # a forked copy writes nothing
+    """Complete the dataset of a writer that is still open, with the episodes that were saved; and say so.
+
+    Where a thread is in one of its methods, such as `finalize`, that is waited for.
+    """
+    if getattr(writer, "_process", None) != os.getpid():  # never opened; and a forked copy writes nothing
+        return
+    with writer._mutex:
+        _finish(writer)
+
+
+def _finish(writer: Any) -> None:
+    if writer._closed is not None:
         return
     _log.warning(
         "A LeRobotWriter was left without finalize(): %s Call finalize() at the end of a recording, or use "
@@ -64,7 +95,25 @@ def left_of(writer: Any) -> str:
     """Return where the files of a recording are that could not be completed, as a sentence."""
     if writer._temporary.exists():
         return f"What was recorded is left in {writer._temporary}."
-    return f"What was recorded is gone: {writer._temporary}, where it was, is not there any more."
+    missing = f"{writer._temporary}, where it was, is not there any more"
+    if writer.folder.exists():
+        return f"{missing}; {writer.folder} is there: see whether that is what was recorded."
+    return f"What was recorded is gone: {missing}."
+
+
+def check_open(writer: Any) -> None:
+    """Raise `DatasetError` where a writer is closed."""
+    if writer._closed is None:
+        return
+    how = {
+        "finalised": "is complete",
+        "abandoned": "was given up and removed",
+        "failed": f"failed. {left_of(writer)}" if writer._episode_rows else "failed and was removed",
+    }
+    raise DatasetError(
+        f"The recording of {writer.folder} {how[writer._closed].rstrip('.')}: record more episodes "
+        "with a new LeRobotWriter, into a folder of their own."
+    )
 
 
 def drop_unsaved(data: Path, episodes: int) -> None:

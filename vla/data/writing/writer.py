@@ -4,11 +4,10 @@ The dataset is built in a temporary folder next to its destination and renamed w
 that a half-written dataset never has the destination's name.
 """
 
-import json
 import logging
 import os
 import shutil
-import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,23 +22,34 @@ from vla.data.lerobot.layout_v30 import (
     CHUNKS_SIZE,
     DATA_PATH,
     DEFAULT_COLUMNS,
-    EPISODES_PATH,
     SCALARS,
     VIDEO_PATH,
     make_features,
     make_info,
+    rows_table,
     tasks_table,
 )
 from vla.data.selection import with_own_arguments
 from vla.data.writing import checks
 from vla.data.writing.encoder import Codec, VideoEncoder, whole_rate
-from vla.data.writing.episode_stats import PixelHistogram, summarize, summarize_columns
-from vla.data.writing.unfinished import Unfinished, drop_unsaved, left_of, remember, rescue
+from vla.data.writing.episode_stats import PixelHistogram, merged, summarize, summarize_columns
+from vla.data.writing.partial import OPEN, make_folder, publish, publish_all, write_metadata
+from vla.data.writing.unfinished import (
+    Unfinished,
+    check_open,
+    drop_unsaved,
+    left_of,
+    locked,
+    remember,
+    rescue,
+)
 from vla.errors import ConfigError, DatasetError
 from vla.paths import kept
 from vla.types import ACTION_KEY, STATE_KEY
 
 _log = logging.getLogger(__name__)
+
+_NOT_WRITTEN = (OSError, av.FFmpegError, pa.ArrowException, ValueError)
 
 
 class LeRobotWriter(Unfinished):
@@ -48,6 +58,9 @@ class LeRobotWriter(Unfinished):
     Frames of the episode being recorded are held in memory until `save_episode`, so that an episode can
     be discarded. As a context manager it finalises on a clean exit. Used otherwise, `finalize` completes the
     dataset; where it was forgotten, that is done when the program ends, with a warning.
+
+    What was saved is readable by the destination's name from `finalize` on. `flush` makes it readable in the
+    unfinished folder before: for long recordings, which a power cut or SIGKILL may end.
 
     A recording is costly, so that nothing that was saved is lost: after Ctrl-C or an error, inside the `with`
     or in a method, the dataset is completed with the episodes that were saved, without the one that was being
@@ -117,13 +130,11 @@ class LeRobotWriter(Unfinished):
         self._episode_rows: list[dict[str, Any]] = []
         self._frames: list[dict[str, Any]] = []
         self._pixels = {key: PixelHistogram() for key in self.cameras}
-        self._data: tuple[Path, pq.ParquetWriter, int] | None = None
-        self._videos: dict[str, tuple[VideoEncoder, int]] = {}
+        self._data: tuple[Path, pq.ParquetWriter] | None = None
+        self._videos: dict[str, VideoEncoder] = {}
+        self._files: Counter[str] = Counter()  # how many were begun: of each camera, and of rows
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self._temporary = Path(
-                tempfile.mkdtemp(prefix=f".{self.folder.name}.", suffix=".partial", dir=self.folder.parent)
-            )
+            self._temporary = make_folder(self.folder)
         except OSError as error:
             raise DatasetError(f"{self.folder} cannot be written: {error}.") from error
         self._closed: Literal["finalised", "abandoned", "failed"] | None = None
@@ -142,6 +153,7 @@ class LeRobotWriter(Unfinished):
         finally:
             rescue(self)
 
+    @locked
     def add_frame(self, frame: Mapping[str, Any], *given: Any, **named: Any) -> None:
         """Add one frame to the episode being recorded.
 
@@ -156,7 +168,7 @@ class LeRobotWriter(Unfinished):
                 does not have the declared dtype, or the recording is closed.
             ShapeError: An image, a state or an action has another shape or dtype than declared.
         """
-        self._check_open()
+        check_open(self)
         frame = checks.frame(frame, {*self.cameras, *self._names, *self._extra}, *given, **named)
         where = f"episode {len(self._episode_rows)}, frame {len(self._frames)}"
         row: dict[str, Any] = {
@@ -166,15 +178,17 @@ class LeRobotWriter(Unfinished):
         row |= {key: checks.vector(frame[key], len(own), key, where) for key, own in self._names.items()}
         self._frames.append(row)
 
+    @locked
     def discard_episode(self) -> None:
         """Forget the frames added since the last `save_episode`.
 
         Raises:
             DatasetError: The recording is closed.
         """
-        self._check_open()
+        check_open(self)
         self._frames = []
 
+    @locked
     def save_episode(self, task: str | None = None) -> int:
         """Write the recorded frames as one episode and return its index.
 
@@ -186,7 +200,7 @@ class LeRobotWriter(Unfinished):
                 closed, or the data could not be written: the dataset is then completed with the episodes
                 before.
         """
-        self._check_open()
+        check_open(self)
         if not self._frames:
             raise DatasetError("The episode holds no frames: add_frame comes before save_episode.")
         index = len(self._episode_rows)
@@ -204,6 +218,34 @@ class LeRobotWriter(Unfinished):
         self._frames = []
         return index
 
+    @locked
+    def flush(self) -> Path:
+        """Complete the files of the episodes saved so far, and write their metadata.
+
+        From then on the folder that is returned is a dataset that can be opened, whatever becomes of the
+        program: it lies next to the destination, its name is hidden, and `finalize` moves it. Later episodes
+        begin new files. Quantiles over all frames are a mean of the episodes' until `finalize`.
+
+        Raises:
+            DatasetError: No episode was saved, the recording is closed, or the data could not be written: the
+                dataset is then completed with the episodes that were saved, where that is possible.
+        """
+        check_open(self)
+        if not self._episode_rows:
+            raise DatasetError(f"No episode was saved yet, so that {self.folder} has nothing to flush.")
+        is_done = False
+        try:
+            self._close_files(is_interim=True)
+            self._write_metadata(is_interim=True)
+            is_done = True
+        except _NOT_WRITTEN as error:
+            raise DatasetError(f"{self.folder} could not be written: {str(error).rstrip('.')}.") from error
+        finally:
+            if not is_done:
+                rescue(self, "failed")
+        return self._temporary
+
+    @locked
     def finalize(self) -> None:
         """Complete the files and move the dataset to its destination. Idempotent.
 
@@ -214,7 +256,7 @@ class LeRobotWriter(Unfinished):
         """
         if self._closed == "finalised":
             return
-        self._check_open()
+        check_open(self)
         if not self._episode_rows:
             self._close("failed")
             raise DatasetError(f"No episode was saved, so {self.folder} is not written.")
@@ -225,7 +267,7 @@ class LeRobotWriter(Unfinished):
             )
         try:
             self._complete()
-        except (OSError, av.FFmpegError, pa.ArrowException, ValueError) as error:
+        except _NOT_WRITTEN as error:
             self._closed = "failed"
             said = str(error).rstrip(".")
             raise DatasetError(f"{self.folder} could not be written: {said}. {left_of(self)}") from error
@@ -233,6 +275,7 @@ class LeRobotWriter(Unfinished):
             "Wrote %d episodes, %d frames to %s", len(self._episode_rows), self._num_frames, self.folder
         )
 
+    @locked
     def abort(self) -> None:
         """Remove everything written so far. Idempotent; does nothing after `finalize`."""
         if self._closed is None:
@@ -243,28 +286,13 @@ class LeRobotWriter(Unfinished):
         if self._is_torn:
             drop_unsaved(self._temporary / "data", len(self._episode_rows))
         self._write_metadata()
-        if self.folder.exists():
-            raise FileExistsError(f"{self.folder} was created while the dataset was recorded")
-        self._temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders for the owner only
-        os.replace(self._temporary, self.folder)
+        publish_all(self._temporary, self.folder)
         self._closed = "finalised"
 
     @property
     def _num_frames(self) -> int:
         """Frames of the saved episodes."""
         return self._episode_rows[-1]["dataset_to_index"] if self._episode_rows else 0
-
-    def _check_open(self) -> None:
-        if self._closed is not None:
-            how = {
-                "finalised": "is complete",
-                "abandoned": "was given up and removed",
-                "failed": f"failed. {left_of(self)}" if self._episode_rows else "failed and was removed",
-            }
-            raise DatasetError(
-                f"The recording of {self.folder} {how[self._closed].rstrip('.')}: record more episodes "
-                "with a new LeRobotWriter, into a folder of their own."
-            )
 
     def _close(self, how: Literal["abandoned", "failed"]) -> None:
         """Remove everything written so far."""
@@ -322,40 +350,34 @@ class LeRobotWriter(Unfinished):
     def _write_rows(self, columns: Mapping[str, np.ndarray]) -> tuple[int, int]:
         if self._data is not None and self._data[0].stat().st_size >= self._limits_mb[0] * 2**20:
             self._data[1].close()
-            self._data = self._open_rows(self._data[2] + 1)
-        elif self._data is None:
-            self._data = self._open_rows(0)
-        arrays = []
-        for field in self._schema:
-            values = columns[field.name]
-            if values.ndim == 2:
-                arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]))
-            else:
-                arrays.append(pa.array(values, type=field.type))
+            self._data = None
+        if self._data is None:
+            path = self._begin("data", DATA_PATH)
+            self._data = path, pq.ParquetWriter(path, self._schema)
         # One row group per episode: a reader of few episodes then skips the others' bytes.
-        self._data[1].write_table(pa.table(arrays, schema=self._schema))
-        return divmod(self._data[2], CHUNKS_SIZE)
+        self._data[1].write_table(rows_table(self._schema, columns))
+        return self._number("data")
 
-    def _open_rows(self, number: int) -> tuple[Path, pq.ParquetWriter, int]:
-        chunk, file = divmod(number, CHUNKS_SIZE)
-        path = self._temporary / DATA_PATH.format(chunk_index=chunk, file_index=file)
+    def _begin(self, of: str, template: str) -> Path:
+        """Return the path of a new file of rows or of a camera."""
+        self._files[of] += 1
+        chunk, file = self._number(of)
+        path = self._temporary / OPEN / template.format(video_key=of, chunk_index=chunk, file_index=file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path, pq.ParquetWriter(path, self._schema), number
+        return path
+
+    def _number(self, of: str) -> tuple[int, int]:
+        """Return the chunk and file index of the file that was begun last."""
+        return divmod(self._files[of] - 1, CHUNKS_SIZE)
 
     def _write_video(self, key: str, pixels: Sequence[np.ndarray]) -> dict[str, Any]:
-        number = 0
-        if key in self._videos:
-            encoder, number = self._videos[key]
-            if encoder.num_bytes >= self._limits_mb[1] * 2**20:
-                encoder.close()
-                del self._videos[key]
-                number += 1
-        chunk, file = divmod(number, CHUNKS_SIZE)
+        if key in self._videos and self._videos[key].num_bytes >= self._limits_mb[1] * 2**20:
+            self._videos.pop(key).close()
         if key not in self._videos:
-            path = VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
-            encoder = VideoEncoder(self._temporary / path, self.fps, *self.cameras[key], codec=self.codec)
-            self._videos[key] = encoder, number
-        encoder = self._videos[key][0]
+            path = self._begin(key, VIDEO_PATH)
+            self._videos[key] = VideoEncoder(path, self.fps, *self.cameras[key], codec=self.codec)
+        chunk, file = self._number(key)
+        encoder = self._videos[key]
         start = encoder.num_frames
         encoder.append(pixels)
         return {
@@ -365,21 +387,18 @@ class LeRobotWriter(Unfinished):
             f"videos/{key}/to_timestamp": encoder.num_frames / self.fps,
         }
 
-    def _close_files(self) -> None:
+    def _close_files(self, is_interim: bool = False) -> None:
         if self._data is not None:
             self._data[1].close()
             self._data = None
         for key in list(self._videos):
-            self._videos.pop(key)[0].close()
+            self._videos.pop(key).close()
+        publish(self._temporary, to_disk=is_interim)
 
-    def _write_metadata(self) -> None:
-        meta = self._temporary / "meta"
-        episodes = self._temporary / EPISODES_PATH.format(chunk_index=0, file_index=0)
-        episodes.parent.mkdir(parents=True, exist_ok=True)  # it is there after a Ctrl-C in here
-        pq.write_table(pa.Table.from_pylist(self._episode_rows), episodes)
+    def _write_metadata(self, is_interim: bool = False) -> None:
         used = {task for row in self._episode_rows for task in row["tasks"]}
         self._tasks = {task: index for task, index in self._tasks.items() if task in used}
-        pq.write_table(tasks_table(self._tasks), meta / "tasks.parquet")
+        tasks = tasks_table(self._tasks)
         features = make_features(self.cameras, self._names, self._extra, self.fps, self.codec)
         info = make_info(
             features,
@@ -389,11 +408,8 @@ class LeRobotWriter(Unfinished):
             limits_mb=self._limits_mb,
         )
         stats = {key: histogram.summary() for key, histogram in self._pixels.items()}
-        stats |= summarize_columns(self._temporary / "data", self._schema, self._names, self._num_frames)
-        (meta / "info.json").write_text(json.dumps(info, indent=4) + "\n", encoding="utf-8")
-        (meta / "stats.json").write_text(json.dumps(stats, indent=4) + "\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    os.umask(mask := os.umask(0))
-    return mask
+        if is_interim:
+            stats |= merged(self._episode_rows, self._schema)
+        else:
+            stats |= summarize_columns(self._temporary / "data", self._schema, self._names, self._num_frames)
+        write_metadata(self._temporary, self._episode_rows, tasks, info=info, stats=stats, to_disk=is_interim)

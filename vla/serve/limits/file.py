@@ -59,11 +59,12 @@ def limits_of(
         overrides: The user's file (YAML or JSON, see the module), or its content.
 
     Raises:
-        ConfigError: The file is missing, says something unknown, or a limit is not one.
+        ConfigError: The file is missing, says something unknown, a limit is not one, or a range lies outside
+            the dataset's.
     """
     where, values = _read(overrides)
     shape = shape_of(robot_policy, robot)
-    states, actions = dataset_ranges(robot_policy.pipeline, len(shape.state), len(shape.action))
+    states, actions = seen = dataset_ranges(robot_policy.pipeline, len(shape.state), len(shape.action))
     widen = values.get("widen", WIDEN)
     if widen is None:
         actions = unlimited(len(shape.action), "the user lifts the dataset's range")
@@ -79,6 +80,8 @@ def limits_of(
     else:
         states = states.widened(_share(of_state["widen"], f"{where}: state.widen"))
     states = _with(states, of_state.get("range", {}), shape.state, f"{where}: state.range")
+    _overlap(states, seen[0], shape.state, "state", where)
+    _overlap(actions, seen[1], shape.action, "action", where)
     delta = robot_policy.pipeline.find(DeltaActions)
     mask = () if delta is None else delta.mask
     relative = tuple(dim < len(mask) and mask[dim] for dim in range(len(shape.action)))
@@ -202,6 +205,18 @@ def _with(given: Range, pairs: Any, names: Sequence[str], what: str) -> Range:
             raise ConfigError(f"{what}.{name} must be the lower and then the upper limit, got {list(pair)}.")
     source = f"{given.source}; {', '.join(pairs)} as the user says" if pairs else given.source
     return Range(low, high, source)
+
+
+def _overlap(limits: Range, seen: Range, names: Sequence[str], what: str, where: str) -> None:
+    """Check that in no dimension all values of the dataset lie outside the limits."""
+    for dim, name in enumerate(names):
+        if limits.low[dim] > seen.high[dim] or limits.high[dim] < seen.low[dim]:
+            allowed, had = (f"[{one.low[dim]:.6g}, {one.high[dim]:.6g}]" for one in (limits, seen))
+            raise ConfigError(
+                f"{where}: the limits of {what} '{name}' are {allowed}, and the policy learned from values "
+                f"in {had} ({seen.source}), all of which lie outside: see whether units, sign and "
+                f"dimension are the same. The limits come from: {limits.source}."
+            )
 
 
 def _steps(value: Any, names: Sequence[str], what: str) -> np.ndarray:

@@ -4,93 +4,43 @@ Recording never holds a robot up. A thread of its own writes; what it has no roo
 Images are kept to the bit (`codec="lossless"`), so that `replay` gets the same chunk from the same seed.
 """
 
-import json
+import atexit
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
-from vla.atomic import atomic_write
-from vla.data.writing.writer import LeRobotWriter
+from vla.data.writing.partial import about_leftovers
 from vla.errors import DatasetError, VlaError
 from vla.paths import kept
-from vla.types import ACTION_KEY, IMAGE_PREFIX, STATE_KEY
+from vla.serve.recording.episodes import Episodes, Record
+from vla.signals import held_off
 
 logger = logging.getLogger(__name__)
-
-CONTRACT_FILE = "meta/serving.json"
-"""What the server said of itself, next to the dataset's own metadata."""
-CHUNK_KEY = "chunk"
-"""Column of the whole answer, `[a * d]`, step by step."""
-NO_TASK = "(none)"
-"""The dataset's task where a request has none."""
-EXTRA = {
-    "session": "string",
-    "step": "int64",
-    "answered": "bool",
-    "seed": "int64",
-    "level": "string",
-    "latency_ms": "float32",
-    "clipped": "int64",
-    "time_us": "int64",
-    "client_time_us": "int64",
-    "request": "string",
-}
-"""Further columns: the session and the number of its request; whether a chunk was asked for (else the frame
-was only noted); the seed, -1 for none or one beyond int64; level, milliseconds and clipped entries of the
-answer; the clocks of server and client, microseconds, -1 for none; what else was asked for, as JSON."""
 
 _FAILURES = (VlaError, OSError, ValueError, TypeError, RuntimeError, MemoryError)
 """What may go wrong with disk, encoder or values: the robot moves on without a recording."""
 
-_TICK = 0.2  # seconds after which the thread looks whether the program has ended
-
-
-@dataclass(frozen=True)
-class Record:
-    """One request and its answer.
-
-    Attributes:
-        session: Which episode it belongs to.
-        observation: What `RobotPolicy.infer` took.
-        actions: The answer `[a, d]` as sent; None where the frame was only noted.
-        seed: Seed of the noise; None where `options` has the noise itself.
-        options: Further arguments of `infer` that were given: `noise`, `num_steps`, `samples`, `pick`,
-            `continuing`.
-        level: At which the chunk was sampled.
-        latency: Seconds from the request to the answer.
-        clipped: Entries of the chunk that were clipped.
-        time: Seconds of the server's clock, since the epoch.
-        client_time: Seconds of the client's clock, where it sent them.
-    """
-
-    session: str
-    observation: Mapping[str, Any]
-    actions: np.ndarray | None
-    seed: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    level: str = ""
-    latency: float = 0.0
-    clipped: int = 0
-    time: float = field(default_factory=time.time)
-    client_time: float | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Size in memory, nearly."""
-        arrays = [value.nbytes for value in self.observation.values() if isinstance(value, np.ndarray)]
-        return 2048 + sum(arrays) + (0 if self.actions is None else self.actions.nbytes)
+_TICK = 0.2
+"""Seconds after which the thread looks whether the program has ended, or what was saved is to be flushed."""
+FLUSH_EVERY = 10.0
+"""Seconds after which what was saved meanwhile is made readable on disk."""
+_FLUSH_IDLE = 1.0
+"""The same where nothing waits to be written."""
+_FLUSH_SHARE = 5
+"""It is done more seldom where it takes long: at most this share of the time, one part in so many."""
 
 
 class Recorder:
     """Writes records in a thread of its own; an episode for each session, a long one in several.
+
+    Finished episodes survive the program, SIGKILL and power cuts included: they are made readable
+    (`LeRobotWriter.flush`) within a second, or `FLUSH_EVERY` while there is more to write. What an earlier
+    program left so is named at the start.
 
     Sizes of the cameras are those of the first frame: one of another layout is left out, and counted.
 
@@ -137,10 +87,17 @@ class Recorder:
         self._taken = 0  # records that came to the thread
         self._steps: dict[str, int] = {}
         self._closed = False
-        self._episodes = _Episodes(self.folder, self._contract)
+        self._flushed = (float("-inf"), 0.0)  # when the last flush ended, and how long it took
+        self._is_done = threading.Event()
+        left = about_leftovers(self.folder)
+        if left:
+            logger.warning("%s", left)
+        self._episodes = Episodes(self.folder, self._contract)
         # Not a daemon: the program waits at its end until what was recorded is complete.
         self._thread = threading.Thread(target=self._write, name="vla-recording")
         self._thread.start()
+        # Before the writer's own: it would take the writer from the thread.
+        atexit.register(self._wait)
 
     def __enter__(self) -> Self:
         return self
@@ -171,15 +128,36 @@ class Recorder:
                 self._queue.put(session)
 
     def close(self) -> None:
-        """Save every episode and complete the dataset; return when that is done. Idempotent."""
+        """Save every episode and complete the dataset; return when that is done. Idempotent.
+
+        Ctrl-C, SIGTERM and their like have their effect afterwards.
+        """
+        if not self._is_done.is_set():
+            with held_off(self._say_unfinished):
+                self._wait()
+        atexit.unregister(self._wait)
+
+    def _wait(self) -> None:
         with self._lock:
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
-        self._thread.join()
+        # Not by join: interrupted by a signal it would take the thread for one that has ended.
+        self._is_done.wait()
+
+    def _say_unfinished(self) -> None:
+        logger.warning("The recording is being completed; the signal has its effect afterwards.")
 
     def _write(self) -> None:
+        try:
+            self._write_all()
+        finally:
+            self._is_done.set()
+
+    def _write_all(self) -> None:
         while True:
+            if self.error is None:
+                self._guarded(self._flush)
             try:
                 item = self._queue.get(timeout=_TICK)
             except Empty:
@@ -191,28 +169,41 @@ class Recorder:
                     self._closed = True
                 if isinstance(item, tuple):
                     self._waiting -= item[0].num_bytes
-            self._guarded(item)
+            if self.error is None:
+                self._taken += isinstance(item, tuple)
+                self._guarded(self._handle, item)
+            else:
+                self._drop(isinstance(item, tuple))
             if item is None:
                 return
 
-    def _guarded(self, item: tuple[Record, int] | str | None) -> None:
-        """Handle one item of the queue; an error ends the recording, and not the server."""
-        if self.error is not None:
-            self._drop(isinstance(item, tuple))
-            return
-        self._taken += isinstance(item, tuple)
+    def _handle(self, item: tuple[Record, int] | str | None) -> None:
+        """Handle one item of the queue."""
         episodes = self._episodes
+        if item is None:
+            self._count(episodes.finish())
+        elif isinstance(item, str):
+            self._count(episodes.save(item))
+        elif not episodes.fits(item[0]):
+            self.unfit += 1
+            if self.unfit == 1:
+                logger.warning("Not recorded: %s", episodes.why_not(item[0]))
+        else:
+            self._count(episodes.add(*item, *self._limits[1:]))
+
+    def _flush(self) -> None:
+        """Make readable what was saved since the last time, where that is due."""
+        began, (last, took) = time.monotonic(), self._flushed
+        pause = max(_FLUSH_IDLE if self._queue.empty() else FLUSH_EVERY, (_FLUSH_SHARE - 1) * took)
+        if self._episodes.is_unsafe and began >= last + pause:
+            self._episodes.flush()
+            now = time.monotonic()
+            self._flushed = now, now - began
+
+    def _guarded(self, work: Callable[..., None], *given: Any) -> None:
+        """Do something; an error ends the recording, and not the server."""
         try:
-            if item is None:
-                self._count(episodes.finish())
-            elif isinstance(item, str):
-                self._count(episodes.save(item))
-            elif not episodes.fits(item[0]):
-                self.unfit += 1
-                if self.unfit == 1:
-                    logger.warning("Not recorded: %s", episodes.why_not(item[0]))
-            else:
-                self._count(episodes.add(*item, *self._limits[1:]))
+            work(*given)
         except _FAILURES as error:
             self.error = str(error) or type(error).__name__
             self._drop(self._taken - self.recorded - self.unfit)
@@ -232,169 +223,3 @@ class Recorder:
 
     def _count(self, saved: int) -> None:
         self.recorded += saved
-
-
-class _Episodes:
-    """The unfinished episodes of all sessions, and the writer of the finished ones; of one thread."""
-
-    def __init__(self, folder: Path, contract: Mapping[str, Any]) -> None:
-        self._folder = folder
-        self._contract = contract
-        self._robot = contract["robot"]
-        self._writer: LeRobotWriter | None = None
-        self._open: dict[str, list[dict[str, Any]]] = {}
-        self._tasks: dict[str, str] = {}
-        self._sizes: dict[str, int] = {}
-        self._last: dict[str, tuple[np.ndarray, int]] = {}  # chunk, and frames since
-        self._cameras: dict[str, tuple[int, int]] | None = None
-
-    def fits(self, record: Record) -> bool:
-        """Return whether a record has the dataset's layout, which the first one decides."""
-        return not self.why_not(record)
-
-    def why_not(self, record: Record) -> str:
-        """Return how a record differs from the dataset's layout, or an empty text."""
-        cameras = _cameras(record)
-        if self._cameras is None:
-            self._cameras = cameras
-        if cameras != self._cameras:
-            return f"the images are {cameras}, those of the first frame were {self._cameras}"
-        shape = (self._robot["horizon"], len(self._robot["action"]["names"]))
-        if record.actions is not None and record.actions.shape != shape:
-            return f"the chunk is {list(record.actions.shape)}, the contract says {list(shape)}"
-        return ""
-
-    def add(self, record: Record, step: int, max_bytes: int, max_frames: int) -> int:
-        """Add a record to its session's episode; return how many frames were saved meanwhile."""
-        session, task = record.session, str(record.observation.get("task", "")).strip() or NO_TASK
-        saved = self._saved(session) if self._tasks.get(session, task) != task else 0
-        self._tasks[session] = task
-        self._open.setdefault(session, []).append(self._row(record, step))
-        self._sizes[session] = self._sizes.get(session, 0) + record.num_bytes
-        if len(self._open[session]) >= max_frames:
-            saved += self._saved(session)
-        while sum(self._sizes.values()) > max_bytes:
-            saved += self._saved(max(self._sizes, key=lambda one: self._sizes[one]))
-        return saved
-
-    def save(self, session: str) -> int:
-        """End a session's episode; return how many frames were saved."""
-        saved = self._saved(session)
-        self._last.pop(session, None)
-        return saved
-
-    def finish(self) -> int:
-        """Save everything and complete the dataset; return how many frames were saved."""
-        saved = sum(self.save(session) for session in list(self._open))
-        self.complete()
-        return saved
-
-    def complete(self) -> None:
-        """Complete the dataset with the episodes that were saved."""
-        if self._writer is None:
-            logger.warning("Nothing was asked, so %s is not written.", self._folder)
-            return
-        try:
-            if not self._folder.is_dir():  # after an error the writer has completed it already
-                with self._writer:
-                    self._writer.discard_episode()
-        finally:
-            if self._folder.is_dir():
-                atomic_write(self._folder / CONTRACT_FILE, json.dumps(self._contract, indent=2) + "\n")
-
-    def _saved(self, session: str) -> int:
-        """Save what a session has, which may continue in another episode."""
-        frames, task = self._open.pop(session, []), self._tasks.pop(session, NO_TASK)
-        self._sizes.pop(session, None)
-        if not frames:
-            return 0
-        if self._writer is None:
-            self._writer = self._opened()
-        for frame in frames:
-            self._writer.add_frame(frame)
-        self._writer.save_episode(task)
-        return len(frames)
-
-    def _opened(self) -> LeRobotWriter:
-        names = self._robot["action"]["names"]
-        steps = range(self._robot["horizon"])
-        return LeRobotWriter(
-            self._folder,
-            fps=nominal_rate(self._robot["frequency"]),
-            cameras=self._cameras or {},
-            state_names=self._robot["state"]["names"],
-            action_names={
-                ACTION_KEY: names,
-                CHUNK_KEY: [f"{name}@{step}" for step in steps for name in names],
-            },
-            robot_type=self._robot.get("name") or "unknown",
-            extra_features=EXTRA,
-            codec="lossless",
-        )
-
-    def _row(self, record: Record, step: int) -> dict[str, Any]:
-        shape = (self._robot["horizon"], len(self._robot["action"]["names"]))
-        chunk, since = self._last.get(record.session, (np.zeros(shape, np.float32), 0))
-        if record.actions is not None:
-            chunk, since = record.actions, 0
-        self._last[record.session] = chunk, since + 1
-        images = {key: record.observation[key] for key in _cameras(record)}
-        return {
-            **images,
-            STATE_KEY: record.observation[STATE_KEY],
-            # Of a frame that was only noted: what the last chunk has for it.
-            ACTION_KEY: chunk[min(since, len(chunk) - 1)],
-            CHUNK_KEY: chunk.reshape(-1),
-            "session": record.session,
-            "step": step,
-            "answered": record.actions is not None,
-            "seed": record.seed if _is_column(record.seed) else -1,
-            "level": record.level,
-            "latency_ms": record.latency * 1000,
-            "clipped": record.clipped,
-            "time_us": _microseconds(record.time),
-            "client_time_us": _microseconds(record.client_time),
-            "request": options_as_json(record),
-        }
-
-
-def nominal_rate(frequency: float | None) -> int:
-    """Return the dataset's rate: the robot's, whole. Requests come more seldom; `time_us` says when."""
-    return 1 if frequency is None else int(min(max(round(frequency), 1), 1000))
-
-
-def options_as_json(record: Record) -> str:
-    """Return what a request asked for besides its observation, seed and clock, as JSON."""
-    made: dict[str, Any] = {}
-    for name, value in record.options.items():
-        if name == "continuing":
-            made[name] = {
-                "actions": np.asarray(value.actions).tolist(),
-                "delay": int(value.delay),
-                "method": value.method,
-                "schedule": value.schedule,
-                "max_weight": float(value.max_weight),
-            }
-        else:
-            made[name] = np.asarray(value).tolist() if isinstance(value, np.ndarray) else value
-    if record.seed is not None and not _is_column(record.seed):
-        made["seed"] = record.seed
-    if "task" not in record.observation:
-        made["no_task"] = True
-    return json.dumps(made)
-
-
-def _is_column(seed: int | None) -> bool:
-    """Return whether a seed can stand in the column `seed`, where -1 is none."""
-    return seed is not None and 0 <= seed < 2**63
-
-
-def _cameras(record: Record) -> dict[str, tuple[int, int]]:
-    keys = sorted(key for key in record.observation if key.startswith(IMAGE_PREFIX))
-    return {key: tuple(record.observation[key].shape[:2]) for key in keys}
-
-
-def _microseconds(seconds: float | None) -> int:
-    if seconds is None or not np.isfinite(seconds) or not 0 <= seconds < 2**42:
-        return -1
-    return round(seconds * 1e6)

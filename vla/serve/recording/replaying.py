@@ -20,7 +20,7 @@ from vla.paths import expanded
 from vla.policies.auto import load
 from vla.policies.robot import RobotPolicy
 from vla.serve.limits.held import ActionLimits
-from vla.serve.recording.recorder import CHUNK_KEY, CONTRACT_FILE
+from vla.serve.recording.episodes import CHUNK_KEY, CONTRACT_FILE
 from vla.types import IMAGE_PREFIX, STATE_KEY
 
 

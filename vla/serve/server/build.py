@@ -10,7 +10,8 @@ from vla.serve.contract import contract
 from vla.serve.keys import KeyMap
 from vla.serve.limits.file import limits_of
 from vla.serve.page.pages import StatusPage
-from vla.serve.recording.recorder import Record, Recorder
+from vla.serve.recording.episodes import Record
+from vla.serve.recording.recorder import Recorder
 from vla.serve.server.boundary import Boundary
 from vla.serve.server.connection import Exchange, Watcher
 from vla.serve.server.gate import Pages

@@ -151,13 +151,23 @@ class PolicyServer:
         self.port = self._listener.sockets[0].getsockname()[1]
         self._owner.start()
 
-    async def ended(self) -> None:
+    async def ended(self, finish: Callable[[], None] | None = None) -> None:
         """Wait for SIGTERM or SIGINT, then drain; a second signal ends the wait for requests.
 
         In a thread other than the main one, where there are no signals, wait for ever.
+
+        Args:
+            finish: What remains to be done then, such as `Recorder.close`, in a thread: no signal cuts that
+                short.
         """
-        asked, hurried = asyncio.Event(), asyncio.Event()
-        with _on_signals(lambda: (hurried if asked.is_set() else asked).set()):
+        asked, hurried, finishing = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        def signalled() -> None:
+            if finishing.is_set():
+                logger.warning("What was recorded is being completed, which no signal cuts short.")
+            (hurried if asked.is_set() else asked).set()
+
+        with _on_signals(signalled):
             await self._until(asked)
             logger.info("Draining: requests that have come are answered, no more are taken.")
             draining = asyncio.ensure_future(self.drain())
@@ -167,6 +177,9 @@ class PolicyServer:
             if not draining.done():
                 self._abort()
             await draining
+            if finish is not None:
+                finishing.set()
+                await asyncio.to_thread(finish)
 
     async def _until(self, asked: asyncio.Event) -> None:
         """Wait for a signal, or for the end of the policy's thread, which nothing else would tell."""
