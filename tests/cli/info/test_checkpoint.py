@@ -179,12 +179,11 @@ def test_config_that_contradicts_the_tensors_is_a_reason(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("name", "section"), [("vision", None), ("vision", 5), ("vlm", [1])])
-def test_sections_of_another_kind_are_read_off_the_tensors_or_a_reason(tmp_path, capsys, name, section):
+def test_sections_of_another_kind_are_a_reason(tmp_path, capsys, name, section):
     make_policy("pi0").save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: section}))
-    problem = described(tmp_path, capsys)["problem"]
-    assert problem is None if section is None else name in problem
+    assert name in described(tmp_path, capsys)["problem"]  # null: the published sizes, which do not fit
 
 
 @pytest.mark.parametrize("cameras", [[None], ["top", 3], 5, "top", {"top": 1}, [["top"]]])

@@ -338,7 +338,7 @@ def make_config(
         if not inner:
             nested[outer] = value
             continue
-        if nested.get(outer) is None:  # null in the file: what the tensors tell
+        if nested.get(outer) is None:  # null in the file
             nested[outer] = {}
         if not isinstance(nested[outer], dict):
             raise ConfigError(
