@@ -74,7 +74,9 @@ def test_what_is_kept_is_absolute(tmp_path, monkeypatch):
     assert kept("/x") == Path("/x")
 
 
-@pytest.mark.parametrize("path", [None, 3, 1.5, b"x", True, ["x"], object()], ids=repr)
+@pytest.mark.parametrize(
+    "path", [None, 3, 1.5, b"x", True, ["x"], object()], ids=lambda one: type(one).__name__
+)
 @pytest.mark.parametrize("way", [expanded, kept])
 def test_what_is_neither_text_nor_a_path_is_refused(way, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
