@@ -42,7 +42,9 @@ def main() -> None:
         run(folder, inside, *PIP, "install", "--quiet", "pytest", str(wheel), *needs)
         tests = folder / "tests"
         shutil.copytree(CLIENT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__"))
-        (tests / "pytest.ini").write_text("[pytest]\naddopts = -q -rs\n", encoding="utf-8")
+        (tests / "pytest.ini").write_text(
+            "[pytest]\naddopts = -q -rs\nmarkers = slow: takes longer\n", encoding="utf-8"
+        )
         run(tests, inside, "-m", "pytest", "-p", "no:cacheprovider")
 
 

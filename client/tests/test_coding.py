@@ -363,6 +363,7 @@ def _survives(message):
     return True
 
 
+@pytest.mark.slow
 def test_refused_messages_leave_no_memory_behind():
     def once():
         for message in _MESSAGES:

@@ -255,7 +255,9 @@ def test_checkpointing_is_for_training_alone():
     assert runs == [1] * 8
 
 
-@pytest.mark.parametrize(("norm", "training"), [("group_norm", False), ("batch_norm", True)])
+@pytest.mark.parametrize(
+    ("norm", "training"), [pytest.param("group_norm", False, marks=pytest.mark.slow), ("batch_norm", True)]
+)
 def test_compiles_without_a_graph_break(norm, training):
     torch._dynamo.reset()
     torch.manual_seed(0)

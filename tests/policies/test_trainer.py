@@ -318,7 +318,7 @@ def test_what_cannot_be_saved_is_refused_before_the_training(make, adapt, wrong,
 
 
 @pytest.mark.parametrize("name", MOSTLY_ONE)
-@pytest.mark.parametrize("unread_too", [True, False])
+@pytest.mark.parametrize("unread_too", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_dataset_of_raw_frames_is_told_of_policy_dataset(make, name, unread_too, tmp_path):
     policy, items = make(name)
     keep = {"remove_unused_columns": unread_too}

@@ -22,7 +22,7 @@ from vla.errors import ConfigError, WeightsError
 __all__ = ["adapt", "folder", "make"]
 
 
-@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("wrapped", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_base_among_the_checkpoints_is_not_removed(make, wrapped, tmp_path):
     policy, items = make("pi0")
     if wrapped:

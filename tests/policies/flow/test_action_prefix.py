@@ -216,6 +216,7 @@ class TestTraining:
         assert rounded.dtype == torch.float32
         assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
 
+    @pytest.mark.slow
     def test_the_prefix_is_used_where_it_tells_the_rest(self, family):
         """A chunk is one sign that no image shows: without its first steps, half of it is a guess."""
         torch.manual_seed(0)
