@@ -5,7 +5,6 @@ import contextlib
 import threading
 
 import numpy as np
-import pytest
 import torch
 
 from tests.docs.snippets import PAGES, blocks, run_page
@@ -19,6 +18,9 @@ from vla.serve.contract import contract
 from vla.serve.keys import KeyMap
 from vla.serve.limits import limits_of
 from vla.serve.recording import Record, Recorder, seeded
+from vla.serve.server.boundary import Boundary
+from vla.serve.server.options import ServeOptions
+from vla.serve.server.policy_server import PolicyServer
 from vla.transforms import Pipeline, train_tokenizer
 from vla.transforms.interface import RobotInterface, VectorInterface
 from vla.transforms.normalize import Statistics
@@ -80,16 +82,13 @@ def save_policy(folder):
 @contextlib.contextmanager
 def served(policy, limits):
     """A server in a thread of its own; its address."""
-    serving = pytest.importorskip("vla.serve.server.policy_server")
-    boundary = pytest.importorskip("vla.serve.server.boundary").Boundary(KeyMap(policy), limits)
-    options = pytest.importorskip("vla.serve.server.options").ServeOptions(port=0, token="SECRET")
+    boundary = Boundary(KeyMap(policy), limits)
+    options = ServeOptions(port=0, token="SECRET")
     about = contract(policy, checkpoint="so101", limits=limits)
     ready, over, addresses = threading.Event(), threading.Event(), []
 
     async def run():
-        async with serving.PolicyServer(
-            policy, options, boundary=boundary, metadata={"vla": about}
-        ) as server:
+        async with PolicyServer(policy, options, boundary=boundary, metadata={"vla": about}) as server:
             addresses.append(server.url)
             ready.set()
             await asyncio.to_thread(over.wait)
@@ -110,8 +109,6 @@ def yaml_of_page():
 
 
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("vla_client.client")
-    pytest.importorskip("vla_client.execution")
     monkeypatch.chdir(tmp_path)
     save_policy("so101")
     policy = load("so101")

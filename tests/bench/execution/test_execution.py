@@ -8,7 +8,7 @@ import pytest
 from vla.bench.execution.episodes import Trace, run_episodes
 from vla.bench.execution.options import ExecutionOptions
 from vla.bench.execution.report import ExecutionReport, distances, paired, row_of
-from vla.bench.execution.run import FREE, run_execution, strategies
+from vla.bench.execution.run import FREE, run_execution, strategies, trained
 from vla.bench.execution.work import work_folder
 from vla.errors import ConfigError
 from vla.eval.envs.detour import STATE, DetourEnv
@@ -56,8 +56,8 @@ class Constant(Planning):
 def rows(policy, options, seeds):
     """Every strategy of a policy that was trained as usual."""
     report, without = ExecutionReport("", {}, {}), None
-    for name, trained, latency, make in strategies(options):
-        if trained != FREE:
+    for name, of, latency, make in strategies(options):
+        if of != FREE:
             continue
         traces = run_episodes(policy, make, options.robot, seeds, latency=latency, batch=8, noise_seed=0)
         without = without or traces
@@ -152,3 +152,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_recorded(tmp_path, opti
     with pytest.raises(ConfigError, match=said):
         run_execution(replace(OPTIONS, work=tmp_path / "work", **options))
     assert not (tmp_path / "work").exists()
+
+
+def test_a_training_that_did_not_end_is_not_measured(tmp_path):
+    (tmp_path / "demonstrations_absolute").mkdir()
+    (tmp_path / "positions_free" / "checkpoints" / "step-000500").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="positions_free did not reach its 4000 steps"):
+        trained(OPTIONS, tmp_path, print)

@@ -96,8 +96,6 @@ class ExecutionReport:
                 found.append(Finding(f"{name}: layouts lost to latency", named[name].loss, 0.03))
                 jumps = named[name].jump / named["asynchronous"].jump
                 found.append(Finding(f"{name}: jump / that of asynchronous", jumps, 1 / 3))
-                added = named[name].excess / named["asynchronous"].excess
-                found.append(Finding(f"{name}: the same beyond the motion within chunks", added, 1 / 3))
         return found
 
     def save(self, path: Path) -> None:

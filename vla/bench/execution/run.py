@@ -152,7 +152,13 @@ def trained(options: ExecutionOptions, folder: Path, say: Say) -> dict[str, Path
             clearance=options.clearance,
         )
     runs = {name: folder / f"{options.actions}_{name}" for name in (FREE, PREFIX)}
-    missing = {name: run for name, run in runs.items() if not (run / "checkpoints" / "last").exists()}
+    missing = {name: run for name, run in runs.items() if not run.exists()}
+    for run in runs.values():
+        if run.exists() and not (run / "checkpoints" / f"step-{options.steps:06d}").is_dir():
+            raise ConfigError(
+                f"The training in {run} did not reach its {options.steps} steps: resume it by "
+                f"`vla train {run}.yaml --resume`, or remove the folder to begin it again."
+            )
     if missing:
         say("training " + " and ".join(missing))
         train_side_by_side({name: _recipe(options, dataset, name, run) for name, run in missing.items()})

@@ -46,7 +46,7 @@ def execution(
     Records demonstrations, trains a policy as usual and one with known first steps (training-time real-time
     chunking), and runs every strategy in simulated time: standing still meanwhile, asynchronous prefetch,
     temporal ensembling, real-time chunking by guidance and by prefix. Success is compared layout by layout
-    with the same policy without latency. Takes about half an hour on two cores, most of it training.
+    with the same policy without latency. Most of the time goes into training both policies.
 
     Example: vla bench execution --actions relative --work execution_work
     """
