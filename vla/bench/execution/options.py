@@ -41,7 +41,7 @@ class ExecutionOptions:
     latency: float = 0.2
     execute: int = 6
     layouts: int = 1000
-    first_layout: int = 500_000
+    first_layout: int = 600_000
     steps: int = 4000
     max_prefix: int = 6
     demonstrations: int = 1000
