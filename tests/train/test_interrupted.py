@@ -124,6 +124,19 @@ def test_cut_lines_of_the_record_are_repaired(tiny, caplog):
         json.loads(line)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_the_engine_is_made_leaves_nothing(tiny, tmp_path, monkeypatch, number):
+    def interrupted(**_):
+        assert signal.getsignal(number) != signal.SIG_DFL  # it would end the process, and the claim stay
+        signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vla.train.engine.Accelerator", interrupted)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(tiny(*SHORT), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_real_signal_during_the_set_up_leaves_nothing(dataset, tmp_path, number):

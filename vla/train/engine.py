@@ -15,6 +15,7 @@ autocast.
 import importlib.util
 import logging
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +93,14 @@ def make_engine(train: TrainSection) -> Engine:
     return engine
 
 
+def _waiting_for_others() -> AbstractContextManager[None]:
+    """Let a signal end the wait of several processes for one another; alone, there is no wait to end.
+
+    There it acts as usual: the run's folder is claimed already, and tidied up on the way out.
+    """
+    return ended_at_once() if Launch.from_environment().world > 1 else nullcontext()
+
+
 def _made(asked: str | None, train: TrainSection) -> Accelerator:
     """Return accelerate's view; what the environment asks of it that cannot be had is said in one line.
 
@@ -100,7 +109,7 @@ def _made(asked: str | None, train: TrainSection) -> Accelerator:
     """
     try:
         options = _options(asked, train)
-        with ended_at_once():  # while it waits for the other processes
+        with _waiting_for_others():
             accelerator = Accelerator(
                 # Without it, several processes on a machine without accelerators would each train alone.
                 # DeepSpeed finds the processor by itself, and is left out where it is told to use it.
