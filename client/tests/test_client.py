@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 
@@ -324,3 +325,32 @@ def test_a_server_that_offers_no_choice_of_the_best_is_not_asked_for_it():
         with pytest.raises(ConfigError, match="does not pick by 'medoid'; it offers nothing of the kind"):
             client.infer(observation(), samples=2, pick="medoid")
         assert fake.requests == []
+
+
+def test_a_forked_process_is_refused_at_once_and_leaves_the_connection_alone(fake, client, monkeypatch):
+    here = os.getpid()
+    client.infer(observation())
+    monkeypatch.setattr(os, "getpid", lambda: here + 1)
+    for call in (lambda: client.infer(observation()), client.reset):
+        with pytest.raises(
+            ConfigError, match=f"made in process {here}, and this is process {here + 1}, forked.*each process"
+        ):
+            call()
+    assert len(fake.requests) == 1
+    monkeypatch.undo()
+    assert client.infer(observation())["actions"].shape == (5, 2)
+    assert (client.reconnects, client.latency.failed) == (0, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_the_close_of_a_forked_process_is_not_the_others(fake, client):
+    child = os.fork()
+    if not child:
+        try:
+            client.close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    client.infer(observation())
+    assert client.reconnects == 0

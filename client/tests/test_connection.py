@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -269,3 +271,25 @@ def test_a_strategy_over_a_server_that_has_stopped_is_closed_in_time(caplog):
         assert time.monotonic() - started < 2.5
         assert "still at work" not in caplog.text
         assert len(fake.requests) == 2
+
+
+@pytest.mark.slow
+def test_a_script_that_ends_by_an_error_does_not_wait_for_a_server_that_has_stopped():
+    script = """
+import sys
+import numpy as np
+from vla_client import Client
+from vla_client.chunks import RecedingHorizon
+from vla_client.execution import Watchdog
+policy = Client(sys.argv[1], deadline=30)
+dog = Watchdog(RecedingHorizon(policy, 1), 0.1, lambda seen, last: np.zeros(2))
+image = np.zeros((2, 2, 3), np.uint8)
+dog.act({"observation.images.top": image, "observation.images.wrist": image,
+         "observation.state": np.zeros(2, np.float32), "task": "pick"})
+raise SystemExit(40 + dog.stats.held)
+"""
+    with deaf() as uri:
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", script, uri], check=False, timeout=60)
+    assert done.returncode == 41  # held once
+    assert time.monotonic() - started < 10

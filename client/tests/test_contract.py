@@ -6,7 +6,7 @@ import pytest
 from fake_server import contract
 
 from vla_client.contract import Contract, Vector
-from vla_client.errors import ConfigError
+from vla_client.errors import ConfigError, ServerError
 
 ROBOT = Contract.of({"vla": contract()})
 
@@ -72,3 +72,16 @@ def test_a_server_that_does_not_say_is_not_what_is_expected():
     for expect in ({"frequency": 20}, {"cameras": ["top"]}, {"state": 2}):
         with pytest.raises(ConfigError, match="the server says"):
             Contract().check(expect)
+
+
+def test_the_largest_change_per_step():
+    def read(action):
+        return Contract.of({"vla": contract(limits={"action": action})}).step
+
+    assert read({"step": [0.5, None]}) == (0.5, None)
+    assert read({}) is None
+    for wrong in ([0.5], [0.5, 0], [0.5, -1.0], ["a", None], 3):
+        with pytest.raises(
+            ServerError, match=r"vla\.limits\.action\.step = .*; it must be a list of numbers"
+        ):
+            read({"step": wrong})

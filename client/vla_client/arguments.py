@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from vla_client.continuation import PICKS, Continuation
+from vla_client.contract import Contract
 from vla_client.errors import ConfigError, ShapeError, did_you_mean
 
 
@@ -126,6 +127,29 @@ def asked(
         "vla/text": True if text else None,
     }
     return {key: value for key, value in made.items() if value is not None}
+
+
+def offered(robot: Contract | None, continuing: Continuation | None, pick: str | None) -> None:
+    """Raise `ConfigError` where a server does not offer what is asked; one that tells nothing is asked."""
+    if robot is None:
+        return
+    if pick is not None and pick not in robot.picks:
+        raise ConfigError(
+            f"The server does not pick by '{pick}'; it offers "
+            f"{', '.join(robot.picks) or 'nothing of the kind'}."
+        )
+    if continuing is None:
+        return
+    if continuing.method not in robot.offers:
+        raise ConfigError(
+            f"The server's policy cannot continue a chunk by '{continuing.method}'; it offers "
+            f"{', '.join(robot.offers) or 'nothing of the kind'}."
+        )
+    if continuing.method == "prefix" and continuing.delay > robot.max_prefix:
+        raise ConfigError(
+            f"The server's policy has learned prefixes of at most {robot.max_prefix} steps, got a delay "
+            f"of {continuing.delay}."
+        )
 
 
 def _pick(pick: Any, continuing: Continuation | None) -> str:

@@ -7,6 +7,7 @@ with Client("ws://gpu-machine:8000", expect={"frequency": 50}) as policy:
 from __future__ import annotations
 
 import logging
+import os
 import random
 import ssl as tls
 import threading
@@ -44,9 +45,9 @@ _TRIES = 2  # a message that two connections broke over is not sent a third time
 class Client:
     """Asks a policy server for chunks; a `ChunkPolicy` for the execution strategies.
 
-    One connection, one call at a time: threads wait for each other. A connection that is lost is made anew,
-    with growing pauses, and the call is repeated within its deadline. After a deadline the connection is
-    given up, so that a late answer is never taken for the next one's.
+    One connection, one call at a time: threads wait for each other, and a forked process is refused. A
+    connection that is lost is made anew, with growing pauses, and the call is repeated within its deadline.
+    After a deadline the connection is given up, so that a late answer is never taken for the next one's.
 
     A server of openpi works as well, without what its protocol does not know: `robot` is then None.
 
@@ -107,6 +108,7 @@ class Client:
         self._patience = arguments.seconds(patience, "patience")
         self._backoff = arguments.pauses(backoff)
         self._ssl = ssl
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._connection: Connection | None = None
@@ -172,7 +174,8 @@ class Client:
 
         Raises:
             ObservationError: The observation does not fit the robot's contract, or the server says so.
-            ConfigError: An argument is out of its range, or the server cannot do what is asked.
+            ConfigError: An argument is out of its range, or the server cannot do what is asked; or this is
+                a process that was forked from the client's.
             ShapeError: `noise` is not numbers `[a, m]`.
             DeadlineError: There was no answer in time.
             ServerLostError: The server is gone, and does not come back in time.
@@ -188,7 +191,7 @@ class Client:
             num_steps=num_steps,
             text=text,
         )
-        self._check_offered(continuing, pick)
+        arguments.offered(self._robot, continuing, pick)
         answer = self._ask(observation, asked, timestamp, deadline)
         return executable(answer, self._robot)
 
@@ -309,27 +312,10 @@ class Client:
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise ServerLostError("This client is closed.")
-
-    def _check_offered(self, continuing: Continuation | None, pick: str | None) -> None:
-        robot = self._robot
-        if robot is None:
-            return
-        if pick is not None and pick not in robot.picks:
+        if os.getpid() != self._pid:
             raise ConfigError(
-                f"The server does not pick by '{pick}'; it offers "
-                f"{', '.join(robot.picks) or 'nothing of the kind'}."
-            )
-        if continuing is None:
-            return
-        if continuing.method not in robot.offers:
-            raise ConfigError(
-                f"The server's policy cannot continue a chunk by '{continuing.method}'; it offers "
-                f"{', '.join(robot.offers) or 'nothing of the kind'}."
-            )
-        if continuing.method == "prefix" and continuing.delay > robot.max_prefix:
-            raise ConfigError(
-                f"The server's policy has learned prefixes of at most {robot.max_prefix} steps, got a delay "
-                f"of {continuing.delay}."
+                f"This client was made in process {self._pid}, and this is process {os.getpid()}, forked "
+                "from it: one would get the other's answers. Make a Client in each process."
             )
 
     def _expect_word(self, answer: dict[str, Any], word: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl as tls
 import threading
@@ -68,6 +69,7 @@ class Connection:
         if ssl is not None and not uri.startswith("wss://"):
             raise ConfigError(f"ssl is for addresses that begin with wss://, got {uri!r}.")
         self._stack = contextlib.ExitStack()
+        self._pid = os.getpid()
         headers = {"Authorization": f"Api-Key {token}"} if token is not None else None
         try:
             opening = connect(
@@ -119,8 +121,14 @@ class Connection:
         return self._receive(until)
 
     def close(self) -> None:
-        """Close the connection, without waiting long for the server's farewell."""
-        self._stack.close()
+        """Close the connection, without waiting long for the server's farewell.
+
+        A forked process closes its own end alone: a farewell would end the connection of the other.
+        """
+        if os.getpid() == self._pid:
+            self._stack.close()
+        else:
+            self._socket.socket.close()
 
     def abort(self) -> None:
         """End the connection at once: whatever is on its way is lost."""

@@ -73,6 +73,8 @@ class Contract:
         p50: Median time of one sample as the server measured it, milliseconds.
         p95: 95th percentile of it, milliseconds.
         limits: What the server holds states and actions to.
+        step: Of the limits, the largest change of each dimension of an action from one control step to the
+            next, robot units; None: none, or none of that dimension.
         keys: How clients of other libraries name what is measured.
         warning: What the server has to say besides.
     """
@@ -96,6 +98,7 @@ class Contract:
     p50: float | None = None
     p95: float | None = None
     limits: Mapping[str, Any] | None = None
+    step: tuple[float | None, ...] | None = None
     keys: Mapping[str, Any] | None = None
     warning: str | None = None
 
@@ -140,6 +143,7 @@ class Contract:
             p50=latency.number("p50"),
             p95=latency.number("p95"),
             limits=told.get("limits", Mapping, "a map"),
+            step=told.part("limits").part("action").steps(len(action.texts("names"))),
             keys=told.get("keys", Mapping, "a map"),
             warning=told.text("warning"),
         )
@@ -261,6 +265,14 @@ class _Told:
 
     def flags(self, key: str) -> tuple[bool, ...] | None:
         return self.items(key, bool, "true and false")
+
+    def steps(self, width: int) -> tuple[float | None, ...] | None:
+        """Return the largest change of each of `width` dimensions per control step."""
+        words = "numbers above 0 or nothing, one for each dimension of an action"
+        step = self.items("step", (int, float, type(None)), words)
+        if step is not None and (len(step) != width or not all(one is None or one > 0 for one in step)):
+            self.get("step", (), f"a list of {words}")
+        return step
 
     def vector(self) -> Vector:
         """Return the vector that this map describes."""

@@ -7,7 +7,6 @@ no step and repeats none: it makes a chunk older than it was.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from vla_client.chunks import ChunkPolicy, Observer
+from vla_client.chunks import ChunkPolicy, check_past, reads_past, told
 from vla_client.continuation import METHODS, Continuation
-from vla_client.errors import ConfigError, DeadlineError, PastError, ShapeError, did_you_mean
+from vla_client.errors import ConfigError, DeadlineError, ShapeError
 from vla_client.execution.engines import Answer, Engine, Request, Threaded
 from vla_client.execution.hold import Hold, HoldFunction
 from vla_client.execution.numbers import seconds, whole
+from vla_client.execution.options import checked_options
 from vla_client.execution.stats import DelayEstimate, Stats
+from vla_client.pacing import paced, step_limit
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ class Prefetch:
 
     The control loop waits only where no action is left: for the first chunk of an episode, and, without
     `hold`, wherever the last one was used up before the next one came.
+
+    Where a client's server names a largest change per control step, no action lies farther from the one
+    before, at whichever step a chunk takes over. A hold action alone is executed as it is.
 
     Args:
         policy: A session of a `RobotPolicy` or a client. If it has `observe`, it is shown every observation
@@ -94,7 +98,7 @@ class Prefetch:
         self.source: tuple[int, int] | None = None
         self._hold = None if hold is None else Hold(hold)
         self._deadline = seconds(deadline, "deadline")
-        self._options = _checked_options(policy, options)
+        self._options = checked_options(policy, options)
         if engine is not None and not callable(getattr(engine, "submit", None)):
             raise ConfigError(
                 "engine must be one of vla_client.execution, such as Threaded() or Simulated(2), got a "
@@ -128,7 +132,7 @@ class Prefetch:
             if not self._has_action():
                 self._fill(observation)
             action = self._action(observation)
-            if self._asked < self._step and self._reads_past():
+            if self._asked < self._step and reads_past(self.policy):
                 self._engine.observe(self.policy, observation)  # type: ignore[arg-type]
         except Exception as error:
             self._note_lost(error)
@@ -137,7 +141,7 @@ class Prefetch:
         self.stats.steps += 1
         self._step += 1
         self._is_prepared = False
-        return action
+        return action.copy()
 
     def prepare(self, observation: Mapping[str, Any]) -> None:
         """Do what `act` begins a step with: take a chunk that has come, and ask for the next one.
@@ -146,11 +150,7 @@ class Prefetch:
         so that their requests can be answered together (`Lockstep`).
         """
         self._check_open()
-        if self._lost is not None:
-            raise PastError(
-                f"This episode is over, since its policy has missed frames of the past ({self._lost}); "
-                "reset() begins another."
-            ) from self._lost
+        check_past(self._lost)
         if self._is_prepared:
             return
         self._engine.tick()
@@ -216,12 +216,9 @@ class Prefetch:
         if self._is_closed:
             raise ConfigError(f"This {type(self).__name__} was closed: make another one.")
 
-    def _reads_past(self) -> bool:
-        return isinstance(self.policy, Observer) and _told(self.policy, "past", "past", None) != 0
-
     def _note_lost(self, error: Exception) -> None:
         """Remember that frames are missing: none may be, of a policy with a past."""
-        if self._lost is None and self._reads_past():
+        if self._lost is None and reads_past(self.policy):
             self._engine.drain(0.0)
             self._lost = error
 
@@ -266,7 +263,7 @@ class Prefetch:
         if answer is None:
             return
         asked = self._asked
-        actions = np.asarray(answer.prediction["actions"])
+        actions = np.array(answer.prediction["actions"])  # a copy: the answer is handed out as well
         if actions.ndim != 2 or not len(actions):
             raise ShapeError(f"A chunk must have shape [a, d], got {list(actions.shape)}.")
         if len(actions) < self.execute:
@@ -296,11 +293,18 @@ class Prefetch:
 
     def _action(self, observation: Mapping[str, Any]) -> np.ndarray:
         if self._has_action():
-            return self._take()
+            said = self._take()
+            action = self._paced(said[None])[0]
+            self.stats.paced += not np.array_equal(said, action)
+            return action
         assert self._hold is not None
         self.stats.held += 1
         self.source = None
         return self._hold.action(observation, self._last)
+
+    def _paced(self, actions: np.ndarray) -> np.ndarray:
+        """Return the next actions `[a, d]` within the robot's largest change per step."""
+        return paced(actions, self._last, step_limit(self.policy))
 
 
 class Pausing(Prefetch):
@@ -369,14 +373,14 @@ class RealTimeChunking(Prefetch):
         empty = Continuation(np.zeros((0, 1)), 0, method, schedule, max_weight)  # checks them
         self.method = method
         self._how = (empty.method, empty.schedule, empty.max_weight)
-        offered = _told(policy, "continues_by", "offers", METHODS)
+        offered = told(policy, "continues_by", "offers", METHODS)
         if method not in offered:
             raise ConfigError(
                 f"The policy does not continue chunks by method='{method}'; it offers "
                 f"{', '.join(offered) or 'no method'}."
             )
         if method == "prefix" and max_delay is None:
-            max_delay = _told(policy, "max_prefix", "max_prefix", None)
+            max_delay = told(policy, "max_prefix", "max_prefix", None)
             if max_delay is None:
                 raise ConfigError("method='prefix' needs max_delay: what the policy was trained for.")
         self.max_delay = None if max_delay is None else whole(max_delay, "max_delay", 0)
@@ -403,7 +407,7 @@ class RealTimeChunking(Prefetch):
             return None
         delay = min(self.delay.steps, len(left), *([] if self.max_delay is None else [self.max_delay]))
         self._promised = delay
-        return Continuation(left, delay, *self._how)
+        return Continuation(self._paced(left), delay, *self._how)  # what will be executed
 
     def _merge(self, actions: np.ndarray, asked: int) -> bool:
         if self._chunk is None:
@@ -434,33 +438,3 @@ class RealTimeChunking(Prefetch):
                 taken,
                 self.max_delay,
             )
-
-
-def _told(policy: ChunkPolicy, name: str, in_contract: str, otherwise: Any) -> Any:
-    """Return what a policy says of itself, or what a client's server says of its robot."""
-    contract = getattr(policy, "robot", None)
-    return getattr(policy, name, getattr(contract, in_contract, otherwise))
-
-
-def _checked_options(policy: ChunkPolicy, options: Any) -> dict[str, Any]:
-    """Return further keywords of `infer`, which a strategy would otherwise learn of while the robot moves."""
-    if options is None:
-        return {}
-    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-        raise ConfigError(
-            f"options must map keywords of infer to values, such as {{'samples': 8}}, got {options!r}."
-        )
-    if "continuing" in options:
-        raise ConfigError("options cannot have 'continuing': that is what RealTimeChunking asks with.")
-    try:
-        known = inspect.signature(policy.infer).parameters
-    except (TypeError, ValueError):  # a function of another language tells none
-        return dict(options)
-    if not any(one.kind is one.VAR_KEYWORD for one in known.values()):
-        for name in options:
-            if name not in known:
-                raise ConfigError(
-                    f"options has '{name}', which infer of a {type(policy).__name__} does not take."
-                    f"{did_you_mean(name, known)}"
-                )
-    return dict(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from vla_client.chunks import ChunkPolicy, Observer
 from vla_client.continuation import Continuation
 from vla_client.errors import ConfigError, PastError
 from vla_client.execution.numbers import check_executor, whole
+from vla_client.execution.worker import Worker, check_process
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ class Threaded:
     ) -> None:
         check_executor(executor, clock)
         self._is_own = executor is None
-        self._executor = executor or concurrent.futures.ThreadPoolExecutor(1, "vla-execution")
+        self._executor = executor or Worker("vla-execution")
+        self._pid = os.getpid()
         self._clock = clock
         self._queue = whole(queue, "queue, the frames that may wait for a policy with a past,", 1)
         self._era = _Era()
@@ -147,7 +150,12 @@ class Threaded:
         return self._pending is not None
 
     def tick(self) -> None:
-        """Do nothing: time passes by itself."""
+        """Do nothing but look where we are: time passes by itself.
+
+        Raises:
+            ConfigError: This is a process that was forked from the one the engine was made in.
+        """
+        check_process(self._pid, "strategy")
 
     def submit(self, policy: ChunkPolicy, request: Request) -> None:
         """Hand a request to the worker.
@@ -163,6 +171,8 @@ class Threaded:
             prediction = mine.answer(policy)
             return Answer(prediction, self._clock() - asked)
 
+        if isinstance(self._executor, Worker):
+            self._executor.cut = getattr(policy, "close", None)
         self._pending = self._begin(call)
 
     def observe(self, policy: Observer, observation: Mapping[str, Any]) -> None:
@@ -219,6 +229,7 @@ class Threaded:
     def _begin(self, function: Callable[[], Any]) -> concurrent.futures.Future:
         if self._is_closed:
             raise ConfigError("This engine was closed: make another one.")
+        check_process(self._pid, "strategy")
         return self._executor.submit(self._era.call, function)
 
     def _forget_noted(self) -> None:

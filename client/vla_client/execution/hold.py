@@ -44,8 +44,10 @@ class Hold:
         """
         if not callable(self._rule):
             assert last is not None, "there was no action yet"
-            return last if self._rule == "last" else np.zeros_like(last)
-        made = np.asarray(self._rule(observation, last), dtype=np.float32)
+            return last.copy() if self._rule == "last" else np.zeros_like(last)
+        # Copies: a function may write into what it is given, and return an array of its own.
+        given = None if last is None else last.copy()
+        made = np.array(self._rule(observation, given), dtype=np.float32)
         if made.ndim != 1 or not np.isfinite(made).all() or (last is not None and made.shape != last.shape):
             raise ActionError(f"hold must return a finite action [d], got {made.tolist()}.")
         return made

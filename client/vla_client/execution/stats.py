@@ -24,6 +24,8 @@ class Stats:
         late: Guided chunks that came later than was estimated, and are executed all the same.
         held: Steps at which no action was left, or none came by the deadline, and the hold action was
             returned.
+        paced: Actions that were changed because they lay farther from the one before than the server's limits
+            allow in one step.
         waited: Steps at which the control loop waited for a chunk; not the first one of an episode.
         delays: How many steps the last chunks took.
         seconds: How long the last chunks took, in seconds, where time is real.
@@ -36,6 +38,7 @@ class Stats:
     expired: int = 0
     late: int = 0
     held: int = 0
+    paced: int = 0
     waited: int = 0
     delays: deque[int] = field(default_factory=lambda: deque(maxlen=KEPT))
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, Callable, Protocol
 
 import numpy as np
 
-from vla_client.errors import ConfigError, DeadlineError
+from vla_client.chunks import check_past, reads_past
+from vla_client.errors import ConfigError, DeadlineError, PastError
 from vla_client.execution.engines import copied
 from vla_client.execution.hold import Hold, HoldFunction
 from vla_client.execution.numbers import check_executor, seconds
 from vla_client.execution.stats import Stats
+from vla_client.execution.worker import Worker, check_process
+from vla_client.pacing import paced, step_limit
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,10 @@ class Watchdog:
     asked again with the observation of the then present step. The first action of an episode is waited for,
     unless `hold` is a function.
 
+    A policy that reads frames of the past would miss those of steps at which the strategy is still at work on
+    an earlier one: there the episode ends with `PastError`. `Prefetch(..., hold=...)` keeps such frames until
+    the policy is free.
+
     Args:
         strategy: Such as a `RecedingHorizon` over a client.
         deadline: Seconds, above 0.
@@ -46,7 +54,7 @@ class Watchdog:
         clock: Seconds.
 
     Attributes:
-        stats: `steps` and `held` count.
+        stats: `steps`, `held` and `paced` count.
 
     Raises:
         ConfigError: An argument is out of its range.
@@ -72,19 +80,31 @@ class Watchdog:
         self._deadline = seconds(deadline, "deadline")
         self._hold = Hold(hold)
         self._is_own = executor is None
-        self._executor = executor or concurrent.futures.ThreadPoolExecutor(1, "vla-watchdog")
+        self._executor = executor or Worker("vla-watchdog")
+        if isinstance(self._executor, Worker):
+            self._executor.cut = getattr(getattr(strategy, "policy", None), "close", None)
+        self._pid = os.getpid()
         self._clock = clock
         self._late: concurrent.futures.Future | None = None
         self._is_closed = False
         self._last: np.ndarray | None = None
+        self._lost: PastError | None = None  # why frames of the past are missing
 
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
-        """Return the strategy's action `[d]`, or the hold action; what the strategy raises is raised."""
+        """Return the strategy's action `[d]`, or the hold action; what the strategy raises is raised.
+
+        Raises:
+            ConfigError: The watchdog is closed, or of another process.
+            PastError: The policy reads frames of the past and has missed some: `reset` begins another
+                episode.
+        """
         self._check_open()
+        check_past(self._lost)
         self.stats.steps += 1
         until = self._clock() + self._deadline
         waits = self._hold.needs_last and self._last is None
         if self._late is not None and not self._is_done(self._late, until, waits):
+            self._check_shown()
             return self._held(observation)
         if self._late is not None:
             late, self._late = self._late, None
@@ -93,8 +113,11 @@ class Watchdog:
         if not self._is_done(future, until, waits):
             self._late = future
             return self._held(observation)
-        self._last = future.result()
-        return self._last
+        said = np.array(future.result())
+        action = paced(said[None], self._last, self._step_limit())[0]
+        self.stats.paced += not np.array_equal(said, action)
+        self._last = action
+        return action.copy()
 
     def reset(self, timeout: float = 30.0) -> None:
         """Start a new episode, after a call that is still under way.
@@ -114,6 +137,7 @@ class Watchdog:
             )
         self._late = self._last = None
         self.strategy.reset()
+        self._lost = None
 
     def close(self, timeout: float = 5.0) -> None:
         """Let go of the thread; it ends by itself after a call that is still under way.
@@ -141,6 +165,20 @@ class Watchdog:
     def _check_open(self) -> None:
         if self._is_closed:
             raise ConfigError("This Watchdog was closed: make another one.")
+        check_process(self._pid, "Watchdog")
+
+    def _check_shown(self) -> None:
+        """End the episode of a policy with a past: it will not be shown this step's frame."""
+        if reads_past(getattr(self.strategy, "policy", None)):
+            self._lost = PastError(
+                "The strategy was still at work on an earlier step when the next one was due, and its policy "
+                "reads frames of the past, of which none may be missing: the episode is over. reset() begins "
+                "another. Prefetch(..., hold=...), without a Watchdog, keeps frames until the policy is free."
+            )
+            raise self._lost
+
+    def _step_limit(self) -> np.ndarray | None:
+        return step_limit(getattr(self.strategy, "policy", None))
 
     def _has_ended(self, timeout: float) -> bool:
         if self._late is None:
@@ -156,4 +194,5 @@ class Watchdog:
 
     def _held(self, observation: Mapping[str, Any]) -> np.ndarray:
         self.stats.held += 1
-        return self._hold.action(observation, self._last)
+        self._last = self._hold.action(observation, self._last)
+        return self._last.copy()

@@ -55,13 +55,14 @@ def test_what_no_robot_can_execute_is_withheld(actions, said):
         limits().apply(actions)
 
 
-def by_hand(actions, step, before, old=None, delay=0):
+def by_hand(actions, step, before, old, delay):
     out = []
     for number, action in enumerate(actions):
-        if number and number == delay:
-            before = old
         if before is not None and math.isfinite(step):
             action = min(max(action, before - step), before + step)
+        if delay and number <= delay and math.isfinite(step):
+            executed = old[number - 1] if number else old[0]
+            action = min(max(action, executed - step), executed + step)
         out.append(action)
         before = action
     return out
@@ -87,12 +88,25 @@ def test_the_change_per_step_within_a_chunk_and_at_its_seam(actions, step, state
         continuing=continuing,
     )
     before = state if relative else None
-    expected = by_hand(actions, step, before, old[delay - 1, 0] if delay else None, delay)
+    expected = by_hand(actions, step, before, old[:, 0].tolist(), delay)
     assert made.actions[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
     changed = sum(abs(one - other) > 1e-5 for one, other in zip(actions, expected, strict=True))
     assert abs(made.clipped - changed) <= sum(
         0 < abs(one - other) <= 1e-5 for one, other in zip(actions, expected, strict=True)
     )
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_change_per_step_where_the_answer_comes_earlier_than_promised(relative):
+    held = limits(low=(-np.inf, -np.inf), step=(0.25, 0.5), relative=(relative, relative))
+    random = np.random.default_rng(0)
+    old = np.cumsum(random.uniform(-0.25, 0.25, (9, 2)), axis=0)
+    made = random.normal(0, 3, (9, 2))
+    new = held.apply(made, state=old[0], continuing=Continuation(old, 5)).actions
+    for taken in range(1, 6):
+        executed = np.concatenate([old[:taken], new[taken:]])
+        assert (np.abs(np.diff(executed, axis=0)) <= held.step + 1e-6).all()
+    assert (np.abs(np.diff(new, axis=0)) <= held.step + 1e-6).all()
 
 
 def test_from_outside_the_range_the_step_leads_back():

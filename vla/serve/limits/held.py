@@ -61,8 +61,10 @@ class ActionLimits:
         Args:
             actions: `[a, d]`.
             state: The observation's, `[m]`: what the first step of relative dimensions is compared with.
-            continuing: The `Continuation` that the chunk was asked to continue. It takes over after `delay`
-                steps, and that step is compared with the last one before.
+            continuing: The `Continuation` that the chunk was asked to continue. It may take over earlier than
+                after `delay` steps, so that each step until then is compared with the one of `continuing`
+                before it as well, and the first with its first: what was executed before that is not told.
+                Where both cannot be held, `continuing` counts. A later step is not known here.
 
         Raises:
             ActionError: The chunk has another shape, or a value that is not finite.
@@ -120,15 +122,15 @@ class ActionLimits:
         if state is not None:
             dims = [dim for dim, relative in enumerate(self.relative) if relative and dim < len(state)]
             before[dims] = np.asarray(state, dtype=np.float64)[dims]
+        delay = 0 if continuing is None else continuing.delay
         for step in range(len(paced)):
-            if (
-                step and continuing is not None and step == continuing.delay
-            ):  # executed until then: the old one
-                before = np.asarray(continuing.actions[step - 1], dtype=np.float64)
             known = np.isfinite(before)
             low = np.where(known, before - self.step, -np.inf)
             high = np.where(known, before + self.step, np.inf)
             paced[step] = np.clip(paced[step], low, high)
+            if continuing is not None and delay and step <= delay:  # may be the first that is executed
+                old = continuing.actions[max(step - 1, 0)].astype(np.float64)
+                paced[step] = np.clip(paced[step], old - self.step, old + self.step)
             before = paced[step]
         # Rounding to float32 must not count as a change.
         return np.where(
