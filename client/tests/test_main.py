@@ -13,14 +13,16 @@ from vla_client.__main__ import main
 
 
 def test_it_shows_the_robot_and_the_latency(capsys):
-    with serving({"vla": contract(warning="mind the gap")}) as fake:
+    source = {"folder": "/runs/cup/step-6"}
+    with serving({"vla": contract(warning="mind the gap", probes=True, source=source)}) as fake:
         assert main([fake.uri, "--calls", "3", "--task", "pick"]) == 0
-        assert len(fake.requests) == 3
+        assert [request["vla/probe"] for request in fake.requests] == [True] * 3  # nothing to record
         assert fake.requests[0]["task"] == "pick"
         assert fake.requests[0]["observation.images.top"].tolist() == [[[128] * 3] * 6] * 4
     said = capsys.readouterr().out
     for row in (
         "checkpoint  me/cup",
+        "folder      /runs/cup/step-6",
         "server      vla 0.1, level eager",
         "frequency   20 Hz",
         "chunk       5 actions, guided, prefix",

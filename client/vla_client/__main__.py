@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         trusted = None if asked.ca is None else _trusting(asked.ca)
         with Client(
-            asked.uri, token=asked.token, jpeg=asked.jpeg, patience=asked.patience, ssl=trusted
+            asked.uri, token=asked.token, jpeg=asked.jpeg, probe=True, patience=asked.patience, ssl=trusted
         ) as client:
             _say(*_described(client))
             if client.robot is not None and asked.calls:
@@ -74,6 +74,7 @@ def _described(client: Client) -> list[str]:
         ]
     lines = [
         _row("checkpoint", robot.checkpoint, robot.revision and f"at {robot.revision}"),
+        *([_row("folder", robot.folder)] if robot.folder else []),
         _row("server", robot.version and f"vla {robot.version}", robot.level and f"level {robot.level}"),
         _row("frequency", robot.frequency and f"{robot.frequency:g} Hz"),
         _row("chunk", robot.horizon and f"{robot.horizon} actions", ", ".join(robot.offers)),

@@ -22,7 +22,7 @@ from vla_client import arguments
 from vla_client.coding import CODINGS, pack, unpack
 from vla_client.connection import Connection, failed
 from vla_client.continuation import Continuation
-from vla_client.contract import Contract
+from vla_client.contract import Contract, check_same, in_words
 from vla_client.errors import (
     CodingError,
     ConfigError,
@@ -62,6 +62,7 @@ class Client:
         without: Cameras of the contract that this robot does not have.
         jpeg: Send images as JPEG: True, a quality from 1 to 100, or a function from an image (uint8
             `[h, w, 3]`) to bytes. It takes Pillow or OpenCV, or that function.
+        probe: Mark requests as made up, to try a server: it answers them, and does not record them.
         patience: Seconds of trying to reach the server, at first and after a loss.
         backoff: First and longest pause between two tries, seconds. Each is twice the one before, give or
             take a half, so that many robots do not come back at once.
@@ -90,6 +91,7 @@ class Client:
         expect: Mapping[str, Any] | None = None,
         without: Sequence[str] = (),
         jpeg: Jpeg = None,
+        probe: bool = False,
         patience: float = 30.0,
         backoff: tuple[float, float] = (0.1, 5.0),
         ssl: tls.SSLContext | None = None,
@@ -105,6 +107,7 @@ class Client:
         self._expect = dict(expect or {})
         self._without = arguments.names(without, "without")
         self._encode = encoder(jpeg)
+        self._probe = probe
         self._patience = arguments.seconds(patience, "patience")
         self._backoff = arguments.pauses(backoff)
         self._ssl = ssl
@@ -259,6 +262,8 @@ class Client:
                     )
                 answer = self._exchange(request, until)
             else:
+                if self._probe and self._robot.probes:
+                    asked["vla/probe"] = True
                 answer = self._exchange({**request, **asked, "vla/timestamp": stamp}, until, stamp)
             self.latency.add((time.monotonic() - started) * 1000, server_ms(answer))
         return answer
@@ -384,26 +389,17 @@ class Client:
         if robot is not None:
             robot.check(self._expect)
         if self._metadata is not None:
-            self._check_same(robot)
+            before = self._robot
+            if changes := check_same(self.uri, before, robot):
+                logger.warning("%s came back with another policy: %s.", self.uri, in_words(changes))
             self.reconnects += 1
-            if self._shown and robot is not None and robot.past:
+            if self._shown and before is not None and before.past:
                 self.lost_sessions += 1
                 logger.warning(
                     "The connection to %s was lost, and with it the last %d steps that the policy reads: its "
                     "past begins anew.",
                     self.uri,
-                    robot.past,
+                    before.past,
                 )
         self._shown = False
         self._metadata, self._robot = metadata, robot
-
-    def _check_same(self, robot: Contract | None) -> None:
-        """Refuse a server that has come back with a policy for another robot."""
-        before = self._robot
-        for name in ("cameras", "state", "action", "frequency"):
-            was, now = (None if one is None else getattr(one, name) for one in (before, robot))
-            if was != now:
-                raise ConfigError(
-                    f"{self.uri} came back with a policy for another robot: its {name} was {was}, now it is "
-                    f"{now}. Make a new Client if that is meant."
-                )

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, SupportsFloat
 
 from vla_client.errors import ConfigError, ServerError, did_you_mean
 
 PROTOCOL = 1
 """The version of the contract that this client reads."""
+
+_ROBOT = {
+    "cameras": "cameras",
+    "state": "state",
+    "action": "action",
+    "relative": "choice of relative actions",
+    "frequency": "frequency",
+}
+"""What a server must keep that comes back, and in words: with others its actions would be another robot's."""
+_UNCOMPARED = ("p50", "p95", "keys", "warning", "step")  # the last one is of the limits
 
 EXPECTABLE = (
     "cameras",
@@ -54,6 +64,8 @@ class Contract:
         version: The server's version of vla.
         checkpoint: What the policy was opened by.
         revision: Its commit on the hub, where it has one.
+        source: Which checkpoint exactly that was, and how it was opened: `folder` on the server's machine,
+            `content` (a hash), `pipeline`, `base`, `robot`.
         cameras: Name, as in `observation.images.<name>` -> (height, width) in pixels as recorded; None where
             that is not known. Images of other sizes are resized by the server.
         state: The state's dimensions.
@@ -68,6 +80,7 @@ class Contract:
             needed.
         offers: How a chunk may continue the one before: "guided", "prefix".
         max_prefix: Longest delay of a prefix, steps.
+        probes: Whether requests can be marked as made up, and are then not recorded.
         picks: How the best of several chunks can be picked: "medoid", "nearest".
         level: How the server computes its samples.
         p50: Median time of one sample as the server measured it, milliseconds.
@@ -82,6 +95,7 @@ class Contract:
     version: str | None = None
     checkpoint: str | None = None
     revision: str | None = None
+    source: Mapping[str, Any] | None = None
     cameras: Mapping[str, tuple[int, int] | None] | None = None
     state: Vector = Vector()
     action: Vector = Vector()
@@ -93,6 +107,7 @@ class Contract:
     past: int = 0
     offers: tuple[str, ...] = ()
     max_prefix: int = 0
+    probes: bool = False
     picks: tuple[str, ...] = ()
     level: str | None = None
     p50: float | None = None
@@ -127,6 +142,7 @@ class Contract:
             version=told.text("version"),
             checkpoint=told.text("checkpoint"),
             revision=told.text("revision"),
+            source=told.get("source", Mapping, "a map"),
             cameras=robot.cameras(),
             state=robot.part("state").vector(),
             action=action.vector(),
@@ -138,6 +154,7 @@ class Contract:
             past=told.whole("past") or 0,
             offers=told.texts("offers"),
             max_prefix=told.whole("max_prefix") or 0,
+            probes=told.get("probes", bool, "true or false") or False,
             picks=told.texts("picks"),
             level=told.text("level"),
             p50=latency.number("p50"),
@@ -153,8 +170,8 @@ class Contract:
 
         Args:
             expect: `cameras` (names, or names -> (height, width)), `state` and `action` (names in order, or
-                how many), `state_units` and `action_units`, `frequency` (Hz), `horizon`, `checkpoint`,
-                `revision`.
+                how many), `state_units` and `action_units`, `frequency` (Hz), `horizon`, `checkpoint` (what
+                the server was told, or the folder that it served), `revision`.
 
         Raises:
             ConfigError: The server is for another robot, or `expect` names something else.
@@ -180,8 +197,25 @@ class Contract:
             if told is None or not math.isclose(float(wanted), told, rel_tol=1e-3):
                 _same("the frequency in Hz", wanted, told)
         for key in ("horizon", "checkpoint", "revision"):
-            if key in expect:
+            if key in expect and not (key == "checkpoint" and expect[key] == self.folder):
                 _same(f"the {key}", expect[key], getattr(self, key))
+
+    @property
+    def folder(self) -> str | None:
+        """Folder of the checkpoint on the server's machine, where the server says it."""
+        folder = (self.source or {}).get("folder")
+        return folder if isinstance(folder, str) else None
+
+    def changes(self, now: Contract) -> dict[str, str]:
+        """Return what is other in a contract that came later, by name: `{"past": "was 0, now 1"}`.
+
+        Measured latency, names of other libraries' keys and warnings do not count.
+        """
+        found: dict[str, str] = {}
+        for key in fields(self):
+            if key.name not in _UNCOMPARED:
+                _compare(key.name, getattr(self, key.name), getattr(now, key.name), found)
+        return found
 
     def _check_cameras(self, wanted: Mapping[str, Sequence[int]] | Sequence[str]) -> None:
         told = self.cameras or {}
@@ -195,6 +229,36 @@ class Contract:
                             f"{size!r:.80}."
                         )
                     _same(f"the size of camera '{name}'", list(size), list(told[name] or ()))
+
+
+def check_same(uri: str, before: Contract | None, now: Contract | None) -> dict[str, str]:
+    """Compare the contract of a server that has come back with the one before; return what else changed.
+
+    Raises:
+        ConfigError: It is for another robot: its actions would mean something else.
+    """
+    for name, words in _ROBOT.items():
+        was, told = (None if one is None else getattr(one, name) for one in (before, now))
+        if was != told:
+            raise ConfigError(
+                f"{uri} came back with a policy for another robot: its {words} was {was}, now it is {told}. "
+                "Make a new Client if that is meant."
+            )
+    return {} if before is None or now is None else before.changes(now)
+
+
+def in_words(changes: Mapping[str, str]) -> str:
+    """Return changes as one line."""
+    return "; ".join(f"{name} {said}" for name, said in changes.items())
+
+
+def _compare(name: str, before: Any, now: Any, found: dict[str, str]) -> None:
+    """Note what differs: of maps, entry by entry."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}, key=str):
+            _compare(f"{name}.{key}", before.get(key), now.get(key), found)
+    elif before != now:
+        found[name] = f"was {before!r:.200}, now {now!r:.200}"
 
 
 def _listed(wanted: Any, key: str) -> list[Any]:

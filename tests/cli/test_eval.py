@@ -175,7 +175,7 @@ def test_a_server_gives_the_episodes_of_seeds_for_each_chunk(detour_run, tmp_pat
         assert summaries[0][key] == summaries[1][key], key
     assert summaries[0]["server"] is None
     assert summaries[1]["server"]["url"] == server.url
-    assert summaries[1]["server"]["clipped"] == 0
+    assert summaries[1]["server"]["clipped"] == summaries[1]["server"]["reconnects"] == 0
     assert summaries[1]["checkpoint"] == "runs/first"
     assert f"runs/first, served by {server.url}" in (tmp_path / "there" / "report.html").read_text()
 

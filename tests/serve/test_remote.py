@@ -9,6 +9,7 @@ from tests.eval.test_with_pi0 import robot_policy  # noqa: F401
 from tests.processes import free_port
 from tests.serve.server.fakes import FakePolicy, seeded
 from tests.serve.server.threads import in_thread, served
+from vla.cli.rollouts import Server
 from vla.errors import ConfigError
 from vla.eval.envs.detour import DetourEnv
 from vla.eval.noise import ChunkNoise
@@ -73,6 +74,33 @@ def test_episodes_with_a_past_have_a_session_each_and_show_every_step():
                 policy.infer_batch([(later, seen(1)), (second, seen(2))], generator=[4])
     shown = [[float(state[0]) for state in session.seen] for session in sessions if session.seen]
     assert shown == [[1, 2], [10, 20, 30], [7]]
+
+
+def test_a_server_that_comes_back_is_counted_and_another_policy_refused():
+    port = int(free_port())
+    limits = {"action": {"low": [0.1]}, "state": None}
+
+    def run(**told):
+        server = PolicyServer(
+            FakePolicy(), ServeOptions(port=port), metadata={"vla": {"protocol": 1, **told}}
+        )
+        return in_thread(server)
+
+    one = {"observation.state": np.zeros(3, np.float32)}
+    with run(level="graph") as server:
+        policy = RemotePolicy(server.url, connections=2)
+        policy.infer_batch([one, one])
+    with policy:
+        with run(level="plain"):  # computes in another way, and is what it was
+            policy.infer_batch([one, one])
+        assert policy.reconnects == 2
+        for told in ({"limits": limits}, {"source": {"content": "another"}}, {"checkpoint": "another"}):
+            with (
+                run(**told),
+                pytest.raises(ConfigError, match=f"another policy in the middle: {next(iter(told))}"),
+            ):
+                policy.infer_batch([one, one])
+    assert str(Server("ws://here", "1", None, 0, 0, policy.reconnects)).endswith("made anew 8 times.")
 
 
 def test_a_server_that_knows_no_seeds_is_refused():

@@ -239,7 +239,10 @@ def _through_server(
             )
 
         def acting() -> Acting:
-            server = Server(policy.uri, robot.version, robot.revision, policy.clipped, policy.lost_sessions)
+            server = Server(
+                policy.uri, robot.version, robot.revision, policy.clipped, policy.lost_sessions,
+                policy.reconnects, robot.source,
+            )  # fmt: skip
             return Acting(robot.checkpoint or "unnamed", None, policy.last_level, server)
 
         _roll_out(policy, plan(steps), acting, output)

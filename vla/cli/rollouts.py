@@ -1,7 +1,7 @@
 """Episodes in a simulated environment for `vla eval`: run, count, and write down what happened."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,8 @@ class Server:
         revision: Its checkpoint's commit on the hub, where it has one.
         clipped: Values of all chunks that its limits changed; without a server nothing changes them.
         lost_sessions: Episodes whose past was lost with a connection.
+        reconnects: Connections that were lost and made anew; to another policy, the evaluation ends.
+        source: Which checkpoint exactly it served, as its contract says.
     """
 
     url: str
@@ -55,11 +57,15 @@ class Server:
     revision: str | None
     clipped: int
     lost_sessions: int
+    reconnects: int = 0
+    source: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
         about = f"vla {self.version}" + (f", revision {self.revision}" if self.revision else "")
         said = f"Served by {self.url} ({about}). Its limits changed {self.clipped:,} values of the chunks"
         said += "; in process nothing would." if self.clipped else "."
+        if self.reconnects:
+            said += f" Connections to it were lost and made anew {self.reconnects} times."
         if self.lost_sessions:
             said += f" {self.lost_sessions} episodes lost their past together with a connection."
         return said

@@ -31,6 +31,7 @@ def contract(
     *,
     checkpoint: str,
     revision: str | None = None,
+    source: Mapping[str, Any] | None = None,
     robot: Robot | None = None,
     limits: Limits | None = None,
     keys: Mapping[str, Any] | None = None,
@@ -47,6 +48,7 @@ def contract(
         robot_policy: The policy that is served.
         checkpoint: What it was opened by.
         revision: Commit on the hub, where there is one.
+        source: `vla.serve.source.source_of`: which checkpoint exactly that is, and how it was opened.
         robot: The robot's file: it knows units, ranges and frequency where the checkpoint does not.
         limits: What actions and states are held to.
         keys: `KeyMap.keys`.
@@ -69,6 +71,7 @@ def contract(
         "version": importlib.metadata.version("vla"),
         "checkpoint": str(checkpoint),
         "revision": revision,
+        "source": None if source is None else dict(source),
         "robot": {
             "name": None if robot is None else robot.name,
             "cameras": _cameras(robot_policy, robot),
@@ -87,6 +90,7 @@ def contract(
         "offers": list(robot_policy.continues_by if offers is None else offers),
         "max_prefix": int(robot_policy.max_prefix if max_prefix is None else max_prefix),
         "picks": list(PICKS),
+        "probes": True,
         "level": robot_policy.last_level if level is None else str(level),
         "latency_ms": {"p50": _milliseconds(p50), "p95": _milliseconds(p95)},
         "limits": None if limits is None else limits.to_json(),

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from vla_client.client import Client
-from vla_client.contract import Contract
+from vla_client.contract import Contract, in_words
 
 from vla.errors import ConfigError
 from vla.types import IMAGE_PREFIX, STATE_KEY
@@ -84,6 +84,9 @@ class RemotePolicy:
         self.robot: Contract = contract
         self.clipped = 0
         self._level = contract.level or "unknown"
+        self._checked: list[Contract | None] = [
+            None
+        ] * connections  # of the connections, at their last answer
         # which cameras may be absent, the server knows
         without = tuple(contract.cameras or ())
         self._sessions: list[RemoteSession | None] = [None] * connections
@@ -111,6 +114,11 @@ class RemotePolicy:
         """Episodes whose past was lost together with a connection."""
         return sum(client.lost_sessions for client in self._clients)
 
+    @property
+    def reconnects(self) -> int:
+        """Connections that were lost and made anew."""
+        return sum(client.reconnects for client in self._clients)
+
     def start(self) -> RemoteSession:
         """Begin an episode; it takes over the connection of the one that began longest ago."""
         place = self._begun % len(self._clients)
@@ -132,7 +140,8 @@ class RemotePolicy:
             text: Ask for the policy's text as well.
 
         Raises:
-            ConfigError: More observations than connections, or not one seed for each.
+            ConfigError: More observations than connections, or not one seed for each; or the server has come
+                back with another policy or other limits than it had at first.
             VlaError: See `vla_client.Client.infer`.
         """
         if len(observations) > len(self._clients):
@@ -148,7 +157,9 @@ class RemotePolicy:
             if isinstance(one, tuple):
                 session, one = one
                 client = session.checked()
-            return client.infer(_sent(one), seed=seeds[place], text=text)
+            answer = client.infer(_sent(one), seed=seeds[place], text=text)
+            self._check_same(self._clients.index(client))
+            return answer
 
         answers = list(self._pool.map(ask, range(len(observations))))
         for answer in answers:
@@ -159,6 +170,20 @@ class RemotePolicy:
 
     def reset(self) -> None:
         """Forget the episodes: each begins with a session of its own, where there is anything to forget."""
+
+    def _check_same(self, place: int) -> None:
+        """Raise `ConfigError` where a server is not what it was: episodes of two are no result."""
+        now = self._clients[place].robot
+        if now is None or now is self._checked[place]:
+            return
+        changes = self.robot.changes(now)
+        changes.pop("level", None)  # how it computes, not what; `last_level` says it
+        if changes:
+            raise ConfigError(
+                f"{self.uri} came back with another policy in the middle: {in_words(changes)}. What was "
+                "asked before was answered by the first one: begin anew."
+            )
+        self._checked[place] = now
 
     def close(self) -> None:
         """Close the connections."""

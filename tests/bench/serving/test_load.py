@@ -1,6 +1,7 @@
 """Clients that check every reply: what is wrong with a server is seen, counted and named."""
 
 import asyncio
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -99,6 +100,11 @@ def test_requests_differ_and_fit_the_contract():
     robot.metadata = CONTRACT
     requests = make_requests(robot.robot, 3, 8)
     assert len({one.frame for one in requests}) == len({one.stamp for one in requests}) == 3
+    marked = make_requests(replace(robot.robot, probes=True), 3, 8)  # which a server does not record
+    assert [["vla/probe" in unpack(one.frame)[0] for one in some] for some in (requests, marked)] == [
+        [False] * 3,
+        [True] * 3,
+    ]
     for one in requests:
         assert one.observation["observation.images.top"].shape == (8, 8, 3)
         assert 1 <= one.observation["observation.state"][1] <= 2

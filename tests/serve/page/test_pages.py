@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.serve.server.fakes import WIDTH, FakePolicy, ask, client_of, http, serving, until
 from vla.serve.page.pages import StatusPage
+from vla.serve.server.metrics import UNRECORDED
 from vla.serve.server.policy_server import PolicyServer
 
 NASTY = "<script>alert(1)</script>"
@@ -19,6 +20,7 @@ METADATA = {
     "vla": {
         "checkpoint": f"me/{NASTY}",
         "version": "1.2",
+        "source": {"folder": "/runs/cup/step-6"},
         "robot": {
             "name": "so101",
             "frequency": 50.0,
@@ -96,6 +98,9 @@ def test_the_numbers_tell_what_happened():
                 second = await one.ask(ask(seed=2, text=True, **{"continue": left}) | noted)
                 await two.ask(ask(seed=3))
                 await two.ask(ask(seed=-1))  # refused
+                server.metrics.frames("recorded", 5)
+                for cause in UNRECORDED:
+                    server.metrics.frames(cause, 1)
                 last, chosen = await numbers(server), await numbers(server, "?robot=1")
             await until(lambda: not server.clients)
             return empty, last, chosen, await numbers(server), first, second
@@ -104,8 +109,10 @@ def test_the_numbers_tell_what_happened():
     assert (empty["requests"], empty["robots"], empty["robot"], empty["latency"]) == (0, [], None, None)
     assert (last["requests"], last["errors"], last["connections"]) == (3, {"request": 1}, 2)
     assert last["batch_sizes"] == {"1": 3}
+    assert (empty["recorded"], empty["unrecorded"], last["recorded"], last["unrecorded"]) == (0, 0, 5, 2)
     assert last["latency"]["count"] == 3
     assert last["about"]["checkpoint"] == f"me/{NASTY}"
+    assert last["about"]["folder"] == "/runs/cup/step-6"
     assert last["about"]["names"] == ["pan", "lift", "grip"]
     assert last["about"]["widths"] == [18.0, None, 2.0]
     one, two = last["robots"]

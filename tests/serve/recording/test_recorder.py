@@ -16,6 +16,7 @@ from tests.serve.robots import tiny
 from vla.data import LeRobotDataset
 from vla.errors import DatasetError
 from vla.serve.contract import contract
+from vla.serve.recording.claim import check_unclaimed
 from vla.serve.recording.episodes import NO_TASK, Episodes, Record
 from vla.serve.recording.recorder import Recorder
 
@@ -99,14 +100,77 @@ def test_the_memory_of_unfinished_episodes_is_bounded(tmp_path):
     assert sum(lengths) == 5 == recorder.recorded
 
 
-def test_what_has_another_layout_is_left_out_and_said(tmp_path, caplog):
+def test_images_of_another_size_begin_a_dataset_next_to_the_first(tmp_path, caplog):
+    counted = []
+    (tmp_path / "rec-2").mkdir()  # somebody's
+    with Recorder(tmp_path / "rec", ABOUT, counted=lambda *one: counted.append(one)) as recorder:
+        shown = [record(size=size) for size in ((4, 4), (8, 6), (8, 6), (4, 4))]
+        for one in shown:
+            recorder.put(one)
+        recorder.put(Record("a", record().observation, np.zeros((2, 1), np.float32)))
+    assert (recorder.recorded, recorder.unfit, recorder.missing) == (4, 1, 1)
+    assert sum(frames for what, frames in counted if what == "recorded") == 4
+    assert ("unfit", 1) in counted
+    for name, chosen in (("rec", (0, 3)), ("rec-3", (1, 2))):
+        dataset = LeRobotDataset(tmp_path / name, action_horizon=1)
+        assert [int(dataset[index]["step"]) for index in range(len(dataset))] == list(chosen)
+        for index, number in enumerate(chosen):
+            image = dataset[index]["observation.images.top"].permute(1, 2, 0).numpy()
+            assert (image == shown[number].observation["observation.images.top"]).all()
+        assert json.loads((tmp_path / name / "meta/serving.json").read_text()) == ABOUT
+    assert list((tmp_path / "rec-2").iterdir()) == []
+    assert f"(8, 6)}} are recorded in {tmp_path / 'rec-3'}, not in" in caplog.text
+    assert "the chunk is [2, 1], the contract says [3, 1]" in caplog.text
+    assert recorder.summary() == (
+        f"2 frames in {tmp_path / 'rec'}, 2 frames in {tmp_path / 'rec-3'}; 1 frames are not recorded: "
+        "1 were of too many layouts or another chunk"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rec", "rec-2", "rec-3"]
+
+
+def test_layouts_are_bounded(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("vla.serve.recording.episodes.MAX_LAYOUTS", 1)
     with Recorder(tmp_path / "rec", ABOUT) as recorder:
         recorder.put(record())
         recorder.put(record(size=(8, 8)))
-        odd = record()
-        recorder.put(Record("a", odd.observation, np.zeros((2, 1), np.float32)))
-    assert (recorder.recorded, recorder.unfit) == (1, 2)
+    assert (recorder.recorded, recorder.unfit) == (1, 1)
     assert "images are {'observation.images.top': (8, 8)}" in caplog.text
+
+
+def test_a_folder_has_one_recorder_at_a_time(tmp_path):
+    with Recorder(tmp_path / "rec", ABOUT) as recorder:
+        for refused in (check_unclaimed, lambda folder: Recorder(folder, ABOUT | {"checkpoint": "y"})):
+            with pytest.raises(
+                DatasetError, match=f"is being recorded into already, by process {os.getpid()}"
+            ):
+                refused(tmp_path / "rec")
+        recorder.put(record())
+    assert json.loads((tmp_path / "rec/meta/serving.json").read_text()) == ABOUT
+    left = tmp_path / ".next.recording"
+    left.write_text("process 1 on a computer that was switched off")
+    check_unclaimed(tmp_path / "next")
+    Recorder(tmp_path / "next", ABOUT).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["rec"]
+
+
+def test_a_dataset_that_came_meanwhile_keeps_its_contract(tmp_path, caplog):
+    with Recorder(tmp_path / "rec", ABOUT) as recorder:
+        recorder.put(record())
+        recorder.end("a")
+        until(lambda: recorder.recorded)
+        (tmp_path / "rec/meta").mkdir(parents=True)
+        (tmp_path / "rec/meta/serving.json").write_text("another's")
+    assert (tmp_path / "rec/meta/serving.json").read_text() == "another's"
+    assert [path.name for path in (tmp_path / "rec").rglob("*")] == ["meta", "serving.json"]
+    with pytest.raises(
+        DatasetError, match=r"Nothing could be recorded: 1 frames .*created while.*is left in .*partial"
+    ):
+        recorder.summary()
+    with Recorder(tmp_path / "next", ABOUT) as recorder:
+        (tmp_path / "next").mkdir()
+        recorder.put(record())
+    assert recorder.summary() == f"1 frames in {tmp_path / 'next-2'}"
+    assert list((tmp_path / "next").iterdir()) == []
 
 
 def test_a_slow_disk_holds_nobody_up(tmp_path, monkeypatch):
@@ -149,6 +213,23 @@ def test_an_error_ends_the_recording_and_keeps_what_was_saved(tmp_path, monkeypa
     assert (recorder.recorded, recorder.dropped) == (1, 2)
     assert len(LeRobotDataset(tmp_path / "rec", action_horizon=1)) == 1
     assert (tmp_path / "rec" / "meta" / "serving.json").exists()
+    assert recorder.summary().startswith(f"1 frames in {tmp_path / 'rec'}; 2 frames are not recorded: ")
+    assert recorder.summary().endswith("No space left on device")
+
+
+def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch):
+    def full(*given, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vla.data.writing.writer.LeRobotWriter._write_rows", full)
+    counted = []
+    with Recorder(tmp_path / "rec", ABOUT, counted=lambda *one: counted.append(one)) as recorder:
+        for _ in range(3):
+            recorder.put(record())
+    with pytest.raises(DatasetError, match=r"Nothing could be recorded: 3 frames .*No space left on device"):
+        recorder.summary()
+    assert sum(frames for what, frames in counted if what == "dropped") == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def until(is_so, seconds=10):

@@ -45,6 +45,7 @@ BAD_REQUESTS = {
     "samples": (ask(samples=1000), "vla/samples must be a whole number from 1 to 64, got 1000"),
     "steps": (ask(num_steps=10**9), "vla/num_steps must be a whole number from 1 to 100"),
     "flag": (ask(text="yes"), "vla/text must be true or false, got 'yes'"),
+    "probe": (ask(probe=1), "vla/probe must be true or false, got 1"),
     "timestamp": (ask(timestamp=float("nan")), "vla/timestamp must be a number of seconds, got nan"),
     "noise": (ask(noise=np.zeros(3, np.float32)), r"noise must have shape \[a, m\]"),
     "both": (ask(noise=np.zeros((4, 3), np.float32), seed=1), "leave out one"),

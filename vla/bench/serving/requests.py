@@ -64,6 +64,7 @@ def make_requests(robot: Contract, count: int, size: int) -> list[Request]:
         observation = {**images, STATE_KEY: state, "task": TASK}
         seed, stamp = 1000 + number, float(number + 1)
         asked = {"vla/seed": seed, "vla/timestamp": stamp} | ({"vla/reset": True} if robot.past else {})
+        asked |= {"vla/probe": True} if robot.probes else {}  # noise is not to be recorded as a robot's
         made.append(Request(observation, seed, stamp, pack({**observation, **asked})))
     return made
 

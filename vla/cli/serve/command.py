@@ -12,6 +12,7 @@ from vla.cli.console import console, quiet_loading
 from vla.cli.eval import TOKEN_VARIABLE, BaseOption, CheckpointArgument, LevelOption, PipelineOption
 from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
+from vla.paths import kept
 
 if TYPE_CHECKING:
     from vla.serve.recording.recorder import Recorder
@@ -117,6 +118,10 @@ def serve(
     options.tls()  # before minutes are spent on loading
     options.check_address()
     quiet_loading()
+    if record is not None:
+        from vla.serve.recording.claim import check_unclaimed
+
+        check_unclaimed(kept(record))
     with ExitStack() as stack:
         how = {"pipeline": pipeline, "base": base, "device": device}
         server = _made(checkpoint, options, robot, limits, task or [], level, how, record)
@@ -134,27 +139,32 @@ def _made(
     record: Path | None,
 ) -> "PolicyServer":
     """Load, warm up, and return the server."""
+    from vla.checkpoints.module import LoadedFrom
     from vla.policies.auto import load_for_episodes
     from vla.policies.base import accepted
     from vla.serve.server.build import build_server
+    from vla.serve.source import source_of
     from vla.transforms.robots import load_robot
     from vla.weights.source import local_folder
 
     described = None if robot is None else load_robot(robot)
-    source = local_folder(checkpoint)
+    folder = local_folder(checkpoint)
     if record is not None:
-        check_new_folder(record, "--record", source)
-    if described is not None and not _records_robot(source):
+        check_new_folder(record, "--record", folder)
+    if described is not None and not _records_robot(folder):
         how = {**how, "robot": described.path}
-    policy = load_for_episodes(source, level, **how)
+    policy = load_for_episodes(folder, level, **how)
     if options.samples > 1 and not accepted(policy.policy.sample_actions, {"samples": options.samples}):
         raise ConfigError(f"--samples: {type(policy.policy).__name__} draws one chunk, not several.")
+    found = LoadedFrom.of_folder(folder)
+    opened = {key: how.get(key) for key in ("pipeline", "base", "robot")}
     server, ready = build_server(
         policy,
         options,
         checkpoint=checkpoint,
         tasks=tasks,
-        revision=source.name if source.parent.name == "snapshots" else None,
+        revision=found.revision,
+        source=source_of(folder, repository=found.name, revision=found.revision, **opened),
         robot=described,
         limits=limits,
     )
@@ -167,7 +177,8 @@ def _recorder(server: "PolicyServer", folder: Path, stack: ExitStack) -> "Record
     from vla.serve.recording.recorder import Recorder
     from vla.serve.server.build import RecordingWatcher
 
-    recorder = stack.enter_context(Recorder(folder, server.metadata["vla"]))
+    counted = server.metrics.frames
+    recorder = stack.enter_context(Recorder(folder, server.metadata["vla"], counted=counted))
     server.watchers.append(RecordingWatcher(recorder))
     return recorder
 
@@ -182,7 +193,11 @@ def _records_robot(folder: Path) -> bool:
 
 
 def _run(server: "PolicyServer", recorder: "Recorder | None") -> None:
-    """Serve until a signal, and complete the recording."""
+    """Serve until a signal, complete the recording, and say what became of it.
+
+    Raises:
+        DatasetError: Nothing could be recorded.
+    """
     import asyncio
 
     async def run() -> None:
@@ -197,6 +212,6 @@ def _run(server: "PolicyServer", recorder: "Recorder | None") -> None:
             await server.ended(None if recorder is None else recorder.close)
 
     asyncio.run(run())
-    if recorder is not None and recorder.folder.is_dir():
-        console().print(f"recorded: {recorder.recorded} frames in {recorder.folder}", soft_wrap=True)
     console().print("ended: all that had come is answered.")
+    if recorder is not None:
+        console().print(f"recorded: {recorder.summary()}.", soft_wrap=True)

@@ -28,6 +28,18 @@ _open: "weakref.WeakSet[Any]" = weakref.WeakSet()
 class Unfinished:
     """A writer that is completed at the latest when nothing refers to it any more."""
 
+    _closed: str | None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more can be recorded: it is complete, was given up, or failed."""
+        return self._closed is not None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its dataset, and no other one, is the folder that it was to write."""
+        return self._closed == "finalised"
+
     def __del__(self) -> None:
         finish(self)
 

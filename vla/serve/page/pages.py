@@ -100,6 +100,7 @@ class StatusPage:
         action = robot.get("action", {})
         return {
             **{name: contract.get(name) for name in ("checkpoint", "revision", "version")},
+            "folder": (contract.get("source") or {}).get("folder"),
             "robot": robot.get("name"),
             "frequency": robot.get("frequency"),
             "horizon": robot.get("horizon"),

@@ -4,7 +4,9 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 
 from vla.atomic import atomic_write
 from vla.data.writing.writer import LeRobotWriter
+from vla.errors import DatasetError
+from vla.serve.recording.claim import Claim, claim
 from vla.types import ACTION_KEY, IMAGE_PREFIX, STATE_KEY
 
 logger = logging.getLogger(__name__)
@@ -37,6 +41,13 @@ EXTRA = {
 """Further columns: the session and the number of its request; whether a chunk was asked for (else the frame
 was only noted); the seed, -1 for none or one beyond int64; level, milliseconds and clipped entries of the
 answer; the clocks of server and client, microseconds, -1 for none; what else was asked for, as JSON."""
+
+
+MAX_LAYOUTS = 8
+"""Datasets of one recording, for images of so many different sizes: a client that has more is at fault."""
+
+Layout = tuple[tuple[str, int, int], ...]
+"""Key, height and width of each camera."""
 
 
 @dataclass(frozen=True)
@@ -75,36 +86,55 @@ class Record:
         return 2048 + sum(arrays) + (0 if self.actions is None else self.actions.nbytes)
 
 
-class Episodes:
-    """The unfinished episodes of all sessions, and the writer of the finished ones; of one thread.
+@dataclass
+class _Dataset:
+    """One dataset that is being written, how many frames it has, and whether some are not flushed yet."""
 
-    Attributes:
-        is_unsafe: Whether episodes were saved since the last `flush`.
+    writer: LeRobotWriter
+    frames: int = 0
+    is_unsafe: bool = False
+
+
+class Episodes:
+    """The unfinished episodes of all sessions, and the datasets of the finished ones; of one thread.
+
+    Images of one dataset have one size. A frame with others ends its session's episode and begins one in
+    another dataset: the first that is saved goes to the folder, further ones next to it (`monday-2`).
+
+    Args:
+        folder: Destination of the first.
+        contract: The server's.
+        own: The claim on it, which is released with those of the others.
     """
 
-    def __init__(self, folder: Path, contract: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, contract: Mapping[str, Any], own: Claim) -> None:
         self._folder = folder
         self._contract = contract
         self._robot = contract["robot"]
-        self._writer: LeRobotWriter | None = None
+        self._claims = [own]
+        self._datasets: dict[Layout, _Dataset] = {}
+        self._layouts: set[Layout] = set()  # of the unfinished episodes as well
         self._open: dict[str, list[dict[str, Any]]] = {}
-        self._tasks: dict[str, str] = {}
+        self._kinds: dict[str, tuple[str, Layout]] = {}  # task and layout of the unfinished episode
         self._sizes: dict[str, int] = {}
         self._last: dict[str, tuple[np.ndarray, int]] = {}  # chunk, and frames since
-        self._cameras: dict[str, tuple[int, int]] | None = None
-        self.is_unsafe = False
 
-    def fits(self, record: Record) -> bool:
-        """Return whether a record has the dataset's layout, which the first one decides."""
-        return not self.why_not(record)
+    @property
+    def is_unsafe(self) -> bool:
+        """Whether episodes were saved since the last `flush`."""
+        return any(one.is_unsafe for one in self._datasets.values())
+
+    @property
+    def complete_ones(self) -> dict[Path, int]:
+        """The datasets that are complete, and how many frames each has."""
+        return {one.writer.folder: one.frames for one in self._datasets.values() if one.writer.is_complete}
 
     def why_not(self, record: Record) -> str:
-        """Return how a record differs from the dataset's layout, or an empty text."""
-        cameras = _cameras(record)
-        if self._cameras is None:
-            self._cameras = cameras
-        if cameras != self._cameras:
-            return f"the images are {cameras}, those of the first frame were {self._cameras}"
+        """Return why a record cannot be written, or an empty text."""
+        layout = _layout(record)
+        if layout not in self._layouts and len(self._layouts) >= MAX_LAYOUTS:
+            sizes = {key: (height, width) for key, height, width in layout}
+            return f"the images are {sizes}, and {MAX_LAYOUTS} other layouts have a dataset each already"
         shape = (self._robot["horizon"], len(self._robot["action"]["names"]))
         if record.actions is not None and record.actions.shape != shape:
             return f"the chunk is {list(record.actions.shape)}, the contract says {list(shape)}"
@@ -112,9 +142,11 @@ class Episodes:
 
     def add(self, record: Record, step: int, max_bytes: int, max_frames: int) -> int:
         """Add a record to its session's episode; return how many frames were saved meanwhile."""
-        session, task = record.session, str(record.observation.get("task", "")).strip() or NO_TASK
-        saved = self._saved(session) if self._tasks.get(session, task) != task else 0
-        self._tasks[session] = task
+        session = record.session
+        kind = str(record.observation.get("task", "")).strip() or NO_TASK, _layout(record)
+        saved = self._saved(session) if self._kinds.get(session, kind) != kind else 0
+        self._kinds[session] = kind
+        self._layouts.add(kind[1])
         self._open.setdefault(session, []).append(self._row(record, step))
         self._sizes[session] = self._sizes.get(session, 0) + record.num_bytes
         if len(self._open[session]) >= max_frames:
@@ -130,54 +162,68 @@ class Episodes:
         return saved
 
     def finish(self) -> int:
-        """Save everything and complete the dataset; return how many frames were saved."""
+        """Save everything and complete the datasets; return how many frames were saved."""
         saved = sum(self.save(session) for session in list(self._open))
         self.complete()
         return saved
 
     def flush(self) -> None:
         """Make the episodes that were saved readable, whatever becomes of the program."""
-        assert self._writer is not None
-        self._add_contract(self._writer.flush())
-        self.is_unsafe = False
+        for one in self._datasets.values():
+            if one.is_unsafe:
+                self._add_contract(one.writer.flush())
+                one.is_unsafe = False
 
     def complete(self) -> None:
-        """Complete the dataset with the episodes that were saved."""
-        if self._writer is None:
+        """Complete the datasets with the episodes that were saved, each whatever becomes of the others."""
+        if not self._layouts:
             logger.warning("Nothing was asked, so %s is not written.", self._folder)
-            return
+        with ExitStack() as stack:
+            for one in self._datasets.values():
+                stack.callback(self._complete, one.writer)
+
+    def release(self) -> None:
+        """Let others have the names of the folders."""
+        for one in self._claims:
+            one.release()
+
+    def _complete(self, writer: LeRobotWriter) -> None:
         try:
-            if not self._folder.is_dir():  # after an error the writer has completed it already
-                with self._writer:
-                    self._writer.discard_episode()
+            if not writer.is_closed:  # after an error it has closed itself
+                with writer:
+                    writer.discard_episode()
         finally:
-            if self._folder.is_dir():
-                self._add_contract(self._folder)
+            if writer.is_complete:  # another's folder may have that name otherwise
+                self._add_contract(writer.folder)
 
     def _add_contract(self, folder: Path) -> None:
         atomic_write(folder / CONTRACT_FILE, json.dumps(self._contract, indent=2) + "\n")
 
     def _saved(self, session: str) -> int:
         """Save what a session has, which may continue in another episode."""
-        frames, task = self._open.pop(session, []), self._tasks.pop(session, NO_TASK)
+        frames, kind = self._open.pop(session, []), self._kinds.pop(session, None)
         self._sizes.pop(session, None)
-        if not frames:
+        if not frames or kind is None:
             return 0
-        if self._writer is None:
-            self._writer = self._opened()
+        task, layout = kind
+        if layout not in self._datasets:
+            self._datasets[layout] = _Dataset(self._opened(layout))
+        dataset = self._datasets[layout]
         for frame in frames:
-            self._writer.add_frame(frame)
-        self._writer.save_episode(task)
-        self.is_unsafe = True
+            dataset.writer.add_frame(frame)
+        dataset.writer.save_episode(task)
+        dataset.frames += len(frames)
+        dataset.is_unsafe = True
         return len(frames)
 
-    def _opened(self) -> LeRobotWriter:
+    def _opened(self, layout: Layout) -> LeRobotWriter:
         names = self._robot["action"]["names"]
         steps = range(self._robot["horizon"])
+        cameras = {key: (height, width) for key, height, width in layout}
         return LeRobotWriter(
-            self._folder,
+            self._next_folder(cameras) if self._datasets or self._folder.exists() else self._folder,
             fps=nominal_rate(self._robot["frequency"]),
-            cameras=self._cameras or {},
+            cameras=cameras,
             state_names=self._robot["state"]["names"],
             action_names={
                 ACTION_KEY: names,
@@ -188,13 +234,23 @@ class Episodes:
             codec="lossless",
         )
 
+    def _next_folder(self, cameras: Mapping[str, tuple[int, int]]) -> Path:
+        """Return a folder next to the first, claimed: for other sizes, or where somebody made the first."""
+        for number in count(2):
+            folder = numbered(self._folder, number)
+            with suppress(DatasetError):  # there is one already, or another recorder has it
+                self._claims.append(claim(folder))
+                break
+        logger.warning("Images of %s are recorded in %s, not in %s.", cameras, folder, self._folder)
+        return folder
+
     def _row(self, record: Record, step: int) -> dict[str, Any]:
         shape = (self._robot["horizon"], len(self._robot["action"]["names"]))
         chunk, since = self._last.get(record.session, (np.zeros(shape, np.float32), 0))
         if record.actions is not None:
             chunk, since = record.actions, 0
         self._last[record.session] = chunk, since + 1
-        images = {key: record.observation[key] for key in _cameras(record)}
+        images = {key: record.observation[key] for key, *_ in _layout(record)}
         return {
             **images,
             STATE_KEY: record.observation[STATE_KEY],
@@ -212,6 +268,11 @@ class Episodes:
             "client_time_us": _microseconds(record.client_time),
             "request": options_as_json(record),
         }
+
+
+def numbered(folder: Path, number: int) -> Path:
+    """Return where the dataset of a recording's second layout, third, ... lies."""
+    return folder.with_name(f"{folder.name}-{number}")
 
 
 def nominal_rate(frequency: float | None) -> int:
@@ -245,9 +306,9 @@ def _is_column(seed: int | None) -> bool:
     return seed is not None and 0 <= seed < 2**63
 
 
-def _cameras(record: Record) -> dict[str, tuple[int, int]]:
+def _layout(record: Record) -> Layout:
     keys = sorted(key for key in record.observation if key.startswith(IMAGE_PREFIX))
-    return {key: tuple(record.observation[key].shape[:2]) for key in keys}
+    return tuple((key, *record.observation[key].shape[:2]) for key in keys)
 
 
 def _microseconds(seconds: float | None) -> int:

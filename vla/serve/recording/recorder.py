@@ -17,7 +17,8 @@ from typing import Any, Self
 from vla.data.writing.partial import about_leftovers
 from vla.errors import DatasetError, VlaError
 from vla.paths import kept
-from vla.serve.recording.episodes import Episodes, Record
+from vla.serve.recording.claim import claim
+from vla.serve.recording.episodes import MAX_LAYOUTS, Episodes, Record, numbered
 from vla.signals import held_off
 
 logger = logging.getLogger(__name__)
@@ -42,23 +43,26 @@ class Recorder:
     (`LeRobotWriter.flush`) within a second, or `FLUSH_EVERY` while there is more to write. What an earlier
     program left so is named at the start.
 
-    Sizes of the cameras are those of the first frame: one of another layout is left out, and counted.
+    A dataset holds images of one size. Frames with others are written to a dataset next to it, `FOLDER-2`,
+    and so on up to `MAX_LAYOUTS`.
 
     Args:
-        folder: Destination; must not exist yet.
+        folder: Destination; must not exist yet. It is claimed until the end: another recorder is refused.
         contract: `vla.serve.contract.contract`: names, frequency, and what is needed to replay.
         max_waiting_mb: MiB of images that may wait to be written; what comes then is dropped.
         max_held_mb: MiB of images of unfinished episodes; then the largest is saved, and begins anew.
         max_frames: Frames of an episode, likewise.
+        counted: Called with "recorded", "dropped" or "unfit" and the number of frames, by any thread.
 
     Attributes:
         recorded: Frames in saved episodes.
         dropped: Frames that there was no room for, or that came after an error.
-        unfit: Frames of another layout.
+        unfit: Frames of more layouts than are written, or with another chunk than the contract's.
         error: Why nothing is recorded any more, or None.
 
     Raises:
-        DatasetError: The folder exists already, or its parent cannot be made.
+        DatasetError: The folder exists already, another recorder has claimed it, or its parent cannot be
+            made.
     """
 
     def __init__(
@@ -69,12 +73,12 @@ class Recorder:
         max_waiting_mb: float = 256,
         max_held_mb: float = 512,
         max_frames: int = 1000,
+        counted: Callable[[str, int], None] | None = None,
     ) -> None:
         self.folder = kept(folder)
-        if self.folder.exists():
-            raise DatasetError(f"{self.folder} exists already: give another folder, or remove it first.")
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
+            own = claim(self.folder)
         except OSError as error:
             raise DatasetError(f"{self.folder} cannot be written: {error}.") from error
         self._contract = dict(contract)
@@ -89,10 +93,11 @@ class Recorder:
         self._closed = False
         self._flushed = (float("-inf"), 0.0)  # when the last flush ended, and how long it took
         self._is_done = threading.Event()
-        left = about_leftovers(self.folder)
-        if left:
-            logger.warning("%s", left)
-        self._episodes = Episodes(self.folder, self._contract)
+        self._counted = counted or (lambda what, frames: None)
+        for folder in (self.folder, *(numbered(self.folder, one) for one in range(2, MAX_LAYOUTS + 1))):
+            if left := about_leftovers(folder):
+                logger.warning("%s", left)
+        self._episodes = Episodes(self.folder, self._contract, own)
         # Not a daemon: the program waits at its end until what was recorded is complete.
         self._thread = threading.Thread(target=self._write, name="vla-recording")
         self._thread.start()
@@ -113,12 +118,18 @@ class Recorder:
         with self._lock:
             step = self._steps[record.session] = self._steps.get(record.session, -1) + 1
             has_room = self._waiting + size <= self._limits[0] or not self._waiting
-            if self._closed or self.error is not None or not has_room:
-                self.dropped += 1
-                return False
-            self._waiting += size
-            self._queue.put((record, step))
-        return True
+            is_taken = not self._closed and self.error is None and has_room
+            if is_taken:
+                self._waiting += size
+                self._queue.put((record, step))
+        if not is_taken:
+            self._drop(1)
+        return is_taken
+
+    def skip(self, session: str) -> None:
+        """Count a request that is not recorded, as those before and after it are."""
+        with self._lock:
+            self._steps[session] = self._steps.get(session, -1) + 1
 
     def end(self, session: str) -> None:
         """End a session: its episode is saved."""
@@ -137,6 +148,34 @@ class Recorder:
                 self._wait()
         atexit.unregister(self._wait)
 
+    @property
+    def missing(self) -> int:
+        """Frames that were handed over and are in no dataset, once it is closed."""
+        return self.recorded + self.dropped + self.unfit - sum(self._episodes.complete_ones.values())
+
+    def summary(self) -> str:
+        """Return what became of the recording, once it is closed: `"20 frames in recordings/monday"`.
+
+        Raises:
+            DatasetError: There were frames, and none of them could be recorded.
+        """
+        datasets, missing = self._episodes.complete_ones, self.missing
+        if not datasets and not missing:
+            return f"nothing, since nothing was asked; {self.folder} is not written"
+        counts = {
+            "there was no room for": self.dropped,
+            "were of too many layouts or another chunk": self.unfit,
+        }
+        why = self.error or ", ".join(f"{frames} {reason}" for reason, frames in counts.items() if frames)
+        why = why.rstrip(".")
+        if not datasets:
+            raise DatasetError(
+                f"Nothing could be recorded: {missing} frames were answered, and {self.folder} does not have "
+                f"them: {why}."
+            )
+        said = ", ".join(f"{frames} frames in {folder}" for folder, frames in datasets.items())
+        return said if not missing else f"{said}; {missing} frames are not recorded: {why}"
+
     def _wait(self) -> None:
         with self._lock:
             if not self._closed:
@@ -152,6 +191,7 @@ class Recorder:
         try:
             self._write_all()
         finally:
+            self._episodes.release()
             self._is_done.set()
 
     def _write_all(self) -> None:
@@ -184,10 +224,11 @@ class Recorder:
             self._count(episodes.finish())
         elif isinstance(item, str):
             self._count(episodes.save(item))
-        elif not episodes.fits(item[0]):
+        elif why := episodes.why_not(item[0]):
             self.unfit += 1
+            self._counted("unfit", 1)
             if self.unfit == 1:
-                logger.warning("Not recorded: %s", episodes.why_not(item[0]))
+                logger.warning("Not recorded, as are all others like it: %s.", why)
         else:
             self._count(episodes.add(*item, *self._limits[1:]))
 
@@ -218,8 +259,12 @@ class Recorder:
             logger.error("The recording ended with: %s", error)
 
     def _drop(self, frames: int) -> None:
-        with self._lock:
-            self.dropped += frames
+        if frames:
+            with self._lock:
+                self.dropped += frames
+            self._counted("dropped", frames)
 
     def _count(self, saved: int) -> None:
-        self.recorded += saved
+        if saved:
+            self.recorded += saved
+            self._counted("recorded", saved)

@@ -17,10 +17,10 @@ from vla_client.continuation import Continuation
 from vla.data.dataset import LeRobotDataset
 from vla.errors import DatasetError, misread
 from vla.paths import expanded
-from vla.policies.auto import load
 from vla.policies.robot import RobotPolicy
 from vla.serve.limits.held import ActionLimits
 from vla.serve.recording.episodes import CHUNK_KEY, CONTRACT_FILE
+from vla.serve.source import load_source
 from vla.types import IMAGE_PREFIX, STATE_KEY
 
 
@@ -55,11 +55,11 @@ def replay(folder: Path | str, index: int, robot_policy: RobotPolicy | None = No
     Args:
         folder: The recording.
         index: Its frame in the dataset.
-        robot_policy: Who answers; None: the checkpoint that the recording names.
+        robot_policy: Who answers; None: the checkpoint that was served, opened as the server did.
 
     Raises:
-        DatasetError: The folder is not a recording, the frame has no answer, or the policy reads frames of
-            the past and some of them were not recorded.
+        DatasetError: The folder is not a recording, the frame has no answer, the checkpoint is not there any
+            more or was changed, or the policy reads frames of the past and some of them were not recorded.
         VlaError: What the policy raises over the observation.
     """
     dataset, contract = open_recording(folder)
@@ -68,7 +68,7 @@ def replay(folder: Path | str, index: int, robot_policy: RobotPolicy | None = No
         raise DatasetError(
             f"Frame {index} of {folder} was noted without a chunk: there is no answer to repeat."
         )
-    policy = load(contract["checkpoint"], **_revision(contract)) if robot_policy is None else robot_policy
+    policy = load_source(contract) if robot_policy is None else robot_policy
     session = policy.start()
     if policy.past:
         _show_past(session, policy.past, dataset, index, folder)
@@ -144,7 +144,3 @@ def _show_past(session: Any, past: int, dataset: LeRobotDataset, index: int, fol
         )
     for item in reversed(before):
         session.observe(observation_of(item))
-
-
-def _revision(contract: Mapping[str, Any]) -> dict[str, Any]:
-    return {"revision": contract["revision"]} if contract.get("revision") else {}

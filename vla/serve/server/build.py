@@ -28,6 +28,7 @@ def build_server(
     checkpoint: str,
     tasks: Sequence[str] = (),
     revision: str | None = None,
+    source: Mapping[str, Any] | None = None,
     robot: Robot | None = None,
     limits: Path | str | Mapping[str, Any] | None = None,
     watchers: Sequence[Watcher] = (),
@@ -41,6 +42,7 @@ def build_server(
         checkpoint: What the policy was opened by.
         tasks: Instructions to make ready.
         revision: Its commit on the hub.
+        source: `vla.serve.source.source_of`: which checkpoint exactly, for recordings to be replayed by it.
         robot: The robot's file: keys of its clients, ranges, units.
         limits: File of the user's limits, or its content.
         watchers: See `PolicyServer`.
@@ -56,6 +58,7 @@ def build_server(
         robot_policy,
         checkpoint=checkpoint,
         revision=revision,
+        source=source,
         robot=robot,
         limits=held,
         keys=keys.keys,
@@ -89,8 +92,11 @@ class RecordingWatcher:
         self.recorder = recorder
 
     def answered(self, exchange: Exchange) -> None:
-        """Record an exchange."""
+        """Record an exchange, unless the client says that it only tries the server."""
         asked, told = exchange.request, exchange.reply["vla"]
+        if asked.probe:
+            self.recorder.skip(exchange.session)
+            return
         options = {
             "noise": asked.noise,
             "num_steps": asked.num_steps,

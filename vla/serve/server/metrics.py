@@ -13,6 +13,9 @@ from vla.serve.server.faults import KINDS
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
+UNRECORDED = ("dropped", "unfit")
+"""Why frames are not recorded: no room or an error; or more layouts than are written."""
+
 RECENT = 1000
 """Replies that the recent percentiles are taken over."""
 
@@ -51,11 +54,17 @@ class Metrics:
             "vla_split_batches", "Batches that were computed again in parts, by cause", ["kind"],
             registry=registry,
         )  # fmt: skip
+        self.recorded = Counter("vla_recorded_frames", "Frames in saved episodes", registry=registry)
+        self.unrecorded = Counter(
+            "vla_unrecorded_frames", "Frames that are not recorded, by cause", ["kind"], registry=registry
+        )
         self.started = time.monotonic()
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._batches: Counts[int] = Counts()
         for kind in KINDS:  # so that each is there, at 0, before it happens
             self.errors.labels(kind)
+        for kind in UNRECORDED:
+            self.unrecorded.labels(kind)
 
     def error(self, kind: str) -> None:
         """Count an error of a kind of `KINDS`."""
@@ -73,6 +82,10 @@ class Metrics:
         self.infer_seconds.observe(seconds)
         self.batch_size.observe(rows)
         self._batches[rows] += 1
+
+    def frames(self, what: str, frames: int) -> None:
+        """Count frames of a recording: `"recorded"`, or a cause of `UNRECORDED`; any thread may call."""
+        (self.recorded if what == "recorded" else self.unrecorded.labels(what)).inc(frames)
 
     def text(self) -> bytes:
         """Return everything as Prometheus text."""
@@ -100,6 +113,8 @@ class Metrics:
             "dropped": values["vla_dropped_total", None],
             "clipped": values["vla_clipped_actions_total", None],
             "errors": {kind: count for kind, count in errors.items() if count},
+            "recorded": values["vla_recorded_frames_total", None],
+            "unrecorded": sum(values["vla_unrecorded_frames_total", kind] for kind in UNRECORDED),
             "connections": values["vla_connections", None],
             "queue": values["vla_queue_length", None],
             "batch_sizes": {str(rows): count for rows, count in sorted(dict(self._batches).items())},

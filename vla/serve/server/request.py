@@ -32,6 +32,7 @@ KEYS = (
     "vla/num_steps",
     "vla/text",
     "vla/timestamp",
+    "vla/probe",
 )
 
 _CONTINUE = ("actions", "delay", "method", "schedule", "max_weight")
@@ -53,6 +54,7 @@ class Request:
         num_steps: Steps of sampling; None: the policy's.
         text: Whether to generate the response text.
         timestamp: Seconds of the client's clock, given back as they are.
+        probe: Whether what was measured is made up, to try the server: it is answered, and not recorded.
     """
 
     measured: Mapping[str, Any]
@@ -66,6 +68,7 @@ class Request:
     num_steps: int | None = None
     text: bool = False
     timestamp: float | None = None
+    probe: bool = False
 
     @classmethod
     def of(cls, message: Any) -> "Request":
@@ -89,6 +92,7 @@ class Request:
             reset=_flag(asked, "vla/reset"),
             observe=_flag(asked, "vla/observe"),
             text=_flag(asked, "vla/text"),
+            probe=_flag(asked, "vla/probe"),
             seed=_whole(asked, "vla/seed", 0, 2**63 - 1),
             samples=_whole(asked, "vla/samples", 1, MAX_SAMPLES),
             pick=_pick(asked.get("vla/pick")),
