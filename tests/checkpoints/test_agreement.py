@@ -19,6 +19,7 @@ from tests.policies.conftest import make_robot_policy, stats
 from vla.checkpoints.agreement import check_agreement, robot_widths
 from vla.checkpoints.convert import convert
 from vla.errors import ConfigError, StatisticsError, VlaError, WeightsError, remedy
+from vla.interface import RobotInterface, VectorInterface
 from vla.policies.bc.config import BCConfig
 from vla.policies.bc.pipeline import make_pipeline as make_bc
 from vla.policies.bc.policy import BCPolicy
@@ -26,7 +27,6 @@ from vla.policies.pi0.policy import Pi0Policy
 from vla.transforms.actions import DeltaActions, PadDimensions
 from vla.transforms.base import Pipeline
 from vla.transforms.grippers import FlipSigns, LinearMap
-from vla.transforms.interface import RobotInterface, VectorInterface
 from vla.transforms.normalize import Normalize
 from vla.transforms.statistics import Statistics
 from vla.transforms.tokenizer import train_tokenizer

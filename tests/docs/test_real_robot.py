@@ -9,6 +9,7 @@ import torch
 
 from tests.docs.snippets import PAGES, blocks, run_page
 from tests.policies.conftest import stats
+from vla.interface import RobotInterface, VectorInterface
 from vla.plain_yaml import load_yaml
 from vla.policies.auto import load
 from vla.policies.pi0.config import Pi0Config
@@ -22,7 +23,6 @@ from vla.serve.server.boundary import Boundary
 from vla.serve.server.options import ServeOptions
 from vla.serve.server.policy_server import PolicyServer
 from vla.transforms import Pipeline, train_tokenizer
-from vla.transforms.interface import RobotInterface, VectorInterface
 from vla.transforms.normalize import Statistics
 from vla.transforms.robots import SHIPPED_ROBOTS, load_robot
 

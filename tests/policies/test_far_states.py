@@ -9,10 +9,10 @@ import torch
 
 from tests.policies.conftest import make_robot_policy
 from tests.policies.test_robot import make_observation
+from vla.interface import RobotInterface, VectorInterface
 from vla.policies.robot import RobotPolicy
 from vla.transforms.base import Pipeline
 from vla.transforms.grippers import FlipSigns
-from vla.transforms.interface import RobotInterface, VectorInterface
 from vla.transforms.normalize import LEROBOT_FORMULA, VLA_FORMULA, FeatureStats, Normalize, Statistics
 
 STATE = "observation.state"

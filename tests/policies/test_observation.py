@@ -18,9 +18,9 @@ from PIL import Image
 from tests.policies.conftest import make_robot_policy
 from tests.policies.test_robot import make_observation
 from vla.errors import ActionError, ConfigError, ObservationError, ShapeError
+from vla.interface import RobotInterface, VectorInterface
 from vla.policies.robot import RobotPolicy
 from vla.transforms.base import Pipeline
-from vla.transforms.interface import RobotInterface, VectorInterface
 from vla.transforms.task import DefaultTask
 
 STATE, TOP, TASK = "observation.state", "observation.images.top", "task"

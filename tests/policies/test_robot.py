@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from vla.errors import ShapeError
+from vla.interface import RobotInterface, VectorInterface
 from vla.policies.robot import RobotPolicy
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import RenameCameras
-from vla.transforms.interface import RobotInterface, VectorInterface
 from vla.transforms.normalize import FeatureStats, Normalize
 
 

@@ -32,7 +32,18 @@ BANNED_PACKAGES = (
 )
 """Nothing imports these: vla stands on its own feet, with one tensor library."""
 
-ALWAYS = ("errors", "types", "paths", "atomic", "plain_yaml", "signals", "terminal", "__version__")
+ALWAYS = (
+    "errors",
+    "types",
+    "interface",
+    "machine",
+    "paths",
+    "atomic",
+    "plain_yaml",
+    "signals",
+    "terminal",
+    "__version__",
+)
 """Names of `vla` that are open to all."""
 
 ROOMS: dict[str, Room] = {
@@ -42,6 +53,8 @@ ROOMS: dict[str, Room] = {
     "__main__": Room(rooms=("cli",)),
     "errors": Room(packages=("vla_client",)),  # the errors that a robot's computer can meet are the client's
     "types": Room(packages=("torch",)),
+    "interface": Room(),  # what a robot is like: light, so that simulators in processes of their own have it
+    "machine": Room(),
     "paths": Room(),
     "atomic": Room(),  # whole files and folders, or none
     "plain_yaml": Room(packages=("yaml",)),
@@ -131,6 +144,9 @@ ROOMS: dict[str, Room] = {
         rooms=("serve", "policies.auto", "data"),
         packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),
     ),
+    "eval.envs.metaworld": Room(rooms=("eval",), packages=("numpy", "gymnasium", "metaworld", "mujoco")),
+    "eval.envs.pusht": Room(rooms=("eval",), packages=("numpy", "gymnasium", "gym_pusht")),
+    "eval.envs.aloha": Room(rooms=("eval",), packages=("numpy", "gymnasium", "gym_aloha")),
     "bench": Room(
         rooms=(
             "nn.flop_counter",

@@ -15,7 +15,10 @@ LONG_WALK = "## The long walk"
 _LINK = re.compile(r"\]\(\.\./(vla/[\w/]+\.py)\)")
 
 FLOORS = (
-    ("The ground", ("types", "errors", "paths", "atomic", "plain_yaml", "signals", "terminal")),
+    (
+        "The ground",
+        ("types", "errors", "interface", "machine", "paths", "atomic", "plain_yaml", "signals", "terminal"),
+    ),
     ("The network's layers", ("nn",)),
     ("The network without training", ("fast",)),
     ("What is learned: paths and solvers", ("objectives",)),

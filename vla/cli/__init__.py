@@ -25,6 +25,7 @@ from vla.cli.info.command import info
 from vla.cli.logs import QuietOption, VerboseOption, ask_before_command, with_verbosity
 from vla.cli.merge import merge
 from vla.cli.serve.command import serve
+from vla.cli.sim.record import record, replay
 from vla.cli.stats import stats
 from vla.cli.train import recipes, train
 from vla.signals import EndedBySignal, ended_by_signals
@@ -56,6 +57,8 @@ for _name, _function in {
     "convert": convert,
     "merge": merge,
     "eval": evaluate,
+    "record": record,
+    "replay": replay,
     "serve": serve,
 }.items():
     app.command(_name, cls=Command, help=_help(_function))(with_verbosity(_function))

@@ -24,15 +24,16 @@ from vla.cli.rollouts import (
     Acting,
     Rollouts,
     Server,
-    choose_conditions,
     run_conditions,
     show_success,
     write_results,
 )
+from vla.cli.sim.environment import EnvOptionsOption, conditions_of, scene
 from vla.errors import ConfigError
 
 if TYPE_CHECKING:
     from vla.cli.recordings import Keys
+    from vla.eval.scene import Scene
     from vla.policies.robot import RobotPolicy
     from vla.serve.remote import RemotePolicy
 
@@ -114,11 +115,20 @@ NoiseOption = Annotated[
         show_default="batch; chunk with --server",
     ),
 ]
+WorkersOption = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Processes that the environment runs in, for one that draws slowly; 0: this one."
+    ),
+]
 OutputOption = Annotated[Path, typer.Option(help="Folder for the report; must not exist.")]
 
 
 _OF_RECORDINGS = ("dataset_episodes", "camera", "column", "split", "subset", "fps")
-_OF_ENVIRONMENTS = ("env", "episodes", "condition", "execute", "batch_size", "film", "noise", "server")
+_OF_ENVIRONMENTS = (
+    "env", "episodes", "condition", "execute", "batch_size", "film", "noise", "server", "env_option",
+    "workers",
+)  # fmt: skip
 _OF_LOADING = ("pipeline", "base", "device", "level")
 
 
@@ -132,6 +142,8 @@ def evaluate(
     execute: ExecuteOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Episodes run at once.")] = 50,
     film: FilmOption = 6,
+    env_option: EnvOptionsOption = None,
+    workers: WorkersOption = 0,
     open_loop: OpenLoopOption = None,
     dataset_episodes: DatasetEpisodesOption = None,
     camera: CameraOption = None,
@@ -165,8 +177,9 @@ def evaluate(
     _check_options(context, open_loop)
     _check_server(context, checkpoint, server, noise)
     quiet_loading()
+    planned = partial(_planned, episodes, seed, batch_size, film, workers)
     if server is not None:
-        plan = _planned(env, condition, episodes, seed, batch_size, film, "chunk")
+        plan = planned("chunk", scene(env, env_option), condition)
         _show_end(_through_server(server, token, plan, execute, output), output)
         return
 
@@ -187,7 +200,7 @@ def evaluate(
         keys = replace(keys, table=table_options(column, split, subset, fps, keys.table))
         _compare(policy, open_loop, keys, chosen, seed, (checkpoint, pipeline), output)
     else:
-        plan = _planned(env, condition, episodes, seed, batch_size, film, noise or "batch")
+        plan = planned(noise or "batch", scene(env, env_option), condition)
         policy = load()
         steps = policy.policy.config.executed_steps if execute is None else execute
         _roll_out(policy, plan(steps), lambda: Acting(checkpoint, pipeline, policy.last_level), output)
@@ -209,12 +222,13 @@ def _compare(
 
 
 def _planned(
-    env: str, condition: str | None, episodes: int, seed: int, batch_size: int, film: int, noise: str
-) -> Callable[[int], Rollouts]:
+    episodes: int, seed: int, batch_size: int, film: int, workers: int,
+    noise: str, made_with: "Scene", condition: str | None,
+) -> Callable[[int], Rollouts]:  # fmt: skip
     """Return what makes the plan, given the actions that are executed of each chunk."""
-    conditions = choose_conditions(env, condition)
+    conditions = conditions_of(made_with, None if condition is None else [condition])
     return lambda steps: Rollouts(
-        env, episodes, seed, conditions, steps, batch_size, min(film, episodes), noise
+        made_with, episodes, seed, conditions, steps, batch_size, min(film, episodes), noise, workers
     )
 
 
@@ -258,7 +272,7 @@ def _roll_out(
     from vla.eval.envs import environment_report
 
     results = run_conditions(policy, plan)
-    summaries = show_success(results, environment_report(plan.env))
+    summaries = show_success(results, environment_report(plan.scene.env))
     with atomic_folder(output) as folder:
         write_results(folder, acting(), plan, results, summaries)
 

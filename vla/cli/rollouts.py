@@ -1,18 +1,19 @@
 """Episodes in a simulated environment for `vla eval`: run, count, and write down what happened."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.cli.console import console, progress_bar
-from vla.errors import ConfigError, did_you_mean
 from vla.terminal import is_watched
 
 if TYPE_CHECKING:
     from vla.eval.envs.report import EnvironmentReport
     from vla.eval.outcome import EpisodeResult, Summary
+    from vla.eval.scene import Scene
     from vla.policies.robot import RobotPolicy
     from vla.serve.remote import RemotePolicy
 
@@ -76,45 +77,28 @@ class Rollouts:
     """What to run.
 
     Attributes:
-        env: Gymnasium id.
+        scene: The environment.
         episodes: Episodes per condition; seeds count up from `seed`, the same for every condition.
         seed: First seed, and the seed of the policy's noise.
-        conditions: Names of the environment's conditions to run (`EnvironmentReport.conditions`); empty for
-            an environment without any.
+        conditions: Reset options of the environment's conditions to run, by name; empty for an environment
+            without any.
         execute: Actions executed of each chunk.
         batch_size: Episodes run at once.
         film: Episodes of each condition that are filmed.
         noise: "batch": one source for the episodes that run at once; "chunk": each chunk has a seed of its
             own, so that an episode does not depend on the others.
+        workers: Processes that the environments run in; 0: this one.
     """
 
-    env: str
+    scene: "Scene"
     episodes: int
     seed: int
-    conditions: Sequence[str]
+    conditions: Mapping[str, Mapping[str, Any]]
     execute: int
     batch_size: int
     film: int
     noise: str = "batch"
-
-
-def choose_conditions(env: str, condition: str | None) -> list[str]:
-    """Return the conditions to run: all that the environment has unless one is asked for.
-
-    Raises:
-        ConfigError: An unknown condition, or a condition for an environment that has none.
-    """
-    from vla.eval.envs import environment_report
-
-    known = environment_report(env).conditions
-    if condition is None:
-        return list(known)
-    if not known:
-        raise ConfigError(f"The environment {env} has no conditions to choose from; leave --condition out.")
-    if condition not in known:
-        hint = did_you_mean(condition, known)
-        raise ConfigError(f"--condition is one of {', '.join(known)} for {env}; got '{condition}'.{hint}")
-    return [condition]
+    workers: int = 0
 
 
 def run_conditions(policy: "RobotPolicy | RemotePolicy", plan: Rollouts) -> dict[str, list["EpisodeResult"]]:
@@ -125,36 +109,44 @@ def run_conditions(policy: "RobotPolicy | RemotePolicy", plan: Rollouts) -> dict
     """
     import gymnasium
 
-    from vla.eval.envs import environment_report
     from vla.eval.rollout import rollout
+    from vla.serve.remote import RemotePolicy
 
     if not is_watched():  # its warnings have colours
         gymnasium.logger.min_level = gymnasium.logger.ERROR
 
-    def make_env() -> gymnasium.Env:
-        try:
-            return gymnasium.make(plan.env, render_mode="rgb_array" if plan.film else None)
-        except (gymnasium.error.Error, ModuleNotFoundError) as error:
-            hint = did_you_mean(plan.env, gymnasium.registry)
-            raise ConfigError(f"The environment '{plan.env}' cannot be made: {error}.{hint}") from error
-
+    _check_fits(policy, plan.scene)
+    make_env = partial(plan.scene.make, **({"render_mode": "rgb_array"} if plan.film else {}))
     seeds = range(plan.seed, plan.seed + plan.episodes)
-    known = environment_report(plan.env).conditions
     results = {}
-    for name in plan.conditions or ["episodes"]:
+    for name, options in (plan.conditions or {"episodes": {}}).items():
         with progress_bar(name) as progress:
             results[name] = rollout(
                 make_env,
                 policy,
                 seeds,
-                known.get(name),
+                options,
                 execute=plan.execute,
                 batch_size=plan.batch_size,
                 generator=_noise(policy, plan),
                 film=plan.film,
+                workers=plan.workers,
+                padded=plan.noise == "chunk" and not isinstance(policy, RemotePolicy),
                 progress=progress,
             )
     return results
+
+
+def _check_fits(policy: "RobotPolicy | RemotePolicy", scene: "Scene") -> None:
+    """Raise `ConfigError` where the policy is one for another robot than the environment says it is."""
+    from contextlib import closing
+
+    from vla.eval.envs.simulator import Simulator
+    from vla.eval.fits import check_robot
+
+    with closing(scene.make()) as env:
+        if isinstance(env.unwrapped, Simulator):
+            check_robot(scene.env, env.unwrapped.interface, getattr(policy, "interface", None))
 
 
 def _noise(policy: "RobotPolicy | RemotePolicy", plan: Rollouts) -> Any:
@@ -210,7 +202,7 @@ def write_results(
     from vla.eval.envs import environment_report
     from vla.eval.report import Report, VideoBlock, write_report
 
-    report = environment_report(plan.env)
+    report = environment_report(plan.scene.env)
     rows = [(Path(acting.checkpoint).name, name, one) for name, one in summaries.items()]
     blocks: list[Any] = [report.success_block("Success", rows), *report.figures(results)]
     if plan.film:
@@ -218,7 +210,7 @@ def write_results(
         (folder / "episodes.mp4").write_bytes(film)
         blocks.append(VideoBlock("Episodes", film, "Rows are conditions, columns are layouts."))
     lead = (
-        f"{plan.episodes} episodes of {plan.env} per condition, seeds from {plan.seed}, "
+        f"{plan.episodes} episodes of {plan.scene.env} per condition, seeds from {plan.seed}, "
         f"{plan.execute} actions executed of each predicted chunk."
     )
     if acting.server is not None:
@@ -228,7 +220,8 @@ def write_results(
         "checkpoint": acting.checkpoint,
         "pipeline": acting.pipeline,
         "level": acting.level,
-        "env": plan.env,
+        "env": plan.scene.env,
+        "env_options": dict(plan.scene.arguments),
         "seed": plan.seed,
         "execute": plan.execute,
         "noise": plan.noise,

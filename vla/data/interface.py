@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from vla.data.lerobot.schema import DatasetInfo, Feature
-from vla.transforms.interface import RobotInterface, VectorInterface
+from vla.interface import RobotInterface, VectorInterface
 from vla.types import ACTION_KEY, STATE_KEY
 
 

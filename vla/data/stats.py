@@ -12,7 +12,6 @@ the same way; the first pass counts how often each upper half occurs, which says
 the wanted rank lies; the second counts the lower halves within those bins, which says the number itself.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -26,6 +25,7 @@ import torch
 from vla.data.dataset import LeRobotDataset
 from vla.data.windows import windows
 from vla.errors import ConfigError, DatasetError
+from vla.machine import cores
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import FeatureStats, Statistics
 from vla.types import ProgressCallback, as_count
@@ -154,8 +154,7 @@ def _worthwhile_threads(dataset: LeRobotDataset) -> int:
     values = len(dataset) * dataset.action_horizon * max(dataset.action_dim, 1)
     if values < _BLOCK:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_THREADS)
+    return min(cores(), _MOST_THREADS)
 
 
 def _shares(blocks: list[Block], threads: int) -> list[list[Block]]:

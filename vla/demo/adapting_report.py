@@ -9,7 +9,7 @@ from typing import Any
 from vla.atomic import atomic_write
 from vla.demo.evaluation import Episodes
 from vla.demo.report import DETOUR_REPORT, SMOOTH, film_of
-from vla.demo.twins import Trained, cores
+from vla.demo.twins import Trained
 from vla.eval.envs.detour_figures import overlay_figure
 from vla.eval.envs.detour_report import followed_share
 from vla.eval.figures import curves_figure
@@ -24,6 +24,7 @@ from vla.eval.report import (
     format_percent,
     write_report,
 )
+from vla.machine import cores
 
 UNADAPTED, LORA, FULL, SCRATCH = "unadapted", "lora", "full", "scratch"
 TITLES = {

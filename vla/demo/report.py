@@ -8,7 +8,7 @@ from typing import Any
 
 from vla.atomic import atomic_write
 from vla.demo.evaluation import EXECUTE, Episodes, share_said
-from vla.demo.twins import Trained, cores
+from vla.demo.twins import Trained
 from vla.eval.envs.detour_figures import Fan, fan_figure, overlay_figure, trajectories_figure
 from vla.eval.envs.detour_report import DetourReport, followed_share
 from vla.eval.figures import curves_figure
@@ -25,6 +25,7 @@ from vla.eval.report import (
     write_report,
 )
 from vla.eval.video import encode_video, film_strip
+from vla.machine import cores
 
 FLOW, REGRESSION = "flow", "regression"
 SMOOTH = 0.7

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla.errors import TrainingError
+from vla.machine import cores
 from vla.terminal import ProgressLines, is_quiet, is_watched, plain_console
 from vla.train.monitor.metrics import read_metrics
 from vla.train.recipe import Recipe
@@ -35,11 +36,6 @@ class Trained:
         """Return steps and values of one metric."""
         found = [(record["step"], record[name]) for record in self.records if name in record]
         return [step for step, _ in found], [value for _, value in found]
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def train_side_by_side(recipes: Mapping[str, Recipe], show: bool = True) -> dict[str, Trained]:

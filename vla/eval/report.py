@@ -5,7 +5,6 @@ Build a `Report` out of blocks and give it to `write_report`. Everything that is
 
 import base64
 import datetime
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from vla.atomic import atomic_write
 from vla.errors import ConfigError
 from vla.eval.outcome import Summary
+from vla.machine import cores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -226,7 +226,7 @@ def describe_machine() -> dict[str, str]:
         **versions,
         "Python": platform.python_version(),
         "processor": _processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(cores()),
         "system": f"{platform.system()} {platform.machine()}",
     }
 

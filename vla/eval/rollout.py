@@ -5,24 +5,26 @@ one batched pass of the policy serves them all. A policy that reads frames of th
 episode and sees every step of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from vla.errors import ConfigError
+from vla.eval.episode import Course, Start
 from vla.eval.noise import ChunkNoise
 from vla.eval.outcome import EpisodeResult, Summary, success_interval, summarize
+from vla.eval.stages import Here, MakeEnv, Stage, Workers
 from vla.serve.chunking import ActionQueue, BatchPolicy, session_of
-from vla.types import STATE_KEY, ProgressCallback
+from vla.types import ProgressCallback
 
 __all__ = ["BatchPolicy", "EpisodeResult", "Summary", "rollout", "success_interval", "summarize"]
 
 
 def rollout(
-    make_env: Callable[[], gymnasium.Env],
+    make_env: MakeEnv,
     robot_policy: BatchPolicy,
     seeds: Sequence[int],
     options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
@@ -32,6 +34,8 @@ def rollout(
     generator: Any = None,
     text: bool = False,
     film: int = 0,
+    workers: int = 0,
+    padded: bool = False,
     progress: ProgressCallback | None = None,
 ) -> list[EpisodeResult]:
     """Run one episode per seed and return the results in the same order.
@@ -48,6 +52,11 @@ def rollout(
         text: Ask the policy for its text at each prediction as well.
         film: Keep the rendered frames of this many episodes, from the first; `make_env` must make
             environments with `render_mode="rgb_array"`.
+        workers: Processes that the environments run in, 0: in this one. Results are the same for any number;
+            where there are any, an episode that hangs or ends its process is given up and counts as failed
+            (`info["ended"]`), and `make_env` must be picklable.
+        padded: Fill every batch of the policy up to the same size, so that no digit of an episode depends on
+            which others still run.
         progress: Called with (episodes done, episodes in all) after each group.
 
     Raises:
@@ -58,18 +67,14 @@ def rollout(
     if not seeds or batch_size < 1:
         raise ConfigError(f"Nothing to run: {len(seeds)} seeds in batches of {batch_size}.")
     results: list[EpisodeResult] = []
-    with ExitStack() as stack:
-        envs = [stack.enter_context(closing(make_env())) for _ in range(min(batch_size, len(seeds)))]
+    how, places = _How(execute, generator, text), min(batch_size, len(seeds))
+    rows = places if padded else 0
+    with closing(Workers(make_env, places, workers) if workers else Here(make_env, places)) as stage:
         for start in range(0, len(seeds), batch_size):
-            group = [
-                _Episode(env, seed, dict(option), execute, start + index < film, session_of(robot_policy))
-                for index, (env, seed, option) in enumerate(
-                    zip(envs, seeds[start:], per_episode[start:], strict=False)
-                )
-            ]
+            group = range(start, min(start + batch_size, len(seeds)))
+            starts = {index - start: Start(seeds[index], per_episode[index], index < film) for index in group}
             robot_policy.reset()
-            _run(group, robot_policy, generator, text)
-            results += [episode.result() for episode in group]
+            results += _run(stage, starts, robot_policy, how, rows)
             if progress is not None:
                 progress(len(results), len(seeds))
     return results
@@ -88,109 +93,86 @@ def _per_episode(
     return options
 
 
-def _run(group: Sequence["_Episode"], policy: BatchPolicy, generator: Any, text: bool) -> None:
-    """Run a group of episodes to their ends."""
-    live = list(group)
+def _run(
+    stage: Stage, starts: Mapping[int, Start], policy: BatchPolicy, how: "_How", rows: int
+) -> list[EpisodeResult]:
+    """Run a group of episodes to their ends; `rows` is how many a batch is filled up to."""
+    seen = stage.begin(starts)
+    roles = {place: _Role(start.seed, session_of(policy), seen.get(place)) for place, start in starts.items()}
+    live = [place for place in starts if place in seen]
     while live:
-        source = generator
-        if isinstance(generator, ChunkNoise):
-            source = [generator.of(episode.seed, episode.steps) for episode in live]
-        answers = policy.infer_batch([episode.request for episode in live], generator=source, text=text)
-        for episode, answer in zip(live, answers, strict=True):
-            episode.follow(answer)
-        live = [episode for episode in live if not episode.done]
+        requests = [roles[place].request for place in live]
+        source = how.generator
+        if isinstance(source, ChunkNoise):
+            source = [source.of(roles[place].seed, roles[place].steps) for place in live]
+        if missing := max(0, rows - len(live)):
+            requests += [roles[live[-1]].copied_request(policy) for _ in range(missing)]
+            source = [*source, *source[-1:] * missing] if isinstance(source, list) else source
+        answers = policy.infer_batch(requests, generator=source, text=how.text)
+        actions = {}
+        for place, answer in zip(live, answers, strict=False):  # without what only fills the batch
+            actions[place] = roles[place].decide(answer, how.execute)
+        for place, (observations, done) in stage.follow(actions).items():
+            roles[place].see(observations, done)
+        live = [place for place in live if not roles[place].done]
+    return [roles[place].result(stage.course(place)) for place in starts]
 
 
-def _check_fits(env: gymnasium.Env, observation: Any) -> None:
-    """Raise `ConfigError` unless an environment observes and is moved as a policy's robot is."""
-    name = "The environment" if env.spec is None else f"The environment {env.spec.id}"
-    if not isinstance(observation, Mapping) or STATE_KEY not in observation:
-        seen = (
-            sorted(observation) if isinstance(observation, Mapping) else f"one {type(observation).__name__}"
-        )
-        raise ConfigError(
-            f"{name} observes {seen}; a policy reads a mapping with '{STATE_KEY}' and an image for each "
-            "camera: wrap the environment so that it gives these."
-        )
-    moved_by = getattr(env, "action_space", None)  # where one is declared
-    if moved_by is not None and not isinstance(moved_by, gymnasium.spaces.Box):
-        raise ConfigError(
-            f"{name} is moved by {moved_by}; a policy gives a vector of numbers (a Box) each step."
-        )
+@dataclass(frozen=True)
+class _How:
+    """What a policy is asked, and how much of its answer is executed."""
+
+    execute: int
+    generator: Any
+    text: bool
 
 
-class _Episode:
-    """An environment on its way through one episode, and what is noted down on the way."""
+class _Role:
+    """What the policy's side keeps of an episode."""
 
-    def __init__(
-        self,
-        env: gymnasium.Env,
-        seed: int,
-        options: dict[str, Any],
-        execute: int,
-        film: bool,
-        session: Any,
-    ) -> None:
-        self.env = env
-        self.session = session
-        self.seed = seed
-        self.observation, self.info = env.reset(seed=seed, options=options)
-        _check_fits(env, self.observation)
-        self.done = False
-        self._queue = ActionQueue(execute)
-        self._way = [self._position()]
+    def __init__(self, seed: int, session: Any, observation: Any) -> None:
+        self.seed, self.session, self.observation = seed, session, observation
+        self.steps, self.done = 0, False
         self._texts: list[str] = []
         self._decisions: list[int] = []
-        self._frames: list[np.ndarray] | None = [self._render()] if film else None
 
     @property
     def request(self) -> Any:
         """What the policy is asked with: the observation, or session and observation."""
         return self.observation if self.session is None else (self.session, self.observation)
 
-    @property
-    def steps(self) -> int:
-        """Actions executed so far."""
-        return len(self._way) - 1
+    def copied_request(self, policy: BatchPolicy) -> Any:
+        """Return the same for a session of its own, whose answer nobody needs."""
+        return self.observation if self.session is None else (session_of(policy), self.observation)
 
-    def follow(self, answer: Mapping[str, Any]) -> None:
-        """Execute the beginning of a predicted chunk, as far as the episode lasts."""
+    def decide(self, answer: Mapping[str, Any], execute: int) -> list[np.ndarray]:
+        """Return the beginning of a predicted chunk."""
         self._decisions.append(self.steps)
         if answer.get("text") is not None:
             self._texts.append(answer["text"])
-        self._queue.push(answer["actions"])
-        while len(self._queue) and not self.done:
-            self.observation, _, terminated, truncated, self.info = self.env.step(self._queue.pop())
-            self._way.append(self._position())
-            if self._frames is not None:
-                self._frames.append(self._render())
-            self.done = terminated or truncated
-            if self.session is not None and len(self._queue):  # the last one comes with the next request
-                self.session.observe(self.observation)
+        queue = ActionQueue(execute)
+        queue.push(answer["actions"])
+        return [queue.pop() for _ in range(len(queue))]
 
-    def result(self) -> EpisodeResult:
+    def see(self, observations: Sequence[Any], done: bool) -> None:
+        """Take what was observed after each action."""
+        self.steps += len(observations)
+        self.done = done
+        if observations:
+            self.observation = observations[-1]
+        if self.session is not None and not done:
+            for one in observations[:-1]:  # the last one comes with the next request
+                self.session.observe(one)
+
+    def result(self, course: Course) -> EpisodeResult:
         """Return what came of it."""
-        if "success" not in self.info:
-            raise ConfigError(f"The environment's info does not say 'success'; it has {sorted(self.info)}.")
         return EpisodeResult(
             seed=self.seed,
-            success=bool(self.info["success"]),
-            steps=self.steps,
-            trajectory=np.stack(self._way),
+            success=course.success,
+            steps=len(course.trajectory) - 1,
+            trajectory=course.trajectory,
             texts=tuple(self._texts),
             decisions=tuple(self._decisions),
-            frames=None if self._frames is None else np.stack(self._frames),
-            info=self.info,
+            frames=course.frames,
+            info=course.info,
         )
-
-    def _position(self) -> np.ndarray:
-        """Return where the robot is, as the environment counts it where its info says so, else its state."""
-        return np.array(self.info.get("position", self.observation[STATE_KEY]))
-
-    def _render(self) -> np.ndarray:
-        frame = self.env.render()
-        if not isinstance(frame, np.ndarray):
-            raise ConfigError(
-                "The environment does not render; make it with render_mode='rgb_array' to film it."
-            )
-        return frame

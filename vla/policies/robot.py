@@ -20,6 +20,7 @@ from vla_client.continuation import Continuation
 from vla.checkpoints.agreement import check_agreement
 from vla.errors import ConfigError, ObservationError, StatisticsError
 from vla.fast.programs import WarmUp
+from vla.interface import RobotInterface
 from vla.objectives.noise import Generators
 from vla.policies.acting.chunks import (
     Pick,
@@ -46,7 +47,6 @@ from vla.policies.warm_up import warm_up
 from vla.transforms.actions import REFERENCE_STATE
 from vla.transforms.base import Pipeline
 from vla.transforms.batch import collate
-from vla.transforms.interface import RobotInterface
 from vla.transforms.named_pipelines import check_choice
 from vla.transforms.task import DefaultTask
 from vla.types import STATE_KEY, Sample, as_count, check_generators, check_num_steps, default_device_cpu

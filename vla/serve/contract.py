@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from vla_client.continuation import PICKS
 
+from vla.interface import VectorInterface
 from vla.policies.robot import RobotPolicy
 from vla.serve.limits.file import group_ranges, shape_of
 from vla.serve.limits.held import Limits
 from vla.transforms.actions import DeltaActions
 from vla.transforms.cameras import camera_slots
-from vla.transforms.interface import VectorInterface
 from vla.transforms.normalize import Normalize
 from vla.transforms.robot_file import Vector
 from vla.transforms.robots import Robot

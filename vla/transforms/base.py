@@ -28,8 +28,8 @@ import torch
 
 from vla.atomic import atomic_write
 from vla.errors import ConfigError, MissingDependencyError, VlaError, did_you_mean, in_words, misread, remedy
+from vla.interface import RobotInterface
 from vla.paths import expanded
-from vla.transforms.interface import RobotInterface
 from vla.transforms.statistics import STATISTICS_FILE
 from vla.types import Sample, shown
 

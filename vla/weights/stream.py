@@ -8,7 +8,6 @@ the processor's cache between reading, converting and writing.
 import itertools
 import json
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from vla.atomic import SaveError
 from vla.errors import WeightsError
+from vla.machine import cores
 from vla.types import ProgressCallback
 from vla.weights import memory
 from vla.weights.files.safetensors import DTYPES, METADATA_KEY
@@ -290,8 +290,7 @@ def _reading_order(reader: TensorReader) -> Callable[[Piece | Fill], tuple[int, 
 def _num_threads(reader: TensorReader) -> int:
     if not reader.is_parallel or reader.total_bytes < 2 * BLOCK_BYTES:
         return 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_THREADS, allowed)
+    return min(MAX_THREADS, cores())
 
 
 def _run(jobs: list[Callable[[], None]], num_threads: int) -> None:

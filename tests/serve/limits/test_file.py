@@ -8,10 +8,10 @@ import pytest
 from tests.policies.conftest import make_robot_policy
 from tests.serve.robots import of_robot, tiny
 from vla.errors import ConfigError
+from vla.interface import RobotInterface, VectorInterface
 from vla.policies.robot import RobotPolicy
 from vla.serve.limits.file import limits_of, shape_of
 from vla.transforms import Pipeline
-from vla.transforms.interface import RobotInterface, VectorInterface
 from vla.transforms.robots import load_robot
 
 

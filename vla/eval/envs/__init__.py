@@ -28,18 +28,43 @@ _EMBODIMENTS = {
     DETOUR_FAST_ABSOLUTE: "fast_absolute",
 }
 
-REPORTS = dict.fromkeys(_EMBODIMENTS, "vla.eval.envs.detour_report:DetourReport")
+REPORTS = {
+    **dict.fromkeys(_EMBODIMENTS, "vla.eval.envs.detour_report:DetourReport"),
+    "vla/MetaWorld-v0": "vla.eval.envs.metaworld_report:MetaWorldReport",
+}
 """Environment id -> "module:class" of its `EnvironmentReport`; other environments have the general one."""
 
 for _id, _name in _EMBODIMENTS.items():
     if _id not in gymnasium.registry:
         gymnasium.register(_id, "vla.eval.envs.detour:DetourEnv", kwargs={"embodiment": _name})
 
+METAWORLD = "vla/MetaWorld-v0"
+"""Tasks of Meta-World: see `vla.eval.envs.metaworld`."""
+
+PUSHT = "vla/PushT-v0"
+ALOHA_TRANSFER, ALOHA_INSERTION = "vla/AlohaTransferCube-v0", "vla/AlohaInsertion-v0"
+"""Diffusion Policy's and ACT's tasks, by the packages gym-pusht and gym-aloha."""
+
+_SIMULATORS = {
+    METAWORLD: ("vla.eval.envs.metaworld:MetaWorldEnv", {}),
+    PUSHT: ("vla.eval.envs.pusht:PushTEnv", {}),
+    ALOHA_TRANSFER: ("vla.eval.envs.aloha:AlohaEnv", {"task": "transfer_cube"}),
+    ALOHA_INSERTION: ("vla.eval.envs.aloha:AlohaEnv", {"task": "insertion"}),
+}
+
+for _id, (_name, _arguments) in _SIMULATORS.items():
+    if _id not in gymnasium.registry:
+        gymnasium.register(_id, _name, kwargs=_arguments)
+
 __all__ = [
+    "ALOHA_INSERTION",
+    "ALOHA_TRANSFER",
     "DETOUR",
     "DETOUR_FAST",
     "DETOUR_FAST_ABSOLUTE",
     "DETOUR_SECOND",
+    "METAWORLD",
+    "PUSHT",
     "REPORTS",
     "environment_report",
 ]

@@ -24,6 +24,8 @@ from vla.eval.envs.detour_layout import (
     draw_layout,
     touches_cup,
 )
+from vla.eval.envs.simulator import Simulator
+from vla.interface import RobotInterface, VectorInterface
 from vla.types import IMAGE_PREFIX, STATE_KEY
 
 PASS_LEFT = "pass the cup on the left"
@@ -52,7 +54,7 @@ __all__ = [
 ]
 
 
-class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
+class DetourEnv(Simulator):
     """A gripper, a cup in its way and a target on a table seen from above.
 
     Observation: `observation.images.top` uint8 `[size, size, 3]`; `observation.state` float32 `[2]`, the
@@ -79,6 +81,7 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         ConfigError: A size below 16 pixels, an unknown render mode, or an unknown embodiment.
     """
 
+    robot_type = "detour"
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's own)
 
     def __init__(
@@ -114,6 +117,14 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         )
         limits = (corners.min(axis=0), corners.max(axis=0)) if robot.absolute else (-longest, longest)
         self.action_space = spaces.Box(*limits, (2,), np.float32)
+        self.interface = RobotInterface(
+            {"top": (size, size)},
+            _vector(("x", "y"), corners.min(axis=0), corners.max(axis=0)),
+            _vector(
+                ("x", "y") if robot.absolute else ("dx", "dy"), self.action_space.low, self.action_space.high
+            ),
+            robot.fps,
+        )
         sizes = {size} if render_mode is None else {size, render_size}
         self._tables = {pixels: image.draw_table(pixels, robot.camera) for pixels in sizes}
         self._layout: Layout | None = None
@@ -175,6 +186,11 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """Return the image, uint8 `[render_size, render_size, 3]`, or None without a render mode."""
         return self._frame(self.render_size) if self.render_mode == "rgb_array" else None
 
+    def expert(self, random: np.random.Generator) -> "Driver":
+        """Return the scripted expert for this episode; where the side is open, it takes either by chance."""
+        side: Side = self._stated_side or ("left", "right")[int(random.integers(2))]
+        return Driver(self, self.embodiment.expert(side))
+
     def _frame(self, size: int) -> np.ndarray:
         if size not in self._scenes:
             self._scenes[size] = image.draw_scene(self._tables[size], self.layout, self.embodiment.camera)
@@ -209,6 +225,22 @@ class DetourEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "cup": self.layout.cup.copy(),
             "target": self.layout.target.copy(),
         }
+
+
+class Driver:
+    """The scripted expert at the robot of an environment."""
+
+    def __init__(self, env: DetourEnv, expert: DetourExpert) -> None:
+        self._env, self._expert = env, expert
+
+    def act(self) -> np.ndarray:
+        """Return the next action, float32 `[2]`, robot units."""
+        position = self._env.position
+        return self._env.embodiment.action(self._expert.act(self._env.layout, position), position)
+
+
+def _vector(names: tuple[str, ...], low: np.ndarray, high: np.ndarray) -> VectorInterface:
+    return VectorInterface(names, low=tuple(low.tolist()), high=tuple(high.tolist()))
 
 
 def _stated_side(options: dict[str, Any]) -> Side | None:

@@ -25,6 +25,10 @@ class EnvironmentReport:
     condition_header: ClassVar[str] = "condition"
     note: ClassVar[str] = "Success as the environment counts it. Intervals are Wilson's, 95 %."
 
+    def conditions_with(self, arguments: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """Return the conditions of an environment that is made with these arguments."""
+        return self.conditions
+
     def summarize(self, results: Sequence[EpisodeResult]) -> Summary:
         """Count over the episodes of one policy under one condition.
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vla.errors import ConfigError
+from vla.interface import RobotInterface
 from vla.policies.bc.config import BCConfig
 from vla.transforms.actions import DeltaActions
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.images import AugmentImages, ResizeImages
-from vla.transforms.interface import RobotInterface
 from vla.transforms.normalize import VLA_FORMULA, NormalizationFormula, NormalizationMode, Normalize
 from vla.transforms.statistics import Statistics
 

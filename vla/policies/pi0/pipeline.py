@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vla.interface import RobotInterface
 from vla.policies.flow.pipeline import flow_pipeline
 from vla.policies.pi0.config import Pi0Config
 from vla.policies.pi0.policy import Pi0Policy
 from vla.transforms.base import Pipeline
-from vla.transforms.interface import RobotInterface
 from vla.transforms.normalize import VLA_FORMULA, NormalizationFormula, NormalizationMode
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.statistics import Statistics

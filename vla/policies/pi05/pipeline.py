@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vla.interface import RobotInterface
 from vla.policies.flow.pipeline import flow_pipeline
 from vla.policies.pi05.config import Pi05Config
 from vla.policies.pi05.policy import Pi05Policy
 from vla.transforms.base import Pipeline
-from vla.transforms.interface import RobotInterface
 from vla.transforms.normalize import VLA_FORMULA, NormalizationFormula, NormalizationMode
 from vla.transforms.prompt import TokenizePrompt
 from vla.transforms.prompt_state import TokenizeStatePrompt

@@ -13,6 +13,7 @@ from vla.data.interface import interface_of
 from vla.data.stats import compute_statistics
 from vla.data.stats_warnings import warn_of_statistics
 from vla.errors import ConfigError
+from vla.interface import VectorInterface
 from vla.policies.base import Policy
 from vla.policies.registry import make_config, make_policy, policy_entry
 from vla.train.checkpoint.same_run import moved_base
@@ -25,7 +26,6 @@ from vla.train.setup.robot import robot_of
 from vla.train.setup.trainable import start_quantized
 from vla.transforms.actions import DeltaActions
 from vla.transforms.base import Pipeline
-from vla.transforms.interface import VectorInterface
 from vla.transforms.prompt import clean
 from vla.transforms.tokenizer import load_tokenizer, train_tokenizer
 from vla.types import DatasetFacts

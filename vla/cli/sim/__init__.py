@@ -1,0 +1,1 @@
+"""`vla record` and `vla replay`: demonstrations in simulators."""

@@ -1,0 +1,73 @@
+"""Environments on the command line: which one, what it is made with, and how many processes draw it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vla.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from vla.eval.scene import Scene
+
+EnvOptionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env-option",
+        help="KEY=VALUE (YAML) that the environment is made with, once per key: size=96.",
+        metavar="KEY=VALUE",
+    ),
+]
+
+
+def scene(env: str, options: Sequence[str] | None) -> "Scene":
+    """Return the environment of that name, made with what `--env-option` says.
+
+    Raises:
+        ConfigError: An option is not KEY=VALUE, or is given twice.
+    """
+    from vla.eval.scene import Scene
+
+    return Scene(env, env_options(options))
+
+
+def env_options(options: Sequence[str] | None) -> dict[str, Any]:
+    """Return what `--env-option` says, by key; see `scene`."""
+    import yaml
+
+    from vla.plain_yaml import load_yaml
+
+    arguments: dict[str, Any] = {}
+    for one in options or ():
+        key, sign, value = one.partition("=")
+        if not sign or not key.isidentifier():
+            raise ConfigError(f"--env-option takes KEY=VALUE, such as size=96; got '{one}'.")
+        if key in arguments:
+            raise ConfigError(f"--env-option {key} is given twice.")
+        try:
+            arguments[key] = load_yaml(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--env-option {one} cannot be read as YAML: {error}") from error
+    return arguments
+
+
+def conditions_of(made_with: "Scene", names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """Return the reset options of an environment's conditions, by name: all, or those that were asked for.
+
+    Raises:
+        ConfigError: There is no such condition.
+    """
+    from vla.eval.envs import environment_report
+
+    known = environment_report(made_with.env).conditions_with(made_with.arguments)
+    for name in names or ():
+        if not known:
+            raise ConfigError(
+                f"The environment {made_with.env} has no conditions to choose from; leave --condition out."
+            )
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ConfigError(
+                f"--condition is one of {', '.join(known)} for {made_with.env}; got '{name}'.{hint}"
+            )
+    return {name: dict(known[name]) for name in names or known}
