@@ -3,6 +3,7 @@
 import pytest
 
 import vla.cli
+from tests.folders import unchanged
 from vla.cli import app, main
 from vla.errors import DatasetError
 
@@ -70,3 +71,37 @@ def test_own_fault_keeps_its_traceback(failing_command):
     failing_command.append(ZeroDivisionError("ours"))
     with pytest.raises(ZeroDivisionError):
         main(["fail"])
+
+
+@pytest.mark.parametrize("world", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "eval nowhere --open-loop x --output out",
+            "merge a out",
+            "stats x",
+            "info x",
+            "convert a out --to vla",
+        ),
+        *("serve a", "demo", "recipes", "bench a", "bench draws a"),
+    ],
+)
+def test_commands_of_one_process_refuse_a_launch_of_several(line, world, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(world, "2")
+    with unchanged(tmp_path):
+        assert main(line.split()) == 1
+    said = capsys.readouterr().err
+    assert f"runs in one process, but a launcher started 2 ({world}=2)" in said
+    assert said.count("\n") == 1
+
+
+def test_train_and_lone_processes_are_no_launch_of_several(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "nowhere.yaml"]) == 1
+    assert "There is no recipe nowhere.yaml" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(["recipes"]) == 0

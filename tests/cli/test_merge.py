@@ -5,6 +5,7 @@ import torch
 
 import vla
 from tests.cli.info_rows import rows
+from tests.folders import unchanged
 from tests.policies.conftest import make_robot_policy
 from vla.adapters.lora import add_adapter
 from vla.cli import main
@@ -44,3 +45,15 @@ def test_nothing_is_overwritten(adapter, tmp_path, capsys):
 def test_what_needs_a_whole_model_names_the_command(adapter, tmp_path, capsys):
     assert main(["info", str(adapter), "--memory"]) == 1
     assert "vla merge" in capsys.readouterr().err
+
+
+def test_a_whole_policy_needs_no_merging(adapter, tmp_path, capsys):
+    with unchanged(tmp_path):
+        assert main(["merge", str(tmp_path / "base"), str(tmp_path / "dst")]) == 1
+    said = capsys.readouterr().err
+    assert "base is a whole policy and no adapter: there is nothing to merge" in said
+    assert "missing" not in said
+    (adapter / "adapter_base.json").unlink()
+    with unchanged(tmp_path):
+        assert main(["merge", str(adapter), str(tmp_path / "dst")]) == 1
+    assert "(peft: merge_and_unload)" in capsys.readouterr().err

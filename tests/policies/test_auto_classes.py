@@ -84,3 +84,12 @@ def test_auto_model_takes_fields_as_keywords_and_one_attention_alone(robot_ready
             pytest.raises(ConfigError, match=rf"attn_implementation='{other}'.*leave it out"),
         ):
             AutoModel.from_pretrained(tmp_path / "policy", attn_implementation=other)
+
+
+def test_fields_of_another_type_are_said_in_our_words(robot_ready, tmp_path):
+    robot_ready.save_pretrained(tmp_path / "policy")
+    for load in (AutoConfig.from_pretrained, AutoModel.from_pretrained, type(robot_ready).from_pretrained):
+        with pytest.raises(ConfigError, match=r"Field 'action_horizon' expected int, got str \(value: '3'\)"):
+            load(tmp_path / "policy", action_horizon="3")
+    with pytest.raises(ConfigError, match=r"^Pi0Config: Field 'action_horizon' expected int, got str"):
+        policy_entry("pi0").config(action_horizon="3")

@@ -10,14 +10,22 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import ConcatDataset, Subset
-from transformers import AutoConfig, trainer_utils
+from transformers import (
+    AutoConfig,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    trainer_utils,
+)
 
 import vla
 from tests.folders import unchanged
-from tests.policies.test_trainer import adapt, folder, make, trainer
+from tests.policies.test_trainer import adapt, assert_same, folder, make, trainer
 from vla.atomic import SaveError
 from vla.data import PolicyDataset
-from vla.errors import ConfigError, WeightsError
+from vla.errors import ConfigError, TrainingError, WeightsError
+from vla.policies.trainer_callback import PolicyCallback
 
 __all__ = ["adapt", "folder", "make"]
 
@@ -152,3 +160,73 @@ def test_statistics_that_are_not_the_policys_are_said(make, tmp_path, caplog):
     policy.pipeline = shifted(items.pipeline)
     trainer(policy, items, tmp_path / "out", max_steps=1).train()
     assert caplog.text.count("is normalised by other statistics than the policy's pipeline") == 1
+
+
+def spoil(policy, step, value):
+    """A callback that makes a weight what is not a number, or too large, once a step was taken."""
+
+    class Spoil(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step + 1 == step:
+                with torch.no_grad():
+                    next(one for one in policy.parameters() if one.requires_grad).view(-1)[0] = value
+
+    return Spoil()
+
+
+DIVERGED = [
+    # Seen in the log of the next step; at the end, where none follows or none is logged; before PEFT saves.
+    (2, {}, False, r"Step 3 is not finite \(loss 0, grad_norm nan\), .*; nothing has been saved yet"),
+    (4, {}, False, r"After step 4 the weights are not finite \('.*' holds nan at .*; nothing has been saved"),
+    (
+        2,
+        {"logging_strategy": "no"},
+        True,
+        "After step 4 the weights are not finite .*; nothing has been saved",
+    ),
+    (
+        4,
+        {"save_strategy": "steps", "save_steps": 2},
+        True,
+        "After step 4 the weights are not finite .*; the last checkpoint is .*checkpoint-2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("step", "options", "wrapped", "message"), DIVERGED)
+def test_a_training_that_diverged_does_not_end_well(make, step, options, wrapped, message, tmp_path):
+    policy, items = make("pi0")
+    if wrapped:
+        policy = get_peft_model(policy, LoraConfig(r=2, target_modules=["q_proj"]))
+    one = trainer(policy, items, tmp_path / "out", **options)
+    one.add_callback(spoil(policy, step, torch.nan))
+    with pytest.raises(TrainingError, match=message):
+        one.train()
+    kept = ["checkpoint-2"] if options.get("save_steps") else []
+    assert [path.name for path in (tmp_path / "out").glob("*")] == kept
+
+
+def test_with_float16_a_step_that_the_scaler_leaves_out_is_no_reason_to_stop(make, tmp_path):
+    policy, _ = make("pi0")
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    args.fp16 = True
+    state, log = TrainerState(), {"loss": 0.5, "grad_norm": float("inf")}
+    PolicyCallback().on_log(args, state, TrainerControl(), model=policy, logs=log)
+    args.fp16 = False
+    with pytest.raises(TrainingError, match=r"\(loss 0.5, grad_norm inf\)"):
+        PolicyCallback().on_log(args, state, TrainerControl(), model=policy, logs=log)
+
+
+def test_a_save_that_was_refused_leaves_no_checkpoint_behind_to_resume_from(make, tmp_path):
+    policy, items = make("pi0")
+    options = {"save_strategy": "steps", "save_steps": 2}
+    one = trainer(policy, items, tmp_path / "out", **options)
+    one.add_callback(spoil(policy, 4, torch.nan))
+    with pytest.raises(WeightsError, match="the weights have diverged, so they are not saved"):
+        one.train()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
+    again, items = make("pi0")
+    two = trainer(again, items, tmp_path / "out", **options)
+    two.train(resume_from_checkpoint=True)
+    assert two.state.global_step == 4
+    assert_same(again, vla.AutoPolicy.from_pretrained(tmp_path / "out" / "checkpoint-4"))

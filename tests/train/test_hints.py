@@ -54,5 +54,5 @@ def test_the_key_that_is_named_keeps_the_schedule(tiny, caplog):
     assert "jumps" not in caplog.text
     rates = [record["learning_rate"] for record in numbers(result.folder) if "learning_rate" in record]
     assert rates[2:] == [2.5e-6, 2.5e-6]
-    with pytest.raises(TrainingError, match=r"train\.decay_steps \(was 2, now None\)"):
+    with pytest.raises(TrainingError, match=r"train\.decay_steps \(was 2, now null\)"):
         train(tiny(*longer), resume=True, progress=False)

@@ -172,8 +172,9 @@ def test_every_name_from_elsewhere_leads_to_a_key_and_is_none(tmp_path):
 
 
 def test_what_is_wrong_is_said_once_and_with_an_example():
-    said = complaint("data.delta_mask=[1,1,1,true,1,1,0]")
-    assert "'data.delta_mask.0' is 1, expected a valid boolean, and so for 5 more of its entries." in said
+    said = complaint("data.delta_mask=[2,2,2,true,2,2,3]")
+    wanted = "expected a boolean, true or false, and so for 5 more of its entries."
+    assert f"'data.delta_mask.0' is 2, {wanted}" in said
     assert said.count("boolean") == 1
     said = complaint("data.cameras=[observation.images.image_0]")
     assert "expected a mapping, such as {image_0: observation.images.image_0}." in said
@@ -408,3 +409,8 @@ def test_flat_names_every_value_once():
 )
 def test_shipped_recipes_are_valid(path):
     load_recipe(path, ["data.path=somewhere"])
+
+
+def test_flags_may_be_written_as_on_the_command_line():
+    assert load("data.delta_mask=[1,1,true,0]").data.delta_mask == (True, True, True, False)
+    assert "'data.augment' is 1, expected a boolean, true or false" in complaint("data.augment=1")

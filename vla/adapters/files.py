@@ -40,7 +40,7 @@ from vla.types import default_device_cpu
 from vla.weights.dtypes import as_dtype
 from vla.weights.finite import refuse_not_finite
 from vla.weights.formats import ADAPTER_FILES, BASE_FILE
-from vla.weights.run_folder import ADAPTERS_FILE, CHECKPOINTS_FOLDER
+from vla.weights.run_folder import ADAPTERS_FILE, CHECKPOINTS_FOLDER, holds_checkpoint
 from vla.weights.source import local_folder
 
 logger = logging.getLogger(__name__)
@@ -370,6 +370,11 @@ def read_base(folder: Path) -> dict[str, Any]:
         WeightsError: The folder holds no adapter that was trained here, or the file is damaged.
     """
     path = folder / BASE_FILE
+    if not any((folder / name).exists() for name in ADAPTER_FILES) and holds_checkpoint(folder):
+        raise WeightsError(
+            f"{folder} is a whole policy and no adapter: there is nothing to merge or to load into another. "
+            "It opens as it is, and `vla convert` writes it in another format or dtype."
+        )
     said = _read(path)
     if said.keys() - {"quantize"} != {"name", "revision", "config", "asset_id", "fingerprint"}:
         raise WeightsError(f"{path} does not describe an adapter's base: its keys are {sorted(said)}.")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vla.atomic import SaveError, atomic_folder, atomic_write, one_at_a_time, read_json
+from vla.atomic import SaveError, atomic_folder, atomic_write, one_at_a_time, read_json, remove_empty
 from vla.transforms.base import PIPELINE_FILE
 from vla.transforms.named_pipelines import PIPELINES_FOLDER
 from vla.transforms.statistics import STATISTICS_FILE
@@ -27,6 +27,9 @@ _MOVES = "moves.json"
 _MARKERS = ("config.json", BASE_FILE)
 """Files without which a folder is not a checkpoint: the first to go, the last to come."""
 _TRAINING_STATE = "training_state.pt"
+
+_OF_TRAINER = re.compile(r"checkpoint-\d+")
+"""What the Trainer calls a checkpoint."""
 
 _OF_DATASETS = ("meta/info.json", "dataset_info.json", "dataset_dict.json")
 """Files by which LeRobot's datasets, and those that `datasets` saved, are recognised."""
@@ -70,6 +73,19 @@ def replacing_checkpoint(target: Path | str) -> Iterator[Path]:
         old = [name for name in _own_files(target) if name not in new]
         atomic_write(made / _MOVES, json.dumps({"new": new, "old": old}))
     finish_save(target)
+
+
+@contextmanager
+def leaving_no_empty_checkpoint(target: Path | str) -> Iterator[None]:
+    """Remove the empty folder that `transformers`' Trainer has made for a save, where nothing is saved.
+
+    It would look for a checkpoint there when it resumes, and not in the one before, which is whole.
+    """
+    try:
+        yield
+    finally:
+        if _OF_TRAINER.fullmatch(Path(target).name):
+            remove_empty([Path(target)])
 
 
 def _check_whole(made: Path, target: Path) -> None:

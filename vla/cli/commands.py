@@ -1,6 +1,7 @@
 """Commands and groups that read their arguments strictly: what would be guessed at elsewhere is refused."""
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vla.cli.edge import in_one_line
-from vla.errors import VlaError, did_you_mean
+from vla.errors import ConfigError, VlaError, did_you_mean
 from vla.paths import expanded
 
 UsageError: Any = typer.BadParameter.__base__
@@ -24,6 +25,11 @@ LevelName = Literal["plain", "graph", "compiled", "triton"]
 _LARGEST = 2**31 - 1
 _SCIENTIFIC = re.compile(r"[+-]?[\d_]+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
+
+_WORLDS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""What launchers call the number of processes; the first of them that is set is believed."""
+_LAUNCHED = "train"
+"""The command that several processes may run together."""
 
 _COMPLETION = {"install_completion", "show_completion"}
 """Options of typer's that end the command at once, so that nothing after them would be looked at."""
@@ -39,6 +45,12 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: D102
         return _parse_strictly(self, super().parse_args, ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, in one process unless it is one for several."""
+        if self.name != _LAUNCHED:
+            refuse_several_processes(ctx)
+        return super().invoke(ctx)
+
 
 class Interrupted(BaseException):
     """Ctrl-C on its way through typer, which would make a bare exit status of it."""
@@ -53,6 +65,8 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what typer would end without a word is told by who called."""
+        if ctx.parent is not None:  # `vla bench`
+            refuse_several_processes(ctx)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
@@ -68,6 +82,19 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: D102
         return _parse_strictly(self, super().parse_args, ctx, args)
+
+
+def refuse_several_processes(context: Any) -> None:
+    """Raise `ConfigError` where a launcher started several processes, each of which would do all of it."""
+    said = next((name for name in _WORLDS if os.environ.get(name, "").strip()), None)
+    number = os.environ[said].strip() if said else "1"
+    if number.isdecimal() and int(number) > 1:
+        raise ConfigError(
+            f"`{context.command_path}` runs in one process, but a launcher started {number} "
+            f"({said}={number}), each of which would do all of it, into the same place: start it without "
+            "`torchrun` or `accelerate launch`, which are for `vla train`. If this process is alone, say so "
+            "with WORLD_SIZE=1 in its environment."
+        )
 
 
 def given_options(context: typer.Context, names: Iterable[str]) -> list[str]:

@@ -35,7 +35,7 @@ from vla.checkpoints.keywords import (
     translate,
 )
 from vla.checkpoints.module import LoadedFrom, PolicyModule
-from vla.checkpoints.replace import finish_save, replacing_checkpoint
+from vla.checkpoints.replace import finish_save, leaving_no_empty_checkpoint, replacing_checkpoint
 from vla.checkpoints.savable import check_savable
 from vla.errors import ConfigError
 from vla.fast.levels import FormError, check_level, check_plain_options, check_release
@@ -384,16 +384,17 @@ class Policy(PolicyModule):
         if not self.should_save_on_this_rank(is_main_process):
             return
         save_directory = expanded(save_directory)
-        if self.adapter is None:
-            check_savable(self, state_dict)
-            state_dict = None if state_dict is None else dict(state_dict)  # transformers removes some of it
         try:
-            with replacing_checkpoint(save_directory) as folder:
-                if self.adapter is not None:
-                    write_adapter(self, folder, state_dict)
-                else:
-                    super().save_pretrained(folder, state_dict=state_dict, max_shard_size=max_shard_size)
-                self.save_pipelines(folder)
+            with leaving_no_empty_checkpoint(save_directory):
+                if self.adapter is None:
+                    check_savable(self, state_dict)
+                    state_dict = None if state_dict is None else dict(state_dict)  # transformers empties it
+                with replacing_checkpoint(save_directory) as folder:
+                    if self.adapter is not None:
+                        write_adapter(self, folder, state_dict)
+                    else:
+                        super().save_pretrained(folder, state_dict=state_dict, max_shard_size=max_shard_size)
+                    self.save_pipelines(folder)
         except SafetensorError as error:  # what becomes of a full disk in there
             raise SaveError(f"Could not write {save_directory}: {error}. Nothing was changed.") from error
         if self.adapter is not None:

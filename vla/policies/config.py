@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 from vla.errors import ConfigError, did_you_mean
@@ -49,6 +52,16 @@ def _plain(value: Any, kind: Any) -> Any:
     return tuple(_plain(one, wanted) for one in value) if type(value) is tuple else value
 
 
+@contextmanager
+def _in_our_words(config_class: type) -> Iterator[None]:
+    """Raise `ConfigError` for what `@strict` says of a field."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        detail = " ".join(str(error.__cause__ or error).split())
+        raise ConfigError(f"{config_class.__name__}: {detail}") from (error.__cause__ or error)
+
+
 class PolicyConfig(PretrainedConfig):
     """Base of the policies' configs.
 
@@ -70,14 +83,16 @@ class PolicyConfig(PretrainedConfig):
         # `@strict` refuses numbers of other types, which JSON, YAML and numpy write for the same ones.
         @functools.wraps(strict_init)
         def init(self: Any, *args: Any, **fields: Any) -> None:
-            strict_init(self, *args, **cls.plain(fields))
+            with _in_our_words(cls):
+                strict_init(self, *args, **cls.plain(fields))
 
         cls.__init__ = init
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Return a config of fields by name, some of them changed by keywords."""
-        return super().from_dict(config_dict, **cls.plain(kwargs))
+        with _in_our_words(cls):
+            return super().from_dict(config_dict, **cls.plain(kwargs))
 
     @classmethod
     def plain(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,20 +130,25 @@ class PolicyConfig(PretrainedConfig):
                     )
                 setattr(self, new, value)
         super().__post_init__(**kwargs)
-        self._check_largest()
+        self._check_numbers()
 
-    def _check_largest(self) -> None:
-        """Raise `ConfigError` for numbers that no policy has: a typing error, or a damaged file."""
+    def _check_numbers(self) -> None:
+        """Raise `ConfigError` for numbers that no policy has: a typing error, or a damaged file.
+
+        JSON has no numbers that are not finite, so a config with one could not be read from its file.
+        """
         own = [one for one in type(self).__mro__ if issubclass(one, PolicyConfig)]
         for name in dict.fromkeys(name for one in own for name in vars(one).get("__annotations__", ())):
             value = getattr(self, name, None)
             parts = value if isinstance(value, Mapping) else {name: value}
             for part, held in parts.items():
+                where = name if part == name else f"{name}.{part}"
                 for number in held if isinstance(held, list | tuple) else (held,):
                     most = _LARGEST.get(part, _LARGEST_ELSE)
                     if isinstance(number, int) and number > most:
-                        where = name if part == name else f"{name}.{part}"
                         raise ConfigError(f"{where} must be at most {most}, got {number}.")
+                    if isinstance(number, float) and not math.isfinite(number):
+                        raise ConfigError(f"{where} must be finite like all numbers here, got {number}.")
 
     @classmethod
     def renamed(cls, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ And the weights of an adapter of `vla.adapters`, once more: in a checkpoint of a
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import transformers.trainer
 from safetensors.torch import save
+from torch.distributed.tensor import DTensor
 from torch.utils.data import ConcatDataset, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
@@ -23,7 +25,8 @@ from vla.atomic import SaveError, atomic_write
 from vla.checkpoints.agreement import check_agreement
 from vla.checkpoints.module import PolicyModule
 from vla.checkpoints.replace import check_replaceable
-from vla.errors import ConfigError, VlaError
+from vla.checkpoints.savable import check_finite
+from vla.errors import ConfigError, TrainingError, VlaError, WeightsError
 from vla.transforms.base import Pipeline
 from vla.weights.dtypes import rounded_weights
 from vla.weights.run_folder import ADAPTERS_FILE, adapters_on
@@ -88,6 +91,63 @@ class PolicyCallback(TrainerCallback):
             policy.save_pipelines(output)
             if policy.adapter is not None:
                 write_base(policy, output)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the weights before PEFT saves its own, which are not looked at there.
+
+        Raises:
+            TrainingError: One of those that are trained is not finite.
+        """
+        model = uncompiled(kwargs.get("model"))
+        if control.should_save and policy_in(model) is not model:
+            refuse_diverged(model, args, state)
+
+    on_epoch_end = on_step_end
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Stop at a step that is not finite, which the Trainer takes, and logs with another loss.
+
+        Raises:
+            TrainingError: Loss or gradient are not finite; in float16, where the scaler of gradients leaves
+                such steps out, the weights are not.
+        """
+        model = uncompiled(kwargs.get("model"))
+        if not isinstance(policy_in(model), PolicyModule):
+            return
+        values = {
+            name: float(one) for name in ("loss", "grad_norm") if (one := (logs or {}).get(name)) is not None
+        }
+        if all(map(math.isfinite, values.values())):
+            return
+        if args.fp16:
+            refuse_diverged(model, args, state)
+            return
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise TrainingError(
+            f"Step {state.global_step} is not finite ({shown}), and was taken, so that the weights are of no "
+            f"use; {last_checkpoint(args, state)}. A smaller learning_rate or max_grad_norm may help."
+        )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the weights that the training leaves.
+
+        Raises:
+            TrainingError: One of those that were trained is not finite.
+        """
+        model = uncompiled(kwargs.get("model"))
+        if isinstance(policy_in(model), PolicyModule):
+            refuse_diverged(model, args, state)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -201,6 +261,31 @@ def check_output(model: Any, output: Path, args: TrainingArguments, state: Train
         step = folder.name.removeprefix("checkpoint-")
         if not adapters or not step.isdecimal() or int(step) > state.global_step:
             check(folder)
+
+
+def refuse_diverged(model: Any, args: TrainingArguments, state: TrainerState) -> None:
+    """Raise `TrainingError` where a weight that is trained is not finite."""
+    try:
+        for name, one in model.named_parameters():
+            if one.requires_grad:
+                check_finite(name, one.to_local() if isinstance(one, DTensor) else one)
+    except WeightsError as error:
+        place = str(error).partition(",")[0]
+        raise TrainingError(
+            f"After step {state.global_step} the weights are not finite ({place}): the training has "
+            f"diverged, so that they are of no use; {last_checkpoint(args, state)}. A smaller learning_rate "
+            "or max_grad_norm may help."
+        ) from error
+
+
+def last_checkpoint(args: TrainingArguments, state: TrainerState) -> str:
+    """Return which checkpoint a Trainer has saved last, in words."""
+    folders = Path(str(args.output_dir)).glob("checkpoint-*")
+    steps = {name: one for one in folders if (name := one.name.removeprefix("checkpoint-")).isdecimal()}
+    saved = [
+        int(step) for step, one in steps.items() if int(step) <= state.global_step and any(one.iterdir())
+    ]
+    return f"the last checkpoint is {steps[str(max(saved))]}" if saved else "nothing has been saved yet"
 
 
 def warn_of_rounded_weights(model: Any) -> None:

@@ -55,7 +55,8 @@ class ErrorFiles:
         if is_lost_connection(error):
             raise TrainingError(f"{self._reason()} The last checkpoint is whole: resume from it.") from error
         if self._world > 1:
-            get_error_handler().record_exception(error)  # for the launcher, which may be on another machine
+            if not isinstance(error, VlaError):  # of those, the launcher would print a traceback
+                get_error_handler().record_exception(error)  # for it, since it may be on another machine
             with suppress(OSError):  # the error itself matters more
                 # A run's folder that was moved away must not come back.
                 self._folder.mkdir(parents=not self._had_place, exist_ok=True)

@@ -34,6 +34,14 @@ from vla.errors import ConfigError
 from vla.paths import expanded_text
 from vla.types import ACTION_KEY, STATE_KEY, Columns, as_targets, columns_of
 
+
+def _as_flag(value: Any) -> Any:
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
+Flag = Annotated[bool, BeforeValidator(_as_flag)]
+"""One of a list of flags: true or false, or 1 or 0 as on the command line."""
+
 Mode = Literal["zscore", "quantile", "minmax", "identity"]
 """Ways to normalise a feature; see `vla.transforms.normalize`."""
 
@@ -256,7 +264,7 @@ class MixtureMember(_Table):
     state_key: JoinedColumns = STATE_KEY
     action_key: JoinedColumns = ACTION_KEY
     normalization: Normalization = None
-    delta_mask: tuple[bool, ...] | None = None
+    delta_mask: tuple[Flag, ...] | None = None
 
 
 def member_name(member: MixtureMember) -> str:
@@ -297,7 +305,7 @@ class DataSection(_Table):
     normalization: Normalization = None
     """"zscore", "quantile", "minmax" or "identity"; or one per feature, `{state: zscore, actions: minmax}`.
     Null, and a feature that is left out, is the policy's own: z-scores for pi-0, quantiles for pi-0.5."""
-    delta_mask: tuple[bool, ...] | None = None
+    delta_mask: tuple[Flag, ...] | None = None
     """Action dimensions learned relative to the state, one flag each, missing ones false; null is none."""
     augment: bool = True
     """Crop, rotate and recolour the training images, drawn anew for every sample."""

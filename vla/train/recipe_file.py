@@ -33,6 +33,7 @@ _EXPECTED = {
     "an object": "a mapping",
     "a valid array": "a list",
     "a valid string": "text: put it in quotes if it is meant as such",
+    "a valid boolean": "a boolean, true or false",
     "a valid integer": "a whole number, such as 10000 or 1e4",
 }
 """Words of pydantic, and those for what is written in YAML."""

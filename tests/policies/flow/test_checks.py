@@ -88,6 +88,34 @@ def test_wrong_kept_prefixes_are_named(policy, batch, change, message):
         policy(**rest | kept | change)
 
 
+def labelled(batch, change):
+    return {**batch, "labels": change(batch["input_ids"].where(batch["attention_mask"].bool(), -100))}
+
+
+WRONG_BATCHES = [
+    (lambda one: labelled(one, lambda ids: ids[:, :-1]), r"labels must have shape"),
+    (lambda one: labelled(one, lambda ids: ids.repeat(1, 2)), r"labels must have shape"),
+    (lambda one: labelled(one, lambda ids: ids[:1]), r"labels must have shape"),
+    (lambda one: labelled(one, lambda ids: ids[0]), r"labels must have shape"),
+    (lambda one: labelled(one, lambda ids: ids.float()), "labels must be torch.long, .*got torch.float32"),
+    (lambda one: labelled(one, lambda ids: ids.clamp(min=512)), r"labels must be -100 or lie in \[0, 512\)"),
+    (lambda one: labelled(one, lambda ids: ids.clamp(max=-1)), r"labels must be -100 or .*got -\d+ to -1"),
+    (lambda one: one | {"labels": one["actions"]}, "labels must be torch.long"),
+    (
+        lambda one: one | {"pixel_values": (one["pixel_values"] * 255).byte()},
+        r"pixel_values must be floating-point numbers in \[-1, 1\].* got torch.uint8",
+    ),
+    (lambda one: one | {"input_ids": one["input_ids"].float()}, "input_ids must be whole numbers"),
+    (lambda one: {name: value[:0] for name, value in one.items()}, "A batch has at least one row"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_BATCHES)
+def test_wrong_batches_are_named(policy, batch, change, message):
+    with pytest.raises(ShapeError, match=message):
+        policy(**change(batch))
+
+
 class TestSampling:
     """Arguments of `sample_actions`, the same plain and fast."""
 

@@ -149,8 +149,8 @@ def test_other_recipe_is_refused_with_the_keys_that_differ(tmp_path):
         folder.checkpoint_to_resume(recipe("train.seed=1", "data.augment=false", "train.steps=5"))
     said = str(caught.value)
     assert "train.seed (was 42, now 1)" in said
-    assert "data.augment (was True, now False)" in said
-    assert "policy.config.depth (was 3, now None)" in said
+    assert "data.augment (was true, now false)" in said
+    assert "policy.config.depth (was 3, now null)" in said
     assert "steps" not in said
 
 

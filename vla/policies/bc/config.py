@@ -58,6 +58,10 @@ class BCConfig(PolicyConfig):
             raise ConfigError(
                 f"A ResNet has four stages; got depths {list(self.depths)} and widths {list(self.widths)}."
             )
+        if min(self.depths) < 1 or min(self.widths) < 1:
+            raise ConfigError(
+                f"depths and widths must be at least 1, got {list(self.depths)} and {list(self.widths)}."
+            )
         if self.action_loss not in ("l1", "mse"):
             raise ConfigError(f"action_loss must be 'l1' or 'mse', got '{self.action_loss}'.")
 

@@ -92,7 +92,8 @@ def read_layout(
         prefix_mask: bool `[b, s]`, of a stored prefix.
 
     Raises:
-        ShapeError: A mask is not right-padded, or a token id lies outside the vocabulary.
+        ShapeError: A mask is not right-padded, a token id lies outside the vocabulary, or labels are not of
+            the text's shape.
     """
     if prefix_mask is not None:
         _check_right_padded(prefix_mask, "prefix_mask")
@@ -107,7 +108,22 @@ def read_layout(
             f"input_ids must lie in [0, {config.vocab_size}), got {least} to {most}. Image tokens are "
             "implicit and must not be among them."
         )
+    if labels is not None:
+        _check_labels(config, labels, input_ids)
     return PrefixLayout.of(pixel_mask, attention_mask, token_type_ids, labels)
+
+
+def _check_labels(config: FlowConfig, labels: torch.Tensor, input_ids: torch.Tensor) -> None:
+    meaning = "the token itself where it is to be predicted from what precedes it, -100 elsewhere"
+    if labels.dtype != torch.long:
+        raise ShapeError(f"labels must be torch.long, {meaning}; got {labels.dtype}.")
+    check_shape(labels, "b l", "labels", b=input_ids.shape[0], l=input_ids.shape[1])
+    given = labels[labels != -100]
+    if given.numel() and (int(given.min()) < 0 or int(given.max()) >= config.vocab_size):
+        raise ShapeError(
+            f"labels must be -100 or lie in [0, {config.vocab_size}), {meaning}; got {int(given.min())} to "
+            f"{int(given.max())}."
+        )
 
 
 def check_observation(
@@ -127,6 +143,11 @@ def check_observation(
         )
     size = config.image_size
     check_shape(pixel_values, f"b v 3 {size} {size}", "pixel_values", b=input_ids.shape[0])
+    if not pixel_values.is_floating_point():
+        raise ShapeError(
+            "pixel_values must be floating-point numbers in [-1, 1], which the pipeline makes of images, got "
+            f"{pixel_values.dtype}."
+        )
     _check_rest(config, pixel_values.shape[1], pixel_mask, input_ids, attention_mask, state)
 
 
@@ -161,6 +182,13 @@ def _check_rest(
     batch = input_ids.shape[0]
     check_shape(pixel_mask, "b v", "pixel_mask", b=batch, v=slots)
     check_shape(input_ids, "b l", "input_ids", b=batch)
+    if input_ids.dtype not in WHOLE:
+        raise ShapeError(f"input_ids must be whole numbers (torch.long), got {input_ids.dtype}.")
+    if not input_ids.numel():
+        raise ShapeError(
+            f"A batch has at least one row, and each row at least one token: input_ids is "
+            f"{list(input_ids.shape)}."
+        )
     check_shape(attention_mask, "b l", "attention_mask", b=batch, l=input_ids.shape[1])
     if state is not None:
         check_shape(state, "b m", "state", b=batch, m=config.max_state_dim)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from huggingface_hub.dataclasses import strict
 
-from vla.errors import ConfigError
+from vla.errors import ConfigError, did_you_mean
 from vla.nn.gemma import GemmaConfig
 from vla.nn.vision import num_image_tokens
 from vla.objectives.solvers import SOLVERS
@@ -45,7 +45,8 @@ class FlowConfig(PolicyConfig):
     """Everything that decides such a policy's function; full size by default (PaliGemma and a 300M expert).
 
     Args:
-        vision: Sizes of the SigLIP tower, by `SiglipVisionConfig`'s names.
+        vision: Sizes of the SigLIP tower, by `SiglipVisionConfig`'s names. Where image_size is not a
+            multiple of patch_size, the rest at the right and at the bottom belongs to no patch.
         vlm: `width` and `mlp_dim` of the language model that reads the prefix.
         expert: `width` and `mlp_dim` of the action expert.
         depth: Layers of either stack.
@@ -136,7 +137,27 @@ class FlowConfig(PolicyConfig):
             self.wrist_cameras = tuple(name for name in self.cameras if "wrist" in name)
         self.wrist_cameras = tuple(self.wrist_cameras)
         super().__post_init__(**kwargs)
+        self._check_stacks()
         self._check()
+
+    def _check_stacks(self) -> None:
+        for stack in ("vision", "vlm", "expert"):
+            sizes = getattr(self, stack)
+            for name, size in sizes.items():
+                if size < (least := int(name in PUBLISHED_SIZES[stack])):
+                    raise ConfigError(f"{stack}.{name} must be at least {least}, got {size}.")
+            if stack != "vision" and (unknown := sorted(sizes.keys() - PUBLISHED_SIZES[stack].keys())):
+                known = PUBLISHED_SIZES[stack]
+                hint = did_you_mean(unknown[0], known)
+                raise ConfigError(f"{stack} has the sizes {' and '.join(known)}, not '{unknown[0]}'.{hint}")
+        image, patch = self.siglip["image_size"], self.siglip["patch_size"]
+        if image < patch:
+            raise ConfigError(
+                f"vision.image_size must be at least vision.patch_size ({patch}), got {image}: an image must "
+                "hold a whole patch."
+            )
+        if self.siglip.get("num_channels", 3) != 3:
+            raise ConfigError(f"vision.num_channels must be 3, got {self.siglip['num_channels']}.")
 
     def _check(self) -> None:
         at_least_one = (
@@ -151,8 +172,8 @@ class FlowConfig(PolicyConfig):
             raise ConfigError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})."
             )
-        vision = self.vision or {}
-        if vision["hidden_size"] % max(heads := vision["num_attention_heads"], 1):
+        vision = self.siglip
+        if vision["hidden_size"] % (heads := vision["num_attention_heads"]):
             raise ConfigError(
                 f"vision.hidden_size ({vision['hidden_size']}) must be a multiple of "
                 f"vision.num_attention_heads ({heads})."
@@ -178,6 +199,10 @@ class FlowConfig(PolicyConfig):
         if not 0 < self.tau_scale <= 1 or self.tau_alpha <= 0:
             raise ConfigError(
                 f"tau_scale must lie in (0, 1] and tau_alpha above 0: {self.tau_scale}, {self.tau_alpha}."
+            )
+        if self.min_period <= 0 or self.max_period <= 0:
+            raise ConfigError(
+                f"min_period and max_period must be above 0, got {self.min_period} and {self.max_period}."
             )
         if self.numerics not in get_args(Numerics):
             raise ConfigError(f"numerics must be one of {get_args(Numerics)}, got '{self.numerics}'.")

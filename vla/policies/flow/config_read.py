@@ -243,13 +243,21 @@ def _refuse_contradiction(
     error: type[WeightsError] | type[ConfigError],
 ) -> None:
     for name, size in shown.items():
-        if name not in said or said[name] == size:
+        if name not in said or _agrees(name, said[name], shown):
             continue
         if name == "vocab_size" and format.crops_rows and said[name] < size:
             continue  # rows beyond the recorded vocabulary are left out
         theirs = RECORDED.get(format.name, {}).get(name, name) if error is WeightsError else name
         value = f"={said[name]!r}" if error is ConfigError else f" is {said[name]!r}"
         raise error(f"{who} {theirs}{value}, but the tensors have {size}.")
+
+
+def _agrees(name: str, said: Any, shown: Mapping[str, int]) -> bool:
+    """Whether a field fits the tensors, which show of an image only how many whole patches it holds."""
+    if name == "vision.image_size" and type(said) is int:
+        patch = shown["vision.patch_size"]
+        return said // patch == shown[name] // patch
+    return said == shown[name]
 
 
 def _carried(stored: Stored, shown: Mapping[str, int]) -> dict[str, Any]:
@@ -263,7 +271,7 @@ def _carried(stored: Stored, shown: Mapping[str, int]) -> dict[str, Any]:
         raise WeightsError(
             f"{VLA_CONFIG} in the metadata of {stored.folder} is not a config: {error}."
         ) from error
-    odd = [name for name, size in shown.items() if name in carried and carried[name] != size]
+    odd = [name for name in shown if name in carried and not _agrees(name, carried[name], shown)]
     if odd:
         logger.info(
             "%s: the config that it carries has another %s than its tensors, so it is not used.",

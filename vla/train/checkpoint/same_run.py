@@ -5,6 +5,7 @@ pipeline, tell what has moved from what is another (`vla.train.setup` compares t
 reads, such as `policy.pretrained`, may have moved, but not be another while the old one is still there.
 """
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -70,11 +71,17 @@ def continued(before: Recipe, now: Recipe, checkpoint: Path) -> Recipe:
     changed = [key for key in keys if _differs(key, older.get(key), newer.get(key), now)]
     if changed:
         listed = ", ".join(
-            f"{key} (was {older.get(key)!r}, now {newer.get(key)!r})" for key in changed[:_LISTED]
+            f"{key} (was {_in_yaml(older.get(key))}, now {_in_yaml(newer.get(key))})"
+            for key in changed[:_LISTED]
         )
         listed += f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
         raise OtherRunError(f"{checkpoint} was trained by another recipe, so it is not resumed: {listed}.")
     return now
+
+
+def _in_yaml(value: Any) -> str:
+    """Return a value as a recipe has it: null, true and false, and the rest as Python has it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def refuse_another_run(path: Path | str, recipe: Recipe, overrides: Sequence[str]) -> None:
