@@ -4,10 +4,21 @@ YAML 1.1 makes 8 of `010` (octal) and 90 of `1:30` (base 60), which hardly anybo
 """
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import yaml
+
+_EXPECTED = {
+    "an object": "a mapping",
+    "a valid array": "a list",
+    "a valid list": "a list",
+    "a valid string": "text: put it in quotes if it is meant as such",
+    "a valid boolean": "a boolean, true or false",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+}
+"""Words of pydantic, and those for what is written in YAML."""
 
 _SUSPECT = re.compile(r"0_*[0-7]|[0-9_]:[0-9]")
 _OCTAL = re.compile(r"[-+]?0[0-7_]*[0-7]_*")
@@ -94,3 +105,32 @@ def _refuse_cycles(value: Any, above: list[int], seen: set[int]) -> None:
     for part in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
         _refuse_cycles(part, above, seen)
     above.pop()
+
+
+def in_yaml_terms(expected: str) -> str:
+    """Return what pydantic expects in the words for what is written in YAML."""
+    for theirs, ours in _EXPECTED.items():
+        expected = expected.replace(theirs, ours)
+    return expected
+
+
+def float_in_yaml(number: float) -> str:
+    """Return a finite number as YAML 1.1 reads one: with a point, and a sign in front of the exponent."""
+    mantissa, e, exponent = repr(number).partition("e")
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{f'{int(exponent):+d}' if e else ''}"
+
+
+def said_once(problems: Sequence[Any]) -> Iterator[tuple[Any, int]]:
+    """Yield problems of pydantic, and how many more entries of the same list have the same.
+
+    Of those, only the first is yielded.
+    """
+
+    def kind(problem: Any) -> tuple[Any, ...]:
+        *above, last = problem["loc"] or ("",)
+        return (*above, "[]" if isinstance(last, int) else last, problem["type"], problem["msg"])
+
+    kinds = [kind(problem) for problem in problems]
+    for number, problem in enumerate(problems):
+        if kinds[number] not in kinds[:number]:
+            yield problem, kinds.count(kinds[number]) - 1

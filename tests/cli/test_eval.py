@@ -1,6 +1,7 @@
 """`vla eval`: the folder it writes, in simulation and against recordings."""
 
 import json
+import sys
 from typing import get_args
 
 import av
@@ -8,7 +9,9 @@ import pytest
 
 from tests.cli.conftest import CAMERA
 from tests.data.make import make_dataset
+from tests.folders import unchanged
 from tests.serve.server.threads import served
+from vla.adapters import quantize
 from vla.cli import main
 from vla.cli.commands import LevelName
 from vla.cli.recordings import Keys, keys_of
@@ -105,6 +108,34 @@ def test_recordings_are_compared_and_drawn(run, dataset, tmp_path, capsys):
     }
 
 
+def test_a_policy_in_few_bits(run, dataset, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    made = []
+    real = quantize.quantize_base
+    monkeypatch.setattr(quantize, "quantize_base", lambda *given: made.append(given[:2]) or real(*given))
+    argv = ["eval", str(run), "--open-loop", str(dataset), "--dataset-episodes", "1"]
+    with unchanged(run):
+        assert main([*argv, "--quantize", "8bit", "--output", str(tmp_path / "bits")]) == 0
+        assert main([*argv, "--output", str(tmp_path / "plain")]) == 0
+    assert [(policy.quantized, kind) for policy, kind in made] == [("8bit", "8bit")]
+    bits, plain = (json.loads((tmp_path / name / "open_loop.json").read_text()) for name in ("bits", "plain"))
+    assert (bits["quantize"], plain["quantize"]) == ("8bit", None)
+    assert bits["dimensions"] != plain["dimensions"]
+    capsys.readouterr()
+    # Before anything is loaded.
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    for command in (argv, ["serve", str(run)]):
+        output = ["--output", str(tmp_path / "out")] if command is argv else []
+        assert main([*command, *output, "--quantize", "4bit"]) == 1
+        said = capsys.readouterr().err
+        assert said.splitlines()[-1] == (
+            "vla: A base in 4 or 8 bits needs bitsandbytes: pip install 'vla[quant]'."
+        )
+        assert main([*command, *output, "--quantize", "2bit"]) == 2
+        assert "'2bit'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_cameras_may_be_named(run, tmp_path):
     other = make_dataset(tmp_path / "other", length=12, cameras=["observation.images.front"])
     argv = ["eval", str(run), "--open-loop", str(other), "--output", str(tmp_path / "out")]
@@ -186,6 +217,7 @@ def test_a_server_gives_the_episodes_of_seeds_for_each_chunk(detour_run, tmp_pat
         ([], "name a CHECKPOINT, or a --server"),
         (["runs/first", "--server", "ws://here"], "leave out 'runs/first', or --server"),
         (["--server", "ws://here", "--level", "plain"], "--level is about loading a checkpoint"),
+        (["--server", "ws://here", "--quantize", "4bit"], "--quantize is about loading a checkpoint"),
         (["--server", "ws://here", "--noise", "batch"], "does not travel to a server"),
         (["--server", "ws://here", "--open-loop", "recordings"], "--server is about an environment"),
         (["runs/first", "--noise", "pink"], "--noise is batch or chunk, got 'pink'"),

@@ -23,7 +23,8 @@ TEXTS = {
     "--action-key", "--pipeline", "--device", "--env", "--max-shard-size", "--asset-id", "--set",
     "--revision", "--token", "--to", "--dtype", "--activation-checkpointing", "--engine", "--preset",
     "--level", "--draws", "--compile", "--against", "--clock", "--shape", "--freeze", "--column", "--split",
-    "--subset", "--host", "--task", "--actions", "--noise", "--server", "--url",
+    "--subset", "--host", "--task", "--actions", "--noise", "--server", "--url", "--quantize",
+    "ENV",
 }  # fmt: skip
 """What is neither a path nor a number."""
 
@@ -71,9 +72,8 @@ def said(one):
 
 
 def test_every_parameter_is_of_a_kind_that_is_tried():
-    assert {"demo", "train", "recipes", "stats", "info", "convert", "merge", "eval", "serve", "bench"} == {
-        w[0] for w in COMMANDS
-    }
+    known = {"demo", "train", "recipes", "stats", "info", "convert", "merge", "eval", "record", "replay"}
+    assert known | {"serve", "bench"} == {w[0] for w in COMMANDS}
     unknown = [
         said(one)
         for one in PARAMETERS
@@ -118,7 +118,7 @@ def refused(place, run, dataset, tmp_path, monkeypatch, capfd):
         "CHECKPOINT": checkpoint, "SRC": checkpoint, "WHAT": checkpoint, "ADAPTER": checkpoint,
         "DST": str(tmp_path / "new"), "DATASET": str(dataset), "--to": "vla",
         "--output": str(tmp_path / "new"),
-        "RECIPE": str(place / "none.yaml"),
+        "RECIPE": str(place / "none.yaml"), "ENV": "vla/Detour-v0",
     }  # fmt: skip
     more = {("eval",): {"--open-loop": str(dataset)}, ("demo",): {"--adapt": None}}
     more |= {words: {"--preset": "tiny"} for words in (("bench",), ("bench", "features"))}

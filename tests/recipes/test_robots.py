@@ -55,6 +55,7 @@ def test_every_robot_is_there():
 @pytest.mark.parametrize("name", FACTS)
 def test_facts(name):
     robot = ROBOTS[name]
+    assert robot.about.sources
     relative = [dim for dim, flag in enumerate(robot.delta_mask or ()) if flag]
     assert FACTS[name] == (
         robot.state_dim,

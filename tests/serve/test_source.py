@@ -70,7 +70,7 @@ def test_how_it_was_opened_is_repeated(checkpoint, monkeypatch, tmp_path):
     robot = tmp_path / "arm.yaml"
     robot.write_text("name: arm\n")
     monkeypatch.chdir(tmp_path)
-    about = source_of(checkpoint, pipeline="left", base="me/base", robot="arm.yaml")
+    about = source_of(checkpoint, pipeline="left", base="me/base", robot="arm.yaml", quantize="4bit")
     load_source({"checkpoint": "x", "revision": None, "source": about})
     shipped = source_of(checkpoint, robot=module.SHIPPED_ROBOTS / "droid.yaml")
     load_source({"checkpoint": "x", "revision": None, "source": shipped})
@@ -78,7 +78,7 @@ def test_how_it_was_opened_is_repeated(checkpoint, monkeypatch, tmp_path):
     load_source({"checkpoint": "cup", "revision": "a" * 40, "source": gone})
     load_source({"checkpoint": "me/cup", "revision": "b" * 40})
     assert asked == [
-        (checkpoint, {"pipeline": "left", "base": "me/base", "robot": str(robot)}),
+        (checkpoint, {"pipeline": "left", "base": "me/base", "robot": str(robot), "quantize": "4bit"}),
         (checkpoint, {"robot": "droid"}),
         ("me/cup", {"revision": "a" * 40}),
         ("me/cup", {"revision": "b" * 40}),

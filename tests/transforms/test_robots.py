@@ -1,6 +1,7 @@
 """Robot files in general; `tests/recipes/test_robots.py` holds the shipped ones to their facts."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ def test_a_picture_s_name_says_whose_it_is(write):
         ({"frequencey": 3}, "unknown key 'frequencey'. Did you mean 'frequency'?"),
         ({"cameras.base.rotation": 90}, "unknown key 'cameras.base.rotation'. Did you mean 'rotate'?"),
         ({"state.dimensions": [{"kind": "joint", "unit": "rad", "name": ["a"]}]}, "Did you mean 'names'"),
-        ({"sources": None}, "'sources' is missing"),
+        ({"frequency": None}, "'frequency' is missing"),
         ({"frequency": 0}, "'frequency' is 0, expected greater than 0"),
         ({"frequency": float("nan")}, "'frequency' is nan, expected a finite"),
         ({"cameras.base.rotate": 45}, "'cameras.base.rotate' is 45, expected 0, 90, 180 or 270"),
@@ -156,9 +157,32 @@ def test_a_picture_s_name_says_whose_it_is(write):
         ({"execution.clip": [1, -1]}, "'execution.clip': [1.0, -1.0] must be the lower and then"),
         ({"execution.clip": [1, 1]}, "'execution.clip': [1.0, 1.0] must be the lower and then"),
         ({"state.scales": {"gripper": {"map": "linear", "robot": [0, 1], "policy": [1, 0]}}}, "'grip'?"),
-        ({"state.scales.grip.map": "liner"}, "'state.scales.grip' is"),
+        ({"state.scales.grip.map": "liner"},
+         "'state.scales.grip.map' is 'liner', expected linear or slider_crank. Did you mean 'linear'?"),
+        ({"state.scales.grip.map": None},
+         "'state.scales.grip.map' is missing; it is linear or slider_crank."),
+        ({"state.scales.grip.robot": [0, 1, 2]}, "grip.robot' is [0, 1, 2], expected 2 entries."),
+        ({"state.scales.grip.robot": [0, "1e3"]},
+         "'state.scales.grip.robot.1' is '1e3', expected a number: YAML takes this for text, write 1000.0."),
+        ({"state.scales.grip.policy": ["1.0e39", 0]}, "takes this for text, write 1.0e+39."),
+        ({"frequency": "nan"}, "'frequency' is 'nan', expected a finite number."),
+        ({"execution.open_loop_steps": "1e1"}, "a whole number: YAML takes this for text, write 10."),
+        ({"state.scales.grip.robot": [0, 1e-40]}, "robot and policy: the line between [0.0, 1e-40]"),
+        ({"state.scales.grip.policy": [0, 1e-40]}, "and [0.0, 1e-40] is too steep, one way or the other"),
+        ({"state.scales.grip.policy": [1e39, 0]}, "is too steep"),
+        ({"state.scales.grip.robot": [-1e308, 1e308]}, "is too steep"),
+        ({"state.key": 3}, "'state.key' is 3, expected text: put it in quotes if it is meant as such."),
+        ({"state.key": ["a", 3]}, "'state.key.1' is 3, expected text: put it in quotes"),
+        ({"state.flip": [0, 1, 0]},
+         "'state.flip.0' is 0, expected text: put it in quotes if it is meant as such, and so "
+         "for 2 more of its entries."),
+        ({"state.dimensions": [{"kind": "joint", "unit": "m", "names": [True, "b", False]}]},
+         "'state.dimensions.0.names.0' is True, expected text: put it in quotes if it is meant as such, "
+         "and so for 1 more of its entries."),
+        ({"serve": SERVE | {"images": {"a": 3}}}, "'serve.images.a' is 3, expected text"),
+        ({"name": [[["deep"] * 9] * 9] * 9}, "'name' is an object of type list, expected text"),
         ({"state.scales.grip.robot": [1, 1]}, "linear_map, robot: two different finite numbers"),
-        ({"state.scales.grip.policy": [1]}, "state.scales.grip"),
+        ({"state.scales.grip.policy": [1]}, "'state.scales.grip.policy' has only 1 of its entries"),
         ({"action.delta": [2, -2]}, "delta counts 4 dimensions, the actions have 3"),
         ({"action.delta": [2, 0]}, "counts are not 0"),
         ({"action.delta": ["j7"]}, "no dimension 'j7'"),
@@ -188,6 +212,14 @@ def test_what_is_wrong_is_said_with_file_and_key(write, changes, said):
     assert str(path) in str(caught.value)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not re.search(r"Tuple|tag|tuple\[|dict\[|\.str|valid|\.linear", str(caught.value))
+    assert str(caught.value).count(", expected ") <= 2
+
+
+def test_what_only_describes_may_be_left_out(write):
+    needed = dict.fromkeys(("sources", "default_prompt", "execution", "action.flip", "action.delta"))
+    about = load_robot(write(needed)).about
+    assert (about.sources, about.action.delta, about.serve, about.asset_id) == ((), (), None, None)
 
 
 def test_what_its_clients_call_things(write):

@@ -22,6 +22,9 @@ UsageError: Any = typer.BadParameter.__base__
 LevelName = Literal["plain", "graph", "compiled", "triton"]
 """Levels of sampling, `vla.fast.levels.LEVELS`; importing those takes a second."""
 
+QuantizeName = Literal["4bit", "8bit"]
+"""How linear layers may be stored, `vla.adapters.quantize.Kind`."""
+
 _LARGEST = 2**31 - 1
 _SCIENTIFIC = re.compile(r"[+-]?[\d_]+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 

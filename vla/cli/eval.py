@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vla.cli.commands import LevelName, given_options
+from vla.cli.commands import LevelName, QuantizeName, given_options
 from vla.cli.console import console, parse_numbers, quiet_loading
 from vla.cli.info.table_options import (
     ColumnOption,
@@ -33,6 +33,7 @@ from vla.errors import ConfigError
 
 if TYPE_CHECKING:
     from vla.cli.recordings import Keys
+    from vla.data import TableOptions
     from vla.eval.scene import Scene
     from vla.policies.robot import RobotPolicy
     from vla.serve.remote import RemotePolicy
@@ -89,6 +90,13 @@ BaseOption = Annotated[
     str | None,
     typer.Option(help="Of an adapter: where its base lies, if no longer where it says.", metavar="WHERE"),
 ]
+QuantizeOption = Annotated[
+    QuantizeName | None,
+    typer.Option(
+        help="Store the linear layers in 4 or 8 bits, as an adapter's base was in training (QLoRA).",
+        show_default=False,
+    ),
+]
 LevelOption = Annotated[
     LevelName | None,
     typer.Option(
@@ -129,7 +137,7 @@ _OF_ENVIRONMENTS = (
     "env", "episodes", "condition", "execute", "batch_size", "film", "noise", "server", "env_option",
     "workers",
 )  # fmt: skip
-_OF_LOADING = ("pipeline", "base", "device", "level")
+_OF_LOADING = ("pipeline", "base", "quantize", "device", "level")
 
 
 def evaluate(
@@ -153,6 +161,7 @@ def evaluate(
     fps: FpsOption = None,
     pipeline: PipelineOption = None,
     base: BaseOption = None,
+    quantize: QuantizeOption = None,
     output: OutputOption = Path("eval_run"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
     level: LevelOption = None,
@@ -189,27 +198,36 @@ def evaluate(
     assert checkpoint is not None  # _check_server
     source = local_folder(checkpoint)
     check_new_folder(output, "--output", source)
-    load = partial(load_for_episodes, source, level, pipeline=pipeline, device=device, base=base)
+    how = {"pipeline": pipeline, "device": device, "base": base, "quantize": quantize}
+    load = partial(load_for_episodes, source, level, **how)
+    acting = Acting(checkpoint, pipeline, level or "", quantize=quantize)  # the level that acted comes later
     if open_loop is not None:
-        from vla.cli.recordings import keys_of
-
         chosen = None if dataset_episodes is None else parse_numbers(dataset_episodes, "--dataset-episodes")
         check_table(open_loop, table_options(column, split, subset, fps))
         policy = load()
-        keys = keys_of(source, camera, pipeline)
-        keys = replace(keys, table=table_options(column, split, subset, fps, keys.table))
-        _compare(policy, open_loop, keys, chosen, seed, (checkpoint, pipeline), output)
+        keys = _keys(source, camera, pipeline, partial(table_options, column, split, subset, fps))
+        _compare(policy, open_loop, keys, chosen, seed, acting, output)
     else:
         plan = planned(noise or "batch", scene(env, env_option), condition)
         policy = load()
-        steps = policy.policy.config.executed_steps if execute is None else execute
-        _roll_out(policy, plan(steps), lambda: Acting(checkpoint, pipeline, policy.last_level), output)
+        steps = execute or policy.policy.config.executed_steps
+        _roll_out(policy, plan(steps), lambda: replace(acting, level=policy.last_level), output)
     _show_end(policy.last_level, output)
+
+
+def _keys(
+    source: Path, camera: list[str] | None, pipeline: str | None, options: "Callable[..., TableOptions]"
+) -> "Keys":
+    """Return what recordings are read by: as in training, but for what the user gives."""
+    from vla.cli.recordings import keys_of
+
+    keys = keys_of(source, camera, pipeline)
+    return replace(keys, table=options(keys.table))
 
 
 def _compare(
     policy: "RobotPolicy", dataset: str, keys: "Keys", chosen: list[int] | None, seed: int,
-    named: tuple[str, str | None], output: Path,
+    acting: Acting, output: Path,
 ) -> None:  # fmt: skip
     """Compare with recordings, print the errors, and write them down."""
     from vla.atomic import atomic_folder
@@ -218,7 +236,7 @@ def _compare(
     compared = compare(policy, dataset, keys, chosen, seed)
     print_errors(compared)
     with atomic_folder(output) as folder:
-        write_comparison(folder, Acting(*named, policy.last_level), dataset, compared)
+        write_comparison(folder, replace(acting, level=policy.last_level), dataset, compared)
 
 
 def _planned(

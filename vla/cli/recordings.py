@@ -226,5 +226,6 @@ def write_comparison(folder: Path, acting: Acting, dataset: str, result: "OpenLo
     lead = f"Predictions of {acting} at the recorded frames of {dataset}; {_sentence(result)}."
     write_report(folder / "report.html", Report("Predicted against recorded actions", lead, blocks=blocks))
     who = {"checkpoint": acting.checkpoint, "pipeline": acting.pipeline, "level": acting.level}
+    who["quantize"] = acting.quantize
     numbers = {**who, "dataset": dataset, **result.to_json()}
     (folder / "open_loop.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")

@@ -27,12 +27,14 @@ class Acting:
         pipeline: Which robot of a checkpoint that was trained on several.
         level: Level of sampling.
         server: What a server says of itself; None in process.
+        quantize: In how many bits its linear layers were stored; None: as they are.
     """
 
     checkpoint: str
     pipeline: str | None
     level: str
     server: "Server | None" = None
+    quantize: str | None = None
 
     def __str__(self) -> str:
         name = self.checkpoint if self.pipeline is None else f"{self.checkpoint} as {self.pipeline}"
@@ -220,6 +222,7 @@ def write_results(
         "checkpoint": acting.checkpoint,
         "pipeline": acting.pipeline,
         "level": acting.level,
+        "quantize": acting.quantize,
         "env": plan.scene.env,
         "env_options": dict(plan.scene.arguments),
         "seed": plan.seed,

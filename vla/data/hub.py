@@ -11,13 +11,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vla.errors import DatasetError
-from vla.paths import kept
+from vla.paths import is_hidden, kept
 from vla.types import COMMIT, HUB_ID, as_text, shown
 
 _ADDRESS = re.compile(
     r"(?:[a-z][a-z0-9+.-]*:)?/{2,}(?:(?:huggingface\.co|hf\.co)/)?(?:(?:datasets|models)/)?"
     r"([^/@]+/[^/@]+)(?:[/@].*)?"
 )
+_TABLES = (".parquet", ".arrow")
+_SAVED = ("state.json", "dataset_dict.json")
+"""What `Dataset.save_to_disk` writes next to the tables."""
 _POINTER = b"version https://git-lfs"
 _MANY_FILES = 200  # beyond, matching every file against every pattern costs more than it saves
 
@@ -131,6 +134,37 @@ def address_hint(name: str) -> str:
     if match is None:
         return ""
     return f" It seems to be an address: a repository on the hub is named owner/name, here {match[1]}."
+
+
+def kind_hint(folder: Path, name: str | Path) -> str:
+    """Return what a folder without meta/info.json seems to be instead, as a sentence; empty if unknown.
+
+    Args:
+        folder: What was named as a LeRobot dataset.
+        name: How the user wrote it.
+    """
+    above = folder.absolute().parent
+    if (above / "meta" / "info.json").is_file():
+        return f" {above} is a dataset: name that folder."
+    if holds_policy(folder):
+        return f" {name} holds a policy or a training run, which is not a dataset."
+    if (folder / "meta").exists():  # what is left of a dataset
+        return ""
+    try:
+        below = [path for path in folder.iterdir() if not is_hidden(path)]
+        files = [*below, *(file for path in below if path.is_dir() for file in path.iterdir())]
+    except OSError:
+        return ""
+    if any(file.suffix in _TABLES or file.name in _SAVED for file in files if not is_hidden(file)):
+        return f" It holds a table of `datasets`, which is named with 'hf:' in front: hf:{name}."
+    return ""
+
+
+def holds_policy(folder: Path) -> bool:
+    """Return whether a folder is one of a policy's checkpoint or of a training run, as far as names tell."""
+    if (folder / "checkpoints").is_dir() and (folder / "recipe.yaml").is_file():
+        return True
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 def download_all(repo_id: str, revision: str | None = None) -> Path:

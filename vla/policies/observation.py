@@ -194,21 +194,27 @@ class ObservationGuard:
         return torch.from_numpy(state)
 
 
-def check_noise(noise: Any, layout: str, batch: int | None = None) -> np.ndarray:
+def check_noise(noise: Any, layout: str, batch: int | None = None, horizon: int | None = None) -> np.ndarray:
     """Return noise as float32, checked.
 
     Args:
         noise: Anything that is an array of real numbers.
         layout: "a m", or "b a m" for a batch.
         batch: Number of rows of a batch.
+        horizon: Steps of the policy's chunks, `a`; None: whatever they are.
 
     Raises:
         ObservationError: It holds something else, a value that is not finite, or has another shape.
     """
     made = _numbers(noise, "noise")
     axes = layout.split()
-    if made.ndim != len(axes) or not made.size or (batch is not None and len(made) != batch):
-        wanted = ", ".join(f"b={batch}" if axis == "b" else axis for axis in axes)
+    sizes = {name: size for name, size in (("b", batch), ("a", horizon)) if size is not None}
+    if (
+        made.ndim != len(axes)
+        or not made.size
+        or any(made.shape[axes.index(name)] != size for name, size in sizes.items() if name in axes)
+    ):
+        wanted = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in axes)
         raise ObservationError(f"noise must have shape [{wanted}] in model space, got {list(made.shape)}.")
     return made
 

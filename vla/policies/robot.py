@@ -172,8 +172,8 @@ class RobotPolicy:
                 or empty, where the robot's description has one, or the policy reads no text). Arrays may be
                 numpy's, torch's or lists (of an image: of whole numbers in [0, 255]); of a list of one text,
                 the text is taken. Other keys are not read, which the log says once.
-            noise: `[a, m]` in model space, where sampling starts, `[n, a, m]` for several samples; drawn
-                where not given.
+            noise: `[a, m]` in model space, where sampling starts, `[n, a, m]` for several samples, with as
+                many steps as the policy's chunks; drawn where not given.
             generator: Source of the noise, on the policy's device.
             text: Whether to generate the response text as well.
             num_steps: Steps of sampling, 1 to 10000; the policy's own number where not given.
@@ -207,8 +207,9 @@ class RobotPolicy:
     def _infer_one(self, observation: Any, noise: Any, samples: int, **options: Any) -> dict[str, Any]:
         """Return the chunk of an observation, or of a pair of session and observation."""
         if noise is not None:
-            one = as_count(samples, "samples") == 1
-            noise = check_noise(noise, "a m")[None] if one else check_noise(noise, "b a m", samples)
+            one, steps = as_count(samples, "samples") == 1, self.window.horizon
+            noise = check_noise(noise, "a m" if one else "b a m", None if one else samples, steps)
+            noise = noise[None] if one else noise
         return self.infer_batch([observation], noise=noise, samples=samples, **options)[0]
 
     @torch.no_grad()
@@ -251,7 +252,8 @@ class RobotPolicy:
         self._check(pairs, text)
         check_pick(pick, continued)
         samples = self._checked_samples(samples)
-        noise = None if noise is None else check_noise(noise, "b a m", len(pairs) * samples)
+        if noise is not None:
+            noise = check_noise(noise, "b a m", len(pairs) * samples, self.window.horizon)
         check_generators(generator, len(pairs), self.device)
         num_steps = None if num_steps is None else self._checked_steps(num_steps)
         frames = self._frames([observation for _, observation in pairs])
@@ -366,11 +368,7 @@ class RobotPolicy:
         stacked, device = collate(samples), self.device  # the latter asks accelerate: once is enough
         return {name: one.to(device) for name, one in stacked.items()} | self.policy.host_inputs(stacked)
 
-    def _check(
-        self,
-        pairs: Sequence[tuple[Session | None, Observation]],
-        text: bool,
-    ) -> None:
+    def _check(self, pairs: Sequence[tuple[Session | None, Observation]], text: bool) -> None:
         sessions = [id(session) for session, _ in pairs if session is not None]
         if self.past and len(sessions) < len(pairs):
             raise ConfigError(

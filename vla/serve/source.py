@@ -20,7 +20,7 @@ _CONTENT = (
     "d/*", "ocdbt.process_*/**/*",
 )  # fmt: skip
 _CHANGES = ("adapters.json",)  # written next to a policy later on, and nothing of it
-_OPENED = ("pipeline", "base", "robot")
+_OPENED = ("pipeline", "base", "robot", "quantize")
 _WHOLE = 64 * 2**20
 _EVERY, _SAMPLE = 64 * 2**10, 64
 
@@ -33,6 +33,7 @@ def source_of(
     pipeline: str | None = None,
     base: str | Path | None = None,
     robot: str | Path | None = None,
+    quantize: str | None = None,
 ) -> dict[str, Any]:
     """Return what a server's contract says of its policy under `source`, as plain values.
 
@@ -43,6 +44,7 @@ def source_of(
         pipeline: Which robot of a checkpoint that was trained on several.
         base: Where an adapter's base was found, if not where the adapter says.
         robot: The robot's file, or a shipped one's name, where the checkpoint records no robot.
+        quantize: In how many bits its linear layers are stored, if not as they are.
     """
     return {
         "folder": str(folder.absolute()),
@@ -52,6 +54,7 @@ def source_of(
         "pipeline": pipeline,
         "base": _place(base),
         "robot": _place(robot),
+        "quantize": quantize,
     }
 
 
@@ -89,7 +92,7 @@ def load_source(contract: Mapping[str, Any]) -> RobotPolicy:
             checkpoint if source is None else source["repository"],
             contract.get("revision"),
         )
-        how = {key: source[key] for key in _OPENED if source[key] is not None} if source else {}
+        how = {key: source[key] for key in _OPENED if source.get(key) is not None} if source else {}
         folder, content = (Path(source["folder"]), source["content"]) if source else (None, None)
     if folder is None:
         return load(repository, **({"revision": revision} if revision else {}))

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from vla.errors import ConfigError, gone
 from vla.paths import expanded
-from vla.plain_yaml import check_numbers
+from vla.plain_yaml import check_numbers, in_yaml_terms, said_once
 from vla.train.recipe import (
     AdapterSection,
     DataSection,
@@ -28,15 +28,6 @@ from vla.train.recipe_names import unknown_key
 
 RECIPE_FILE = "recipe.yaml"
 """What the recipe of a run, or of a checkpoint, is called in its folder."""
-
-_EXPECTED = {
-    "an object": "a mapping",
-    "a valid array": "a list",
-    "a valid string": "text: put it in quotes if it is meant as such",
-    "a valid boolean": "a boolean, true or false",
-    "a valid integer": "a whole number, such as 10000 or 1e4",
-}
-"""Words of pydantic, and those for what is written in YAML."""
 
 _NULL = ("", "~", "null", "Null", "NULL")
 _QUOTES = "'\""
@@ -338,23 +329,10 @@ def known_keys() -> list[str]:
     return list(_known_keys(Recipe))
 
 
-def _said_once(problems: Sequence[Any]) -> Iterator[tuple[Any, int]]:
-    """Yield problems, and how many more entries of the same list have the same; of those only the first."""
-
-    def kind(problem: Any) -> tuple[Any, ...]:
-        *above, last = problem["loc"] or ("",)
-        return (*above, "[]" if isinstance(last, int) else last, problem["type"], problem["msg"])
-
-    kinds = [kind(problem) for problem in problems]
-    for number, problem in enumerate(problems):
-        if kinds[number] not in kinds[:number]:
-            yield problem, kinds.count(kinds[number]) - 1
-
-
 def _explain(error: ValidationError, path: Path | str | None) -> str:
     """Say every complaint of pydantic in the recipe's own terms, on one line."""
     complaints = []
-    for problem, alike in _said_once(error.errors()):
+    for problem, alike in said_once(error.errors()):
         key = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
             complaints.append(unknown_key(key, problem["input"], known_keys()))
@@ -368,9 +346,8 @@ def _explain(error: ValidationError, path: Path | str | None) -> str:
         elif problem["type"] == "value_error":
             complaints.append(f"'{key}': {problem['msg'].removeprefix('Value error, ').rstrip('.')}.")
         else:
-            expected = problem["msg"].removeprefix("Input should be ")
-            for theirs, ours in _EXPECTED.items():
-                expected = expected.replace(theirs, ours)
+            expected = in_yaml_terms(problem["msg"].removeprefix("Input should be "))
+            expected = expected.replace("a whole number", "a whole number, such as 10000 or 1e4")
             given, said = problem["input"], repr(problem["input"])
             if given is None:
                 said, expected = "empty (null)", expected.partition(":")[0]

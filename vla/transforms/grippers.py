@@ -16,6 +16,9 @@ from vla.errors import ConfigError, ShapeError
 from vla.transforms.base import Transform
 from vla.types import Sample
 
+_STEEPEST = 1e30
+"""Largest slope or offset of a line: float32 ends at 3.4e38, and what is mapped is no more than 1e8."""
+
 Feature = Literal["state", "actions"]
 
 
@@ -64,7 +67,7 @@ class LinearMap(Transform):
 
     Raises:
         ConfigError: The feature is unknown, a dimension is negative or named twice, or the two values of a
-            pair are equal or not finite.
+            pair are equal, not finite, or so near each other that float32 could not hold what comes of them.
         ShapeError: A sample has fewer dimensions.
     """
 
@@ -80,6 +83,7 @@ class LinearMap(Transform):
         object.__setattr__(self, "dims", _checked_dims(self.dims, self.name))
         for side in ("robot", "policy"):
             object.__setattr__(self, side, _checked_pair(getattr(self, side), f"{self.name}, {side}"))
+        _check_steepness(self.robot, self.policy, f"{self.name}, robot and policy")
 
     def forward(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
         """Map from the robot's values to the policy's."""
@@ -113,7 +117,7 @@ class SliderCrank(Transform):
 
     Raises:
         ConfigError: The feature is unknown, a dimension is negative or named twice, a length is not positive
-            or not finite, the horn is as long as the arm, or a pair's values are equal.
+            or not finite, the horn is as long as the arm, or a pair's values are equal or as good as equal.
         ShapeError: A sample has fewer dimensions.
     """
 
@@ -131,6 +135,7 @@ class SliderCrank(Transform):
         object.__setattr__(self, "dims", _checked_dims(self.dims, self.name))
         for pair in ("stroke", "angle"):
             object.__setattr__(self, pair, _checked_pair(getattr(self, pair), f"{self.name}, {pair}"))
+            _check_steepness((0.0, 1.0), getattr(self, pair), f"{self.name}, {pair}")
         if min(self.stroke) <= 0 or not 0 < self.horn_radius < self.arm_length < math.inf:
             raise ConfigError(
                 f"{self.name} needs a positive stroke and 0 < horn_radius < arm_length, all in metres; got "
@@ -194,6 +199,18 @@ def _checked_dims(dims: tuple[int, ...], name: str) -> tuple[int, ...]:
     if any(type(dim) is not int or dim < 0 for dim in dims) or len(set(dims)) != len(dims):
         raise ConfigError(f"{name} takes different dimensions from 0, got {list(dims)}.")
     return dims
+
+
+def _check_steepness(source: tuple[float, float], target: tuple[float, float], name: str) -> None:
+    """Raise where a line, or its inverse, takes ordinary values beyond float32, or is lost in rounding."""
+    for (a, b), (c, d) in ((source, target), (target, source)):
+        slope = (d - c) / (b - a)
+        if not abs(slope) <= _STEEPEST or not abs(c - a * slope) <= _STEEPEST:
+            raise ConfigError(
+                f"{name}: the line between {list(source)} and {list(target)} is too steep, one way or the "
+                f"other: it takes {a} to {c}, and {slope:.3g} more for each 1, which float32 must hold. "
+                "Give pairs of values that are further apart."
+            )
 
 
 def _checked_pair(pair: tuple[float, float], name: str) -> tuple[float, float]:

@@ -4,6 +4,7 @@ docs/add_a_robot.md explains every field with an example.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -22,8 +23,8 @@ from pydantic import (
 )
 
 from vla.errors import ConfigError, did_you_mean
-from vla.plain_yaml import load_yaml
-from vla.types import Columns, columns_of
+from vla.plain_yaml import float_in_yaml, in_yaml_terms, load_yaml, said_once
+from vla.types import Columns, columns_of, shown
 
 Angle = Literal[0, 90, 180, 270]
 
@@ -74,6 +75,10 @@ class SliderCrankScale(_Section):
     angle: tuple[float, float]
     """The motor's angle at the policy's 0 and 1, radians."""
 
+
+_MAPS = ("linear", "slider_crank")
+_TEXTS = ("tuple[str", "dict[")
+"""What pydantic calls several texts, in the place of which one may be given."""
 
 Scale = Annotated[LinearScale | SliderCrankScale, Field(discriminator="map")]
 
@@ -246,8 +251,8 @@ class RobotFile(_Section):
     """Under this name openpi's base checkpoints hold statistics of the robot."""
     default_prompt: str | None = Field(default=None, min_length=1)
     """The instruction where an observation brings none."""
-    sources: tuple[str, ...] = Field(min_length=1)
-    """Where the facts come from."""
+    sources: tuple[str, ...] = ()
+    """Where the facts come from, which the files that vla brings all say."""
     choices: tuple[str, ...] = ()
     """Choices made here, which are not facts about the robot."""
 
@@ -323,25 +328,76 @@ def read_robot_file(path: Path) -> RobotFile:
 def _explain(error: ValidationError) -> str:
     """Word all of pydantic's errors in the file's own terms, on one line."""
     said: dict[str, None] = {}  # a union reports one error per member
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"] if "tuple[" not in str(part))
-        last = str(problem["loc"][-1]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
+    for problem, alike in said_once([one for one in error.errors() if not _is_beside_the_point(one)]):
+        kind, parts = problem["type"], _in_file(problem["loc"])
+        key, last = ".".join(map(str, parts)), str(parts[-1]) if parts else ""
+        if kind == "extra_forbidden":
             said[f"unknown key '{key}'.{did_you_mean(last, _siblings(problem['loc']))}"] = None
-        elif problem["type"] == "missing":
+        elif kind == "missing" and isinstance(last_part := problem["loc"][-1], int):
+            whole = key.rpartition(".")[0]
+            said[f"'{whole}' has only {last_part} of its entries: give all of them."] = None
+        elif kind == "missing":
             said[f"'{key}' is missing."] = None
-        elif problem["type"] == "value_error":
+        elif kind == "union_tag_not_found":
+            said[f"'{key}.map' is missing; it is {' or '.join(_MAPS)}."] = None
+        elif kind == "union_tag_invalid":
+            tag, wanted = problem["ctx"]["tag"], " or ".join(_MAPS)
+            said[f"'{key}.map' is {shown(tag)}, expected {wanted}.{did_you_mean(tag, _MAPS)}"] = None
+        elif kind == "value_error":
             where = f"'{key}': " if key else ""
             message = problem["msg"].removeprefix("Value error, ")
             said[f"{where}{message}{'' if message[-1] in '.?' else '.'}"] = None
-        elif problem["type"] in ("too_short", "string_too_short"):
-            what = "text" if problem["type"] == "string_too_short" else "at least one entry"
-            said[f"'{key}' is {problem['input']!r}, expected {what}."] = None
         else:
-            expected = problem["msg"].removeprefix("Input should be ").replace("an object", "a mapping")
-            expected = expected.replace("a valid array", "a list").replace("a valid list", "a list")
-            said[f"'{key}' is {problem['input']!r}, expected {expected}."] = None
+            given = "empty (null)" if problem["input"] is None else shown(problem["input"])
+            more = f", and so for {alike} more of its entries" if alike else ""
+            said[f"'{key}' is {given}, expected {_expected(problem)}{more}."] = None
     return " ".join(said)
+
+
+def _expected(problem: Any) -> str:
+    """Return what a field takes, and how YAML has to write what seems to be meant."""
+    kind, given = problem["type"], problem["input"]
+    if kind == "string_too_short":
+        return "text"
+    if kind == "too_short":
+        return "at least one entry"
+    if kind == "too_long":
+        return f"{problem['ctx']['max_length']} entries"
+    expected = in_yaml_terms(problem["msg"].removeprefix("Input should be "))
+    if kind not in ("float_type", "int_type") or not isinstance(given, str):
+        return expected
+    try:
+        number = float(given)
+    except ValueError:
+        return expected
+    if not math.isfinite(number):
+        return "a finite number"
+    written = str(int(number)) if kind == "int_type" else float_in_yaml(number)
+    return f"{expected}: YAML takes this for text, write {written}"
+
+
+def _is_beside_the_point(problem: Any) -> bool:
+    """Whether a complaint is about the other form of a value, or about entries that are there but wrong."""
+    given, last = problem["input"], str(problem["loc"][-1]) if problem["loc"] else ""
+    if problem["type"] == "too_short":
+        return len(given) != problem["ctx"]["actual_length"]
+    is_several = isinstance(given, list | dict)
+    if last == "str":
+        return problem["type"] == "string_type" and is_several
+    return problem["type"] in ("tuple_type", "dict_type") and last.startswith(_TEXTS) and not is_several
+
+
+def _in_file(place: tuple[int | str, ...]) -> list[int | str]:
+    """Return where in the file pydantic's `place` is: without the names of forms and of kinds of scales."""
+    parts: list[int | str] = []
+    for number, part in enumerate(place):
+        two_above = place[number - 2] if number > 1 else None
+        is_form = str(part).startswith(("tuple[", "dict[")) or (part in _MAPS and two_above == "scales")
+        if part == "str" and number == len(place) - 1:
+            is_form = two_above == "images" or place[number - 1] in ("key", "state")
+        if not is_form:
+            parts.append(part)
+    return parts
 
 
 def _siblings(place: tuple[int | str, ...]) -> list[str]:

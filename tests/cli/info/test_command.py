@@ -105,6 +105,15 @@ def test_folder_that_is_neither(tmp_path, capsys):
     assert "neither a checkpoint (config.json, weights) nor a dataset (meta/info.json)" in error
 
 
+def test_a_table_without_hf_in_front(tmp_path, capsys):
+    (tmp_path / "rows.parquet").touch()
+    with unchanged(tmp_path):
+        assert main(["info", str(tmp_path)]) == 1
+    assert f"It holds a table of `datasets`, which is named with 'hf:' in front: hf:{tmp_path}." in (
+        capsys.readouterr().err
+    )
+
+
 def test_nothing_there(tmp_path, capsys):
     assert main(["info", str(tmp_path / "none" / "at" / "all")]) == 1
     error = capsys.readouterr().err

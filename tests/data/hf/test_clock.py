@@ -27,6 +27,19 @@ def test_frames_a_second():
         opened(make_table(), options=said)
     clock = [1.7e9 + seconds for seconds in make_columns()["seconds"]]
     check_items(opened(make_table({"seconds": clock}, {"seconds": datasets.Value("float64")})))
+    for start, kind, grain in (
+        (1.7e9, "float32", "128"),
+        (1e6, "float32", "0.0625"),
+        (400.0, "float16", "0.25"),
+    ):
+        rounded = [start + seconds for seconds in make_columns()["seconds"]]
+        coarse = make_table({"seconds": rounded}, {"seconds": datasets.Value(kind)})
+        for fps in (None, FPS):
+            options = TableOptions(OPTIONS.columns, fps=fps)
+            with pytest.raises(
+                DatasetError, match=rf"its type {kind} rounds .* s to steps of {grain} s\. Write"
+            ):
+                opened(coarse, options=options)
     step = make_columns()["step"]
     for unit, each, named in ((100, "0.01", "milli"), (10**5, "1e-05", "micro"), (10**8, "1e-08", "nano")):
         said = f"are in seconds, .* rise by {unit:.3g} from .*{named}seconds, which would be {each} frames"

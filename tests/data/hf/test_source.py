@@ -10,6 +10,7 @@ from tests.data.hf.tables import KEYS, OPTIONS, make_table
 from tests.folders import files_of, unchanged
 from tests.hub_server import serving, speak_to
 from vla.data import HuggingFaceDataset, TableOptions, open_dataset
+from vla.data.hf import files
 from vla.data.hf.source import is_table, open_table
 from vla.errors import ConfigError, DatasetError
 
@@ -189,3 +190,92 @@ def test_a_dataset_of_the_hub_at_one_commit(table, tmp_path, monkeypatch):
         assert open_dataset("hf:someone/rows", **READ, revision=commit)[4]["pose"].equal(found[4]["pose"])
         with pytest.raises(DatasetError, match="someone/nothing"):
             open_dataset("hf:someone/nothing", **READ)
+
+
+def test_a_folder_with_far_more_than_a_table_is_not_walked_to_its_end(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_WITHOUT_TABLE", 20)
+    monkeypatch.setattr(files, "MOST_ENTRIES", 60)
+    deep = tmp_path / "disk" / "a" / "b"
+    table.remove_columns("view").to_csv(deep / "rows.csv")
+    for number in range(30):
+        (deep / f"x{number}.txt").touch()
+    with unchanged(tmp_path):
+        with pytest.raises(
+            DatasetError, match=r"disk holds more than 20 files .*on top: name the table's own"
+        ):
+            open_table(f"hf:{tmp_path / 'disk'}", TableOptions())
+        # With the table on top, or in a folder of its own, as many files next to it are none too many.
+        assert next(iter(files.files_of(deep, "it"))).name == "rows.csv"
+        assert len(list(files.files_of(deep.parent, "it"))) == 31
+    for number in range(30):
+        (deep / f"y{number}.txt").touch()
+    with pytest.raises(DatasetError, match=r"a holds more than 60 files and folders: name the table's own"):
+        open_table(f"hf:{deep.parent}", TableOptions())
+    (deep / ".git").mkdir()
+    (deep / ".git" / "rows.csv").touch()
+    monkeypatch.setattr(files, "MOST_ENTRIES", 63)
+    assert len(list(files.files_of(deep, "it"))) == 61
+    (deep / ".git" / "more").touch()  # load_dataset would walk through it
+    with pytest.raises(DatasetError, match="it holds more than 63 files"):
+        list(files.files_of(deep, "it"))
+
+
+def test_a_folder_that_is_gone_while_it_is_walked(tmp_path):
+    (tmp_path / "there" / "sub").mkdir(parents=True)
+    for name in ("rows.csv", "sub/more.csv"):
+        (tmp_path / "there" / name).touch()
+    walk = files.files_of(tmp_path / "there", "hf:there")
+    assert next(walk).name == "rows.csv"
+    (tmp_path / "there" / "sub" / "more.csv").unlink()
+    (tmp_path / "there" / "sub").rmdir()
+    with pytest.raises(DatasetError, match=r"hf:there cannot be read: .*sub.*name the table's folder"):
+        list(walk)
+
+
+def test_what_is_named_as_the_other_kind_of_dataset(table, tmp_path, recorded):
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "rows" / "train" / "0.parquet")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    (tmp_path / "policy").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "policy" / name).write_text("{}")
+    (tmp_path / "left" / "meta").mkdir(parents=True)
+    table.to_parquet(tmp_path / "left" / "meta" / "tasks.parquet")
+    for name, said in {
+        "saved": r" It holds a table of `datasets`.*: hf:\S*saved\.",
+        "rows": r" It holds a table of `datasets`.*: hf:\S*rows\.",
+        "notes": "",
+        "left": "",
+        "policy": r" \S*policy holds a policy or a training run, which is not a dataset\.",
+    }.items():
+        with (
+            unchanged(tmp_path),
+            pytest.raises(DatasetError, match=rf"is missing: .* its description there\.{said}$"),
+        ):
+            open_dataset(tmp_path / name, action_horizon=2)
+    with pytest.raises(
+        DatasetError, match=rf"{re.escape(str(recorded.root))} is a dataset: name that folder"
+    ):
+        open_dataset(recorded.root / "meta", action_horizon=2)
+    with unchanged(tmp_path), pytest.raises(DatasetError, match=r"holds a policy or .* is not a table"):
+        open_dataset(f"hf:{tmp_path / 'policy'}", **READ)
+
+
+def test_what_holds_no_rows_is_said_in_our_words(table, tmp_path):
+    table.save_to_disk(tmp_path / "saved")
+    (tmp_path / "notes").mkdir()
+    for number in range(3):
+        (tmp_path / "notes" / f"{number}.txt").touch()
+    with unchanged(tmp_path):
+        with pytest.raises(
+            DatasetError, match=r"notes cannot be read .*: no file in it is a table \(\.parquet"
+        ):
+            open_dataset(f"hf:{tmp_path / 'notes'}", **READ)
+        for name in ("state.json", "dataset_info.json"):
+            with pytest.raises(DatasetError, match=rf"only describes the table .*hf:{tmp_path}/saved\."):
+                open_dataset(f"hf:{tmp_path / 'saved' / name}", **READ)
+    wide = datasets.Dataset.from_dict({f"c{number:03}": [1] for number in range(300)})
+    with pytest.raises(DatasetError, match=r"it has \['c000', .* and 280 more\.") as error:
+        HuggingFaceDataset(wide, **READ)
+    assert len(str(error.value)) < 500

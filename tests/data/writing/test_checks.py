@@ -19,7 +19,11 @@ from vla.errors import ConfigError, DatasetError, ShapeError
         ({CAMERAS[0]: np.zeros((32, 64, 3))}, ShapeError, "got float64"),
         ({"action": [0.0, 0.0]}, ShapeError, r"action must have shape \[3\], got \[2\]"),
         ({"action": [0.0, np.nan, 0.0]}, DatasetError, "action of episode 1, frame 1 is not finite"),
-        ({"action": [0.0, 1e300, 0.0]}, DatasetError, "action of episode 1, frame 1 is not finite"),
+        (
+            {"action": [0.0, 1e300, 0.0]},
+            DatasetError,
+            r"action of episode 1, frame 1 is 1e\+300 at dimension 1, which is too large for float32",
+        ),
         ({"observation.state": {"x": 0, "y": 1}}, ShapeError, "must be 2 numbers, got {'x': 0"),
         ({"observation.state": ["0", "1"]}, ShapeError, "must be 2 numbers"),
         ({"observation.state": [None, 1]}, ShapeError, "must be 2 numbers"),
@@ -137,6 +141,7 @@ def test_frames_of_tensors(tmp_path):
             ({"cameras": {"top": size}}, r"must be \(height, width\)")
             for size in (32, (32, 64, 3), "ab", None)
         ),
+        ({"state_names": ["x", "x"]}, r"state_names names dimensions of 'observation\.state' twice: \['x'\]"),
         *(({"state_names": names}, "state_names must be a list") for names in (2, None, "xy", [], [1, 2])),
         *(({"action_names": {"a": n}}, "for each dimension of 'a'") for n in (2, "xy", [None])),
         ({"extra_features": {"r": {"dtype": "float32", "shape": (1,)}}}, "extra_features must be one of"),

@@ -294,5 +294,5 @@ def test_how_many_and_which(robot, options, said):
 
 
 def test_noise_for_several(robot):
-    with pytest.raises(ObservationError, match=r"noise must have shape \[b=3, a, m\]"):
+    with pytest.raises(ObservationError, match=r"noise must have shape \[b=3, a=6, m\]"):
         robot.infer(moved(0.3), noise=NOISE, samples=3)

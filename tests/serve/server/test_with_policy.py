@@ -11,6 +11,7 @@ from vla_client.continuation import Continuation
 
 from tests.policies.conftest import make_robot_policy
 from tests.serve.server.fakes import client_of, serving, until
+from vla.errors import ObservationError
 from vla.policies.robot import RobotPolicy
 
 
@@ -45,6 +46,37 @@ def held(policy):
 
     policy.infer_batch = waiting
     return go, entered, sizes
+
+
+def test_noise_of_another_horizon_is_refused_and_the_session_stays(robot_policy):
+    horizon, width = robot_policy.window.horizon, robot_policy.policy.config.max_action_dim
+
+    async def talk():
+        async with serving(robot_policy) as server, client_of(server) as client:
+            replies = []
+            for steps in (horizon + 1, 3, horizon):
+                noise = np.zeros((steps, width), np.float32)
+                await client.send(make_observation(0) | {"vla/noise": noise})
+                replies.append(await client.receive())
+            return replies
+
+    seen, several = make_observation(0), np.zeros((2, horizon - 1, width), np.float32)
+    for ask, given, options in (
+        (robot_policy.infer, seen, {"samples": 2}),
+        (robot_policy.infer, seen, {}),
+        (robot_policy.start().infer, seen, {}),
+        (robot_policy.start().infer, seen, {"samples": 2}),
+        (robot_policy.infer_batch, [seen, seen], {}),
+    ):
+        one = given is seen and not options
+        with pytest.raises(
+            ObservationError, match=rf"a={horizon}, m\] .* got \[(2, )?{horizon - 1}, {width}"
+        ):
+            ask(given, noise=several[0] if one else several, **options)
+    *refused, answered = run(talk())
+    for reply, steps in zip(refused, (horizon + 1, 3), strict=True):
+        assert f"a={horizon}, m] in model space, got [1, {steps}, {width}]" in reply["vla/error"]["message"]
+    assert answered["actions"].shape[0] == robot_policy.window.executable
 
 
 def test_a_chunk_is_the_same_alone_in_a_batch_and_in_process(robot_policy):

@@ -223,6 +223,7 @@ def _checkpoint_here(what: str) -> Path | str | None:
         WeightsError: It is a run without a checkpoint.
         DatasetError: It is the name of a recording that was not completed, and is not there.
     """
+    from vla.data.hub import kind_hint
     from vla.data.writing.partial import about_leftovers
     from vla.weights.files.listing import listing
     from vla.weights.run_folder import PICKLES, chosen_checkpoint, holds_checkpoint
@@ -241,7 +242,7 @@ def _checkpoint_here(what: str) -> Path | str | None:
     ):
         raise ConfigError(
             f"{what} is neither a checkpoint (config.json, weights) nor a dataset (meta/info.json), nor a "
-            f"run with a checkpoint: {listing(folder)}."
+            f"run with a checkpoint: {listing(folder)}.{kind_hint(folder, what)}"
         )
     return chosen
 

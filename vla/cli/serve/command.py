@@ -9,7 +9,14 @@ import typer
 
 from vla.cli.commands import given_options
 from vla.cli.console import console, quiet_loading
-from vla.cli.eval import TOKEN_VARIABLE, BaseOption, CheckpointArgument, LevelOption, PipelineOption
+from vla.cli.eval import (
+    TOKEN_VARIABLE,
+    BaseOption,
+    CheckpointArgument,
+    LevelOption,
+    PipelineOption,
+    QuantizeOption,
+)
 from vla.cli.paths import check_new_folder
 from vla.errors import ConfigError
 from vla.paths import kept
@@ -91,6 +98,7 @@ def serve(
     tls_key: KeyOption = None,
     pipeline: PipelineOption = None,
     base: BaseOption = None,
+    quantize: QuantizeOption = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default=False)] = None,
     level: LevelOption = None,
 ) -> None:
@@ -123,7 +131,7 @@ def serve(
 
         check_unclaimed(kept(record))
     with ExitStack() as stack:
-        how = {"pipeline": pipeline, "base": base, "device": device}
+        how = {"pipeline": pipeline, "base": base, "quantize": quantize, "device": device}
         server = _made(checkpoint, options, robot, limits, task or [], level, how, record)
         _run(server, None if record is None else _recorder(server, record, stack))
 
@@ -157,7 +165,7 @@ def _made(
     if options.samples > 1 and not accepted(policy.policy.sample_actions, {"samples": options.samples}):
         raise ConfigError(f"--samples: {type(policy.policy).__name__} draws one chunk, not several.")
     found = LoadedFrom.of_folder(folder)
-    opened = {key: how.get(key) for key in ("pipeline", "base", "robot")}
+    opened = {key: how.get(key) for key in ("pipeline", "base", "robot", "quantize")}
     server, ready = build_server(
         policy,
         options,

@@ -10,6 +10,7 @@ from vla.data.hf.order import TIMESTAMP_KEY, EpisodeRows, frame_numbers, scalar_
 from vla.errors import DatasetError
 
 _RATES = 0.5, 1000  # frames a second that timestamps may say by themselves
+_FINE = 1e-3  # seconds: rounding to no more than this is hardly what is wrong
 _UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 
 
@@ -25,7 +26,8 @@ def timestamps(
         spans: Each episode's rows among them.
 
     Raises:
-        DatasetError: The column holds something else than one finite number a row.
+        DatasetError: The column holds something else than one finite number a row, or its type is too coarse
+            for seconds since a moment so long ago.
     """
     if key is None and (
         TIMESTAMP_KEY not in columns.features or not columns.features[TIMESTAMP_KEY].is_numeric
@@ -37,7 +39,24 @@ def timestamps(
     stamps = scalar_column(columns, named, what, rows)
     if stamps.dtype.kind != "f":
         stamps = stamps.astype(np.float64)
+    _check_grain(stamps, spans, np.dtype(columns.features[named].dtype), what)
     return np.concatenate([stamps[span] - stamps[span.start] for span in spans])
+
+
+def _check_grain(stamps: np.ndarray, spans: Sequence[slice], stored: np.dtype, what: str) -> None:
+    """Raise where times were rounded to steps that are about as long as a frame, or longer."""
+    if stored.kind != "f" or stored.itemsize >= 8:
+        return
+    for span in spans:
+        part = stamps[span]
+        largest = np.abs(part).max().astype(stored)
+        grain = float(np.spacing(largest))
+        period = (float(part[-1]) - float(part[0])) / max(len(part) - 1, 1)
+        if len(part) > 1 and grain > _FINE and 2 * grain > period >= 0:
+            raise DatasetError(
+                f"{what}: its type {stored} rounds {float(largest):.10g} s to steps of {grain:.3g} s. "
+                "Write the column as float64, or count the seconds from each episode's start."
+            )
 
 
 def seconds_cut_off(

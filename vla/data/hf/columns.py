@@ -30,6 +30,7 @@ from vla.data.video import check_container
 from vla.errors import DatasetError, did_you_mean
 from vla.paths import kept
 
+_MOST_NAMES = 20
 _VIDEOS = "vla-videos"
 _MOST_VALUES = 1 << 16
 _CHANNELS = (1, 3, 4)
@@ -88,7 +89,7 @@ class TableColumns:
         if key not in names:
             raise DatasetError(
                 f"{self.table.name} has no column '{key}' for {what}; it has "
-                f"{names}.{did_you_mean(key, names)}"
+                f"{_first_of(names)}.{did_you_mean(key, names)}"
             )
         if key in self.left_out:
             raise DatasetError(f"{self.table.name}: '{key}' cannot be used for {what}: {self.left_out[key]}")
@@ -298,3 +299,9 @@ def _label_texts(column: pa.Array, names: list[str]) -> TextColumn:
     codes = np.where((codes < 0) | (codes >= len(names)), len(names), codes).astype(np.int32)
     texts = (*names, "") if (codes == len(names)).any() else tuple(names)
     return TextColumn(texts, codes)
+
+
+def _first_of(names: list[str]) -> str:
+    """Return a table's columns for a message: not hundreds of them."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{names[:_MOST_NAMES]}{more}"

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vla.data.hf.files import BUILDERS, files_of
 from vla.data.hf.options import TableOptions
-from vla.data.hub import address_hint, dataset_path, download_all, refuse_pointer
+from vla.data.hub import address_hint, dataset_path, download_all, holds_policy, refuse_pointer
 from vla.errors import DatasetError, did_you_mean
-from vla.paths import is_hidden, kept
+from vla.paths import kept
 from vla.types import COMMIT, HUB_ID, as_text
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ PREFIX = "hf:"
 """What a path begins with that names a table of `datasets` rather than a LeRobot dataset."""
 
 _MOST_OF_A_REASON = 300  # characters
+_OF_SAVED = ("dataset_info.json", "state.json")
+"""What `Dataset.save_to_disk` writes next to the rows."""
 _SLICES = ("[", "+", "(")
 """What tells parts of splits, as `datasets` writes them, from the name of a split."""
-_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def open_table(name: "str | Path | Dataset", options: TableOptions, revision: st
         revision: Branch, tag or commit of a hub dataset.
 
     Raises:
-        DatasetError: It is not there, cannot be read, has no such split or subset, is a LeRobot dataset, or a
-            file of it is a Git LFS pointer.
+        DatasetError: It is not there, cannot be read, has no such split or subset, is a LeRobot dataset or a
+            folder with far more than a table, or a file of it is a Git LFS pointer.
     """
     if not isinstance(name, str | Path):
         return _from_dataset(name, options, revision)
@@ -88,11 +90,13 @@ def open_table(name: "str | Path | Dataset", options: TableOptions, revision: st
             f"{bare} is a LeRobot dataset, whose videos and episodes are described in meta/: leave out "
             f"'{PREFIX}'."
         )
-    for file in [path] if path.is_file() else path.rglob("*"):
-        # A pointer is a text file, which csv and json might take.
-        if file.suffix.lower() in _BUILDERS and not is_hidden(file):
-            refuse_pointer(file)
+    if path.is_dir() and holds_policy(path):
+        raise DatasetError(f"{PREFIX}{bare} holds a policy or a training run, which is not a table.")
     shown = f"{PREFIX}{bare}"
+    for file in files_of(path, shown):
+        # A pointer is a text file, which csv and json might take.
+        if file.suffix.lower() in BUILDERS and file.is_file():
+            refuse_pointer(file)
     table = _choose_split(_load(path, shown, options), shown, options)
     if not len(table):
         raise DatasetError(f"{shown} is empty: it has no rows.")
@@ -141,9 +145,13 @@ def _load(path: Path, shown: str, options: TableOptions) -> Any:
     saved = path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     if saved and options.subset is not None:
         raise DatasetError(f"{shown} was written by save_to_disk, which has no subsets: leave out 'subset'.")
-    builder = _BUILDERS.get(path.suffix.lower())
+    if path.name in _OF_SAVED and all((path.parent / name).is_file() for name in _OF_SAVED):
+        raise DatasetError(
+            f"{shown} only describes the table in its folder: name the folder, {PREFIX}{path.parent}."
+        )
+    builder = BUILDERS.get(path.suffix.lower())
     if path.is_file() and builder is None:
-        raise DatasetError(f"{shown} is a file of an unknown kind; known are {', '.join(_BUILDERS)}.")
+        raise DatasetError(f"{shown} is a file of an unknown kind; known are {', '.join(BUILDERS)}.")
     try:
         if saved:
             return datasets.load_from_disk(str(path))
@@ -163,13 +171,14 @@ def _load(path: Path, shown: str, options: TableOptions) -> Any:
         ArithmeticError,
         ImportError,
     ) as error:
-        where = next((file for file in _files_of(path) if not _is_whole(file, saved)), None)
+        # Scripts (.py) are named by the error itself.
+        if not any(file.suffix.lower() in (*BUILDERS, ".py") for file in files_of(path, shown)):
+            raise DatasetError(
+                f"{shown} cannot be read as a dataset: no file in it is a table ({', '.join(BUILDERS)})."
+            ) from error
+        where = next((file for file in files_of(path, shown) if not _is_whole(file, saved)), None)
         named = "" if where is None else f"{where} is damaged: "
         raise DatasetError(f"{shown} cannot be read as a dataset: {named}{_reason(error)}") from error
-
-
-def _files_of(path: Path) -> list[Path]:
-    return [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if not is_hidden(file)]
 
 
 def _is_whole(file: Path, saved: bool) -> bool:

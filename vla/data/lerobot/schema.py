@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vla.atomic import read_json
-from vla.data.hub import refuse_pointer
+from vla.data.hub import kind_hint, refuse_pointer
 from vla.data.lerobot import fields
 from vla.errors import DatasetError, did_you_mean
 from vla.types import IMAGE_PREFIX, columns_of, name_of
@@ -189,7 +189,8 @@ def read_info(root: Path) -> DatasetInfo:
     """
     path = root / INFO_PATH
     refuse_pointer(path)
-    values = read_json(path, DatasetError, "a LeRobot dataset keeps its description there.")
+    hint = "" if path.exists() else kind_hint(root, root)
+    values = read_json(path, DatasetError, f"a LeRobot dataset keeps its description there.{hint}")
     version = values.get("codebase_version")
     if version not in VERSIONS:
         raise DatasetError(

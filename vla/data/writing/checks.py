@@ -49,7 +49,7 @@ def dimension_names(key: str, names: Any, argument: str) -> dict[str, list[str]]
         argument: What the names are called in messages.
 
     Raises:
-        ConfigError: They are something else.
+        ConfigError: They are something else, or a column has two dimensions of one name.
     """
     columns = names if isinstance(names, Mapping) else {key: names}
     columns_of(list(columns))
@@ -59,6 +59,8 @@ def dimension_names(key: str, names: Any, argument: str) -> dict[str, list[str]]
             raise ConfigError(
                 f"{argument} must be a list with a name for each dimension of '{column}', got {own!r}."
             )
+        if twice := sorted({str(name) for name in own if list(own).count(name) > 1}):
+            raise ConfigError(f"{argument} names dimensions of '{column}' twice: {twice}.")
     return {column: [str(name) for name in own] for column, own in columns.items()}
 
 
@@ -216,7 +218,7 @@ def vector(value: Any, width: int, key: str, where: str) -> np.ndarray:
 
     Raises:
         ShapeError: It is not an array of that many numbers.
-        DatasetError: A number is not finite, as float32.
+        DatasetError: A number is not finite, or too large for float32.
     """
     array = _as_array(value)
     if array is None or array.dtype.kind not in "biuf":
@@ -225,8 +227,14 @@ def vector(value: Any, width: int, key: str, where: str) -> np.ndarray:
         raise ShapeError(f"{key} must have shape [{width}], got {list(array.shape)}.")
     with np.errstate(over="ignore"):  # said below
         values = array.astype(np.float32)
-    if not np.isfinite(values).all():
+    if not np.isfinite(array.astype(np.float64)).all():
         raise DatasetError(f"{key} of {where} is not finite: {values.tolist()}.")
+    if not np.isfinite(values).all():
+        place = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise DatasetError(
+            f"{key} of {where} is {array[place]} at dimension {place}, which is too large for float32, as it "
+            "is stored."
+        )
     return values
 
 
