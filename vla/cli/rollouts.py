@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vla.eval.scene import Scene
     from vla.policies.robot import RobotPolicy
     from vla.serve.remote import RemotePolicy
+    from vla.train.recipe import RolloutSection
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,71 @@ def run_conditions(policy: "RobotPolicy | RemotePolicy", plan: Rollouts) -> dict
                 progress=progress,
             )
     return results
+
+
+def check_rollouts(settings: "RolloutSection") -> None:
+    """See that the environment of rollouts in training can be made, before anything is trained.
+
+    Raises:
+        ConfigError: It cannot, or has no such condition.
+    """
+    from vla.cli.sim.environment import conditions_of
+    from vla.eval.scene import Scene
+
+    scene = Scene(settings.env, dict(settings.options))
+    conditions_of(scene, settings.conditions)
+    scene.make().close()
+
+
+class RolloutsWhileTraining:
+    """The `rollouts` of `vla.train.loop.train`: the same episodes with the same noise every time.
+
+    Args:
+        settings: What to run.
+    """
+
+    def __init__(self, settings: "RolloutSection") -> None:
+        self._settings, self._fits = settings, False
+
+    def __call__(self, policy: Any, job: Any) -> dict[str, float]:
+        """Return the share of successful episodes of each condition and of all.
+
+        Raises:
+            ConfigError: The environment is not one for the policy's robot.
+        """
+        import torch
+
+        from vla.cli.sim.environment import conditions_of
+        from vla.eval.noise import ChunkNoise
+        from vla.eval.rollout import rollout
+        from vla.eval.scene import Scene
+        from vla.policies.robot import RobotPolicy
+
+        settings = self._settings
+        scene, robot = Scene(settings.env, dict(settings.options)), RobotPolicy(policy, settings.pipeline)
+        if not self._fits:
+            _check_fits(robot, scene)
+            self._fits = True
+        seeds = range(settings.seed, settings.seed + settings.episodes)
+        numbers, successes = {}, []
+        for name, options in (conditions_of(scene, settings.conditions) or {"": {}}).items():
+            results = rollout(
+                scene.make,
+                robot,
+                seeds,
+                options,
+                execute=policy.config.executed_steps if settings.execute is None else settings.execute,
+                batch_size=settings.batch_size,
+                generator=ChunkNoise(
+                    settings.seed, lambda one: torch.Generator(policy.device).manual_seed(one)
+                ),
+                workers=settings.workers,
+            )
+            won = [float(result.success) for result in results]
+            successes += won
+            if name:
+                numbers[f"rollout_success/{name}"] = sum(won) / len(won)
+        return {"rollout_success": sum(successes) / len(successes), **numbers}
 
 
 def _check_fits(policy: "RobotPolicy | RemotePolicy", scene: "Scene") -> None:

@@ -46,14 +46,23 @@ def train(
 
     from vla.cli.info.training_memory import predicted_for
     from vla.cli.recordings import plots_while_training, while_training
+    from vla.cli.rollouts import RolloutsWhileTraining, check_rollouts
     from vla.train.launch import Launch
     from vla.train.loop import train as run
 
+    main = Launch.from_environment().is_main
+    rollouts = settings.train.rollout
+    if main and rollouts is not None:
+        check_rollouts(rollouts)
     quiet_loading()
     result = run(
-        settings, resume=resume, open_loop=while_training, plots=plots_while_training, memory=predicted_for
+        settings,
+        resume=resume,
+        open_loop=while_training,
+        plots=plots_while_training,
+        memory=predicted_for,
+        rollouts=None if rollouts is None else RolloutsWhileTraining(rollouts),
     )
-    main = Launch.from_environment().is_main
     if result.stop_signal is not None:
         if main:
             console().print(f"stopped at step {result.step}; the same command with --resume continues")

@@ -288,7 +288,11 @@ def check_recipe(recipe: Recipe, engine: Engine) -> None:
             f"{engine.name} cannot shard. Launch with recipes/accelerate/ddp.yaml, where every process holds "
             "the small base, or set it to null."
         )
-    asked = [key for key in ("open_loop_every", "plot_every") if getattr(settings, key) is not None]
+    asked = [
+        key
+        for key in ("open_loop_every", "plot_every", "rollout_every")
+        if getattr(settings, key) is not None
+    ]
     if asked:
         raise ConfigError(
             f"train.{asked[0]} needs the whole policy in one process, which {engine.name} never has: set it "

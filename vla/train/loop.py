@@ -88,6 +88,7 @@ def train(
     progress: bool = True,
     plots: Plots | None = None,
     memory: Memory | None = None,
+    rollouts: OpenLoop | None = None,
 ) -> TrainResult:
     """Run a recipe to its last step, or to the first signal to stop (SIGTERM, ...), and save the policy.
 
@@ -99,6 +100,7 @@ def train(
         open_loop: Called by the main process every `train.open_loop_every` steps.
         progress: Show a progress bar, or log lines where there is no terminal.
         plots: Called by the main process every `train.plot_every` steps.
+        rollouts: Called by the main process every `train.rollout_every` steps.
         memory: Called where a step runs out of memory, to say what it was predicted to take.
 
     Raises:
@@ -116,7 +118,7 @@ def train(
         checkpoint, recipe = folder.start_from(recipe, resume)
         with ErrorFiles(folder.errors, launch):
             with explaining(recipe), folder.blaming(checkpoint):
-                loop = Loop(recipe, folder, checkpoint, open_loop, plots)
+                loop = Loop(recipe, folder, checkpoint, open_loop, plots, rollouts)
             return loop.run(progress, memory)
 
 
@@ -130,9 +132,13 @@ class Loop:
         checkpoint: Path | None,
         open_loop: OpenLoop | None,
         plots: Plots | None = None,
+        rollouts: OpenLoop | None = None,
     ) -> None:
         self.recipe, self.settings, self.folder = recipe, recipe.train, folder
-        self.open_loop, self.plots = open_loop, plots
+        self.plots = plots
+        self._evaluations = (
+            (self.settings.open_loop_every, open_loop), (self.settings.rollout_every, rollouts),
+        )  # fmt: skip
         self.engine = make_engine(recipe.train)
         self.accelerator = self.engine.accelerator
         check_recipe(recipe, self.engine)
@@ -177,9 +183,10 @@ class Loop:
                 if self._due(settings.validate_every) and stopped is None:
                     with self._averaged():
                         self._record(log, display.say(self.step, self._validate()))
-                if self._due(settings.open_loop_every) and stopped is None:
-                    with self._averaged():
-                        self._record(log, display.say(self.step, self._evaluate_open_loop()))
+                for every, how in self._evaluations:
+                    if self._due(every) and stopped is None:
+                        with self._averaged():
+                            self._record(log, display.say(self.step, self._evaluate(how)))
                 if self._due(settings.plot_every) and stopped is None:
                     with self._averaged():
                         self._plot()
@@ -266,11 +273,11 @@ class Loop:
         means = self.validation_means(mean_by_name(reports))
         return {f"validation_{name}": value for name, value in means.items()}
 
-    def _evaluate_open_loop(self) -> dict[str, float]:
+    def _evaluate(self, how: OpenLoop | None) -> dict[str, float]:
         values: Mapping[str, float] = {}
-        if self.open_loop is not None and self.accelerator.is_main_process:
+        if how is not None and self.accelerator.is_main_process:
             with self._sampling():
-                values = self.open_loop(self.job.policy.eval(), self.job)
+                values = how(self.job.policy.eval(), self.job)
         self.accelerator.wait_for_everyone()
         return dict(values)
 

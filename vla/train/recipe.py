@@ -376,6 +376,29 @@ class DataSection(_Table):
         return self
 
 
+class RolloutSection(_Section):
+    """Episodes in a simulator while training: the same ones every time."""
+
+    env: str
+    """Gymnasium id (docs/simulators.md)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What the environment is made with: `{size: 80}`."""
+    conditions: tuple[str, ...] | None = None
+    """Which of the environment's conditions; null runs all."""
+    episodes: Count = 10
+    """Under each condition."""
+    seed: WholeNumber = Field(default=200_000, ge=0, lt=2**53)
+    """First seed of the episodes, and the seed of the noise. `vla eval` begins at 100000."""
+    execute: Count | None = None
+    """Actions executed of each chunk; null is half of it, or what the policy says."""
+    batch_size: Count = 50
+    """Episodes at once."""
+    workers: Annotated[WholeNumber, Field(ge=0, le=256)] = 0
+    """Processes that the environments run in; 0 is the main one."""
+    pipeline: str | None = None
+    """Of a mixture: which robot acts."""
+
+
 class TrainSection(_Section):
     """How it is trained. A step is one optimiser step."""
 
@@ -424,6 +447,9 @@ class TrainSection(_Section):
     """Null never runs the open-loop evaluation."""
     plot_every: Count | None = None
     """Draws sampled chunks against recorded ones into the run's `plots/`; null never does."""
+    rollout_every: Count | None = None
+    """Runs the episodes of `rollout`, and records the share that succeeds; null never does."""
+    rollout: RolloutSection | None = None
     save_every: Count = 1000
     checkpoints: Literal["gathered", "sharded"] = "gathered"
     """gathered: the main process writes whole weights and AdamW's state. sharded: every process writes its
@@ -448,6 +474,12 @@ class TrainSection(_Section):
     @classmethod
     def _yaml_reads_no_as_false(cls, value: object) -> object:
         return "no" if value is False else value
+
+    @model_validator(mode="after")
+    def _rollouts_have_an_environment(self) -> Self:
+        if self.rollout_every is not None and self.rollout is None:
+            raise ValueError("rollout_every needs `rollout`: at least {env: vla/Detour-v0}")
+        return self
 
     @model_validator(mode="after")
     def _power_is_of_an_average(self) -> Self:

@@ -31,7 +31,10 @@ MAY_CHANGE = frozenset(
         "train.total_batch_size",
         *(
             f"train.{key}"
-            for key in ("steps", "log_every", "save_every", "validate_every", "open_loop_every", "plot_every")
+            for key in (
+                *("steps", "log_every", "save_every", "validate_every", "open_loop_every", "plot_every"),
+                *("rollout_every", "rollout"),
+            )
         ),
         *(f"train.{key}" for key in ("validation_batches", "checkpoints", "keep_last", "threads")),
         *(f"train.{key}" for key in ("tensorboard", "trackers", "peak_tflops")),
@@ -144,7 +147,7 @@ def _differs(key: str, older: Any, newer: Any, now: Recipe) -> bool:
     plain = ".".join(part for part in key.split(".") if not part.isdecimal()).replace(
         "data.mixture.", "data."
     )
-    if older == newer or plain in MAY_CHANGE:
+    if older == newer or plain in MAY_CHANGE or plain.startswith("train.rollout."):
         return False
     if plain in _IF_ANY:
         return (older is None) != (newer is None)
