@@ -136,9 +136,7 @@ class Loop:
     ) -> None:
         self.recipe, self.settings, self.folder = recipe, recipe.train, folder
         self.plots = plots
-        self._evaluations = (
-            (self.settings.open_loop_every, open_loop), (self.settings.rollout_every, rollouts),
-        )  # fmt: skip
+        self._looks = ((self.settings.open_loop_every, open_loop), (self.settings.rollout_every, rollouts))
         self.engine = make_engine(recipe.train)
         self.accelerator = self.engine.accelerator
         check_recipe(recipe, self.engine)
@@ -183,13 +181,11 @@ class Loop:
                 if self._due(settings.validate_every) and stopped is None:
                     with self._averaged():
                         self._record(log, display.say(self.step, self._validate()))
-                for every, how in self._evaluations:
+                for every, how in self._looks:
                     if self._due(every) and stopped is None:
-                        with self._averaged():
-                            self._record(log, display.say(self.step, self._evaluate(how)))
+                        self._record(log, display.say(self.step, self._called(how)))
                 if self._due(settings.plot_every) and stopped is None:
-                    with self._averaged():
-                        self._plot()
+                    self._plot()
                 if self._due(settings.save_every) or finished or stopped is not None:
                     self._save()
         assert self.checkpoint is not None
@@ -273,23 +269,21 @@ class Loop:
         means = self.validation_means(mean_by_name(reports))
         return {f"validation_{name}": value for name, value in means.items()}
 
-    def _evaluate(self, how: OpenLoop | None) -> dict[str, float]:
-        values: Mapping[str, float] = {}
-        if how is not None and self.accelerator.is_main_process:
-            with self._sampling():
-                values = how(self.job.policy.eval(), self.job)
-        self.accelerator.wait_for_everyone()
-        return dict(values)
+    def _called(self, how: Callable[..., Mapping[str, Any]] | None) -> dict[str, Any]:
+        """Call what looks at the policy, in the main process, and return what it found; the others wait."""
+        found: dict[str, Any] = {}
+        with self._averaged():
+            if how is not None and self.accelerator.is_main_process:
+                with self._sampling():
+                    found = dict(how(self.job.policy.eval(), self.job))
+            self.accelerator.wait_for_everyone()
+        return found
 
     def _plot(self) -> None:
-        if self.plots is not None and self.accelerator.is_main_process:
+        for name, png in self._called(self.plots).items():
             self.folder.check_claim()
             self.folder.plots.mkdir(exist_ok=True)
-            with self._sampling():
-                drawn = self.plots(self.job.policy.eval(), self.job)
-            for name, png in drawn.items():
-                atomic_write(self.folder.plots / f"step-{self.step:06d}_{name}.png", png)
-        self.accelerator.wait_for_everyone()
+            atomic_write(self.folder.plots / f"step-{self.step:06d}_{name}.png", png)
 
     def _averaged(self) -> AbstractContextManager[None]:
         """Give the policy its averaged weights within the block, where there is an average."""
