@@ -13,7 +13,7 @@ from vla.cli import app, main
 
 INPUTS = {
     "CHECKPOINT", "DATASET", "SRC", "WHAT", "ADAPTER", "OTHER", "WHERE", "RECIPE", "--dataset", "--robot",
-    "--tokenizer", "--policy", "--config", "--base", "--limits", "--tls-cert", "--tls-key",
+    "--tokenizer", "--policy", "--config", "--base", "--limits", "--randomise", "--tls-cert", "--tls-key",
 }  # fmt: skip
 """What is read, by metavar or by name: a path, and mostly a name on the hub as well."""
 OUTPUTS = {"DST", "--output", "--json", "--record", "--work"}

@@ -144,6 +144,8 @@ ROOMS: dict[str, Room] = {
         rooms=("serve", "policies.auto", "data"),
         packages=("torch", "numpy", "PIL", "av", "gymnasium", "jinja2", "markupsafe", "matplotlib"),
     ),
+    "eval.envs.randomisation": Room(rooms=("eval",), packages=("numpy", "yaml")),
+    "eval.envs.simulator": Room(rooms=("eval",), packages=("numpy", "gymnasium", "mujoco")),
     "eval.envs.metaworld": Room(rooms=("eval",), packages=("numpy", "gymnasium", "metaworld", "mujoco")),
     "eval.envs.pusht": Room(rooms=("eval",), packages=("numpy", "gymnasium", "gym_pusht")),
     "eval.envs.aloha": Room(rooms=("eval",), packages=("numpy", "gymnasium", "gym_aloha")),

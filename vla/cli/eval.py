@@ -28,7 +28,7 @@ from vla.cli.rollouts import (
     show_success,
     write_results,
 )
-from vla.cli.sim.environment import EnvOptionsOption, conditions_of, scene
+from vla.cli.sim.environment import EnvOptionsOption, RandomiseOption, conditions_of, scene
 from vla.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ OutputOption = Annotated[Path, typer.Option(help="Folder for the report; must no
 _OF_RECORDINGS = ("dataset_episodes", "camera", "column", "split", "subset", "fps")
 _OF_ENVIRONMENTS = (
     "env", "episodes", "condition", "execute", "batch_size", "film", "noise", "server", "env_option",
-    "workers",
+    "workers", "randomise",
 )  # fmt: skip
 _OF_LOADING = ("pipeline", "base", "quantize", "device", "level")
 
@@ -151,6 +151,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Episodes run at once.")] = 50,
     film: FilmOption = 6,
     env_option: EnvOptionsOption = None,
+    randomise: RandomiseOption = None,
     workers: WorkersOption = 0,
     open_loop: OpenLoopOption = None,
     dataset_episodes: DatasetEpisodesOption = None,
@@ -188,19 +189,18 @@ def evaluate(
     quiet_loading()
     planned = partial(_planned, episodes, seed, batch_size, film, workers)
     if server is not None:
-        plan = planned("chunk", scene(env, env_option), condition)
-        _show_end(_through_server(server, token, plan, execute, output), output)
+        plan = planned("chunk", scene(env, env_option, randomise), condition)
+        _through_server(server, token, plan, execute, output)
         return
 
     from vla.policies.auto import load_for_episodes
     from vla.weights.source import local_folder
 
-    assert checkpoint is not None  # _check_server
-    source = local_folder(checkpoint)
+    source = local_folder(str(checkpoint))  # there is one: _check_server
     check_new_folder(output, "--output", source)
     how = {"pipeline": pipeline, "device": device, "base": base, "quantize": quantize}
     load = partial(load_for_episodes, source, level, **how)
-    acting = Acting(checkpoint, pipeline, level or "", quantize=quantize)  # the level that acted comes later
+    acting = Acting(str(checkpoint), pipeline, "", quantize=quantize)  # the level that acted comes later
     if open_loop is not None:
         chosen = None if dataset_episodes is None else parse_numbers(dataset_episodes, "--dataset-episodes")
         check_table(open_loop, table_options(column, split, subset, fps))
@@ -208,10 +208,8 @@ def evaluate(
         keys = _keys(source, camera, pipeline, partial(table_options, column, split, subset, fps))
         _compare(policy, open_loop, keys, chosen, seed, acting, output)
     else:
-        plan = planned(noise or "batch", scene(env, env_option), condition)
-        policy = load()
-        steps = execute or policy.policy.config.executed_steps
-        _roll_out(policy, plan(steps), lambda: replace(acting, level=policy.last_level), output)
+        plan = planned(noise or "batch", scene(env, env_option, randomise), condition)
+        policy = _act(load, plan, execute, acting, output)
     _show_end(policy.last_level, output)
 
 
@@ -250,10 +248,21 @@ def _planned(
     )
 
 
+def _act(
+    load: "Callable[[], RobotPolicy]", plan: Callable[[int], Rollouts], execute: int | None, acting: Acting,
+    output: Path,
+) -> "RobotPolicy":  # fmt: skip
+    """Load a policy, evaluate it in an environment, and return it."""
+    policy = load()
+    steps = execute or policy.policy.config.executed_steps
+    _roll_out(policy, plan(steps), lambda: replace(acting, level=policy.last_level), output)
+    return policy
+
+
 def _through_server(
     url: str, token: str | None, plan: Callable[[int], Rollouts], execute: int | None, output: Path
-) -> str:
-    """Evaluate what a server serves; return its level.
+) -> None:
+    """Evaluate what a server serves.
 
     Raises:
         ConfigError: It does not say how many actions to execute, and nor does the user.
@@ -279,7 +288,7 @@ def _through_server(
 
         _roll_out(policy, plan(steps), acting, output)
         console().print(str(acting().server), soft_wrap=True)
-        return policy.last_level
+        _show_end(policy.last_level, output)
 
 
 def _roll_out(

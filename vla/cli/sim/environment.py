@@ -1,6 +1,7 @@
 """Environments on the command line: which one, what it is made with, and how many processes draw it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,15 +21,27 @@ EnvOptionsOption = Annotated[
 ]
 
 
-def scene(env: str, options: Sequence[str] | None) -> "Scene":
-    """Return the environment of that name, made with what `--env-option` says.
+RandomiseOption = Annotated[
+    Path | None,
+    typer.Option(help="YAML file with ranges of cameras, light, colours and masses.", metavar="FILE"),
+]
+
+
+def scene(env: str, options: Sequence[str] | None, randomise: Path | None = None) -> "Scene":
+    """Return the environment of that name, made with what `--env-option` and `--randomise` say.
 
     Raises:
-        ConfigError: An option is not KEY=VALUE, or is given twice.
+        ConfigError: An option is not KEY=VALUE, or is given twice; or the file cannot be read.
     """
+    from vla.eval.envs.randomisation import read_randomisation
     from vla.eval.scene import Scene
 
-    return Scene(env, env_options(options))
+    arguments = env_options(options)
+    if randomise is not None:
+        if "randomise" in arguments:
+            raise ConfigError("--randomise and --env-option randomise=... say the same: give one of them.")
+        arguments["randomise"] = read_randomisation(randomise)
+    return Scene(env, arguments)
 
 
 def env_options(options: Sequence[str] | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import typer
 
 from vla.cli.console import console, parse_numbers, progress_bar
 from vla.cli.paths import check_file, check_new_folder
-from vla.cli.sim.environment import EnvOptionsOption, conditions_of, scene
+from vla.cli.sim.environment import EnvOptionsOption, RandomiseOption, conditions_of, scene
 from vla.machine import cores
 
 EnvArgument = Annotated[
@@ -48,6 +48,7 @@ def record(
     ] = 0.0,
     push_steps: Annotated[int, typer.Option(min=1, help="How long a push lasts, control steps.")] = 5,
     env_option: EnvOptionsOption = None,
+    randomise: RandomiseOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Record demonstrations of an environment's scripted expert.
@@ -63,7 +64,7 @@ def record(
     from vla.eval.recording import record as recorded
 
     check_new_folder(output, "--output")
-    made_with = scene(env, env_option)
+    made_with = scene(env, env_option, randomise)
     chosen = conditions_of(made_with, condition)
     how = Disturbance(noise, push, push_steps)
     with progress_bar("recording") as progress:

@@ -6,6 +6,7 @@ two ways at once picks one. The instruction either names the side or leaves it o
 """
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -24,6 +25,7 @@ from vla.eval.envs.detour_layout import (
     draw_layout,
     touches_cup,
 )
+from vla.eval.envs.randomisation import Randomisation, Scenery
 from vla.eval.envs.simulator import Simulator
 from vla.interface import RobotInterface, VectorInterface
 from vla.types import IMAGE_PREFIX, STATE_KEY
@@ -76,6 +78,7 @@ class DetourEnv(Simulator):
         render_mode: None or "rgb_array".
         render_size: Width and height of `render()`'s image, pixels.
         embodiment: The robot, or its name: "first", "second", "fast" or "fast_absolute".
+        randomise: Ranges by name, see `Randomisation`.
 
     Raises:
         ConfigError: A size below 16 pixels, an unknown render mode, or an unknown embodiment.
@@ -90,7 +93,9 @@ class DetourEnv(Simulator):
         render_mode: str | None = None,
         render_size: int = 256,
         embodiment: Embodiment | str = FIRST,
+        randomise: Mapping[str, Any] | Randomisation | None = None,
     ) -> None:
+        self._randomisation = Randomisation.of(randomise)
         if min(size, render_size) < 16:
             raise ConfigError(
                 f"size and render_size must be at least 16 pixels, got {size} and {render_size}."
@@ -152,6 +157,7 @@ class DetourEnv(Simulator):
         super().reset(seed=seed)
         self._stated_side: Side | None = _stated_side(options or {})
         self._layout = draw_layout(self.np_random)
+        self._appear(self._randomisation.draw(int(self.np_random.integers(2**31))))
         self._position = self._layout.gripper
         self._scenes: dict[int, np.ndarray] = {}
         self._steps = 0
@@ -193,8 +199,23 @@ class DetourEnv(Simulator):
 
     def _frame(self, size: int) -> np.ndarray:
         if size not in self._scenes:
-            self._scenes[size] = image.draw_scene(self._tables[size], self.layout, self.embodiment.camera)
-        return image.draw_gripper(self._scenes[size], self._position, self.embodiment.camera)
+            self._scenes[size] = image.draw_scene(self._seen[size], self.layout, self._camera)
+        frame = image.draw_gripper(self._scenes[size], self._position, self._camera)
+        if self._tint is None:
+            return frame
+        return np.clip(frame * self._tint + 0.5, 0, 255).astype(np.uint8)
+
+    def _appear(self, scenery: Scenery) -> None:
+        """Look so in this episode."""
+        camera = self.embodiment.camera
+        self._camera, self._tint = camera, None
+        if not self._randomisation.is_none:
+            centre = (camera.centre[0] + scenery.shift[0], camera.centre[1] + scenery.shift[1])
+            self._camera = image.Camera(camera.turn + scenery.azimuth, camera.zoom / scenery.distance, centre)
+            self._tint = scenery.light * scenery.colours(1)[0]
+        self._seen = self._tables
+        if self._camera != camera:
+            self._seen = {pixels: image.draw_table(pixels, self._camera) for pixels in self._tables}
 
     def _displacement(self, action: np.ndarray) -> np.ndarray:
         """Return how far `action` moves the gripper, float64 `[2]`, table units."""

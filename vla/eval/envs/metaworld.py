@@ -14,7 +14,8 @@ import gymnasium
 import numpy as np
 
 from vla.errors import ConfigError, did_you_mean
-from vla.eval.envs.simulator import Observation, Simulator, choose_gl, chosen, drawing, extra
+from vla.eval.envs.randomisation import Randomisation, Scenery
+from vla.eval.envs.simulator import Observation, Simulator, choose_gl, chosen, drawing, extra, mujoco_module
 from vla.interface import RobotInterface, VectorInterface
 from vla.types import IMAGE_PREFIX, STATE_KEY
 
@@ -104,6 +105,7 @@ class MetaWorldEnv(Simulator):
         render_mode: None or "rgb_array".
         render_size: Width and height of what `render()` returns, pixels.
         step_limit: Steps after which an episode is cut off, at most Meta-World's own limit of 500.
+        randomise: Ranges by name, see `Randomisation`.
 
     Raises:
         ConfigError: There is no such task or camera, or a number is out of its range.
@@ -121,7 +123,9 @@ class MetaWorldEnv(Simulator):
         render_mode: str | None = None,
         render_size: int = 240,
         step_limit: int = STEP_LIMIT,
+        randomise: Mapping[str, Any] | Randomisation | None = None,
     ) -> None:
+        self._randomisation = Randomisation.of(randomise)
         _check_size("size", size)
         _check_size("render_size", render_size)
         if not 1 <= step_limit <= 500:
@@ -163,7 +167,9 @@ class MetaWorldEnv(Simulator):
             self._worlds[task] = _World(task)
         self._world, self._task = self._worlds[task], task
         self._instruction = str(given["instruction"] or INSTRUCTIONS.get(task, _called(task)))
-        self._world.reset(int(self.np_random.integers(2**31)))
+        layout = int(self.np_random.integers(2**31))
+        scenery = self._randomisation.draw(int(self.np_random.integers(2**31)))
+        self._world.reset(layout, scenery)
         self._steps, self._success, self._said = 0, False, {}
         self._was_near, self._was_held = task in _NOTHING_TO_TOUCH, False
         return self._observation(), self._info()
@@ -253,13 +259,14 @@ class _World:
         env._freeze_rand_vec, env.seeded_rand_vec, env._set_task_called = False, True, True
         env.model.vis.quality.offsamples = 0  # antialiasing takes most of the time
         self._env = env
+        self._look = _Look(env.model)
         self._renderers: dict[int, Any] = {}
         self.seen = np.zeros(39)
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, scenery: Scenery) -> None:
         """Begin an episode with the layout of a seed; nothing of earlier episodes is left."""
-        import mujoco
-
+        mujoco = mujoco_module()
+        self._look.take(scenery)
         mujoco.mj_resetData(self._env.model, self._env.data)
         self._env.seed(seed)
         self.seen = self._env.reset()[0]
@@ -287,7 +294,7 @@ class _World:
         """Draw what a camera sees, uint8 `[size, size, 3]`."""
         renderer = self._renderer(size)
         view = CAMERAS[camera]
-        renderer.update_scene(self._env.data, camera=view if isinstance(view, str) else _placed(view))
+        renderer.update_scene(self._env.data, camera=self._look.camera(view))
         image = renderer.render()
         if isinstance(view, str) and view.startswith("corner"):
             image = image[::-1, ::-1]
@@ -300,8 +307,7 @@ class _World:
 
     def _renderer(self, size: int) -> Any:
         if size not in self._renderers:
-            import mujoco
-
+            mujoco = mujoco_module()
             with drawing():
                 renderer = mujoco.Renderer(self._env.model, size, size)
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
@@ -310,14 +316,43 @@ class _World:
         return self._renderers[size]
 
 
-def _placed(view: View) -> Any:
-    import mujoco
+class _Look:
+    """What a model looks like, and weighs, in an episode."""
 
-    camera = mujoco.MjvCamera()
-    camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-    camera.azimuth, camera.elevation, camera.distance = view.azimuth, view.elevation, view.distance
-    camera.lookat[:] = view.target
-    return camera
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        head = model.vis.headlight
+        self._lights = [(one, one.copy()) for one in (head.ambient, head.diffuse, model.light_diffuse)]
+        self._colours = [(one, one.copy()) for one in (model.geom_rgba, model.mat_rgba)]
+        self._weights = [(one, one.copy()) for one in (model.body_mass, model.body_inertia)]
+        loose = [index for index in range(model.njnt) if model.jnt_type[index] == 0]  # with a free joint
+        self._loose = [int(model.jnt_bodyid[index]) for index in loose]
+        self._scenery = Randomisation().draw(0)
+
+    def take(self, scenery: Scenery) -> None:
+        """Look so from now on."""
+        self._scenery = scenery
+        for values, usual in self._lights:
+            values[:] = np.clip(usual * scenery.light, 0.0, 1.0)
+        things = sum(len(usual) for _, usual in self._colours)
+        factors = np.split(scenery.colours(things), [len(self._colours[0][1])])
+        for (values, usual), factor in zip(self._colours, factors, strict=True):
+            values[:, :3] = np.clip(usual[:, :3] * factor, 0.0, 1.0)
+        for values, usual in self._weights:
+            values[self._loose] = usual[self._loose] * scenery.masses
+
+    def camera(self, view: View | str) -> Any:
+        """Return a camera as the simulator takes it; those of Meta-World itself stay where they are."""
+        if isinstance(view, str):
+            return view
+        mujoco = mujoco_module()
+        camera = mujoco.MjvCamera()
+        camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+        camera.azimuth = view.azimuth + self._scenery.azimuth
+        camera.elevation = view.elevation - self._scenery.elevation
+        camera.distance = view.distance * self._scenery.distance
+        camera.lookat[:] = view.target + self._scenery.shift
+        return camera
 
 
 def _names_of_sites(model: Any) -> set[str]:

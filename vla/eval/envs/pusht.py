@@ -54,7 +54,7 @@ class PushTEnv(Simulator):
         self.render_mode, self.step_limit = render_mode, step_limit
         self.interface = RobotInterface({"image": (size, size)}, _POSITION, _POSITION, FPS)
         self.observation_space, self.action_space = self.spaces_of_interface()
-        self._env = Pushed("pixels_agent_pos", observation_width=size, observation_height=size,
+        self._env: Any = Pushed("pixels_agent_pos", observation_width=size, observation_height=size,
                            visualization_width=240, visualization_height=240)  # fmt: skip
 
     def reset(

@@ -127,6 +127,13 @@ def choose_gl() -> None:
         reload(sys.modules["mujoco.gl_context"])
 
 
+def mujoco_module() -> Any:
+    """Return MuJoCo, whose bindings have no types."""
+    import mujoco
+
+    return mujoco
+
+
 def _gl_errors() -> tuple[type[Exception], ...]:
     mujoco = sys.modules.get("mujoco")
     usual = (ImportError, AttributeError, RuntimeError, OSError)
