@@ -70,6 +70,10 @@ class TrainingError(VlaError, RuntimeError):
     """Training cannot continue: a non-finite loss, a folder in the way, a run that cannot be resumed."""
 
 
+class SimulationError(VlaError, RuntimeError):
+    """A simulator, or its expert, raised an error of its own."""
+
+
 class MissingDependencyError(VlaError, ImportError):
     """An optional package is needed for what was asked; the message names the extra to install."""
 

@@ -144,5 +144,5 @@ def test_one_robot_is_converted_alone_and_all_of_them_together(both, tmp_path):
 
 def test_what_is_no_adapter_is_not_merged(both, tmp_path, capsys):
     assert main(["merge", str(both / "checkpoints" / "last"), str(tmp_path / "dst")]) == 1
-    assert "adapter_base.json is missing" in capsys.readouterr().err
+    assert "is a whole policy and no adapter" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

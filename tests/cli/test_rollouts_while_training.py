@@ -104,3 +104,19 @@ def test_a_policy_of_another_robot_is_said(run):
     policy = load(run).policy
     with pytest.raises(ConfigError, match=r"state has 3 dimensions .* that of vla/Detour-v0 2"):
         RolloutsWhileTraining(RolloutSection(env="vla/Detour-v0"))(policy, None)
+
+
+def test_an_environment_that_fails_ends_no_training(detour_set, write_recipe, tmp_path, monkeypatch, capsys):
+    def step(self, action):
+        raise RuntimeError("motor fault")
+
+    monkeypatch.setattr("vla.eval.envs.detour.DetourEnv.step", step)
+    recipe = write_recipe(tmp_path, detour_set, tmp_path / "run")
+    assert train(recipe, "train.rollout_every=1", f"train.rollout={ROLLOUT}") == 0
+    assert records(tmp_path / "run") == []
+    said = capsys.readouterr().err
+    assert (
+        "No rollouts at this step: The environment vla/Detour-v0, seed 7, step 1, failed: RuntimeError"
+        in said
+    )
+    assert (tmp_path / "run" / "checkpoints" / "last").exists()

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from tests.docs.snippets import run_page
+from vla.errors import ConfigError, VlaError
+from vla.eval import playing
 from vla.eval.playing import Disturbance, Take, play
 from vla.eval.rollout import rollout
 from vla.eval.scene import Scene
@@ -25,6 +27,36 @@ def test_its_expert_does_the_task(line):
         assert made.task == "centre"
         positions = [float(frame["observation.state"][0]) for frame in made.frames]
         assert np.all(np.diff(np.abs(positions)) < 0)
+
+
+def test_the_command_finds_a_camera_where_nothing_is_rendered(line):
+    """`vla eval` films the environment of the page, which has no `render`."""
+    scene = Scene("mine/Line-v0")
+    env = scene.make()
+    assert env.metadata["render_modes"] == []
+    env.close()
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'render_mode'") as caught:
+        scene.make(render_mode="rgb_array")
+    assert "Did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("broken", "match"),
+    [
+        ({"reset": lambda self, **_: 1 / 0}, "Line-v0, seed 3 failed: ZeroDivisionError: division by zero"),
+        ({"step": lambda self, _: 1 / 0}, "Line-v0, seed 3, step 1, failed: ZeroDivisionError"),
+        ({"expert": lambda self, _: None}, "expert of mine/Line-v0, seed 3, step 1, failed: AttributeError"),
+        ({"observation": lambda self: {"observation.state": np.zeros(1)}}, "observes no 'task'"),
+        ({"observation": lambda self: np.zeros(1)}, "observes one ndarray; a policy reads a mapping"),
+        ({"step": lambda self, _: (self.observation(), 0, True, False, {})}, "does not say 'success'"),
+    ],
+)
+def test_what_an_environment_does_wrong_is_a_sentence(line, broken, match, monkeypatch):
+    for name, function in broken.items():
+        monkeypatch.setattr(line, name, function)
+    monkeypatch.setattr(playing, "_envs", {})
+    with pytest.raises(VlaError, match=match):
+        play(Scene("mine/Line-v0"), Disturbance(), Take(3, {}))
 
 
 def test_a_policy_can_be_evaluated_in_it(line):

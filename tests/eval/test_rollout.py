@@ -164,13 +164,22 @@ class Mute(gymnasium.Env):
         self.closed = True
 
 
+def test_what_does_not_render_is_filmed_by_its_camera():
+    (result,) = rollout(DetourEnv, Straight(), [3], execute=4, film=1)
+    env, frames = DetourEnv(), []
+    frames.append(env.reset(seed=3)[0][CAMERA])
+    for _ in range(result.steps):
+        frames.append(env.step(np.float32([0, 0.03]))[0][CAMERA])
+    np.testing.assert_array_equal(result.frames, frames)
+
+
 def test_errors_and_environments_are_closed_after_them():
     env = Mute()
     with pytest.raises(ConfigError, match=r"does not say 'success'; it has \['reward'\]"):
         rollout(lambda: env, Straight(), [0], execute=1)
     assert env.closed
     with pytest.raises(ConfigError, match="render_mode='rgb_array'"):
-        rollout(DetourEnv, Straight(), [0], execute=1, film=1)
+        rollout(Mute, Straight(), [0], execute=1, film=1)
     with pytest.raises(ConfigError, match="0 seeds"):
         rollout(DetourEnv, Straight(), [], execute=1)
     with pytest.raises(ConfigError, match="2 sets of reset options for 3 seeds"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from vla.errors import ConfigError
+from vla.errors import ConfigError, SimulationError
 from vla.eval.envs.detour import DetourEnv
 from vla.eval.episode import Start
 from vla.eval.rollout import rollout
@@ -96,9 +96,11 @@ def test_an_episode_that_is_lost_costs_no_other(seed, ended, caplog):
     assert f"seed {seed} {ended} after 1 steps" in caplog.text
 
 
-def test_an_error_of_the_environment_is_a_sentence():
-    with pytest.raises(ConfigError, match="environment failed: ZeroDivisionError: division by zero"):
-        run([7], 1)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_the_environment_is_a_sentence(workers):
+    match = "The environment Counting, seed 7, step 2, failed: ZeroDivisionError: division by zero."
+    with pytest.raises(SimulationError, match=match):
+        run([7], workers)
 
 
 def test_an_environment_that_cannot_be_sent_is_said():

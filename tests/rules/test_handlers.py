@@ -12,7 +12,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "vla.serve.server.owner",
         "_attempt",
     ): "a policy may raise anything, which is one request's; the server lives on",
-    ("vla.eval.stages", "_play"): "raised again in the process that asked",
+    ("vla.eval.episode", "simulating"): "an environment is anybody's code, and may raise anything",
     ("vla.serve.server.connection", "_serve"): "a fault of ours ends one request, is counted and told",
 }
 """(module, function) -> why this one may catch everything."""

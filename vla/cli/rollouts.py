@@ -1,6 +1,7 @@
 """Episodes in a simulated environment for `vla eval`: run, count, and write down what happened."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.cli.console import console, progress_bar
+from vla.errors import SimulationError
 from vla.terminal import is_watched
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from vla.policies.robot import RobotPolicy
     from vla.serve.remote import RemotePolicy
     from vla.train.recipe import RolloutSection
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,8 @@ def run_conditions(policy: "RobotPolicy | RemotePolicy", plan: Rollouts) -> dict
     if not is_watched():  # its warnings have colours
         gymnasium.logger.min_level = gymnasium.logger.ERROR
 
-    _check_fits(policy, plan.scene)
-    make_env = partial(plan.scene.make, **({"render_mode": "rgb_array"} if plan.film else {}))
+    renders = _check_fits(policy, plan.scene)
+    make_env = partial(plan.scene.make, **({"render_mode": "rgb_array"} if plan.film and renders else {}))
     seeds = range(plan.seed, plan.seed + plan.episodes)
     results = {}
     for name, options in (plan.conditions or {"episodes": {}}).items():
@@ -165,11 +170,20 @@ class RolloutsWhileTraining:
         self._settings, self._fits = settings, False
 
     def __call__(self, policy: Any, job: Any) -> dict[str, float]:
-        """Return the share of successful episodes of each condition and of all.
+        """Return the share of successful episodes of each condition and of all; nothing where they failed.
+
+        An environment that raises an error must not end a training: it is logged.
 
         Raises:
             ConfigError: The environment is not one for the policy's robot.
         """
+        try:
+            return self._rolled_out(policy)
+        except SimulationError as error:
+            logger.warning("No rollouts at this step: %s", error)
+            return {}
+
+    def _rolled_out(self, policy: Any) -> dict[str, float]:
         import torch
 
         from vla.cli.sim.environment import conditions_of
@@ -205,8 +219,8 @@ class RolloutsWhileTraining:
         return {"rollout_success": sum(successes) / len(successes), **numbers}
 
 
-def _check_fits(policy: "RobotPolicy | RemotePolicy", scene: "Scene") -> None:
-    """Raise `ConfigError` where the policy is one for another robot than the environment says it is."""
+def _check_fits(policy: "RobotPolicy | RemotePolicy", scene: "Scene") -> bool:
+    """Raise `ConfigError` where the robot is not the policy's; return whether the environment renders."""
     from contextlib import closing
 
     from vla.eval.envs.simulator import Simulator
@@ -215,6 +229,7 @@ def _check_fits(policy: "RobotPolicy | RemotePolicy", scene: "Scene") -> None:
     with closing(scene.make()) as env:
         if isinstance(env.unwrapped, Simulator):
             check_robot(scene.env, env.unwrapped.interface, getattr(policy, "interface", None))
+        return "rgb_array" in (env.metadata.get("render_modes") or ())
 
 
 def _noise(policy: "RobotPolicy | RemotePolicy", plan: Rollouts) -> Any:

@@ -1,14 +1,15 @@
 """An environment on its way through one episode, and what is noted down on the way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from vla.errors import ConfigError
-from vla.types import STATE_KEY
+from vla.errors import ConfigError, SimulationError, VlaError
+from vla.types import IMAGE_PREFIX, STATE_KEY
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,24 @@ class Course:
         return bool(self.info["success"])
 
 
+@contextmanager
+def simulating(what: str) -> Iterator[None]:
+    """Raise `SimulationError` for whatever an environment's own code raises: it is anybody's.
+
+    Args:
+        what: "the environment", with what is known of it.
+    """
+    try:
+        yield
+    except VlaError:
+        raise
+    except Exception as error:
+        said = str(error).rstrip(".")
+        raise SimulationError(
+            f"{what[0].upper()}{what[1:]} failed: {type(error).__name__}{f': {said}' if said else ''}."
+        ) from error
+
+
 class Episode:
     """One episode of an environment.
 
@@ -63,7 +82,9 @@ class Episode:
 
     def __init__(self, env: gymnasium.Env, start: Start) -> None:
         self.env = env
-        self.observation, self.info = env.reset(seed=start.seed, options=dict(start.options))
+        self._called = f"the environment {name_of(env)}, seed {start.seed}"
+        with simulating(self._called):
+            self.observation, self.info = env.reset(seed=start.seed, options=dict(start.options))
         check_observation(env, self.observation)
         self.done = False
         self._way = [self._position()]
@@ -78,7 +99,8 @@ class Episode:
         """Execute actions as far as the episode lasts; return the observation after each of them."""
         seen = []
         for action in actions:
-            self.observation, _, terminated, truncated, self.info = self.env.step(action)
+            with simulating(f"{self._called}, step {self.steps + 1},"):
+                self.observation, _, terminated, truncated, self.info = self.env.step(action)
             seen.append(self.observation)
             self._way.append(self._position())
             if self._frames is not None:
@@ -94,8 +116,7 @@ class Episode:
         Raises:
             ConfigError: The environment does not say `success`.
         """
-        if "success" not in self.info:
-            raise ConfigError(f"The environment's info does not say 'success'; it has {sorted(self.info)}.")
+        check_info(self.info)
         frames = None if self._frames is None else np.stack(self._frames)
         return Course(np.stack(self._way), self.info, frames)
 
@@ -104,17 +125,35 @@ class Episode:
         return np.array(self.info.get("position", self.observation[STATE_KEY]))
 
     def _render(self) -> np.ndarray:
-        frame = self.env.render()
+        """Return what the environment draws for people; where it does not, what its first camera sees."""
+        if getattr(self.env, "render_mode", None) is None:
+            seen = [name for name in self.observation if name.startswith(IMAGE_PREFIX)]
+            frame = np.array(self.observation[seen[0]]) if seen else None
+        else:
+            with simulating(self._called):
+                frame = self.env.render()
         if not isinstance(frame, np.ndarray):
             raise ConfigError(
-                "The environment does not render; make it with render_mode='rgb_array' to film it."
+                "The environment does not render, and has no camera; make it with render_mode='rgb_array' to "
+                "film it."
             )
         return frame
 
 
+def name_of(env: gymnasium.Env) -> str:
+    """Return what to call an environment."""
+    return type(env.unwrapped).__name__ if env.spec is None else env.spec.id
+
+
+def check_info(info: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` unless an environment's info says whether the task is done."""
+    if "success" not in info:
+        raise ConfigError(f"The environment's info does not say 'success'; it has {sorted(info)}.")
+
+
 def check_observation(env: gymnasium.Env, observation: Any) -> None:
     """Raise `ConfigError` unless an environment observes and is moved as a policy's robot is."""
-    name = "The environment" if env.spec is None else f"The environment {env.spec.id}"
+    name = f"The environment {name_of(env)}"
     if not isinstance(observation, Mapping) or STATE_KEY not in observation:
         seen = (
             sorted(observation) if isinstance(observation, Mapping) else f"one {type(observation).__name__}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from vla.errors import ConfigError
 from vla.eval.envs.simulator import Simulator
+from vla.eval.episode import check_info, check_observation, name_of, simulating
 from vla.eval.scene import Scene
 from vla.types import ACTION_KEY
 
@@ -92,19 +93,29 @@ def play(scene: Scene, disturbance: Disturbance, take: Take) -> Demonstration:
     env = _envs[key]
     simulator = simulator_of(env)
     random = np.random.default_rng([take.seed, 1])
-    observation, info = env.reset(seed=take.seed, options=dict(take.options))
-    expert = simulator.expert(random)
+    called = f"the environment {name_of(env)}, seed {take.seed}"
+    with simulating(called):
+        observation, info = env.reset(seed=take.seed, options=dict(take.options))
+        expert = simulator.expert(random)
+    check_observation(env, observation)
+    if not str(observation.get("task") or ""):
+        raise ConfigError(
+            f"{name_of(env)} observes no 'task': a recording needs the instruction of each episode."
+        )
     disturbed = _Disturbed(disturbance, simulator, random)
     frames: list[Mapping[str, Any]] = []
     done = False
     while not done:
-        action = np.asarray(expert.act(), np.float32)
+        with simulating(f"the expert of {name_of(env)}, seed {take.seed}, step {len(frames) + 1},"):
+            action = np.asarray(expert.act(), np.float32)
         seen = {name: value for name, value in observation.items() if name != "task"}
         executed = disturbed.executed(action)
         frames.append({**seen, ACTION_KEY: action, **disturbed.columns(executed)})
         task = observation["task"]
-        observation, _, terminated, truncated, info = env.step(executed)
+        with simulating(f"{called}, step {len(frames)},"):
+            observation, _, terminated, truncated, info = env.step(executed)
         done = terminated or truncated
+    check_info(info)
     return Demonstration(frames, str(task), bool(info["success"]))
 
 

@@ -32,6 +32,6 @@ class Scene:
         try:
             return gymnasium.make(self.env, disable_env_checker=True, **{**self.arguments, **more})
         except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
-            hint = did_you_mean(self.env, gymnasium.registry)
+            hint = "" if isinstance(error, TypeError) else did_you_mean(self.env, gymnasium.registry)
             said = str(error).rstrip(".")
             raise ConfigError(f"The environment '{self.env}' cannot be made: {said}.{hint}") from error

@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 
 from vla.errors import ConfigError, VlaError
-from vla.eval.episode import Course, Episode, Start
+from vla.eval.episode import Course, Episode, Start, simulating
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +251,8 @@ def _play(pipe: Connection, make_env: MakeEnv) -> None:
             place, kind, given = pipe.recv()
             try:
                 if place not in envs:
-                    envs[place] = make_env()
+                    with simulating("the environment"):
+                        envs[place] = make_env()
                 answer: Any = None
                 if kind == "begin":
                     episodes[place] = Episode(envs[place], given)
@@ -264,16 +265,9 @@ def _play(pipe: Connection, make_env: MakeEnv) -> None:
                     answer = (episodes[place].follow(given), episodes[place].done)
                 else:
                     answer = episodes[place].course()
-            except Exception as error:  # noqa: BLE001 (told to who asked)
-                pipe.send((place, True, _told(error)))
+            except VlaError as error:  # told to who asked
+                pipe.send((place, True, error))
             else:
                 pipe.send((place, False, answer))
     for env in envs.values():
         env.close()
-
-
-def _told(error: Exception) -> Exception:
-    """Return an error in a form that can be sent."""
-    if isinstance(error, VlaError):
-        return error
-    return ConfigError(f"The environment failed: {type(error).__name__}: {error}")
