@@ -7,9 +7,7 @@ import pytest
 from tests.cli.conftest import CAMERA
 from tests.data.make import make_dataset
 from vla.cli import main
-from vla.cli.rollouts import RolloutsWhileTraining
 from vla.eval.outcome import EpisodeResult
-from vla.train.recipe import RolloutSection
 
 ROLLOUT = (
     "{env: vla/Detour-v0, conditions: [left, unstated], episodes: 2, seed: 7, execute: 4, batch_size: 2}"
@@ -97,13 +95,11 @@ def test_what_cannot_be_is_said_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_policy_of_another_robot_is_said(run):
-    from vla.errors import ConfigError
-    from vla.policies.auto import load
-
-    policy = load(run).policy
-    with pytest.raises(ConfigError, match=r"state has 3 dimensions .* that of vla/Detour-v0 2"):
-        RolloutsWhileTraining(RolloutSection(env="vla/Detour-v0"))(policy, None)
+def test_a_policy_of_another_robot_is_said_before_the_first_step(dataset, write_recipe, tmp_path, capsys):
+    recipe = write_recipe(tmp_path, dataset, tmp_path / "run")
+    assert train(recipe, "train.rollout_every=2", "train.rollout={env: vla/Detour-v0}") == 1
+    assert "state has 3 dimensions (s0, s1, s2), that of vla/Detour-v0 2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_environment_that_fails_ends_no_training(detour_set, write_recipe, tmp_path, monkeypatch, capsys):
@@ -120,3 +116,16 @@ def test_an_environment_that_fails_ends_no_training(detour_set, write_recipe, tm
         in said
     )
     assert (tmp_path / "run" / "checkpoints" / "last").exists()
+
+
+def test_what_is_due_is_saved_before_the_episodes(detour_set, write_recipe, tmp_path, monkeypatch):
+    """Whatever happens in them, such as a crash of the simulator that takes the process along."""
+
+    def crash(self, action):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vla.eval.envs.detour.DetourEnv.step", crash)
+    recipe = write_recipe(tmp_path, detour_set, tmp_path / "run")
+    options = ("train.rollout_every=1", f"train.rollout={ROLLOUT}", "train.save_every=1")
+    assert train(recipe, *options) == 130
+    assert (tmp_path / "run" / "checkpoints" / "step-000001").is_dir()

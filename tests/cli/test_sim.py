@@ -51,7 +51,14 @@ def test_recording_and_replaying(tmp_path, capsys):
             "--env-option size is given twice",
         ),
         (["vla/Detour-v0", "--env-option", "size=3"], "at least 16 pixels, got 3"),
-        (["vla/Detour-v0", "--env-option", "colour=red"], "unexpected keyword argument 'colour'"),
+        (
+            ["vla/Detour-v0", "--env-option", "siz=3"],
+            "size, render_mode, render_size, embodiment, randomise, not with 'siz'. Did you mean 'size'?",
+        ),
+        (
+            ["mine/Line-v0"],
+            "Namespace mine not found. Have you installed the proper package for mine? One of your",
+        ),
         (["vla/Detor-v0"], "cannot be made: Environment `Detor` doesn't exist in namespace vla"),
         (["CartPole-v1"], "CartPole-v1 does not say which robot it simulates"),
         (["CartPole-v1", "--condition", "left"], "CartPole-v1 has no conditions to choose from"),

@@ -84,6 +84,18 @@ def test_seeds_on_which_the_expert_fails_are_left_out_and_told(tmp_path):
     assert made.episodes == len(kept) == 2
 
 
+def test_cut_short_it_leaves_nothing(tmp_path):
+    """It could lack whole conditions: here the first one is whole, the second has not begun."""
+
+    def interrupt(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(SCENE, tmp_path / "cut", 2, conditions=CONDITIONS, workers=0, progress=interrupt)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_expert_that_hardly_ever_succeeds_ends_the_recording(tmp_path):
     with pytest.raises(ConfigError, match=r"only \d of 10 episodes .*Disturb it less"):
         record(

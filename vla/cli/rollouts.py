@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.cli.console import console, progress_bar
-from vla.errors import SimulationError
+from vla.errors import ObservationError, ShapeError, SimulationError
 from vla.terminal import is_watched
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def check_rollouts(settings: "RolloutSection") -> None:
     from vla.eval.scene import Scene
 
     scene = Scene(settings.env, dict(settings.options))
-    conditions_of(scene, settings.conditions)
+    conditions_of(scene, settings.conditions, "train.rollout.conditions")
     scene.make().close()
 
 
@@ -167,19 +167,20 @@ class RolloutsWhileTraining:
     """
 
     def __init__(self, settings: "RolloutSection") -> None:
-        self._settings, self._fits = settings, False
+        self._settings = settings
+
+    def check(self, policy: Any) -> None:
+        """Raise `ConfigError` where the environment is not one for the policy's robot."""
+        _check_fits(*self._robot_and_scene(policy))
 
     def __call__(self, policy: Any, job: Any) -> dict[str, float]:
         """Return the share of successful episodes of each condition and of all; nothing where they failed.
 
-        An environment that raises an error must not end a training: it is logged.
-
-        Raises:
-            ConfigError: The environment is not one for the policy's robot.
+        What an environment raises or observes must not end a training: it is logged.
         """
         try:
             return self._rolled_out(policy)
-        except SimulationError as error:
+        except (SimulationError, ObservationError, ShapeError) as error:
             logger.warning("No rollouts at this step: %s", error)
             return {}
 
@@ -189,14 +190,9 @@ class RolloutsWhileTraining:
         from vla.cli.sim.environment import conditions_of
         from vla.eval.noise import ChunkNoise
         from vla.eval.rollout import rollout
-        from vla.eval.scene import Scene
-        from vla.policies.robot import RobotPolicy
 
         settings = self._settings
-        scene, robot = Scene(settings.env, dict(settings.options)), RobotPolicy(policy, settings.pipeline)
-        if not self._fits:
-            _check_fits(robot, scene)
-            self._fits = True
+        robot, scene = self._robot_and_scene(policy)
         seeds = range(settings.seed, settings.seed + settings.episodes)
         numbers, successes = {}, []
         for name, options in (conditions_of(scene, settings.conditions) or {"": {}}).items():
@@ -217,6 +213,13 @@ class RolloutsWhileTraining:
             if name:
                 numbers[f"rollout_success/{name}"] = sum(won) / len(won)
         return {"rollout_success": sum(successes) / len(successes), **numbers}
+
+    def _robot_and_scene(self, policy: Any) -> "tuple[RobotPolicy, Scene]":
+        from vla.eval.scene import Scene
+        from vla.policies.robot import RobotPolicy
+
+        settings = self._settings
+        return RobotPolicy(policy, settings.pipeline), Scene(settings.env, dict(settings.options))
 
 
 def _check_fits(policy: "RobotPolicy | RemotePolicy", scene: "Scene") -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.atomic import atomic_write
+from vla.data.writing.unfinished import abandon
 from vla.data.writing.writer import LeRobotWriter
 from vla.errors import ConfigError, DatasetError
 from vla.eval.envs.simulator import Simulator
@@ -65,6 +66,8 @@ def record(
 ) -> Recorded:
     """Record the expert of an environment, as many successful episodes under each condition.
 
+    A recording that is ended by an error or a signal leaves nothing: it could lack whole conditions.
+
     Seeds count up from `seed` under each condition; those on which the expert fails are left out. What is
     recorded does not depend on the number of processes.
 
@@ -97,6 +100,7 @@ def record(
     frames = done = 0
     with ExitStack() as stack:
         stack.enter_context(writer)
+        stack.callback(abandon, writer)  # cut short it could lack whole conditions, and is soon made again
         pool = stack.enter_context(_pool(workers)) if workers else None
         for options in conditions:
             called = json.dumps(dict(options))
@@ -119,6 +123,7 @@ def record(
                     f"The expert of {scene.env} did the task in only {kept} of {episodes * _MOST_FAILURES} "
                     f"episodes with {called}: {episodes} were asked for. Disturb it less."
                 )
+        writer.finalize()
     said = {**asdict(scene), "disturbance": None if disturbance is None else asdict(disturbance)}
     atomic_write(folder / SIMULATION_FILE, json.dumps(said, indent=2) + "\n")
     return Recorded(done, frames, failed)

@@ -100,7 +100,8 @@ def train(
         open_loop: Called by the main process every `train.open_loop_every` steps.
         progress: Show a progress bar, or log lines where there is no terminal.
         plots: Called by the main process every `train.plot_every` steps.
-        rollouts: Called by the main process every `train.rollout_every` steps.
+        rollouts: Called by the main process every `train.rollout_every` steps; its `check`, if it has one,
+            once before the first step, with the policy.
         memory: Called where a step runs out of memory, to say what it was predicted to take.
 
     Raises:
@@ -143,6 +144,8 @@ class Loop:
         set_matmul_precision(recipe.train)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.job = set_up(recipe, checkpoint, self.rank, self.world, self.engine.shards_weights)
+        if rollouts is not None and self.accelerator.is_main_process and hasattr(rollouts, "check"):
+            rollouts.check(self.job.policy)
         self.flop_rate = FlopRate(self.job.policy, self.accelerator, recipe.train)  # before it is sharded
         optimizer = make_optimizer(self.job.policy, recipe.train)
         self.snapshots = Checkpointer(recipe, folder, self.engine, self.job.policy, optimizer)
@@ -153,12 +156,10 @@ class Loop:
         self.checkpoint, self.step, self.means = checkpoint, 0, RunningMeans()
         self.step_means, self.validation_means = (ProcessMeans(self.accelerator) for _ in range(2))
         self.metrics: dict[str, float] = {}
-        self.diagnostics = Diagnostics(self.job.policy, self.accelerator)
-        self.data_wait = DataWait()
+        self.diagnostics, self.data_wait = Diagnostics(self.job.policy, self.accelerator), DataWait()
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.first_step = self.step
-        self.batches = iter(self.job.loader)
+        self.first_step, self.batches = self.step, iter(self.job.loader)
         self.position, self.is_whole = self.job.loader.state_dict(), True  # those of `step`, for `_rescued`
 
     def run(self, progress: bool, memory: Memory | None = None) -> TrainResult:
@@ -181,13 +182,13 @@ class Loop:
                 if self._due(settings.validate_every) and stopped is None:
                     with self._averaged():
                         self._record(log, display.say(self.step, self._validate()))
+                if self._due(settings.save_every) or finished or stopped is not None:
+                    self._save()  # before others' code has its turn
                 for every, how in self._looks:
                     if self._due(every) and stopped is None:
                         self._record(log, display.say(self.step, self._called(how)))
                 if self._due(settings.plot_every) and stopped is None:
                     self._plot()
-                if self._due(settings.save_every) or finished or stopped is not None:
-                    self._save()
         assert self.checkpoint is not None
         return TrainResult(self.folder.path, self.checkpoint, self.step, self.metrics, stopped)
 

@@ -101,7 +101,7 @@ def test_instruction_can_be_another(env):
 def test_what_cannot_be_is_said():
     for wrong, match in (
         ({"tasks": ["pick-place"]}, "no task 'pick-place' here.*Did you mean 'pick-place-v3'"),
-        ({"tasks": "reach-v3"}, "at least one task in a list"),
+        ({"tasks": "reach-v3"}, "list of at least one task, such as"),
         ({"cameras": ["back"]}, "no camera 'back'"),
         ({"size": 8}, "16 to 480 pixels, got 8"),
         ({"step_limit": 501}, "1 to 500, got 501"),

@@ -64,8 +64,15 @@ def env_options(options: Sequence[str] | None) -> dict[str, Any]:
     return arguments
 
 
-def conditions_of(made_with: "Scene", names: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+def conditions_of(
+    made_with: "Scene", names: Sequence[str] | None, option: str = "--condition"
+) -> dict[str, dict[str, Any]]:
     """Return the reset options of an environment's conditions, by name: all, or those that were asked for.
+
+    Args:
+        made_with: The environment.
+        names: Those that were asked for.
+        option: What they are called where they were.
 
     Raises:
         ConfigError: There is no such condition.
@@ -76,11 +83,11 @@ def conditions_of(made_with: "Scene", names: Sequence[str] | None) -> dict[str, 
     for name in names or ():
         if not known:
             raise ConfigError(
-                f"The environment {made_with.env} has no conditions to choose from; leave --condition out."
+                f"The environment {made_with.env} has no conditions to choose from; leave {option} out."
             )
         if name not in known:
             hint = did_you_mean(name, known)
             raise ConfigError(
-                f"--condition is one of {', '.join(known)} for {made_with.env}; got '{name}'.{hint}"
+                f"{option} is one of {', '.join(known)} for {made_with.env}; got '{name}'.{hint}"
             )
     return {name: dict(known[name]) for name in names or known}

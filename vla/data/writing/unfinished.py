@@ -86,6 +86,13 @@ def _finish(writer: Any) -> None:
     )
 
 
+def abandon(writer: Any) -> None:
+    """Leave nothing of a writer's dataset, unless it is closed already; nothing is said."""
+    with writer._mutex:
+        if writer._closed is None:
+            writer._close("abandoned")
+
+
 def rescue(writer: Any, how: str = "abandoned") -> None:
     """Complete the dataset of a writer that is still open while an exception passes, and say so.
 

@@ -370,7 +370,9 @@ def _check_size(name: str, size: int) -> None:
 
 def _check_known(kind: str, names: Sequence[str], known: Any) -> None:
     if isinstance(names, str) or not names:
-        raise ConfigError(f"Give at least one {kind} in a list, got {names!r}.")
+        raise ConfigError(
+            f"Give a list of at least one {kind}, such as [{next(iter(known))}]; got {names!r}."
+        )
     for name in names:
         if name not in known:
             raise ConfigError(
