@@ -143,7 +143,7 @@ def test_config_of_the_other_policy_is_refused(one, other, key):
 
 def test_unknown_format_is_refused_with_those_there_are():
     with pytest.raises(
-        ConfigError, match=r"no format 'lerobt' for pi05, only vla, lerobot, openpi, .*'lerobot'"
+        ConfigError, match=r"no format 'lerobt' for pi05, only vla, lerobot, openpi. Did you mean 'lerobot'"
     ):
         format_of("pi05", "lerobt")
     with pytest.raises(ConfigError, match="no format 'transformers' for pi05"):

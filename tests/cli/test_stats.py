@@ -1,6 +1,7 @@
 """`vla stats`: the numbers of the table and of the file, against numpy over the whole dataset."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from tests.data.make import make_dataset
+from tests.folders import unchanged
 from vla.cli import main
 from vla.data import LeRobotDataset
 from vla.transforms.normalize import Statistics
@@ -40,6 +42,21 @@ def test_horizon_fits_the_dataset_where_none_is_given(dataset, capsys):
 def test_delta_mask_comes_before_the_counting(dataset, capsys):
     assert main(["stats", str(dataset), "--delta-mask", "1,1,0", "--action-horizon", "2"]) == 0
     assert "after delta_actions" in capsys.readouterr().out
+
+
+def test_a_delta_of_another_place_is_refused_by_the_datasets_names(dataset, tmp_path, capsys):
+    """The dataset's actions are s2, s0, s1 by name: none is where the state has it."""
+    turned = shutil.copytree(dataset, tmp_path / "turned")
+    info = json.loads((turned / "meta" / "info.json").read_text())
+    info["features"]["action"]["names"] = ["s2", "s0", "s1"]
+    (turned / "meta" / "info.json").write_text(json.dumps(info))
+    options = ["--action-horizon", "2", "--output", str(tmp_path / "out")]
+    with unchanged(tmp_path):
+        assert main(["stats", str(turned), "--delta-mask", "0,1", *options]) == 1
+        told = " ".join(capsys.readouterr().err.split())
+        assert "'s0' (dimension 1) cannot be relative" in told
+        assert "which is 's1', and 's0' is the state's dimension 0 (names of 'observation.state'" in told
+    assert main(["stats", str(turned), *options]) == 0
 
 
 def test_episodes_are_chosen(dataset, capsys):

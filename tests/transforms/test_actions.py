@@ -6,9 +6,30 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla.errors import ConfigError, ShapeError
-from vla.transforms.actions import DeltaActions, PadDimensions
+from vla.transforms.actions import DeltaActions, PadDimensions, check_delta_places
 
 FLOATS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+
+
+@pytest.mark.parametrize("mask", [(False, False, True), (True, False, False), (False, True)])
+def test_a_delta_takes_no_other_dimensions_state(mask):
+    place, state, action = mask.index(True), ("j0", "j1", "g"), ("g", "j0", "j1")
+    name, taken = action[place], state[place]
+    with pytest.raises(ConfigError) as caught:
+        check_delta_places(mask, state, action, "arm.yaml")
+    told = str(caught.value)
+    assert f"The action '{name}' (dimension {place}) cannot be relative to the state" in told
+    assert f"which is '{taken}', and '{name}' is the state's dimension {state.index(name)} (arm.yaml)" in told
+
+
+def test_names_that_say_nothing_of_places_are_left_alone():
+    check_delta_places((True, True), ("x", "y", "g"), ("dx", "dy", "g"), "")
+    check_delta_places((True, False, False), ("x", "y", "g"), ("x", "g", "y"), "")
+    check_delta_places((True, True, True), ("m", "m", "n"), ("m", "m", "o"), "")
+    with pytest.raises(
+        ConfigError, match="which the state does not have, and 'x' is the state's dimension 0"
+    ):
+        check_delta_places((False, True), ("x",), ("y", "x"), "")
 
 
 def test_one_reference_state_serves_the_whole_chunk():

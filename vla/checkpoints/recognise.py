@@ -30,8 +30,10 @@ def format_of(policy: str, name: str) -> Format:
     formats: tuple[Format, ...] = weights_module(policy).FORMATS
     names = format_names(formats)
     if name not in names:
+        written = [one.name for one in formats if one.written is not None]
         raise ConfigError(
-            f"There is no format '{name}' for {policy}, only {', '.join(names)}.{did_you_mean(name, names)}"
+            f"There is no format '{name}' for {policy}, only {', '.join(written)}."
+            f"{did_you_mean(name, written)}"
         )
     return formats[names.index(name)]
 

@@ -119,8 +119,8 @@ def stats(
     if arm is not None:
         from vla.train.setup.robot import check_robot
 
-        check_robot(arm, opened)
         before, flags = arm.transforms(), flags or arm.delta_mask
+        check_robot(arm, opened, flags)
     if flags is not None:
         before = [*before, DeltaActions(mask=flags)]
     pipeline = Pipeline(before)

@@ -26,6 +26,7 @@ from vla.data.dataset import LeRobotDataset
 from vla.data.windows import windows
 from vla.errors import ConfigError, DatasetError
 from vla.machine import cores
+from vla.transforms.actions import DeltaActions, check_delta_places
 from vla.transforms.base import Pipeline
 from vla.transforms.normalize import FeatureStats, Statistics
 from vla.types import ProgressCallback, as_count
@@ -64,7 +65,8 @@ def compute_statistics(
         Statistics of `"state"` and `"actions"`; quantiles as `np.quantile(..., method="linear")`.
 
     Raises:
-        ConfigError: An argument is of another kind.
+        ConfigError: An argument is of another kind, or by the dataset's names a delta takes the state of
+            another dimension.
         DatasetError: A transform turned a value into one that is not finite.
     """
     if not isinstance(dataset, LeRobotDataset):
@@ -79,6 +81,7 @@ def compute_statistics(
             f"pipeline_before_normalize must be a Pipeline, got a {type(pipeline).__name__}: see "
             "policy.pipeline.before(Normalize)."
         )
+    _check_deltas(dataset, pipeline)
     blocks = split_into_blocks(dataset)
     shares = _shares(blocks, threads or _worthwhile_threads(dataset))
     tick = _Ticks(2 * len(blocks), progress)
@@ -117,6 +120,14 @@ def compute_statistics(
         ),
         source=dataset.fingerprint,
     )
+
+
+def _check_deltas(dataset: LeRobotDataset, pipeline: Pipeline) -> None:
+    state, action = dataset.state_feature, dataset.action_feature
+    for transform in getattr(pipeline, "transforms", ()):
+        if isinstance(transform, DeltaActions) and state.names and action.names:
+            source = f"names of '{state.key}' and '{action.key}' in {dataset.root}"
+            check_delta_places(transform.mask, state.names, action.names, source)
 
 
 def split_into_blocks(dataset: LeRobotDataset) -> list[Block]:

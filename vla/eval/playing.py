@@ -37,9 +37,9 @@ class Disturbance:
     push_steps: int = 5
 
     def __post_init__(self) -> None:
-        if self.noise < 0 or not 0 <= self.push <= 1 or self.push_steps < 1:
+        if not (0 <= self.noise <= 1 and 0 <= self.push <= 1) or self.push_steps < 1:
             raise ConfigError(
-                "noise must be at least 0, push lie in 0 to 1 and push_steps be at least 1, got "
+                "noise and push must lie in 0 to 1 and push_steps be at least 1, got "
                 f"{self.noise}, {self.push} and {self.push_steps}."
             )
 

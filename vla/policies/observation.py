@@ -7,7 +7,6 @@ finite reaches the policy, and no such action reaches a robot.
 
 import logging
 import numbers
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -19,6 +18,7 @@ import torch
 
 from vla.checkpoints.agreement import robot_widths
 from vla.errors import ActionError, ConfigError, ObservationError, ShapeError, did_you_mean
+from vla.policies.acting.parts import SEPARATORS, joining_hint
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import camera_slots
 from vla.transforms.images.hints import image_hint
@@ -31,9 +31,6 @@ TASK_KEY = "task"
 
 _ALSO_TASK = ("prompt", "instruction", "language_instruction")
 """What other libraries call the task."""
-
-_SEPARATORS = re.compile("[_/]")
-"""What stands for the dots of a key elsewhere."""
 
 Observation = Mapping[str, Any]
 """What a robot measures; see `vla.policies.robot.RobotPolicy.infer`."""
@@ -58,6 +55,8 @@ class ObservationGuard:
         interface = pipeline.interface
         self._state_names = () if interface is None else interface.state_names
         self._action_names = () if interface is None else interface.action_names
+        trained = () if interface is None else interface.cameras
+        self._trained = {self.slots.get(name, name) for name in trained}
         self._normalize = next((one for one in pipeline.transforms if isinstance(one, Normalize)), None)
         self._before = pipeline.before(Normalize)
         self._told: set[str] = set()
@@ -148,17 +147,35 @@ class ObservationGuard:
                 raise ObservationError(f"The observation's '{key}' is not read. Did you mean '{meant}'?")
             self._told.add(key)
             logger.warning("The observation's '%s' is not read: the policy knows no such key.", key)
+        for name, slot in self.slots.items():
+            if self._trained and slot not in self._trained and (key := IMAGE_PREFIX + name) in observation:
+                self._warn_of_untrained(key)
+
+    def _warn_of_untrained(self, key: str) -> None:
+        """Say once that an image is read which this robot's training had not: the actions depend on it."""
+        if key not in self._told:
+            self._told.add(key)
+            logger.warning(
+                "The observation's '%s' is read, but this robot was trained with %s alone: leave it out, "
+                "unless the base knows this camera.",
+                key,
+                ", ".join(sorted(self._trained)),
+            )
 
     def _instead(self, observation: Observation, missing: Sequence[str], unread: set[str]) -> str:
         """Return which keys that are there must be the missing ones under another name."""
         if nested := [key for key in sorted(unread) if isinstance(observation[key], Mapping)]:
             return f" '{nested[0]}' holds a mapping, but keys are not nested: '{STATE_KEY}' is one key."
-        told = []
+        told, joined = [], ""
         for key in missing:
+            if key == STATE_KEY:
+                joined = joining_hint(observation, unread, self._state_width, self._state_names)
+                if joined:
+                    continue
             alike = [one for one in sorted(unread) if self._meant(one, {key}) or key.endswith(f".{one}")]
             if alike := alike or get_close_matches(key, unread, n=1, cutoff=0.8):
                 told.append(f"'{key}' by '{alike[0]}'")
-        return f" Did you mean {' and '.join(told)}?" if told else ""
+        return joined + (f" Did you mean {' and '.join(told)}?" if told else "")
 
     def _meant(self, key: str, absent: set[str]) -> str | None:
         """Return the absent key that another one must stand for: a camera without the prefix, or a typo."""
@@ -167,8 +184,8 @@ class ObservationGuard:
             return IMAGE_PREFIX + camera
         if key in _ALSO_TASK and TASK_KEY in absent:
             return TASK_KEY
-        plain = {_SEPARATORS.sub(".", name.casefold()): name for name in absent}
-        return plain.get(_SEPARATORS.sub(".", key.casefold()))
+        plain = {SEPARATORS.sub(".", name.casefold()): name for name in absent}
+        return plain.get(SEPARATORS.sub(".", key.casefold()))
 
     def _image(self, key: str, value: Any) -> torch.Tensor:
         image = _array(value, key)

@@ -1,5 +1,6 @@
 """Transforms of state and action vectors: actions relative to the state, and padding to the model's width."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,34 @@ from vla.types import Sample
 
 REFERENCE_STATE = "reference_state"
 """Key under which `DeltaActions` hands an observation's own state to the way back."""
+
+
+def check_delta_places(
+    mask: Sequence[bool], state_names: Sequence[str], action_names: Sequence[str], source: str
+) -> None:
+    """Check that no delta takes another dimension's state: it takes the one of the same place.
+
+    Names that do not occur in the state say nothing about places, so `dx` may be relative to `x`.
+
+    Args:
+        mask: True where a dimension of the actions becomes relative to the state.
+        state_names: Names of the state's dimensions, in order.
+        action_names: Names of the actions' dimensions, in order.
+        source: Whose names they are, for the message.
+
+    Raises:
+        ConfigError: A masked dimension's name stands at another place in the state.
+    """
+    for place, (is_relative, name) in enumerate(zip(mask, action_names, strict=False)):
+        there = state_names[place] if place < len(state_names) else None
+        if is_relative and there != name and name in state_names:
+            taken = "which the state does not have" if there is None else f"which is '{there}'"
+            raise ConfigError(
+                f"The action '{name}' (dimension {place}) cannot be relative to the state: a delta subtracts "
+                f"the state's dimension of the same place, {taken}, and '{name}' is the state's dimension "
+                f"{list(state_names).index(name)} ({source}). Give state and actions one order, or leave "
+                f"'{name}' out of the delta mask."
+            )
 
 
 @dataclass(frozen=True)

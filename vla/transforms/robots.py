@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vla.errors import ConfigError, StatisticsError, did_you_mean
 from vla.paths import expanded
-from vla.transforms.actions import DeltaActions, PadDimensions
+from vla.transforms.actions import DeltaActions, PadDimensions, check_delta_places
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.cameras import RenameCameras, RotateImages
 from vla.transforms.grippers import Feature, FlipSigns, LinearMap, SliderCrank
@@ -119,6 +119,18 @@ class Robot:
         mask = self.about.action.delta_mask
         return mask if any(mask) else None
 
+    def unlike_deltas(self, mask: Sequence[bool]) -> list[str]:
+        """Return which masked actions have another kind or unit than the state of their place, in words."""
+        state, action = (
+            [(name, group.kind, group.unit) for group in vector.dimensions for name in group.names]
+            for vector in (self.about.state, self.about.action)
+        )
+        return [
+            f"'{name}' ({kind}, {unit}) to '{other[0]}' ({other[1]}, {other[2]})"
+            for is_relative, (name, kind, unit), other in zip(mask, action, state, strict=False)
+            if is_relative and (kind, unit.strip().casefold()) != (other[1], other[2].strip().casefold())
+        ]
+
     @property
     def execution(self) -> Execution:
         """How the published policies are run on the robot."""
@@ -182,6 +194,7 @@ def load_robot(path: Path | str) -> Robot:
     robot = Robot(path, read_robot_file(path))
     try:
         robot.transforms()
+        check_delta_places(robot.delta_mask or (), robot.state_names, robot.action_names, "action.delta")
     except ConfigError as error:
         raise ConfigError(f"Robot file {path}: {error}") from error
     return robot

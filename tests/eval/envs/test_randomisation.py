@@ -70,7 +70,8 @@ def test_files(tmp_path):
     path.write_text("light: [0.5, 1.5]\n")
     assert read_randomisation(path) == {"light": [0.5, 1.5]}
     path.write_text("")
-    assert read_randomisation(path) == {}
+    with pytest.raises(ConfigError, match="is empty: it names ranges"):
+        read_randomisation(path)
     path.write_text("lights: [0.5, 1.5]\n")
     with pytest.raises(ConfigError, match=r"r.yaml: .*no 'lights'.*Did you mean 'light'"):
         read_randomisation(path)

@@ -1,12 +1,15 @@
 """`data.robot`: what a robot file supplies to a recipe, what outranks it, and what does not fit."""
 
+import json
 import logging
+import shutil
 
 import pytest
 import torch
 import yaml
 
 from tests.data.make import make_dataset
+from tests.folders import unchanged
 from vla.data import LeRobotDataset
 from vla.errors import ConfigError
 from vla.policies.robot import RobotPolicy
@@ -142,6 +145,49 @@ def test_another_rate_is_a_warning(make, data, caplog):
         robot_of(make(robot={"frequency": 50}).data, dataset)
     assert "arm runs at 50 Hz" in caplog.text
     assert "10 frames per second" in caplog.text
+
+
+@pytest.mark.parametrize("delta", [["s0"], [-1, 1]])
+def test_a_robot_files_delta_goes_by_the_names(make, delta, tmp_path):
+    action = {**wider(ROBOT["action"], ["s2", "s0", "s1"]), "scales": {}, "delta": delta}
+    recipe = make(robot={"action": action})
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=r"'s0' \(dimension 1\).*'s1'.*action\.delta"):
+        train(recipe)
+
+
+def test_a_recipes_delta_mask_goes_by_the_robots_names(make, tmp_path):
+    action = {**wider(ROBOT["action"], ["s2", "s0", "s1"]), "scales": {}, "delta": []}
+    with unchanged(tmp_path / "run"):
+        recipe = make("data.delta_mask=[false,true]", robot={"action": action})
+        with pytest.raises(ConfigError, match=r"'s0' \(dimension 1\).*'s1'.*names in .*arm\.yaml"):
+            train(recipe)
+
+
+def test_a_delta_mask_goes_by_the_datasets_names(make, data, tmp_path):
+    turned = shutil.copytree(data, tmp_path / "turned")
+    info = json.loads((turned / "meta" / "info.json").read_text())
+    info["features"]["action"]["names"] = ["s2", "s0", "s1"]
+    (turned / "meta" / "info.json").write_text(json.dumps(info))
+    recipe = make(f"data.path={turned}", "data.robot=null", "data.delta_mask=[false,true]")
+    with unchanged(tmp_path), pytest.raises(ConfigError, match=r"'s0' \(dimension 1\).*'s1'.*turned"):
+        train(recipe)
+
+
+def test_a_delta_to_another_kind_or_unit_is_one_warning(make, data, caplog):
+    dataset = LeRobotDataset(data, action_horizon=2)
+    groups = [
+        {"kind": "joint", "unit": "deg", "names": ["a0"]},
+        {"kind": "gripper", "unit": "rad", "names": ["a1"]},
+        {"kind": "joint", "unit": " Rad", "names": ["a2"]},
+    ]
+    action = {**ROBOT["action"], "dimensions": groups, "delta": [3]}
+    robot_of(make(robot={"action": action}).data, dataset)
+    (record,) = caplog.records
+    assert "'a0' (joint, deg) to 's0' (joint, rad); 'a1' (gripper, rad) to 's1'" in record.message
+    assert "'a2'" not in record.message
+    caplog.clear()
+    robot_of(make("data.delta_mask=[false,false,true]", robot={"action": action}).data, dataset)
+    assert not caplog.records
 
 
 def test_statistics_are_counted_as_normalisation_meets_them(make, data):

@@ -184,7 +184,8 @@ def _print(
                 raise
     for option, value in {"--memory": memory, "--base": base, "--asset-id": asset_id}.items():
         if value is not None:
-            raise ConfigError(f"{option} is about checkpoints, and there is no checkpoint {what}.")
+            there = "is a dataset" if place == DATASET else "is not one"
+            raise ConfigError(f"{option} is about checkpoints, and {what} {there}.")
     _print_dataset(what, revision, as_json)
 
 

@@ -41,7 +41,8 @@ def record(
     seed: Annotated[int, typer.Option(min=0, help="First seed; they count up from it.")] = 0,
     condition: ConditionsOption = None,
     noise: Annotated[
-        float, typer.Option(min=0.0, help="Noise on what is executed: share of half an action's range.")
+        float,
+        typer.Option(min=0.0, max=1.0, help="Noise on what is executed: share of half an action's range."),
     ] = 0.0,
     push: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Chance at each step that the robot is pushed off.")

@@ -149,8 +149,10 @@ def read_randomisation(path: Path) -> dict[str, Any]:
         given = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"The randomisation {path} cannot be read: {error}") from error
+    if given is None:
+        raise ConfigError(f"The randomisation {path} is empty: it names ranges, such as light: [0.7, 1.3].")
     try:
-        Randomisation.of(given if given is not None else {})
+        Randomisation.of(given)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return dict(given or {})
+    return dict(given)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from vla.data.dataset import LeRobotDataset
 from vla.errors import ConfigError, did_you_mean
 from vla.train.checkpoint.same_run import OtherRunError
 from vla.train.recipe import DataSection, Recipe
+from vla.transforms.actions import check_delta_places
 from vla.transforms.base import Pipeline, Transform
 from vla.transforms.robots import Robot, load_robot
 
@@ -60,7 +62,7 @@ def robot_of(data: DataSection, dataset: LeRobotDataset) -> Robot | None:
     if data.robot is None:
         return None
     robot = load_robot(data.robot)
-    check_robot(robot, dataset)
+    check_robot(robot, dataset, data.delta_mask)
     return robot
 
 
@@ -84,14 +86,30 @@ def _described(transform: Transform) -> str:
     return json.dumps({"type": transform.name, **transform.to_json()}, sort_keys=True)
 
 
-def check_robot(robot: Robot, dataset: LeRobotDataset) -> None:
+def check_robot(robot: Robot, dataset: LeRobotDataset, delta_mask: Sequence[bool] | None = None) -> None:
     """Check that a dataset's state and actions are a robot's.
 
     A frequency that differs from the dataset's is logged as a warning: a chunk then lasts another time.
+    So are actions that are learned relative to a state of another kind or unit.
+
+    Args:
+        robot: The robot.
+        dataset: The dataset.
+        delta_mask: Which actions are learned relative to the state; None: as the robot's file says.
 
     Raises:
-        ConfigError: They have other dimensions, or the same in another order.
+        ConfigError: They have other dimensions, or the same in another order, or a delta takes another
+            dimension's state.
     """
+    if delta_mask is None:
+        delta_mask = robot.delta_mask or ()
+    check_delta_places(delta_mask, robot.state_names, robot.action_names, f"names in {robot.path}")
+    if unlike := robot.unlike_deltas(delta_mask):
+        logger.warning(
+            "%s: actions are learned relative to a state that measures something else: %s. Leave them out of "
+            "the delta, or say one kind and unit in both where they are the same",
+            *(robot.path, "; ".join(unlike)),
+        )
     for what, feature, names, width in (
         ("state", dataset.state_feature, robot.state_names, dataset.state_dim),
         ("action", dataset.action_feature, robot.action_names, dataset.action_dim),
