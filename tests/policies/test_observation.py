@@ -445,24 +445,3 @@ def test_a_failed_answer_leaves_the_session_as_it_was(policy, monkeypatch):
         session.infer(seen())
     assert len(before) == 1
     assert list(session._frames) == before
-
-
-def test_a_camera_that_this_robot_was_not_trained_with_is_told(caplog):
-    """It changes the actions, through a slot that was masked in all of its training."""
-    seen = make_observation()
-    cameras = [key.removeprefix("observation.images.") for key in seen if "images" in key]
-    assert len(cameras) > 1
-    names = VectorInterface(("x", "y", "z")), VectorInterface(("dx", "dy"))
-    for trained, told in ((cameras, 0), (cameras[:1], len(cameras) - 1)):
-        made = make_robot_policy()
-        made.pipeline = Pipeline(made.pipeline.transforms, RobotInterface(dict.fromkeys(trained), *names))
-        robot = RobotPolicy(made)
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            robot.infer(seen)
-            robot.infer(seen)
-        lines = [
-            one.getMessage() for one in caplog.records if "this robot was trained with" in one.getMessage()
-        ]
-        assert len(lines) == told
-    assert f"'observation.images.{cameras[1]}' is read" in lines[0]

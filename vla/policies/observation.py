@@ -18,7 +18,7 @@ import torch
 
 from vla.checkpoints.agreement import robot_widths
 from vla.errors import ActionError, ConfigError, ObservationError, ShapeError, did_you_mean
-from vla.policies.acting.parts import SEPARATORS, joining_hint
+from vla.policies.acting.parts import SEPARATORS, joining_hint, warn_of_untrained
 from vla.transforms.base import Pipeline
 from vla.transforms.cameras import camera_slots
 from vla.transforms.images.hints import image_hint
@@ -147,20 +147,7 @@ class ObservationGuard:
                 raise ObservationError(f"The observation's '{key}' is not read. Did you mean '{meant}'?")
             self._told.add(key)
             logger.warning("The observation's '%s' is not read: the policy knows no such key.", key)
-        for name, slot in self.slots.items():
-            if self._trained and slot not in self._trained and (key := IMAGE_PREFIX + name) in observation:
-                self._warn_of_untrained(key)
-
-    def _warn_of_untrained(self, key: str) -> None:
-        """Say once that an image is read which this robot's training had not: the actions depend on it."""
-        if key not in self._told:
-            self._told.add(key)
-            logger.warning(
-                "The observation's '%s' is read, but this robot was trained with %s alone: leave it out, "
-                "unless the base knows this camera.",
-                key,
-                ", ".join(sorted(self._trained)),
-            )
+        warn_of_untrained(observation, self.slots, self._trained, self._told)
 
     def _instead(self, observation: Observation, missing: Sequence[str], unread: set[str]) -> str:
         """Return which keys that are there must be the missing ones under another name."""

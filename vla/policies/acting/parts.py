@@ -1,5 +1,6 @@
-"""A state that an observation brings in parts, as the dataset's several columns: what to do with them."""
+"""What an observation brings that was not meant so: a state in parts, a camera that training did not have."""
 
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,6 +9,8 @@ import numpy as np
 import torch
 
 from vla.types import IMAGE_PREFIX, STATE_KEY
+
+logger = logging.getLogger(__name__)
 
 SEPARATORS = re.compile("[_/]")
 """What stands for the dots of a key elsewhere."""
@@ -55,3 +58,26 @@ def _length(value: Any) -> int:
     except (TypeError, ValueError, RuntimeError, OverflowError):  # ragged, or its own conversion failed
         return 0
     return array.size if array.ndim < 2 and array.dtype.kind in "fiu" else 0
+
+
+def warn_of_untrained(
+    observation: Mapping[str, Any], slots: Mapping[str, str], trained: Collection[str], told: set[str]
+) -> None:
+    """Say once of each image that it is read though this robot's training had none: actions depend on it.
+
+    Args:
+        observation: May have it.
+        slots: Camera slot by every name under which an image is taken.
+        trained: Slots that the robot was trained with; empty where that is not known.
+        told: Keys of which something was said; grows.
+    """
+    for name, slot in slots.items():
+        key = IMAGE_PREFIX + name
+        if trained and slot not in trained and key in observation and key not in told:
+            told.add(key)
+            logger.warning(
+                "The observation's '%s' is read, but this robot was trained with %s alone: leave it out, "
+                "unless the base knows this camera.",
+                key,
+                ", ".join(sorted(trained)),
+            )
