@@ -120,7 +120,8 @@ def chunk_of(robot):
     image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     seen = {f"observation.images.{name}": image for name in cameras}
     state = np.array([0.5, -1.0, 2.0])
-    return robot.infer({**seen, "observation.state": state, "task": "left"}, noise=NOISE)["actions"]
+    noise = np.resize(NOISE, (robot.policy.config.action_horizon, NOISE.shape[1]))  # orbax keeps no horizon
+    return robot.infer({**seen, "observation.state": state, "task": "left"}, noise=noise)["actions"]
 
 
 def damages(content: bytes, name: str):
