@@ -6,6 +6,7 @@ where they are, in one colour, so that the instruction alone tells tasks of one 
 the episode.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -239,6 +240,8 @@ class MetaWorldExpert:
     def __init__(self, world: "_World") -> None:
         from metaworld.policies import ENV_POLICY_MAP
 
+        # It says of its own actions that they are clipped, which is how they are meant.
+        warnings.filterwarnings("ignore", "Constant", module="metaworld")
         self._world, self._policy = world, ENV_POLICY_MAP[world.task]()
 
     def act(self) -> np.ndarray:
