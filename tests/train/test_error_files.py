@@ -126,8 +126,10 @@ def test_a_folder_that_cannot_be_written_hides_no_error(process, tmp_path):
 
 def test_the_launcher_hears_it(process, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    process(1, DatasetError("gone"))
-    assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == "DatasetError: gone"
+    process(1, DatasetError("gone"))  # told by the process itself, in one line
+    assert not (tmp_path / "error.json").exists()
+    process(1, ValueError("a fault"))
+    assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == "ValueError: a fault"
 
 
 @pytest.mark.parametrize(
