@@ -1,7 +1,7 @@
 """An environment on its way through one episode, and what is noted down on the way."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,12 +126,13 @@ class Episode:
 
     def _render(self) -> np.ndarray:
         """Return what the environment draws for people; where it does not, what its first camera sees."""
-        if getattr(self.env, "render_mode", None) is None:
-            seen = [name for name in self.observation if name.startswith(IMAGE_PREFIX)]
-            frame = np.array(self.observation[seen[0]]) if seen else None
-        else:
-            with simulating(self._called):
+        seen = [name for name in self.observation if name.startswith(IMAGE_PREFIX)]
+        frame: Any = None
+        if not seen or getattr(self.env, "render_mode", None) is not None:
+            with simulating(self._called), suppress(NotImplementedError):  # which gymnasium's own raises
                 frame = self.env.render()
+        if seen and frame is None:
+            frame = np.array(self.observation[seen[0]])
         if not isinstance(frame, np.ndarray):
             raise ConfigError(
                 "The environment does not render, and has no camera; make it with render_mode='rgb_array' to "
