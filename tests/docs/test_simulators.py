@@ -1,10 +1,13 @@
 """The environment of docs/simulators.md can be recorded, replayed and evaluated in."""
 
+from types import SimpleNamespace
+
 import gymnasium
 import numpy as np
 import pytest
 
 from tests.docs.snippets import run_page
+from vla.cli.rollouts import _check_fits
 from vla.errors import ConfigError, VlaError
 from vla.eval import playing
 from vla.eval.playing import Disturbance, Take, play
@@ -29,12 +32,11 @@ def test_its_expert_does_the_task(line):
         assert np.all(np.diff(np.abs(positions)) < 0)
 
 
-def test_the_command_finds_a_camera_where_nothing_is_rendered(line):
-    """`vla eval` films the environment of the page, which has no `render`."""
-    scene = Scene("mine/Line-v0")
-    env = scene.make()
-    assert env.metadata["render_modes"] == []
-    env.close()
+def test_vla_eval_does_not_ask_it_to_render(line):
+    """It has no `render`; a rollout films its camera then."""
+    scene, anyone = Scene("mine/Line-v0"), SimpleNamespace(interface=None)
+    assert not _check_fits(anyone, scene)
+    assert _check_fits(anyone, Scene("vla/Detour-v0"))
     with pytest.raises(ConfigError, match="made with nothing, not with 'render_mode'") as caught:
         scene.make(render_mode="rgb_array")
     assert "Did you mean" not in str(caught.value)

@@ -75,8 +75,8 @@ def simulator_of(env: gymnasium.Env) -> Simulator:
     simulator = env.unwrapped
     if not isinstance(simulator, Simulator):
         raise ConfigError(
-            f"{env.spec.id if env.spec else env} does not say which robot it simulates: write an adapter for "
-            "it (docs, Simulators)."
+            f"{name_of(env)} does not say which robot it simulates: write an adapter for it (docs, "
+            "Simulators)."
         )
     return simulator
 

@@ -84,9 +84,8 @@ class RemotePolicy:
         self.robot: Contract = contract
         self.clipped = 0
         self._level = contract.level or "unknown"
-        self._checked: list[Contract | None] = [
-            None
-        ] * connections  # of the connections, at their last answer
+        # Of the connections, at their last answer.
+        self._checked: list[Contract | None] = [None] * connections
         # which cameras may be absent, the server knows
         without = tuple(contract.cameras or ())
         self._sessions: list[RemoteSession | None] = [None] * connections

@@ -2,7 +2,7 @@
 
 The simulator is the package `metaworld` (arXiv 1910.10897) as it is; what is ours is what a policy sees. Its
 own cameras stand so far away that an object is three pixels wide, so there are closer ones; goals are drawn
-where they are, in one colour, so that the instruction alone tells tasks of one scene apart; and a seed fixes
+where they are, in one colour, so that no colour tells tasks of one scene apart; and a seed fixes
 the episode.
 """
 
